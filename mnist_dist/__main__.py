@@ -1,0 +1,209 @@
+"""The `mnist-dist` command: parse, then one call. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mnist_dist import __version__
+from mnist_dist.errors import UserError
+
+# Flags for the settings that most runs change; --set reaches all of them.
+FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "--strategy": ("runtime.strategy", {"metavar": "NAME"}),
+    "--devices": ("runtime.devices", {"type": int, "metavar": "N"}),
+    "--epochs": ("training.epochs", {"type": int, "metavar": "N"}),
+    "--steps": ("training.steps", {"type": int, "metavar": "N"}),
+    "--batch-size": ("training.batch_size", {"type": int, "metavar": "IMAGES"}),
+    "--precision": ("runtime.precision", {"metavar": "NAME"}),
+    "--xla": ("runtime.xla", {"metavar": "WHEN"}),
+    "--optimizer": ("optimizer.name", {"metavar": "NAME"}),
+    "--learning-rate": ("optimizer.learning_rate", {"type": float, "metavar": "RATE"}),
+    "--dropout": ("model.dropout", {"type": float, "metavar": "FRACTION"}),
+    "--batch-norm": ("model.batch_norm", {"action": argparse.BooleanOptionalAction}),
+    "--seed": ("seed", {"type": int, "metavar": "N"}),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 1 the run failed, 2 bad input."""
+    args = make_parser().parse_args(arguments)
+    try:
+        return args.command(args)
+    except UserError as error:
+        print(f"mnist-dist: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("mnist-dist: interrupted", file=sys.stderr)
+        return 130
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mnist-dist",
+        description="Train, evaluate and use a CNN on MNIST, on one device or many.",
+        epilog="Start with: mnist-dist train. Then: mnist-dist COMMAND --help.",
+    )
+    parser.add_argument("--version", action="version", version=f"mnist-dist {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    add_train(commands)
+    add_evaluate(commands)
+    add_predict(commands)
+    add_export(commands)
+    add_doctor(commands)
+    return parser
+
+
+def add_train(commands: Any) -> None:
+    from mnist_dist.config import get_setting, parse_config, setting_descriptions, shipped_configs
+
+    parser = commands.add_parser(
+        "train",
+        help="train a model and leave metrics, plots and model.keras in a folder",
+        description="Train the CNN. Settings come from the defaults, then --config, then flags.",
+        epilog=(
+            "Examples: `mnist-dist train` (the defaults: 3 epochs, above 99 %%); "
+            "`mnist-dist train --epochs 1 --optimizer sgd --learning-rate 0.05 --workdir runs/sgd`; "
+            "`mnist-dist train --workdir runs/sgd --resume` after it was interrupted. "
+            "mnist_dist/configs/default.yaml lists every setting for --set."
+        ),
+    )
+    parser.add_argument(
+        "--config", default="default", metavar="FILE", help=f"a YAML file, or one of: {', '.join(shipped_configs())}"
+    )
+    parser.add_argument("--workdir", type=Path, metavar="DIR", help="folder of the run (default: runs/CONFIG-DATE-TIME)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --workdir from its checkpoint")
+    descriptions, defaults = setting_descriptions(), parse_config({})
+    for flag, (key, options) in FLAGS.items():
+        help_text = f"{descriptions[key].rstrip('.')} (default: {get_setting(defaults, key)})".replace("%", "%%")
+        parser.add_argument(flag, dest=key, help=help_text, default=None, **options)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, e.g. model.filters=[16,32]"
+    )
+    parser.set_defaults(command=run_train)
+
+
+def run_train(args: argparse.Namespace) -> int:
+    from mnist_dist.config import load_config, parse_assignment
+
+    flags = {key: getattr(args, key) for key, _ in FLAGS.values() if getattr(args, key) is not None}
+    config = load_config(args.config, flags | dict(parse_assignment(text) for text in args.set))
+    if args.resume and args.workdir is None:
+        raise UserError("--resume: no --workdir was given, expected the folder of the run to continue.")
+    workdir = args.workdir or Path("runs") / f"{Path(args.config).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+    from mnist_dist.trainer import train
+
+    result = train(config, workdir, resume=args.resume)
+    print(
+        f"{result['status']}: test accuracy {result['test_accuracy']:.4f} after {result['epochs']:.2f} epochs, "
+        f"{result['images_per_second']:,.0f} images/s, {result['seconds']:.1f} s in all; see {workdir}"
+    )
+    return 0
+
+
+def add_workdir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workdir", type=Path, metavar="WORKDIR", help="folder of a finished run")
+
+
+def add_evaluate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="accuracy, precision/recall/F1 per digit and confusion matrix of a trained model",
+        description="Evaluate the model of a finished run on the test set it was trained beside.",
+    )
+    add_workdir(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.set_defaults(command=run_evaluate)
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    import json
+
+    from mnist_dist import evaluate
+
+    model, arrays = load_run(args.workdir)
+    evaluation = evaluate.summarize(arrays.test_labels, evaluate.predict(model, arrays.test_images))
+    print(json.dumps(evaluate.to_json(evaluation)) if args.json else evaluate.render(evaluation))
+    return 0
+
+
+def add_predict(commands: Any) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="read the digit on your own pictures",
+        description=(
+            "Read one digit per picture: PNG, JPEG and others, any size, grey, colour or transparent, dark on light or "
+            "light on dark. Pictures are cropped, scaled and centred as MNIST's makers did."
+        ),
+    )
+    add_workdir(parser)
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="picture files")
+    parser.add_argument("--json", action="store_true", help='print lines of {"file", "digit", "probability"}')
+    parser.set_defaults(command=run_predict)
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    from mnist_dist import model, predict
+    from mnist_dist.runtime import import_tensorflow
+
+    import_tensorflow()
+    return predict.run(model.load_model(args.workdir), args.images, as_json=args.json)
+
+
+def add_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write the model as a SavedModel or TensorFlow Lite file",
+        description=(
+            "Export the model of a finished run and measure, by running the exported file, the accuracy it keeps. "
+            "All formats take raw pixels (0 to 255)."
+        ),
+    )
+    add_workdir(parser)
+    parser.add_argument("--format", required=True, choices=["savedmodel", "tflite", "tflite-int8"])
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write into (default: WORKDIR/export)")
+    parser.set_defaults(command=run_export)
+
+
+def run_export(args: argparse.Namespace) -> int:
+    from mnist_dist import export
+
+    model, arrays = load_run(args.workdir)
+    print(export.render(export.export(model, arrays, args.output or args.workdir / "export", args.format)))
+    return 0
+
+
+def add_doctor(commands: Any) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="check this machine: versions, devices, what `auto` picks, Horovod, Slurm, disk",
+        description="Check what this machine offers. Exits with 1 when something that training needs is broken.",
+    )
+    parser.set_defaults(command=run_doctor)
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    from mnist_dist import doctor
+
+    return doctor.run()
+
+
+def load_run(workdir: Path) -> tuple[Any, Any]:
+    """Loads the model of a finished run and the data it was trained on."""
+    from mnist_dist.config import read_config
+    from mnist_dist.dataset import load_arrays
+    from mnist_dist.model import load_model
+    from mnist_dist.runtime import import_tensorflow
+
+    import_tensorflow()
+    model = load_model(workdir)
+    return model, load_arrays(read_config(workdir / "config.yaml").data)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""What happens between training steps. Each action is called after its period and after the last step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from mnist_dist.checkpoint import Checkpoints, read_variables
+from mnist_dist.steps import EvalSteps
+from mnist_dist.writers import Console, Writer
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass
+class Window:
+    """Sums over the steps since the last row of metrics."""
+
+    steps: int = 0
+    timed_steps: int = 0  # Without a session's first step, which traces and compiles.
+    timed_seconds: float = 0.0
+    loss_sum: float = 0.0
+    accuracy_sum: float = 0.0
+
+
+@dataclass
+class Progress:
+    """How far a run is; saved with each checkpoint, so that a resumed run goes on in the middle of everything."""
+
+    step: int = 0
+    training_seconds: float = 0.0  # In training steps, their compilation included, over all sessions.
+    timed_steps: int = 0  # Without each session's first step, which traces and compiles.
+    timed_seconds: float = 0.0
+    first_step_seconds: float = 0.0  # Of the latest session.
+    wall_seconds: float = 0.0  # Of earlier sessions, from start to checkpoint.
+    window: Window = field(default_factory=Window)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Progress:
+        return cls(**(content | {"window": Window(**content["window"])}))
+
+    def advance(self, metrics: np.ndarray, seconds: float, first_of_session: bool) -> None:
+        """Adds steps: float32 [steps, 2] with loss and accuracy of each, and the seconds they took together."""
+        steps = len(metrics)
+        self.step += steps
+        self.training_seconds += seconds
+        if first_of_session:
+            self.first_step_seconds = seconds
+        else:
+            for timed in (self, self.window):
+                timed.timed_steps += steps
+                timed.timed_seconds += seconds
+        self.window.steps += steps
+        loss, accuracy = metrics.sum(axis=0, dtype=np.float64)
+        self.window.loss_sum += loss
+        self.window.accuracy_sum += accuracy
+
+
+def images_per_second(steps: int, seconds: float, batch_size: int) -> float:
+    """Returns images over seconds, all replicas together; 0 when nothing was timed."""
+    return steps * batch_size / seconds if seconds else 0.0
+
+
+class Action(Protocol):
+    """Something due every `period` steps."""
+
+    period: int
+
+    def __call__(self, progress: Progress) -> None: ...
+
+
+@dataclass
+class LogMetrics:
+    """Writes a row with the means over the steps since the last one."""
+
+    period: int
+    writers: Sequence[Writer]
+    learning_rates: np.ndarray
+    batch_size: int
+    steps_per_epoch: int
+
+    def __call__(self, progress: Progress) -> None:
+        window, progress.window = progress.window, Window()
+        row = {
+            "kind": "train",
+            "step": progress.step,
+            "epoch": progress.step / self.steps_per_epoch,
+            "loss": window.loss_sum / window.steps,
+            "accuracy": window.accuracy_sum / window.steps,
+            "learning_rate": float(self.learning_rates[progress.step - 1]),
+            "images_per_second": images_per_second(window.timed_steps, window.timed_seconds, self.batch_size),
+        }
+        for writer in self.writers:
+            writer.write(row)
+
+
+@dataclass
+class Evaluate:
+    """Evaluates on one split and writes a row."""
+
+    period: int
+    split: str
+    eval_steps: EvalSteps
+    make_batches: Callable[[], Iterator[Any]]
+    num_steps: int
+    writers: Sequence[Writer]
+    steps_per_epoch: int
+
+    def __call__(self, progress: Progress) -> None:
+        loss_sum, correct, images = self.eval_steps(self.make_batches(), self.num_steps).numpy().tolist()
+        row = {
+            "kind": "evaluate",
+            "split": self.split,
+            "step": progress.step,
+            "epoch": progress.step / self.steps_per_epoch,
+            "loss": loss_sum / images,
+            "accuracy": correct / images,
+            "images": int(images),
+        }
+        for writer in self.writers:
+            writer.write(row)
+
+
+@dataclass
+class SaveCheckpoint:
+    """Saves all variables and the progress."""
+
+    period: int
+    checkpoints: Checkpoints
+    variables: dict[str, keras.Variable]
+    wall_seconds: Callable[[], float]
+
+    def __call__(self, progress: Progress) -> None:
+        note = asdict(progress) | {"wall_seconds": self.wall_seconds()}
+        self.checkpoints.save(progress.step, read_variables(self.variables), note)
+
+
+def is_due(action: Action, step: int, total_steps: int) -> bool:
+    return step == total_steps or step % action.period == 0
+
+
+def steps_until_due(actions: Sequence[Action], step: int, total_steps: int) -> int:
+    """Returns after how many steps the first action is due; at least one."""
+    return min(total_steps - step, *(action.period - step % action.period for action in actions))

@@ -1,0 +1,108 @@
+"""Checkpoints: one file each, whole or absent, verified when read.
+
+A checkpoint is an uncompressed `.npz` of every variable by name plus a JSON note of the progress. The archive's
+CRC-32 of every member tells a damaged file; replacing by rename keeps a killed writer from leaving half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mnist_dist.errors import UserError
+from mnist_dist.files import atomic_write
+
+if TYPE_CHECKING:
+    import keras
+
+_NOTE = "progress.json"
+
+
+class Checkpoints:
+    """The checkpoints of one run, `step-<8 digits>.npz` in a folder of their own.
+
+    Args:
+        folder: made when the first checkpoint is saved.
+        keep: how many of the newest files to keep.
+        report: called with one line for each damaged file met.
+    """
+
+    def __init__(self, folder: Path, keep: int, report: Callable[[str], None]) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.report = report
+
+    def save(self, step: int, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> Path:
+        """Writes one checkpoint, then removes all but the newest `keep`.
+
+        Raises:
+            UserError: the folder cannot be written; earlier checkpoints are untouched.
+        """
+        file = self.folder / f"step-{step:08d}.npz"
+        note = np.frombuffer(json.dumps(dict(progress)).encode(), np.uint8)
+        with atomic_write(file) as stream:
+            np.savez(stream, **{_NOTE: note}, **arrays)  # type: ignore[arg-type]
+        for old in self._files()[self.keep :]:
+            with contextlib.suppress(OSError):
+                old.unlink()
+        return file
+
+    def load_latest(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Reads the newest intact checkpoint: its arrays by name and its progress; None when there is none."""
+        for file in self._files():
+            try:
+                return _read(file)
+            except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                self.report(f"checkpoint '{file}' is damaged ({reason}); using the one before it.")
+        return None
+
+    def _files(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self.folder.glob("step-????????.npz"), reverse=True)
+
+
+def variables_by_name(model: keras.Model, optimizer: keras.Optimizer) -> dict[str, keras.Variable]:
+    """Names everything that training changes: weights, moving statistics, random seeds, optimizer slots."""
+    named = {f"model/{variable.path}": variable for variable in model.variables}
+    named |= {f"optimizer/{variable.path}": variable for variable in optimizer.variables}
+    if len(named) != len(model.variables) + len(optimizer.variables):
+        raise AssertionError("Two variables share a path; a checkpoint would lose one of them.")
+    return named
+
+
+def read_variables(variables: Mapping[str, keras.Variable]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(variable.numpy()) for name, variable in variables.items()}
+
+
+def assign_variables(variables: Mapping[str, keras.Variable], arrays: Mapping[str, np.ndarray]) -> None:
+    """Sets every variable from a checkpoint.
+
+    Raises:
+        UserError: the checkpoint was made for another model, optimizer or precision.
+    """
+    differing = sorted(set(variables) ^ set(arrays)) or [
+        name for name, variable in variables.items() if tuple(variable.shape) != arrays[name].shape
+    ]
+    if differing:
+        raise UserError(
+            f"--resume: the checkpoint does not fit this run: '{differing[0]}' differs (of {len(differing)}); "
+            "resume with the model, optimizer and precision it was trained with."
+        )
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+
+
+def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    with np.load(file, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    progress = json.loads(arrays.pop(_NOTE).tobytes())
+    if not isinstance(progress, dict):
+        raise ValueError("its progress note is not an object")
+    return arrays, progress

@@ -1,0 +1,335 @@
+"""What a run is: validated settings, read from YAML files and flags. Imports no TensorFlow.
+
+`Config` is a tree of frozen sections. Users name a setting by its dotted key (`optimizer.learning_rate`);
+precedence is defaults < YAML file < flags. Every rejected value becomes one line that names the key.
+"""
+
+import re
+from collections.abc import Hashable, Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from mnist_dist.errors import UserError, nearest
+
+MAX_CONFIG_BYTES = 1_000_000
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _on_off(value: Any) -> Any:
+    """YAML 1.1 reads a bare `on` or `off` as a boolean."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Switch = Annotated[Literal["on", "off", "auto"], BeforeValidator(_on_off)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that accepts neither unknown keys nor values of another type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    kind: Literal["mnist", "synthetic"] = Field(
+        "mnist", description="mnist, or synthetic: random images made once in memory, to measure without input."
+    )
+    path: str | None = Field(
+        None, description="An own mnist.npz or a folder of idx(.gz) files; empty: the embedded MNIST."
+    )
+    shift_pixels: Annotated[int, Field(ge=0, le=8)] = Field(
+        0, description="Augmentation: shift each training image by up to this many pixels, both ways."
+    )
+    holdout_images: NonNegativeInt = Field(
+        0, description="Training images held out; evaluations between epochs then use them, not the test set."
+    )
+
+
+class ModelConfig(Section):
+    filters: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_as_tuple)] = Field(
+        (32, 64), description="Output channels of the two convolutions."
+    )
+    kernel_sizes: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_as_tuple)] = Field(
+        (3, 3), description="Edge of the two convolution windows, in pixels."
+    )
+    dense_units: PositiveInt = Field(128, description="Units of the hidden dense layer.")
+    dropout: Fraction = Field(0.0, description="Fraction of the hidden units dropped while training.")
+    batch_norm: bool = Field(False, description="Batch normalisation between convolution and ReLU.")
+
+
+class OptimizerConfig(Section):
+    name: Literal["adam", "adamw", "rmsprop", "sgd", "lamb"] = Field(
+        "adam", description="adam, adamw, rmsprop, sgd (with momentum) or lamb (for large batches)."
+    )
+    learning_rate: PositiveFloat = Field(
+        0.004, description="Peak learning rate at schedule.reference_batch_size images per step."
+    )
+    beta_1: Fraction = Field(0.8, description="Decay of the first moment (adam, adamw, lamb).")
+    beta_2: Fraction = Field(0.95, description="Decay of the second moment (adam, adamw, lamb).")
+    epsilon: PositiveFloat = Field(1e-7, description="Added to the denominator (all but sgd).")
+    momentum: Fraction = Field(0.9, description="Momentum (sgd, rmsprop).")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Decoupled weight decay per step, as a multiple of the learning rate."
+    )
+
+
+class ScheduleConfig(Section):
+    name: Literal["constant", "cosine", "one_cycle"] = Field(
+        "one_cycle", description="constant, cosine (to zero) or one_cycle (linear up, linear down to zero)."
+    )
+    warmup_percent: Annotated[float, Field(ge=0, lt=100)] = Field(
+        20.0, description="Share of all steps in which the learning rate rises from 1/25 of its peak."
+    )
+    scaling: Literal["none", "sqrt", "linear"] = Field(
+        "sqrt", description="How the peak follows batch_size / reference_batch_size."
+    )
+    reference_batch_size: PositiveInt = Field(
+        128, description="Global batch size for which optimizer.learning_rate is meant."
+    )
+
+
+class TrainingConfig(Section):
+    epochs: PositiveInt = Field(3, description="Passes over the training images.")
+    steps: PositiveInt | None = Field(None, description="Train exactly this many steps instead of epochs.")
+    batch_size: PositiveInt = Field(128, description="Global batch size: images of all replicas in one step.")
+    label_smoothing: Fraction = Field(0.1, description="Probability mass spread evenly over all ten digits.")
+
+
+class EvaluationConfig(Section):
+    every_epochs: NonNegativeInt = Field(
+        1, description="Evaluate after every so many epochs; 0: only once, at the end."
+    )
+    batch_size: PositiveInt = Field(1000, description="Images of all replicas in one evaluation step.")
+
+
+class RuntimeConfig(Section):
+    strategy: Literal["auto", "single"] = Field("auto", description="How devices work together.")
+    devices: PositiveInt = Field(1, description="Devices (replicas) in total.")
+    precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = Field(
+        "auto", description="Type of the arithmetic; weights are always float32."
+    )
+    xla: Switch = Field("auto", description="Compile the training step with XLA: on, off or auto.")
+    tf32: bool = Field(True, description="Let float32 matrix products use TF32 on GPUs that have it.")
+    intra_op_threads: NonNegativeInt = Field(0, description="Threads within one operation; 0: TensorFlow decides.")
+    inter_op_threads: NonNegativeInt = Field(0, description="Operations run at once; 0: TensorFlow decides.")
+    deterministic: bool = Field(False, description="Same weights, bit for bit, at every run; slower.")
+    steps_per_call: PositiveInt = Field(
+        50, description="At most this many training steps in one call of the compiled loop."
+    )
+
+
+class CheckpointConfig(Section):
+    every_steps: NonNegativeInt = Field(
+        0, description="Save after every so many steps; 0: at the end of each epoch."
+    )
+    keep: PositiveInt = Field(3, description="Newest checkpoints kept.")
+
+
+class LoggingConfig(Section):
+    every_steps: PositiveInt = Field(50, description="Steps between two lines in metrics.jsonl.")
+    tensorboard: bool = Field(True, description="Write TensorBoard event files into the workdir.")
+
+
+class Config(Section):
+    """All settings of one training run."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        0, description="Seed of the initial weights, the order of images, augmentation and dropout."
+    )
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+
+# What may change between a run and its resumption: where and how it runs, not what it computes.
+RESUMABLE_CHANGES = (
+    "runtime.strategy",
+    "runtime.devices",
+    "runtime.xla",
+    "runtime.tf32",
+    "runtime.intra_op_threads",
+    "runtime.inter_op_threads",
+    "runtime.steps_per_call",
+    "runtime.deterministic",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "logging.every_steps",
+    "logging.tensorboard",
+)
+
+
+def setting_descriptions() -> dict[str, str]:
+    """Returns every dotted key with the sentence that explains it, in the order of the file."""
+    return {key: field.description or "" for key, field in _fields(Config)}
+
+
+def shipped_configs() -> list[str]:
+    """Returns the names of the configurations that come with the package."""
+    folder = resources.files("mnist_dist") / "configs"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_config(name: str = "default", overrides: Mapping[str, Any] | None = None) -> Config:
+    """Reads a configuration: defaults < file < overrides.
+
+    Args:
+        name: path of a YAML file, or the name of a shipped configuration.
+        overrides: values by dotted key, as they come from flags.
+
+    Raises:
+        UserError: the file is missing or not YAML, or a key or value is not accepted.
+    """
+    content = _read_yaml(_config_text(name), source=name)
+    for key, value in (overrides or {}).items():
+        _assign(content, key, value)
+    return parse_config(content)
+
+
+def parse_config(content: Mapping[str, Any]) -> Config:
+    """Validates nested settings; see `load_config` for the errors."""
+    try:
+        return Config.model_validate(dict(content))
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Splits `key=value` as given to --set; the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set: received '{text}', expected key=value, for example optimizer.beta_2=0.99.")
+    return key.strip(), _load_yaml(value, source=f"--set {text}")
+
+
+def config_to_yaml(config: Config) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def read_config(path: Path) -> Config:
+    """Reads the complete configuration that a run wrote into its workdir."""
+    return load_config(str(path))
+
+
+def changed_setting(before: Config, after: Config) -> tuple[str, Any, Any] | None:
+    """Returns the first setting that differs and must not differ when a run resumes, with both values."""
+    for key, _ in _fields(Config):
+        old, new = get_setting(before, key), get_setting(after, key)
+        if old != new and key not in RESUMABLE_CHANGES:
+            return key, old, new
+    return None
+
+
+def get_setting(config: Config, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def _config_text(name: str) -> str:
+    path: Any = Path(name)
+    if not path.exists() and name in shipped_configs():
+        path = resources.files("mnist_dist") / "configs" / f"{name}.yaml"
+    elif not path.is_file():
+        raise UserError(
+            f"--config: received '{name}', expected a YAML file or one of: {', '.join(shipped_configs())}."
+            + nearest(name, shipped_configs())
+        )
+    elif path.stat().st_size > MAX_CONFIG_BYTES:
+        raise UserError(f"--config: '{name}' has {path.stat().st_size} bytes, expected at most {MAX_CONFIG_BYTES}.")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config: cannot read '{name}' as text: {error}.") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number and a repeated key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key_node.value}' appears twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+# YAML 1.1 demands a dot in a float, so PyYAML reads 1e-3 as a string.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _load_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}.") from None
+
+
+def _read_yaml(text: str, source: str) -> dict[str, Any]:
+    content = _load_yaml(text, source)
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{source}: received a {type(content).__name__}, expected 'section:' lines with settings.")
+    return content
+
+
+def _assign(content: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        child = content.get(section)
+        child = dict(child) if isinstance(child, dict) else {}
+        content[section] = child
+        content = child
+    content[name] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """Turns the first of pydantic's findings into one line."""
+    finding = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in finding["loc"])
+    received = finding["input"]
+    if finding["type"] == "extra_forbidden":
+        section, _, name = key.rpartition(".")
+        valid = list(setting_descriptions())
+        siblings = [k.rpartition(".")[2] for k in valid if k.rpartition(".")[0] == section]
+        hint = nearest(name, siblings) or nearest(key, valid) or _same_name(name, valid)
+        return f"{key}: no such setting.{hint or ' mnist_dist/configs/default.yaml lists them all.'}"
+    if finding["type"] == "model_type":
+        return f"{key or 'configuration'}: received {received!r}, expected a section with settings below it."
+    expected = re.sub(r"^Input should be ", "", finding["msg"])
+    return f"{key}: received {received!r} ({type(received).__name__}), expected {expected}."
+
+
+def _same_name(name: str, valid: list[str]) -> str:
+    return next((f" Did you mean '{key}'?" for key in valid if key.rpartition(".")[2] == name), "")

@@ -1,0 +1,317 @@
+"""MNIST as verified arrays, and the tf.data pipelines over them.
+
+Arrays are loaded whole (47 MB) and batches are gathered from them by index, so a pipeline spends its time on
+whole batches instead of single images. Which image stands where depends on the seed, the epoch and the step alone,
+never on the number of replicas: replica r takes the r-th slice of every global batch. That is what makes runs on
+different numbers of devices comparable and resumable.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zipfile
+import zlib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mnist_dist.config import DataConfig
+from mnist_dist.errors import UserError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+IMAGE_SIZE = 28
+NUM_CLASSES = 10
+MNIST_SHA256 = "06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01b64"
+MAX_DATA_BYTES = 2**31  # Decoded; 45 times MNIST, and what a training process can hold beside its copies.
+_SYNTHETIC_TRAIN_IMAGES, _SYNTHETIC_TEST_IMAGES = 60_000, 10_000
+_ARRAY_NAMES = ("x_train", "y_train", "x_test", "y_test")
+_IDX_STEMS = {
+    "x_train": ("train-images-idx3-ubyte", "train-images.idx3-ubyte"),
+    "y_train": ("train-labels-idx1-ubyte", "train-labels.idx1-ubyte"),
+    "x_test": ("t10k-images-idx3-ubyte", "t10k-images.idx3-ubyte"),
+    "y_test": ("t10k-labels-idx1-ubyte", "t10k-labels.idx1-ubyte"),
+}
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images uint8 [n, 28, 28], 0 to 255, light digit on black; labels uint8 [n], 0 to 9.
+
+    The held-out images are the last of the training images and not among `train_images`.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    holdout_images: np.ndarray
+    holdout_labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The replicas of this process: `local_replicas` from `first_replica` on, of `num_replicas` in total."""
+
+    first_replica: int = 0
+    local_replicas: int = 1
+    num_replicas: int = 1
+
+
+def load_arrays(config: DataConfig) -> Arrays:
+    """Loads and checks the data that the configuration names.
+
+    Raises:
+        UserError: the file is missing, damaged or not MNIST-shaped, or nothing is left to train on.
+    """
+    arrays = _synthetic_arrays() if config.kind == "synthetic" else _load_files(config.path)
+    x_train, y_train, x_test, y_test = (arrays[name] for name in _ARRAY_NAMES)
+    kept = len(x_train) - config.holdout_images
+    if kept < 1:
+        raise UserError(
+            f"data.holdout_images: received {config.holdout_images}, expected fewer than the {len(x_train)} "
+            "training images."
+        )
+    return Arrays(x_train[:kept], y_train[:kept], x_test, y_test, x_train[kept:], y_train[kept:])
+
+
+def make_train_dataset(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    shard: Shard = Shard(),  # noqa: B008 - frozen.
+    shift_pixels: int = 0,
+) -> tf.data.Dataset:
+    """Builds the endless training pipeline of one process, from `start_step` on.
+
+    Each epoch is a fresh permutation seeded by (seed, epoch); the images that do not fill a last global batch are
+    left out of that epoch. A process with several replicas gets their batches one after the other.
+
+    Args:
+        images: uint8 [n, 28, 28].
+        labels: uint8 [n].
+        batch_size: global; a multiple of `shard.num_replicas` and at most n.
+        start_step: steps already trained, so that a resumed run continues with the next image.
+        shift_pixels: each image is shifted by up to this many pixels in both directions, the same in every run.
+
+    Returns:
+        Elements (images uint8 [batch_size / num_replicas, 28, 28, 1], labels int32 [batch_size / num_replicas]).
+    """
+    import tensorflow as tf
+
+    steps_per_epoch = len(images) // batch_size
+    start_epoch, steps_to_skip = divmod(start_step, steps_per_epoch)
+    resident_images = tf.constant(images[..., np.newaxis])
+    resident_labels = tf.constant(labels.astype(np.int32))
+
+    def replica_batches_of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(images)), seed=tf.stack([seed, epoch]))
+        order = tf.reshape(
+            order[: steps_per_epoch * batch_size],
+            [steps_per_epoch, shard.num_replicas, batch_size // shard.num_replicas],
+        )
+        mine = order[:, shard.first_replica : shard.first_replica + shard.local_replicas]
+        step = tf.cast(epoch, tf.int32) * steps_per_epoch + tf.range(steps_per_epoch)
+        slot = tf.range(shard.first_replica, shard.first_replica + shard.local_replicas)
+        steps, slots = tf.meshgrid(step, slot, indexing="ij")
+        return tf.data.Dataset.from_tensor_slices(
+            (tf.reshape(mine, [-1, batch_size // shard.num_replicas]), tf.reshape(steps, [-1]), tf.reshape(slots, [-1]))
+        )
+
+    def gather(indices: tf.Tensor, step: tf.Tensor, slot: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        batch = tf.gather(resident_images, indices)
+        if shift_pixels:
+            shifts = _shifts(shift_pixels, batch_size, seed, step)
+            share = batch_size // shard.num_replicas
+            batch = shift_images(batch, shifts[slot * share : (slot + 1) * share])
+        return batch, tf.gather(resident_labels, indices)
+
+    return (
+        tf.data.Dataset.range(start_epoch, np.iinfo(np.int64).max)
+        .flat_map(replica_batches_of_epoch)
+        .skip(steps_to_skip * shard.local_replicas)
+        .map(gather, num_parallel_calls=2, deterministic=True)
+        .prefetch(8)
+    )
+
+
+def make_synthetic_dataset(
+    images: np.ndarray, labels: np.ndarray, *, batch_size: int, shard: Shard = Shard()  # noqa: B008 - frozen.
+) -> tf.data.Dataset:
+    """Repeats one resident batch per replica: training without the cost of input, for measurements."""
+    import tensorflow as tf
+
+    share = batch_size // shard.num_replicas
+    batch = (tf.constant(images[:share, ..., np.newaxis]), tf.constant(labels[:share].astype(np.int32)))
+    return tf.data.Dataset.from_tensors(batch).repeat()
+
+
+def make_eval_dataset(
+    images: np.ndarray, labels: np.ndarray, *, batch_size: int, shard: Shard = Shard()  # noqa: B008 - frozen.
+) -> tf.data.Dataset:
+    """Builds the evaluation pipeline: every image exactly once over all replicas, in batches of one shape.
+
+    Rows that only fill up the last batch carry the weight 0.
+
+    Returns:
+        Elements (images uint8 [b, 28, 28, 1], labels int32 [b], weights float32 [b]), where b is the batch size over
+        the replicas, rounded up; `num_eval_steps` of them for each replica.
+    """
+    import tensorflow as tf
+
+    share = -(-min(batch_size, len(images)) // shard.num_replicas)
+    steps = num_eval_steps(len(images), batch_size, shard.num_replicas)
+    indices = np.full(steps * share * shard.num_replicas, -1, np.int32)
+    indices[: len(images)] = np.arange(len(images))
+    indices = indices.reshape(steps, shard.num_replicas, share)
+    mine = indices[:, shard.first_replica : shard.first_replica + shard.local_replicas].reshape(-1, share)
+    resident_images = tf.constant(images[..., np.newaxis])
+    resident_labels = tf.constant(labels.astype(np.int32))
+
+    def gather(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        rows = tf.maximum(index, 0)
+        return tf.gather(resident_images, rows), tf.gather(resident_labels, rows), tf.cast(index >= 0, tf.float32)
+
+    dataset = tf.data.Dataset.from_tensor_slices(mine).map(gather, num_parallel_calls=2, deterministic=True)
+    return dataset.prefetch(2)
+
+
+def num_eval_steps(num_images: int, batch_size: int, num_replicas: int) -> int:
+    """Returns how many steps `make_eval_dataset` lasts, equal on all replicas."""
+    share = -(-min(batch_size, num_images) // num_replicas)
+    return -(-num_images // (share * num_replicas))
+
+
+def shift_images(images: tf.Tensor, shifts: tf.Tensor) -> tf.Tensor:
+    """Shifts each image [b, h, w, 1] by its (rows, columns) int32 [b, 2], filling with black."""
+    import tensorflow as tf
+
+    rows, columns = tf.cast(shifts[:, 0], tf.float32), tf.cast(shifts[:, 1], tf.float32)
+    one, zero = tf.ones_like(rows), tf.zeros_like(rows)
+    # The transform maps output to input coordinates, so content moves by the negative of its offset.
+    transforms = tf.stack([one, zero, -columns, zero, one, -rows, zero, zero], axis=1)
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=transforms,
+        output_shape=tf.shape(images)[1:3],
+        fill_value=0.0,
+        interpolation="NEAREST",
+        fill_mode="CONSTANT",
+    )
+
+
+def _shifts(shift_pixels: int, batch_size: int, seed: int, step: tf.Tensor) -> tf.Tensor:
+    """Draws the shifts of a global batch, int32 [batch_size, 2], from seed and step alone."""
+    import tensorflow as tf
+
+    return tf.random.stateless_uniform(
+        [batch_size, 2],
+        seed=tf.stack([seed, step]),
+        minval=-shift_pixels,
+        maxval=shift_pixels + 1,
+        dtype=tf.int32,
+    )
+
+
+def _synthetic_arrays() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", _SYNTHETIC_TRAIN_IMAGES), ("test", _SYNTHETIC_TEST_IMAGES)):
+        arrays[f"x_{part}"] = random.integers(0, 256, (count, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+        arrays[f"y_{part}"] = random.integers(0, NUM_CLASSES, count, np.uint8)
+    return arrays
+
+
+def _load_files(path: str | None) -> dict[str, np.ndarray]:
+    if path is None:
+        return _load_embedded()
+    source = Path(path).expanduser()
+    try:
+        if source.is_dir():
+            arrays = {name: _read_idx(_find_idx(source, name)) for name in _ARRAY_NAMES}
+        elif source.is_file():
+            arrays = _read_npz(source)
+        else:
+            raise UserError(f"data.path: '{path}' does not exist; expected an mnist.npz or a folder of idx(.gz) files.")
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"data.path: cannot read '{path}' ({_one_line(error)}); expected an intact mnist.npz or idx(.gz) files."
+        ) from None
+    return {name: _check_array(path, name, arrays) for name in _ARRAY_NAMES}
+
+
+def _load_embedded() -> dict[str, np.ndarray]:
+    with resources.as_file(resources.files("mnist_dist") / "data" / "mnist.npz") as file:
+        try:
+            found = hashlib.sha256(file.read_bytes()).hexdigest()
+        except OSError as error:
+            raise UserError(f"data: the embedded mnist.npz is missing ({error.strerror}); reinstall mnist_dist.") from None
+        if found != MNIST_SHA256:
+            raise UserError(
+                f"data: the embedded mnist.npz is damaged: sha256 {found[:16]}…, expected {MNIST_SHA256[:16]}…; "
+                "reinstall mnist_dist or name a good copy with --set data.path=FILE."
+            )
+        return _read_npz(file)
+
+
+def _read_npz(file: Path) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(file) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > MAX_DATA_BYTES:
+        raise ValueError(f"it unpacks to {size} bytes, more than the {MAX_DATA_BYTES} allowed")
+    with np.load(file, allow_pickle=False) as archive:
+        missing = [name for name in _ARRAY_NAMES if name not in archive.files]
+        if missing:
+            raise ValueError(f"it holds {', '.join(archive.files) or 'nothing'}, not {', '.join(missing)}")
+        return {name: archive[name] for name in _ARRAY_NAMES}
+
+
+def _find_idx(folder: Path, name: str) -> Path:
+    candidates = [folder / f"{stem}{suffix}" for stem in _IDX_STEMS[name] for suffix in ("", ".gz")]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"data.path: '{folder}' has no {candidates[0].name} or {candidates[1].name}.")
+
+
+def _read_idx(file: Path) -> np.ndarray:
+    """Reads an idx file of unsigned bytes: magic 0x0000080n, n big-endian uint32 sizes, the bytes."""
+    opener: Any = gzip.open if file.suffix == ".gz" else open
+    with opener(file, "rb") as stream:
+        content = stream.read(MAX_DATA_BYTES + 1)
+    if len(content) > MAX_DATA_BYTES:
+        raise ValueError(f"{file.name} unpacks to more than the {MAX_DATA_BYTES} bytes allowed")
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+        raise ValueError(f"{file.name} is not an idx file of unsigned bytes")
+    start = 4 + 4 * content[3]
+    shape = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4"))
+    if len(shape) != content[3] or len(content) - start != int(np.prod(shape, dtype=object)):
+        raise ValueError(f"{file.name} says shape {shape} but holds {len(content) - start} bytes")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _check_array(path: str, name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    array = arrays[name]
+    where = f"data.path: {name} in '{path}'"
+    if name.startswith("x"):
+        if array.dtype != np.uint8 or array.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE) or len(array) == 0:
+            raise UserError(f"{where} is {array.dtype} {list(array.shape)}, expected uint8 [n, 28, 28].")
+        return array
+    images = arrays[f"x{name[1:]}"]
+    if array.dtype.kind not in "iu" or array.shape != images.shape[:1]:
+        raise UserError(f"{where} is {array.dtype} {list(array.shape)}, expected integers [{len(images)}].")
+    if array.min() < 0 or array.max() >= NUM_CLASSES:
+        raise UserError(f"{where} has labels from {array.min()} to {array.max()}, expected 0 to 9.")
+    return array.astype(np.uint8)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

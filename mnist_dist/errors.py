@@ -1,0 +1,28 @@
+"""The one error that a user can mend, and how a command ends on it."""
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_BAD_INPUT = 2
+EXIT_FAILED = 1
+
+
+class UserError(Exception):
+    """Bad input: the message is one line naming field, value received, value expected and remedy.
+
+    Commands print it on stderr without a traceback and exit with `exit_code`.
+    """
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class TrainingError(UserError):
+    """The input was acceptable, but the run itself failed in a way that has a known name."""
+
+    exit_code = EXIT_FAILED
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Returns ` Did you mean 'x'?` for the closest valid name, or an empty string."""
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""

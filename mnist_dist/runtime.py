@@ -1,0 +1,176 @@
+"""How this process computes: device, precision, XLA, TF32, threads, seeds, determinism.
+
+`auto` settings are decided here by pure functions of the device, and every decision carries its reason.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mnist_dist.config import RuntimeConfig
+from mnist_dist.errors import UserError
+
+
+@dataclass(frozen=True)
+class Device:
+    """The kind of device that trains, with what decides about precision."""
+
+    kind: str  # "CPU" or "GPU"
+    name: str
+    compute_capability: tuple[int, int] | None = None  # GPUs only.
+    cpu_flags: frozenset[str] = field(default=frozenset(), repr=False)
+
+
+@dataclass(frozen=True)
+class Decision:
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What was decided for this process."""
+
+    device: Device
+    precision: Decision
+    xla: Decision
+
+
+def import_tensorflow() -> ModuleType:
+    """Imports TensorFlow without its notices about oneDNN and absent GPU libraries.
+
+    They go to file descriptor 2 before any log level applies. When the import fails, they are printed after all.
+    """
+    if "tensorflow" in sys.modules:
+        return sys.modules["tensorflow"]
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as notices:
+        stderr = os.dup(2)
+        os.dup2(notices.fileno(), 2)
+        try:
+            import keras  # noqa: F401 - its notices belong to the same moment.
+            import tensorflow
+
+            tensorflow.config.list_physical_devices()  # Says so when there is no GPU driver.
+        except BaseException:
+            notices.seek(0)
+            os.write(stderr, notices.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+    return tensorflow
+
+
+def configure_runtime(config: RuntimeConfig, seed: int) -> Runtime:
+    """Applies the settings to TensorFlow, before it touches a device, and decides what `auto` means.
+
+    Raises:
+        UserError: a setting asks for what the device lacks, or TensorFlow already runs with other thread counts.
+    """
+    tf = import_tensorflow()
+    import keras
+
+    _set_threads("intra_op", config.intra_op_threads, tf.config.threading)
+    _set_threads("inter_op", config.inter_op_threads, tf.config.threading)
+    tf.config.experimental.enable_tensor_float_32_execution(config.tf32)
+    keras.utils.set_random_seed(seed)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    device = find_device()
+    return Runtime(device, decide_precision(config.precision, device), decide_xla(config.xla, device))
+
+
+def find_device() -> Device:
+    """Describes the first visible GPU, or else the CPU."""
+    tf = import_tensorflow()
+    gpus = tf.config.get_visible_devices("GPU")
+    if not gpus:
+        return Device("CPU", cpu_name(), cpu_flags=_cpu_flags())
+    details = tf.config.experimental.get_device_details(gpus[0])
+    return Device("GPU", details.get("device_name", "GPU"), details.get("compute_capability"))
+
+
+def decide_precision(requested: str, device: Device) -> Decision:
+    """Picks the 16-bit type that the device computes natively, or float32.
+
+    Raises:
+        UserError: float16 was requested on a device that only emulates it.
+    """
+    if requested == "mixed_float16" and not _has_float16(device):
+        raise UserError(
+            f"runtime.precision: received 'mixed_float16', but the {device.kind} ({device.name}) has no float16 "
+            "arithmetic; expected float32, mixed_bfloat16 or auto."
+        )
+    if requested != "auto":
+        return Decision(requested, "as configured")
+    if device.kind == "GPU":
+        capability = device.compute_capability or (0, 0)
+        shown = ".".join(map(str, capability))
+        if capability >= (8, 0):
+            return Decision("mixed_bfloat16", f"compute capability {shown} has bfloat16 tensor cores")
+        if capability >= (7, 0):
+            return Decision("mixed_float16", f"compute capability {shown} has float16 but no bfloat16 tensor cores")
+        return Decision("float32", f"compute capability {shown} has no tensor cores")
+    native = sorted(device.cpu_flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    if native:
+        return Decision("mixed_bfloat16", f"the CPU has native bfloat16 ({', '.join(native)})")
+    return Decision("float32", "the CPU has no native 16-bit arithmetic")
+
+
+def decide_xla(requested: str, device: Device) -> Decision:
+    """XLA fuses this small network well on GPUs; on CPUs it loses oneDNN's convolutions and is slower."""
+    if requested != "auto":
+        return Decision(requested, "as configured")
+    if device.kind == "GPU":
+        return Decision("on", "XLA fuses the many small operations of this network on a GPU")
+    return Decision("off", "XLA's CPU convolutions are slower than oneDNN's")
+
+
+def cpu_name() -> str:
+    for line in _cpuinfo():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _has_float16(device: Device) -> bool:
+    if device.kind == "GPU":
+        return (device.compute_capability or (0, 0)) >= (5, 3)
+    return bool(device.cpu_flags & {"avx512_fp16", "amx_fp16"})
+
+
+def _cpu_flags() -> frozenset[str]:
+    for line in _cpuinfo():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _set_threads(pool: str, threads: int, threading: Any) -> None:
+    if not threads or getattr(threading, f"get_{pool}_parallelism_threads")() == threads:
+        return
+    try:
+        getattr(threading, f"set_{pool}_parallelism_threads")(threads)
+    except RuntimeError:
+        running = getattr(threading, f"get_{pool}_parallelism_threads")()
+        raise UserError(
+            f"runtime.{pool}_threads: received {threads}, but TensorFlow already runs in this process with {running}; "
+            "set it before the first training of the process."
+        ) from None

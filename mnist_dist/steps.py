@@ -1,0 +1,98 @@
+"""The compiled training and evaluation steps. Gradients are computed apart from their reduction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from mnist_dist.strategies import Strategy
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+TrainSteps = Callable[[Iterator[Any], int], "tf.Tensor"]
+EvalSteps = Callable[[Iterator[Any], int], "tf.Tensor"]
+
+
+def make_train_steps(
+    model: keras.Model,
+    optimizer: keras.Optimizer,
+    strategy: Strategy,
+    *,
+    batch_size: int,
+    label_smoothing: float,
+    xla: bool,
+) -> TrainSteps:
+    """Compiles a call that trains several steps without returning to Python.
+
+    Args:
+        model: from pixels [b, 28, 28, 1] to logits [b, 10].
+        batch_size: global; the loss is the mean over it.
+        label_smoothing: share of the target spread over all classes (in the gradients, not in the reported loss).
+        xla: compile the computation of the gradients with XLA.
+
+    Returns:
+        `train_steps(batches, count)` takes `count` steps and returns float32 [count, 2]: for each step the mean
+        cross-entropy in nats and the share of correct predictions over the global batch, before its update.
+    """
+    import tensorflow as tf
+
+    loss_scaling = hasattr(optimizer, "scale_loss") and optimizer.name == "loss_scale"
+
+    def compute_gradients(images: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+        with tf.GradientTape() as tape:
+            log_probabilities = tf.nn.log_softmax(model(images, training=True))
+            true_class = tf.gather(log_probabilities, labels, batch_dims=1)
+            objective = (1 - label_smoothing) * true_class
+            if label_smoothing:
+                objective += label_smoothing * tf.reduce_mean(log_probabilities, axis=1)
+            loss = -tf.reduce_sum(objective) / batch_size
+            scaled_loss = optimizer.scale_loss(loss) if loss_scaling else loss
+        gradients = tape.gradient(scaled_loss, [variable.value for variable in model.trainable_variables])
+        correct = tf.equal(tf.argmax(log_probabilities, axis=1, output_type=tf.int32), labels)
+        sums = tf.stack([-tf.reduce_sum(true_class), tf.reduce_sum(tf.cast(correct, tf.float32))])
+        return gradients, sums / batch_size
+
+    if xla:
+        compute_gradients = tf.function(compute_gradients, jit_compile=True)
+
+    def replica_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        gradients, metrics = compute_gradients(images, labels)
+        optimizer.apply(strategy.reduce_gradients(gradients), model.trainable_variables)
+        return metrics
+
+    @tf.function
+    def train_steps(batches: Iterator[Any], count: tf.Tensor) -> tf.Tensor:
+        metrics = tf.TensorArray(tf.float32, size=count, element_shape=[2])
+        for index in tf.range(count):
+            metrics = metrics.write(index, strategy.local_sum(strategy.run(replica_step, next(batches))))
+        return strategy.all_reduce(metrics.stack())
+
+    # A Python number would be a new trace for every count.
+    return lambda batches, count: train_steps(batches, tf.constant(count))
+
+
+def make_eval_steps(model: keras.Model, strategy: Strategy) -> EvalSteps:
+    """Compiles a call that evaluates a whole set.
+
+    Returns:
+        `eval_steps(batches, count)` consumes `count` batches of (images, labels, weights) and returns float32 [3]:
+        the sums of cross-entropy in nats, of correct predictions and of the weights, over all replicas.
+    """
+    import tensorflow as tf
+
+    def replica_step(images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        logits = model(images, training=False)
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        correct = tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels), tf.float32)
+        return tf.stack([tf.reduce_sum(loss * weights), tf.reduce_sum(correct * weights), tf.reduce_sum(weights)])
+
+    @tf.function
+    def eval_steps(batches: Iterator[Any], count: tf.Tensor) -> tf.Tensor:
+        sums = tf.zeros([3])
+        for _ in tf.range(count):
+            sums += strategy.local_sum(strategy.run(replica_step, next(batches)))
+        return strategy.all_reduce(sums)
+
+    return lambda batches, count: eval_steps(batches, tf.constant(count))

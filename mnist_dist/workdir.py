@@ -1,0 +1,116 @@
+"""The folder of one run: what it holds, whose it is, and when it may be continued."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mnist_dist.config import Config, changed_setting, config_to_yaml, read_config
+from mnist_dist.errors import UserError
+from mnist_dist.files import cannot_write, write_text
+
+
+@dataclass(frozen=True)
+class Workdir:
+    """Names of everything in a run's folder."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result_file(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def model_file(self) -> Path:
+        return self.path / "model.keras"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    def read_result(self) -> dict[str, Any] | None:
+        """Returns the content of result.json, or None when the run has not written one."""
+        try:
+            return json.loads(self.result_file.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UserError(f"workdir: cannot read '{self.result_file}' ({error}); remove it to go on.") from None
+
+
+def check_workdir(path: Path, config: Config, resume: bool) -> Workdir:
+    """Checks, without writing anything, that a run of this configuration may use the folder.
+
+    Raises:
+        UserError: the folder is something else, holds a run that was not asked to continue, or another
+            configuration's run.
+    """
+    folder = Workdir(path)
+    if not path.exists():
+        return folder
+    if not path.is_dir():
+        raise UserError(f"--workdir: '{path}' is a file; expected a new folder, or that of a run with --resume.")
+    if not folder.config_file.exists():
+        # A lock file alone is what a run leaves that was stopped before its first line.
+        if any(entry.name != ".lock" for entry in path.iterdir()):
+            raise UserError(f"--workdir: '{path}' holds other files; expected a new or empty folder.")
+        return folder
+    if not resume:
+        raise UserError(
+            f"--workdir: '{path}' already holds a run; add --resume to continue it, or name another folder."
+        )
+    changed = changed_setting(read_config(folder.config_file), config)
+    if changed:
+        key, before, now = changed
+        raise UserError(
+            f"{key}: received {now!r}, but the run in '{path}' was started with {before!r}; "
+            "resume with the same value, or name another folder with --workdir."
+        )
+    return folder
+
+
+@contextlib.contextmanager
+def claim_workdir(folder: Workdir, config: Config) -> Iterator[None]:
+    """Makes the folder this process' own for the time of the training and records the configuration.
+
+    Raises:
+        UserError: the folder cannot be written, or another process trains in it.
+    """
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock = (folder.path / ".lock").open("a")
+    except OSError as error:
+        raise cannot_write(folder.path, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(
+                    f"--workdir: another process is training in '{folder.path}'; wait for it or name another folder."
+                ) from None
+            # Some network file systems have no locks; training without one is better than not at all.
+        write_text(folder.config_file, config_to_yaml(config))
+        yield

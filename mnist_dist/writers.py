@@ -1,0 +1,162 @@
+"""Where rows of metrics go: JSON lines, TensorBoard, and the reader's terminal.
+
+A row is a flat dictionary: `kind` ("train" or "evaluate"), `step`, `epoch`, and measured values.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+from mnist_dist.files import atomic_write, cannot_write
+
+Row = dict[str, Any]
+
+
+class Writer(Protocol):
+    def write(self, row: Row) -> None: ...
+
+
+class JsonLines:
+    """Appends each row as a line, after dropping what a killed run wrote behind the step it resumes from."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        self.path = path
+        rows = [row for row in read_rows(path) if row["step"] <= resume_step]
+        with atomic_write(path) as file:
+            file.writelines(_line(row).encode() for row in rows)
+        try:
+            self._file = path.open("a")
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def write(self, row: Row) -> None:
+        try:
+            self._file.write(_line(row))
+            self._file.flush()
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+
+class TensorBoard:
+    """Writes each measured value as a scalar `kind/name` at its step."""
+
+    def __init__(self, folder: Path) -> None:
+        import tensorflow as tf
+
+        self._summary = tf.summary
+        self._writer = tf.summary.create_file_writer(str(folder))
+
+    def write(self, row: Row) -> None:
+        with self._writer.as_default(step=row["step"]):
+            for name, value in row.items():
+                if isinstance(value, float) and name != "epoch":
+                    self._summary.scalar(f"{row['kind']}/{name}", value)
+        self._writer.flush()
+
+
+class Console:
+    """The reader's view of a training run: one line per row, for files and pipes."""
+
+    def __init__(self, total_steps: int, batch_size: int) -> None:
+        self.total_steps = total_steps
+        self.batch_size = batch_size
+        self._step_seconds = 0.0
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leaves the terminal as it was."""
+
+    def write(self, row: Row) -> None:
+        """Shows a row of metrics."""
+        parts = [f"step {row['step']:>5}/{self.total_steps}", f"epoch {row['epoch']:.2f}"]
+        if row["kind"] == "evaluate":
+            parts.append(f"{row['split']} accuracy {100 * row['accuracy']:.2f} %  loss {row['loss']:.4f}")
+        else:
+            parts.append(f"accuracy {100 * row['accuracy']:.2f} %  loss {row['loss']:.4f}")
+            parts.append(self._pace(row["step"]))
+        self.say("  ".join(parts))
+
+    def say(self, line: str) -> None:
+        """Shows a sentence."""
+        print(line, flush=True)
+
+    def advance(self, step: int, step_seconds: float) -> None:
+        """Learns that `step` was reached and how long the latest steps took, each."""
+        self._step_seconds = step_seconds
+
+    def _pace(self, step: int) -> str:
+        if not self._step_seconds:
+            return ""
+        left = _clock((self.total_steps - step) * self._step_seconds)
+        return f"{self.batch_size / self._step_seconds:,.0f} images/s  {left} left"
+
+
+class BarConsole(Console):
+    """A progress bar that carries the latest values, for a terminal; evaluations stay as lines above it."""
+
+    def __init__(self, total_steps: int, batch_size: int) -> None:
+        super().__init__(total_steps, batch_size)
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._bar = Progress(
+            BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.fields[values]}{task.fields[pace]}")
+        )
+        self._task = self._bar.add_task("training", total=total_steps, values="", pace="compiling the first step")
+
+    def __enter__(self) -> BarConsole:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def write(self, row: Row) -> None:
+        if row["kind"] == "evaluate":
+            super().write(row)
+        else:
+            values = f"loss {row['loss']:.4f}  accuracy {100 * row['accuracy']:.2f} %  "
+            self._bar.update(self._task, values=values)
+
+    def say(self, line: str) -> None:
+        self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def advance(self, step: int, step_seconds: float) -> None:
+        super().advance(step, step_seconds)
+        self._bar.update(self._task, completed=step, pace=self._pace(step))
+
+
+def make_console(total_steps: int, batch_size: int) -> Console:
+    """Returns a progress bar on a terminal and plain lines elsewhere."""
+    return (BarConsole if sys.stdout.isatty() else Console)(total_steps, batch_size)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Reads the intact rows of a metrics file; a last line cut off by a kill is left out."""
+    rows = []
+    try:
+        text = path.read_text(errors="replace")
+    except FileNotFoundError:
+        return []
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row) + "\n"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
