@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mnist_dist import __version__
 from mnist_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from mnist_dist.cluster import Cluster
+    from mnist_dist.config import Config
+
+EXIT_INTERRUPTED = 130  # As shells say of a process that Ctrl-C ended.
 
 # Flags for the settings that most runs change; --set reaches all of them.
 FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -39,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("mnist-dist: interrupted", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -55,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_predict(commands)
     add_export(commands)
     add_doctor(commands)
+    add_install_horovod(commands)
     return parser
 
 
@@ -66,7 +74,7 @@ def add_train(commands: Any) -> None:
         help="train a model and leave metrics, plots and model.keras in a folder",
         description="Train the CNN. Settings come from the defaults, then --config, then flags.",
         epilog=(
-            "Examples: `mnist-dist train` (the defaults: 3 epochs, above 99 %%); "
+            "Examples: `mnist-dist train` (the defaults: 3 epochs, above 99 %); "
             "`mnist-dist train --epochs 1 --optimizer sgd --learning-rate 0.05 --workdir runs/sgd`; "
             "`mnist-dist train --workdir runs/sgd --resume` after it was interrupted. "
             "mnist_dist/configs/default.yaml lists every setting for --set."
@@ -79,7 +87,9 @@ def add_train(commands: Any) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run in --workdir from its checkpoint")
     descriptions, defaults = setting_descriptions(), parse_config({})
     for flag, (key, options) in FLAGS.items():
-        help_text = f"{descriptions[key].rstrip('.')} (default: {get_setting(defaults, key)})".replace("%", "%%")
+        default = get_setting(defaults, key)
+        help_text = descriptions[key].rstrip(".") + ("" if default is None else f" (default: {default})")
+        help_text = help_text.replace("%", "%%")
         parser.add_argument(flag, dest=key, help=help_text, default=None, **options)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, e.g. model.filters=[16,32]"
@@ -96,14 +106,39 @@ def run_train(args: argparse.Namespace) -> int:
         raise UserError("--resume: no --workdir was given, expected the folder of the run to continue.")
     workdir = args.workdir or Path("runs") / f"{Path(args.config).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
-    from mnist_dist.trainer import train
+    from mnist_dist.cluster import find_cluster
 
-    result = train(config, workdir, resume=args.resume)
-    print(
-        f"{result['status']}: test accuracy {result['test_accuracy']:.4f} after {result['epochs']:.2f} epochs, "
-        f"{result['images_per_second']:,.0f} images/s, {result['seconds']:.1f} s in all; see {workdir}"
+    cluster = find_cluster(os.environ)
+    result = train_here_or_in_ranks(config, workdir, args.resume, cluster)
+    if cluster.is_chief and cluster.launcher != "mnist-dist":  # Its launcher says it once for all ranks.
+        print(describe_result(result, workdir))
+    return EXIT_INTERRUPTED if result.get("signal") == "SIGINT" else 0
+
+
+def describe_result(result: dict[str, Any], workdir: Path) -> str:
+    if result["status"] == "completed":
+        return (
+            f"completed: test accuracy {result['test_accuracy']:.4f} after {result['epochs']:.2f} epochs, "
+            f"{result['images_per_second']:,.0f} images/s in total, {result['seconds']:.1f} s in all; see {workdir}"
+        )
+    return (
+        f"{result['status']} by {result['signal']} after step {result['steps']}; "
+        f"continue with `mnist-dist train --workdir {workdir} --resume` and the same settings"
     )
-    return 0
+
+
+def train_here_or_in_ranks(config: Config, workdir: Path, resume: bool, cluster: Cluster) -> dict[str, Any]:
+    """Trains in this process, or in one process per device that this one starts and watches."""
+    from mnist_dist.strategies import resolve_strategy
+
+    runtime = resolve_strategy(config.runtime, cluster)
+    if cluster.launcher != "none" or runtime.strategy in ("single", "mirrored"):
+        from mnist_dist.trainer import train
+
+        return train(config, workdir, resume)
+    from mnist_dist.launch import train_in_ranks
+
+    return train_in_ranks(config.model_copy(update={"runtime": runtime}), workdir, resume)
 
 
 def add_workdir(parser: argparse.ArgumentParser) -> None:
@@ -191,6 +226,28 @@ def run_doctor(args: argparse.Namespace) -> int:
     from mnist_dist import doctor
 
     return doctor.run()
+
+
+def add_install_horovod(commands: Any) -> None:
+    parser = commands.add_parser(
+        "install-horovod",
+        help="build Horovod for the installed TensorFlow, and prove it with two ranks",
+        description=(
+            "Build Horovod 0.28.1 for the TensorFlow of this environment, which upstream does not offer, with NCCL where "
+            "CUDA is found and Gloo otherwise. The wheel is kept, so that a second time takes seconds."
+        ),
+    )
+    parser.add_argument("--mpi", action="store_true", help="build the MPI operations as well (needs mpicxx)")
+    parser.add_argument("--wheel-dir", type=Path, metavar="DIR", help="where wheels are kept (default: user's cache)")
+    parser.add_argument("--force", action="store_true", help="build even if a fitting wheel is there")
+    parser.set_defaults(command=run_install_horovod)
+
+
+def run_install_horovod(args: argparse.Namespace) -> int:
+    from mnist_dist import horovod_build
+
+    horovod_build.install(mpi=args.mpi, wheel_dir=args.wheel_dir, force=args.force)
+    return 0
 
 
 def load_run(workdir: Path) -> tuple[Any, Any]:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from mnist_dist import guard
 from mnist_dist.checkpoint import Checkpoints, read_variables
 from mnist_dist.steps import EvalSteps
-from mnist_dist.writers import Console, Writer
+from mnist_dist.strategies import Strategy
+from mnist_dist.writers import Writer
 
 if TYPE_CHECKING:
     import keras
@@ -107,11 +109,13 @@ class Evaluate:
     eval_steps: EvalSteps
     make_batches: Callable[[], Iterator[Any]]
     num_steps: int
+    num_images: int
     writers: Sequence[Writer]
     steps_per_epoch: int
 
     def __call__(self, progress: Progress) -> None:
         loss_sum, correct, images = self.eval_steps(self.make_batches(), self.num_steps).numpy().tolist()
+        guard.check_evaluated(int(images), self.num_images)
         row = {
             "kind": "evaluate",
             "split": self.split,
@@ -127,16 +131,33 @@ class Evaluate:
 
 @dataclass
 class SaveCheckpoint:
-    """Saves all variables and the progress."""
+    """Saves all variables and the progress; only keeps the beat where another rank does the saving."""
 
     period: int
-    checkpoints: Checkpoints
+    checkpoints: Checkpoints | None
     variables: dict[str, keras.Variable]
     wall_seconds: Callable[[], float]
 
     def __call__(self, progress: Progress) -> None:
-        note = asdict(progress) | {"wall_seconds": self.wall_seconds()}
-        self.checkpoints.save(progress.step, read_variables(self.variables), note)
+        if self.checkpoints is not None:
+            note = asdict(progress) | {"wall_seconds": self.wall_seconds()}
+            self.checkpoints.save(progress.step, read_variables(self.variables), note)
+
+
+@dataclass
+class Guard:
+    """Checks that all replicas hold equal weights and take the scheduled learning rate."""
+
+    period: int
+    model: keras.Model
+    optimizer: keras.Optimizer
+    learning_rates: np.ndarray
+    strategy: Strategy
+
+    def __call__(self, progress: Progress) -> None:
+        next_step = min(progress.step, len(self.learning_rates) - 1)
+        guard.check_learning_rate(self.optimizer, float(self.learning_rates[next_step]), progress.step)
+        guard.check_equal_weights(self.model.trainable_variables, self.strategy, progress.step)
 
 
 def is_due(action: Action, step: int, total_steps: int) -> bool:

@@ -1,14 +1,14 @@
 """Checkpoints: one file each, whole or absent, verified when read.
 
-A checkpoint is an uncompressed `.npz` of every variable by name plus a JSON note of the progress. The archive's
-CRC-32 of every member tells a damaged file; replacing by rename keeps a killed writer from leaving half of one.
+A checkpoint is an uncompressed `.npz` of every variable by name plus a JSON note of the progress and of how many
+variables there are. That count and the archive's CRC-32 of every member tell a damaged file; replacing by rename keeps
+a killed writer from leaving half of one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ class Checkpoints:
             UserError: the folder cannot be written; earlier checkpoints are untouched.
         """
         file = self.folder / f"step-{step:08d}.npz"
-        note = np.frombuffer(json.dumps(dict(progress)).encode(), np.uint8)
+        note = np.frombuffer(json.dumps({"progress": dict(progress), "variables": len(arrays)}).encode(), np.uint8)
         with atomic_write(file) as stream:
             np.savez(stream, **{_NOTE: note}, **arrays)  # type: ignore[arg-type]
         for old in self._files()[self.keep :]:
@@ -58,9 +58,9 @@ class Checkpoints:
         for file in self._files():
             try:
                 return _read(file)
-            except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
-                reason = " ".join(str(error).split()) or type(error).__name__
-                self.report(f"checkpoint '{file}' is damaged ({reason}); using the one before it.")
+            except Exception as error:  # A damaged archive makes zipfile and numpy raise nearly anything.
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                self.report(f"checkpoint '{file}' is damaged ({reason}); trying the one before it.")
         return None
 
     def _files(self) -> list[Path]:
@@ -102,7 +102,7 @@ def assign_variables(variables: Mapping[str, keras.Variable], arrays: Mapping[st
 def _read(file: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     with np.load(file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    progress = json.loads(arrays.pop(_NOTE).tobytes())
-    if not isinstance(progress, dict):
-        raise ValueError("its progress note is not an object")
-    return arrays, progress
+    note = json.loads(arrays.pop(_NOTE).tobytes())
+    if len(arrays) != note["variables"]:
+        raise ValueError(f"it holds {len(arrays)} of {note['variables']} variables")
+    return arrays, note["progress"]

@@ -5,22 +5,25 @@ precedence is defaults < YAML file < flags. Every rejected value becomes one lin
 """
 
 import re
+import reprlib
 from collections.abc import Hashable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mnist_dist.errors import UserError, nearest
 
 MAX_CONFIG_BYTES = 1_000_000
+IMAGE_SIZE = 28  # Pixels along each edge.
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Threads = Annotated[int, Field(ge=0, le=1024)]  # TensorFlow ends the process when it cannot start them all.
 
 
 def _on_off(value: Any) -> Any:
@@ -28,11 +31,23 @@ def _on_off(value: Any) -> Any:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _as_pair(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError("two whole numbers, such as [3, 5]")
+    return tuple(value)
+
+
+def _check_windows_fit(sizes: tuple[int, int]) -> tuple[int, int]:
+    edge = IMAGE_SIZE
+    for size in sizes:
+        edge = (edge - size + 1) // 2  # A convolution without padding, then pooling of 2 x 2.
+        if edge < 1:
+            raise ValueError(f"smaller windows: nothing of the {IMAGE_SIZE} pixels is left after two poolings")
+    return sizes
 
 
 Switch = Annotated[Literal["on", "off", "auto"], BeforeValidator(_on_off)]
+Pair = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_as_pair)]
 
 
 class Section(BaseModel):
@@ -57,10 +72,8 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    filters: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_as_tuple)] = Field(
-        (32, 64), description="Output channels of the two convolutions."
-    )
-    kernel_sizes: Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_as_tuple)] = Field(
+    filters: Pair = Field((32, 64), description="Output channels of the two convolutions.")
+    kernel_sizes: Annotated[Pair, AfterValidator(_check_windows_fit)] = Field(
         (3, 3), description="Edge of the two convolution windows, in pixels."
     )
     dense_units: PositiveInt = Field(128, description="Units of the hidden dense layer.")
@@ -81,6 +94,9 @@ class OptimizerConfig(Section):
     momentum: Fraction = Field(0.9, description="Momentum (sgd, rmsprop).")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         0.0, description="Decoupled weight decay per step, as a multiple of the learning rate."
+    )
+    gradient_compression: Literal["none", "float16"] = Field(
+        "none", description="Type in which gradients travel between replicas."
     )
 
 
@@ -103,6 +119,9 @@ class TrainingConfig(Section):
     epochs: PositiveInt = Field(3, description="Passes over the training images.")
     steps: PositiveInt | None = Field(None, description="Train exactly this many steps instead of epochs.")
     batch_size: PositiveInt = Field(128, description="Global batch size: images of all replicas in one step.")
+    accumulation_steps: PositiveInt = Field(
+        1, description="Parts in which each replica computes its share of a batch, to save memory."
+    )
     label_smoothing: Fraction = Field(0.1, description="Probability mass spread evenly over all ten digits.")
 
 
@@ -114,25 +133,32 @@ class EvaluationConfig(Section):
 
 
 class RuntimeConfig(Section):
-    strategy: Literal["auto", "single"] = Field("auto", description="How devices work together.")
-    devices: PositiveInt = Field(1, description="Devices (replicas) in total.")
+    strategy: Literal["auto", "single", "mirrored", "multiworker", "horovod"] = Field(
+        "auto", description="single, mirrored (one process), multiworker or horovod (a process per device)."
+    )
+    devices: PositiveInt = Field(1, description="Devices (replicas) in total: GPUs, or shares of the CPU's cores.")
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = Field(
         "auto", description="Type of the arithmetic; weights are always float32."
     )
     xla: Switch = Field("auto", description="Compile the training step with XLA: on, off or auto.")
     tf32: bool = Field(True, description="Let float32 matrix products use TF32 on GPUs that have it.")
-    intra_op_threads: NonNegativeInt = Field(0, description="Threads within one operation; 0: TensorFlow decides.")
-    inter_op_threads: NonNegativeInt = Field(0, description="Operations run at once; 0: TensorFlow decides.")
+    intra_op_threads: Threads = Field(0, description="Threads within one operation; 0: TensorFlow decides.")
+    inter_op_threads: Threads = Field(0, description="Operations run at once; 0: TensorFlow decides.")
     deterministic: bool = Field(False, description="Same weights, bit for bit, at every run; slower.")
     steps_per_call: PositiveInt = Field(
         50, description="At most this many training steps in one call of the compiled loop."
     )
+    guard: bool = Field(False, description="Check that shards, batch, learning rate, weights and evaluation are right.")
+    join_timeout_seconds: PositiveFloat = Field(
+        120.0, description="Longest wait for all ranks to start and find each other."
+    )
+    stall_timeout_seconds: PositiveFloat = Field(
+        600.0, description="Longest wait for the other ranks in one call, compiling included, before the job ends."
+    )
 
 
 class CheckpointConfig(Section):
-    every_steps: NonNegativeInt = Field(
-        0, description="Save after every so many steps; 0: at the end of each epoch."
-    )
+    every_steps: NonNegativeInt = Field(0, description="Save after every so many steps; 0: at the end of each epoch.")
     keep: PositiveInt = Field(3, description="Newest checkpoints kept.")
 
 
@@ -168,6 +194,11 @@ RESUMABLE_CHANGES = (
     "runtime.inter_op_threads",
     "runtime.steps_per_call",
     "runtime.deterministic",
+    "runtime.guard",
+    "runtime.join_timeout_seconds",
+    "runtime.stall_timeout_seconds",
+    "training.accumulation_steps",
+    "optimizer.gradient_compression",
     "checkpoint.every_steps",
     "checkpoint.keep",
     "logging.every_steps",
@@ -197,6 +228,8 @@ def load_config(name: str = "default", overrides: Mapping[str, Any] | None = Non
         UserError: the file is missing or not YAML, or a key or value is not accepted.
     """
     content = _read_yaml(_config_text(name), source=name)
+    if overrides:
+        parse_config(content)  # An override must not hide a mistake in the file.
     for key, value in (overrides or {}).items():
         _assign(content, key, value)
     return parse_config(content)
@@ -253,27 +286,34 @@ def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _config_text(name: str) -> str:
     path: Any = Path(name)
-    if not path.exists() and name in shipped_configs():
-        path = resources.files("mnist_dist") / "configs" / f"{name}.yaml"
-    elif not path.is_file():
-        raise UserError(
-            f"--config: received '{name}', expected a YAML file or one of: {', '.join(shipped_configs())}."
-            + nearest(name, shipped_configs())
-        )
-    elif path.stat().st_size > MAX_CONFIG_BYTES:
-        raise UserError(f"--config: '{name}' has {path.stat().st_size} bytes, expected at most {MAX_CONFIG_BYTES}.")
     try:
+        if not path.is_file():
+            if name not in shipped_configs():
+                raise UserError(
+                    f"--config: received '{name}', expected a YAML file or one of: {', '.join(shipped_configs())}."
+                    + nearest(name, shipped_configs())
+                )
+            path = resources.files("mnist_dist") / "configs" / f"{name}.yaml"
+        elif path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UserError(f"--config: '{name}' has {path.stat().st_size} bytes, expected at most {MAX_CONFIG_BYTES}.")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config: cannot read '{name}' as text: {error}.") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-3 is a number and a repeated key is an error."""
+    """Safe YAML in which 1e-3 is a number, and a repeated key or an alias an error."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):  # A few lines of aliases can stand for billions of values.
+            raise yaml.composer.ComposerError(None, None, "aliases are not accepted", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is not a name", key_node.start_mark)
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key_node.value}' appears twice", key_node.start_mark
@@ -291,8 +331,16 @@ _Loader.add_implicit_resolver(
 def _load_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}.") from None
+    except Exception as error:  # PyYAML lets through whatever the constructors of its tags raise.
+        raise UserError(f"{source}: not valid YAML: {_yaml_problem(error)}.") from None
+
+
+def _yaml_problem(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"{error.problem} at line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+    return " ".join(str(error).split())
 
 
 def _read_yaml(text: str, source: str) -> dict[str, Any]:
@@ -314,22 +362,28 @@ def _assign(content: dict[str, Any], key: str, value: Any) -> None:
     content[name] = value
 
 
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = 60
+
+
 def _explain(error: ValidationError) -> str:
     """Turns the first of pydantic's findings into one line."""
     finding = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in finding["loc"])
+    key = _shown.repr(".".join(str(part) for part in finding["loc"]))[1:-1]  # A file's key can hold anything.
     received = finding["input"]
-    if finding["type"] == "extra_forbidden":
-        section, _, name = key.rpartition(".")
-        valid = list(setting_descriptions())
-        siblings = [k.rpartition(".")[2] for k in valid if k.rpartition(".")[0] == section]
-        hint = nearest(name, siblings) or nearest(key, valid) or _same_name(name, valid)
-        return f"{key}: no such setting.{hint or ' mnist_dist/configs/default.yaml lists them all.'}"
+    if finding["type"] in ("extra_forbidden", "invalid_key"):
+        return f"{key}: no such setting.{_suggestion(key)}"
     if finding["type"] == "model_type":
-        return f"{key or 'configuration'}: received {received!r}, expected a section with settings below it."
-    expected = re.sub(r"^Input should be ", "", finding["msg"])
-    return f"{key}: received {received!r} ({type(received).__name__}), expected {expected}."
+        return f"{key or 'configuration'}: received {_shown.repr(received)}, expected a section with settings below it."
+    expected = re.sub(r"^(Input should be|Value error,) ", "", finding["msg"])
+    return f"{key}: received {_shown.repr(received)} ({type(received).__name__}), expected {expected}."
 
 
-def _same_name(name: str, valid: list[str]) -> str:
-    return next((f" Did you mean '{key}'?" for key in valid if key.rpartition(".")[2] == name), "")
+def _suggestion(key: str) -> str:
+    """Proposes the same name in another section, a similar one in this section, or a similar key."""
+    section, dot, name = key.rpartition(".")
+    valid = list(setting_descriptions())
+    same_name = [other for other in valid if other.rpartition(".")[2] == name]
+    siblings = {other.removeprefix(section + dot).split(".")[0] for other in valid if other.startswith(section + dot)}
+    hint = nearest(key, same_name) or nearest(name, siblings) or nearest(key, valid)
+    return hint or " mnist_dist/configs/default.yaml lists them all."

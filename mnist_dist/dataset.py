@@ -11,7 +11,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import zipfile
-import zlib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnist_dist.config import DataConfig
+from mnist_dist.config import IMAGE_SIZE, DataConfig
 from mnist_dist.errors import UserError
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-IMAGE_SIZE = 28
 NUM_CLASSES = 10
 MNIST_SHA256 = "06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01b64"
 MAX_DATA_BYTES = 2**31  # Decoded; 45 times MNIST, and what a training process can hold beside its copies.
@@ -87,7 +85,7 @@ def make_train_dataset(
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    shard: Shard = Shard(),  # noqa: B008 - frozen.
+    shard: Shard = Shard(),
     shift_pixels: int = 0,
 ) -> tf.data.Dataset:
     """Builds the endless training pipeline of one process, from `start_step` on.
@@ -144,7 +142,7 @@ def make_train_dataset(
 
 
 def make_synthetic_dataset(
-    images: np.ndarray, labels: np.ndarray, *, batch_size: int, shard: Shard = Shard()  # noqa: B008 - frozen.
+    images: np.ndarray, labels: np.ndarray, *, batch_size: int, shard: Shard = Shard()
 ) -> tf.data.Dataset:
     """Repeats one resident batch per replica: training without the cost of input, for measurements."""
     import tensorflow as tf
@@ -155,7 +153,7 @@ def make_synthetic_dataset(
 
 
 def make_eval_dataset(
-    images: np.ndarray, labels: np.ndarray, *, batch_size: int, shard: Shard = Shard()  # noqa: B008 - frozen.
+    images: np.ndarray, labels: np.ndarray, *, batch_size: int, shard: Shard = Shard()
 ) -> tf.data.Dataset:
     """Builds the evaluation pipeline: every image exactly once over all replicas, in batches of one shape.
 
@@ -169,7 +167,7 @@ def make_eval_dataset(
 
     share = -(-min(batch_size, len(images)) // shard.num_replicas)
     steps = num_eval_steps(len(images), batch_size, shard.num_replicas)
-    indices = np.full(steps * share * shard.num_replicas, -1, np.int32)
+    indices: np.ndarray = np.full(steps * share * shard.num_replicas, -1, np.int32)
     indices[: len(images)] = np.arange(len(images))
     indices = indices.reshape(steps, shard.num_replicas, share)
     mine = indices[:, shard.first_replica : shard.first_replica + shard.local_replicas].reshape(-1, share)
@@ -233,15 +231,17 @@ def _synthetic_arrays() -> dict[str, np.ndarray]:
 def _load_files(path: str | None) -> dict[str, np.ndarray]:
     if path is None:
         return _load_embedded()
-    source = Path(path).expanduser()
     try:
+        source = Path(path).expanduser()
         if source.is_dir():
             arrays = {name: _read_idx(_find_idx(source, name)) for name in _ARRAY_NAMES}
         elif source.is_file():
             arrays = _read_npz(source)
         else:
             raise UserError(f"data.path: '{path}' does not exist; expected an mnist.npz or a folder of idx(.gz) files.")
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except UserError:
+        raise
+    except Exception as error:  # A damaged archive makes zipfile, gzip and numpy raise nearly anything.
         raise UserError(
             f"data.path: cannot read '{path}' ({_one_line(error)}); expected an intact mnist.npz or idx(.gz) files."
         ) from None
@@ -253,7 +253,9 @@ def _load_embedded() -> dict[str, np.ndarray]:
         try:
             found = hashlib.sha256(file.read_bytes()).hexdigest()
         except OSError as error:
-            raise UserError(f"data: the embedded mnist.npz is missing ({error.strerror}); reinstall mnist_dist.") from None
+            raise UserError(
+                f"data: the embedded mnist.npz is missing ({error.strerror}); reinstall mnist_dist."
+            ) from None
         if found != MNIST_SHA256:
             raise UserError(
                 f"data: the embedded mnist.npz is damaged: sha256 {found[:16]}…, expected {MNIST_SHA256[:16]}…; "
@@ -271,7 +273,11 @@ def _read_npz(file: Path) -> dict[str, np.ndarray]:
         missing = [name for name in _ARRAY_NAMES if name not in archive.files]
         if missing:
             raise ValueError(f"it holds {', '.join(archive.files) or 'nothing'}, not {', '.join(missing)}")
-        return {name: archive[name] for name in _ARRAY_NAMES}
+        arrays = {name: archive[name] for name in _ARRAY_NAMES}
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"its {name} is not an array")
+    return arrays
 
 
 def _find_idx(folder: Path, name: str) -> Path:
@@ -314,4 +320,4 @@ def _check_array(path: str, name: str, arrays: dict[str, np.ndarray]) -> np.ndar
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:200] or type(error).__name__

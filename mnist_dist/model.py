@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mnist_dist.config import ModelConfig
 from mnist_dist.dataset import IMAGE_SIZE, NUM_CLASSES
@@ -11,6 +12,7 @@ from mnist_dist.errors import UserError
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
 # Mean and standard deviation of all pixels of MNIST's 60,000 training images (checked by a test).
 PIXEL_MEAN = 33.3184
@@ -18,7 +20,12 @@ PIXEL_STD = 78.5675
 
 
 def build_model(
-    config: ModelConfig, *, precision: str = "float32", probabilities: bool = False, seed: int = 0
+    config: ModelConfig,
+    *,
+    precision: str = "float32",
+    probabilities: bool = False,
+    seed: int = 0,
+    reduce: Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> keras.Model:
     """Builds the network.
 
@@ -27,6 +34,8 @@ def build_model(
         precision: Keras dtype policy of the hidden layers; weights are float32 with every policy.
         probabilities: end in a softmax instead of logits.
         seed: of the initial weights (the same whatever ran before) and of dropout.
+        reduce: sums a tensor over all replicas, so that batch normalisation sees the global batch; without it, each
+            replica normalises with its own images.
 
     Returns:
         A model from pixels float32 [batch, 28, 28, 1] in 0 to 255 to float32 [batch, 10].
@@ -49,7 +58,7 @@ def build_model(
             name=f"conv_{index}",
         )(x)
         if config.batch_norm:
-            x = layers.BatchNormalization(momentum=0.9, synchronized=True, dtype=precision, name=f"norm_{index}")(x)
+            x = _batch_normalization(reduce, momentum=0.9, dtype=precision, name=f"norm_{index}")(x)
         x = layers.ReLU(dtype=precision, name=f"relu_{index}")(x)
         x = layers.MaxPooling2D(dtype=precision, name=f"pool_{index}")(x)
     x = layers.Flatten(dtype=precision, name="flatten")(x)
@@ -92,3 +101,24 @@ def load_model(workdir: Path) -> keras.Model:
     except Exception as error:  # Keras raises whatever its archive readers raise.
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"WORKDIR: cannot load '{file}' ({reason}); it is damaged: train again.") from None
+
+
+def _batch_normalization(reduce: Callable[[tf.Tensor], tf.Tensor] | None, **options: Any) -> keras.Layer:
+    """Builds batch normalisation over all replicas; Keras' own synchronises under tf.distribute only."""
+    import keras
+    import tensorflow as tf
+
+    if reduce is None:
+        return keras.layers.BatchNormalization(**options)
+
+    class SynchronizedBatchNormalization(keras.layers.BatchNormalization):
+        def _moments(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+            x = tf.cast(inputs, tf.float32)
+            ones = tf.ones([tf.shape(x)[-1]]) * tf.cast(tf.size(x) / tf.shape(x)[-1], tf.float32)
+            sums = reduce(tf.stack([tf.reduce_sum(x, [0, 1, 2]), tf.reduce_sum(x * x, [0, 1, 2]), ones]))
+            mean = sums[0] / sums[2]
+            # Rounding can leave a constant channel with a variance slightly below zero.
+            variance = tf.maximum(sums[1] / sums[2] - mean * mean, 0.0)
+            return mean, variance
+
+    return SynchronizedBatchNormalization(**options)

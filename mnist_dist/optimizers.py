@@ -40,6 +40,9 @@ def build_optimizer(config: OptimizerConfig, learning_rates: np.ndarray, *, loss
     optimizer = make(**(common | own))
     if config.weight_decay:
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    # Keras would sum the gradients over the replicas of tf.distribute. The training step has done that already, in
+    # the same way under every strategy.
+    optimizer._all_reduce_sum_gradients = list
     return keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale") if loss_scaling else optimizer
 
 

@@ -3,9 +3,9 @@
 They are drawn through `matplotlib.figure.Figure`, not pyplot, so they need no display and leave no figure behind.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,21 +13,28 @@ from mnist_dist.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 DOTS_PER_INCH = 150
 # Okabe and Ito's colours, which colour-blind readers can tell apart: https://jfly.uni-koeln.de/color/
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-GREY, PALE = "#595959", "#EDEDED"
-SPLIT_STYLES = {"test": (ORANGE, "o"), "holdout": (GREEN, "D")}
+PALE = "#E0E0E0"
+SPLITS = {"holdout": (GREEN, "D"), "test": (ORANGE, "o")}
+AVERAGED_SHARE = 1 / 30  # Of a run, in its moving averages.
+LONE_POINT: Mapping[str, Any] = {"marker": "o", "markersize": 4}  # A line through one point is invisible.
 SAMPLE_COLUMNS = 10
 MISTAKE_ROWS = 2
 
 Entry = Mapping[str, Any]
+Metric = Callable[[Entry], float]
 
 
 def save_curves(path: Path, history: Iterable[Entry]) -> None:
     """Draws loss, error and learning rate against the epoch.
+
+    The error (100 % - accuracy) stands on a logarithmic axis: from 98 % to 99 % accuracy is half the mistakes, which
+    a plot of the accuracy hides. Many training points are drawn thin, with their moving average on top; a point
+    without any error is left out of the thin line, as zero has no place on the axis, but counts in the average.
 
     Args:
         path: the PNG file.
@@ -41,21 +48,24 @@ def save_curves(path: Path, history: Iterable[Entry]) -> None:
     entries = list(history)
     train = _by_step(entry for entry in entries if entry["kind"] == "train")
     evaluations = {
-        split: _by_step(e for e in entries if e["kind"] == "evaluate" and e["split"] == split)
-        for split in SPLIT_STYLES
+        split: _by_step(entry for entry in entries if entry["kind"] == "evaluate" and entry["split"] == split)
+        for split in SPLITS
     }
     figure = _figure(8, 8.5)
     loss, error, rate = figure.subplots(3, sharex=True, height_ratios=[3, 3, 1.5])
-    for axes, metric in (loss, _loss), (error, _error_percent):
-        _draw_metric(axes, train, evaluations, metric)
-    rate.plot(_epochs(train), [entry["learning_rate"] for entry in train], color=BLUE, linewidth=2)
-    _label(loss, "loss (cross-entropy, nats)", log=True)
-    _label(error, "error (% of images)", log=True)
-    _label(rate, "learning rate")
+    _draw_metric(loss, train, evaluations, lambda entry: entry["loss"])
+    _draw_metric(error, train, evaluations, lambda entry: 100 * (1 - entry["accuracy"]))
+    _draw_line(rate, train, [entry["learning_rate"] for entry in train], color=BLUE, linewidth=2)
+    for axes, label in (loss, "loss (cross-entropy, nats)"), (error, "error (% of images)"), (rate, "learning rate"):
+        axes.set_ylabel(label, fontsize=12)
+        axes.grid(color=PALE)
+        axes.tick_params(labelsize=10.5)
     rate.set_ylim(bottom=0)
+    rate.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True)
     rate.set_xlabel("epoch", fontsize=12)
-    loss.legend(fontsize=11, frameon=False)
-    figure.suptitle(_curves_title(evaluations), fontsize=14)
+    if entries:
+        loss.legend(fontsize=11, frameon=False)
+    figure.suptitle(_curves_title(train, evaluations), fontsize=14)
     figure.align_ylabels()
     _save(figure, path)
 
@@ -64,34 +74,146 @@ def _by_step(entries: Iterable[Entry]) -> list[Entry]:
     return [entry for _, entry in sorted({entry["step"]: entry for entry in entries}.items())]
 
 
-def _epochs(entries: Sequence[Entry]) -> list[float]:
-    return [entry["epoch"] for entry in entries]
+def _draw_metric(
+    axes: "Axes", train: Sequence[Entry], evaluations: Mapping[str, Sequence[Entry]], metric: Metric
+) -> None:
+    axes.set_yscale("log", nonpositive="mask")
+    _draw_training(axes, train, [metric(entry) for entry in train])
+    for split, (color, marker) in SPLITS.items():
+        values = [metric(entry) for entry in evaluations[split]]
+        _draw_line(axes, evaluations[split], values, color=color, marker=marker, linewidth=2, label=f"{split} images")
+    _label_decades(axes)
 
 
-def _loss(entry: Entry) -> float:
-    return entry["loss"]
+def _draw_training(axes: "Axes", train: Sequence[Entry], values: Sequence[float]) -> None:
+    points = int(len(train) * AVERAGED_SHARE) // 2 * 2 + 1
+    if points == 1:
+        _draw_line(axes, train, values, color=BLUE, linewidth=1.5, label="training images")
+    else:
+        _draw_line(axes, train, values, color=BLUE, linewidth=0.8, alpha=0.4)
+        label = f"training images (mean of {points} points)"
+        _draw_line(axes, train, _moving_average(values, points), color=BLUE, linewidth=2, label=label)
 
 
-def _error_percent(entry: Entry) -> float:
-    return 100 * (1 - entry["accuracy"])
+def _moving_average(values: Sequence[float], points: int) -> Sequence[float]:
+    """Averages each value with its neighbours; near the ends with those that there are."""
+    window = np.ones(points)
+    sums, counts = (np.convolve(each, window, "same") for each in (values, np.ones(len(values))))
+    return (sums / counts).tolist()
 
 
-def _draw_metric(axes: "Axes", train: Sequence[Entry], evaluations: Mapping[str, Sequence[Entry]], metric: Any) -> None:
-    axes.plot(_epochs(train), [metric(e) for e in train], color=BLUE, linewidth=1.2, label="training")
-    for split, entries in evaluations.items():
-        color, marker = SPLIT_STYLES[split]
-        axes.plot(_epochs(entries), [metric(e) for e in entries], color=color, marker=marker, linewidth=2, label=split)
+def _draw_line(axes: "Axes", entries: Sequence[Entry], values: Sequence[float], **style: Any) -> None:
+    if entries:
+        lone = LONE_POINT if len(entries) == 1 else {}
+        axes.plot([entry["epoch"] for entry in entries], values, **{**lone, **style})
 
 
-def _label(axes: "Axes", text: str, log: bool = False) -> None:
-    axes.set_ylabel(text, fontsize=12)
-    axes.grid(color=PALE)
-    if log:
-        axes.set_yscale("log")
+def _label_decades(axes: "Axes") -> None:
+    """Writes 0.5 rather than 5e-1, and labels within the decades too: few runs span many."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter("")
 
 
-def _curves_title(evaluations: Mapping[str, Sequence[Entry]]) -> str:
-    return "Training curves"
+def _curves_title(train: Sequence[Entry], evaluations: Mapping[str, Sequence[Entry]]) -> str:
+    for split in ("test", "holdout"):
+        if evaluations[split]:
+            last = evaluations[split][-1]
+            return f"Accuracy {100 * last['accuracy']:.2f} % on the {split} images after {last['epoch']:.3g} epochs"
+    return f"Training for {train[-1]['epoch']:.3g} epochs" if train else "Nothing was logged"
+
+
+def save_confusion_matrix(path: Path, confusion: np.ndarray) -> None:
+    """Draws the counts of a confusion matrix, integers [10, 10] with true classes in rows.
+
+    Only mistakes are coloured: beside the diagonal's thousand images, a colour scale over all cells would show nothing.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    mistakes = confusion - np.diag(confusion.diagonal())
+    images, wrong, most = int(confusion.sum()), int(mistakes.sum()), int(mistakes.max())
+    figure = _figure(8, 7.4)
+    axes = figure.subplots()
+    axes.imshow(np.where(np.eye(len(confusion)), 1, np.nan), cmap="Greys", vmin=0, vmax=8)
+    shades = axes.imshow(np.ma.masked_equal(mistakes, 0), cmap="YlOrBr", vmin=0, vmax=max(1, most))
+    for (true, predicted), count in np.ndenumerate(confusion):
+        color = "white" if mistakes[true, predicted] > 0.6 * most else "black"
+        axes.text(predicted, true, f"{count:,}" if count else "", ha="center", va="center", fontsize=11, color=color)
+    _label_cells(axes, len(confusion))
+    axes.set_title(f"{wrong:,} of {images:,} images mistaken ({100 * wrong / images:.2f} %)", fontsize=14, pad=12)
+    if wrong:
+        bar = figure.colorbar(shades, ax=axes, shrink=0.8, ticks=MaxNLocator(integer=True))
+        bar.set_label("mistaken images (grey cells: correct ones)", fontsize=12)
+    _save(figure, path)
+
+
+def _label_cells(axes: "Axes", classes: int) -> None:
+    axes.set_xlabel("predicted digit", fontsize=13)
+    axes.set_ylabel("true digit", fontsize=13)
+    axes.set_xticks(range(classes))
+    axes.set_yticks(range(classes))
+    axes.set_xticks(np.arange(0.5, classes - 1), minor=True)
+    axes.set_yticks(np.arange(0.5, classes - 1), minor=True)
+    axes.grid(which="minor", color=PALE)
+    axes.tick_params(which="both", length=0, labelsize=12)
+
+
+def save_samples(path: Path, images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray) -> None:
+    """Draws the first image of each digit as the model reads it, and below the most confident mistakes.
+
+    Args:
+        path: the PNG file.
+        images: uint8 [n, 28, 28].
+        labels: the true digits, integers [n].
+        probabilities: float [n, 10].
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    first = [int(np.argmax(labels == digit)) for digit in np.unique(labels)]
+    wrong = np.flatnonzero(predicted != labels)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][: SAMPLE_COLUMNS * MISTAKE_ROWS].tolist()
+    samples = [Sample(*each) for each in zip(images, labels, predicted, confidence, strict=True)]
+
+    rows = max(1, -(-len(worst) // SAMPLE_COLUMNS))
+    figure = _figure(11, 1.75 * (rows + 1) + 0.4)
+    top, bottom = figure.subfigures(2, squeeze=False, height_ratios=[1, rows]).flat
+    top.suptitle("The first image of each digit, and the model's probability", fontsize=14)
+    _draw_samples(top, 1, [samples[index] for index in first])
+    bottom.suptitle(_mistakes_title(len(worst), len(wrong), len(labels)), fontsize=14)
+    _draw_samples(bottom, rows, [samples[index] for index in worst])
+    _save(figure, path)
+
+
+class Sample(NamedTuple):
+    image: np.ndarray
+    true: int
+    predicted: int
+    confidence: float
+
+
+def _mistakes_title(shown: int, wrong: int, images: int) -> str:
+    if not wrong:
+        return f"No mistakes in {images:,} images"
+    which = f"The {shown} most confident of {wrong:,}" if shown < wrong else f"All {wrong}" if wrong > 1 else "The only"
+    return f"{which} mistake{'s' if wrong > 1 else ''} in {images:,} images"
+
+
+def _draw_samples(area: "SubFigure", rows: int, samples: Sequence[Sample]) -> None:
+    for axes in area.subplots(rows, SAMPLE_COLUMNS, squeeze=False).flat:
+        axes.set_axis_off()
+    for axes, sample in zip(area.axes, samples, strict=False):
+        axes.imshow(sample.image, cmap="gray_r", vmin=0, vmax=255)
+        correct = sample.predicted == sample.true
+        reading = f"read as {sample.predicted}" if correct else f"{sample.true} read as {sample.predicted}"
+        caption = f"{reading}\n{100 * sample.confidence:.1f} %"
+        axes.set_title(caption, fontsize=11, color=BLUE if correct else ORANGE)
 
 
 def _figure(width_inches: float, height_inches: float) -> "Figure":

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mnist_dist.cluster import Cluster
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.errors import UserError
 
@@ -71,11 +72,15 @@ def import_tensorflow() -> ModuleType:
     return tensorflow
 
 
-def configure_runtime(config: RuntimeConfig, seed: int) -> Runtime:
+def configure_runtime(config: RuntimeConfig, seed: int, cluster: Cluster, *, batch_norm: bool = False) -> Runtime:
     """Applies the settings to TensorFlow, before it touches a device, and decides what `auto` means.
 
+    Args:
+        config: with the strategy resolved.
+        batch_norm: whether the model exchanges batch statistics between replicas.
+
     Raises:
-        UserError: a setting asks for what the device lacks, or TensorFlow already runs with other thread counts.
+        UserError: a setting asks for what the device lacks, or TensorFlow already runs in another way.
     """
     tf = import_tensorflow()
     import keras
@@ -86,8 +91,54 @@ def configure_runtime(config: RuntimeConfig, seed: int) -> Runtime:
     keras.utils.set_random_seed(seed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
+    select_devices(config, cluster)
     device = find_device()
-    return Runtime(device, decide_precision(config.precision, device), decide_xla(config.xla, device))
+    exchanges = batch_norm and config.devices > 1
+    return Runtime(device, decide_precision(config.precision, device), decide_xla(config.xla, device, exchanges))
+
+
+def select_devices(config: RuntimeConfig, cluster: Cluster) -> None:
+    """Shows TensorFlow the devices of this process only.
+
+    Raises:
+        UserError: there are fewer GPUs than replicas, or TensorFlow has already set up its devices otherwise.
+    """
+    tf = import_tensorflow()
+    gpus = tf.config.list_physical_devices("GPU")
+    replicas = config.devices if config.strategy == "mirrored" else 1
+    try:
+        if gpus:
+            mine = choose_gpus(len(gpus), replicas, cluster)
+            tf.config.set_visible_devices([gpus[index] for index in mine], "GPU")
+            for index in mine:
+                tf.config.experimental.set_memory_growth(gpus[index], True)
+        elif replicas > 1:
+            cpu = tf.config.list_physical_devices("CPU")[0]
+            if len(tf.config.get_logical_device_configuration(cpu) or [0]) < replicas:
+                logical = [tf.config.LogicalDeviceConfiguration() for _ in range(replicas)]
+                tf.config.set_logical_device_configuration(cpu, logical)
+    except RuntimeError:
+        raise UserError(
+            f"runtime.devices: received {config.devices}, but TensorFlow already runs in this process with other devices; "
+            "train in a fresh process."
+        ) from None
+
+
+def choose_gpus(visible: int, replicas: int, cluster: Cluster) -> list[int]:
+    """Returns the indices of this process' GPUs among those it can see.
+
+    A scheduler may show each rank its own GPU only, which then has the index 0 on every rank.
+    """
+    if replicas > visible:
+        raise UserError(f"runtime.devices: received {replicas}, but this process sees {visible} GPUs.")
+    if cluster.size == 1:
+        return list(range(replicas))
+    if 1 < visible < cluster.local_size:
+        raise UserError(
+            f"runtime.devices: {cluster.local_size} ranks on this host see {visible} GPUs, expected one each; "
+            "start fewer ranks."
+        )
+    return [cluster.local_rank % visible]
 
 
 def find_device() -> Device:
@@ -127,8 +178,22 @@ def decide_precision(requested: str, device: Device) -> Decision:
     return Decision("float32", "the CPU has no native 16-bit arithmetic")
 
 
-def decide_xla(requested: str, device: Device) -> Decision:
-    """XLA fuses this small network well on GPUs; on CPUs it loses oneDNN's convolutions and is slower."""
+def decide_xla(requested: str, device: Device, exchanges_in_model: bool = False) -> Decision:
+    """XLA fuses this small network well on GPUs; on CPUs it loses oneDNN's convolutions and is slower.
+
+    Args:
+        exchanges_in_model: replicas exchange values within the model, which XLA cannot compile.
+
+    Raises:
+        UserError: XLA was requested for a model that exchanges values.
+    """
+    if exchanges_in_model:
+        if requested == "on":
+            raise UserError(
+                "runtime.xla: received 'on' with model.batch_norm on several replicas, expected off or auto; "
+                "XLA cannot compile the exchange of batch statistics."
+            )
+        return Decision("off", "XLA cannot compile the exchange of batch statistics between replicas")
     if requested != "auto":
         return Decision(requested, "as configured")
     if device.kind == "GPU":

@@ -8,17 +8,23 @@ divided by the global batch size, and the contributions are summed.
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
+from mnist_dist.cluster import Cluster
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.dataset import Shard
 from mnist_dist.errors import UserError
 
 if TYPE_CHECKING:
+    import keras
     import tensorflow as tf
 
-    Gradients = Sequence[tf.Tensor]
+    MakeDataset = Callable[[Shard], tf.data.Dataset]
 
 
 class Strategy(Protocol):
@@ -26,28 +32,31 @@ class Strategy(Protocol):
 
     name: str
     shard: Shard
-
-    @property
-    def is_chief(self) -> bool:
-        """Whether this process writes results."""
+    is_chief: bool  # Whether this process reads and writes the workdir.
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which model and optimizer are built."""
 
-    def distribute(self, make_dataset: Callable[[Shard], tf.data.Dataset]) -> Iterator[Any]:
+    def distribute(self, make_dataset: MakeDataset) -> Iterator[Any]:
         """Returns an iterator over what `run` takes, from the pipeline of this process' replicas."""
 
-    def run(self, step: Callable[..., Any], batch: Any) -> Any:
+    def run(self, step: Callable[..., tf.Tensor], batch: Any) -> Any:
         """Runs `step(*batch)` on every replica of this process."""
 
     def local_sum(self, per_replica: Any) -> tf.Tensor:
         """Adds up what `run` returned over the replicas of this process."""
 
-    def reduce_gradients(self, gradients: Gradients) -> Gradients:
-        """Within `run`: sums gradients over all replicas where the optimizer does not do so itself."""
+    def reduce(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Within `run`: sums a tensor over all replicas; differentiable."""
 
     def all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
         """Outside `run`: sums a tensor over all processes."""
+
+    def broadcast(self, variables: Sequence[keras.Variable]) -> None:
+        """Outside `run`: sets variables to the chief's values in all processes."""
+
+    def barrier(self) -> None:
+        """Waits, at the end, until all processes have come here."""
 
 
 class Single:
@@ -60,28 +69,233 @@ class Single:
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
-    def distribute(self, make_dataset: Callable[[Shard], tf.data.Dataset]) -> Iterator[Any]:
+    def distribute(self, make_dataset: MakeDataset) -> Iterator[Any]:
         return iter(make_dataset(self.shard))
 
-    def run(self, step: Callable[..., Any], batch: Any) -> Any:
+    def run(self, step: Callable[..., tf.Tensor], batch: Any) -> Any:
         return step(*batch)
 
     def local_sum(self, per_replica: Any) -> tf.Tensor:
         return per_replica
 
-    def reduce_gradients(self, gradients: Gradients) -> Gradients:
-        return gradients
+    def reduce(self, tensor: tf.Tensor) -> tf.Tensor:
+        return tensor
 
     def all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
         return tensor
 
+    def broadcast(self, variables: Sequence[keras.Variable]) -> None:
+        pass
 
-def make_strategy(config: RuntimeConfig) -> Strategy:
-    """Returns the strategy that the configuration names.
+    def barrier(self) -> None:
+        pass
+
+
+class Mirrored:
+    """Several replicas in one process: one per GPU, or per logical CPU device where there is no GPU."""
+
+    name = "mirrored"
+    is_chief = True
+
+    def __init__(self, devices: Sequence[str]) -> None:
+        import tensorflow as tf
+
+        self._strategy = tf.distribute.MirroredStrategy(devices)
+        self.shard = Shard(0, len(devices), len(devices))
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        return self._strategy.scope()
+
+    def distribute(self, make_dataset: MakeDataset) -> Iterator[Any]:
+        return iter(self._strategy.distribute_datasets_from_function(lambda _: make_dataset(self.shard)))
+
+    def run(self, step: Callable[..., tf.Tensor], batch: Any) -> Any:
+        return self._strategy.run(step, args=batch)
+
+    def local_sum(self, per_replica: Any) -> tf.Tensor:
+        import tensorflow as tf
+
+        return tf.add_n(self._strategy.experimental_local_results(per_replica))
+
+    def reduce(self, tensor: tf.Tensor) -> tf.Tensor:
+        return _reduce_in_replica_context(tensor)
+
+    def all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
+        return tensor
+
+    def broadcast(self, variables: Sequence[keras.Variable]) -> None:
+        pass
+
+    def barrier(self) -> None:
+        pass
+
+
+class MultiWorker:
+    """One replica in each of several processes, joined by TensorFlow's collectives (TF_CONFIG)."""
+
+    name = "multiworker"
+
+    def __init__(self, cluster: Cluster) -> None:
+        import tensorflow as tf
+
+        self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        self.is_chief = cluster.is_chief
+        self.shard = Shard(cluster.rank, 1, cluster.size)
+        # Compiled once: eager calls through a multi-worker strategy are slow.
+        self._compiled_all_reduce = tf.function(self._all_reduce, reduce_retracing=True)
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        return self._strategy.scope()
+
+    def distribute(self, make_dataset: MakeDataset) -> Iterator[Any]:
+        # With one replica in each process a plain iterator serves. TensorFlow's distributed one would add a
+        # collective to each step, to ask all workers whether they still have data.
+        return iter(make_dataset(self.shard))
+
+    def run(self, step: Callable[..., tf.Tensor], batch: Any) -> Any:
+        return self._strategy.run(step, args=batch)
+
+    def local_sum(self, per_replica: Any) -> tf.Tensor:
+        return per_replica
+
+    def reduce(self, tensor: tf.Tensor) -> tf.Tensor:
+        return _reduce_in_replica_context(tensor)
+
+    def all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
+        return self._compiled_all_reduce(tensor)
+
+    def broadcast(self, variables: Sequence[keras.Variable]) -> None:
+        import tensorflow as tf
+
+        for variable in variables:
+            # A sum in float64, exact for float32 and int32: the chief's value plus zeros.
+            value = tf.cast(variable.value, tf.float64)
+            total = self.all_reduce(value if self.is_chief else tf.zeros_like(value))
+            variable.assign(tf.cast(total, variable.dtype))
+
+    def barrier(self) -> None:
+        import tensorflow as tf
+
+        self.all_reduce(tf.zeros([])).numpy()
+
+    def _all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
+        import tensorflow as tf
+
+        # The copy has a device, which TensorFlow needs to choose a collective; an argument may have none.
+        return self._strategy.run(lambda: _reduce_in_replica_context(tf.identity(tensor)))
+
+
+class Horovod:
+    """One replica in each of several processes, joined by Horovod."""
+
+    name = "horovod"
+
+    def __init__(self, cluster: Cluster) -> None:
+        import horovod.tensorflow as hvd
+
+        hvd.init()
+        if (hvd.rank(), hvd.size()) != (cluster.rank, cluster.size):
+            raise UserError(
+                f"runtime.strategy: Horovod found itself to be rank {hvd.rank()} of {hvd.size()}, but the launcher says "
+                f"{cluster.rank} of {cluster.size}; start all ranks with one launcher."
+            )
+        self._hvd = hvd
+        self.is_chief = cluster.is_chief
+        self.shard = Shard(cluster.rank, 1, cluster.size)
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def distribute(self, make_dataset: MakeDataset) -> Iterator[Any]:
+        return iter(make_dataset(self.shard))
+
+    def run(self, step: Callable[..., tf.Tensor], batch: Any) -> Any:
+        return step(*batch)
+
+    def local_sum(self, per_replica: Any) -> tf.Tensor:
+        return per_replica
+
+    def reduce(self, tensor: tf.Tensor) -> tf.Tensor:
+        return self._hvd.allreduce(tensor, op=self._hvd.Sum)
+
+    def all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
+        return self._hvd.allreduce(tensor, op=self._hvd.Sum)
+
+    def broadcast(self, variables: Sequence[keras.Variable]) -> None:
+        self._hvd.broadcast_variables([variable.value for variable in variables], root_rank=0)
+
+    def barrier(self) -> None:
+        import tensorflow as tf
+
+        self.all_reduce(tf.zeros([1])).numpy()
+        self._hvd.shutdown()
+
+
+def resolve_strategy(config: RuntimeConfig, cluster: Cluster) -> RuntimeConfig:
+    """Replaces `auto` and completes the number of devices from what the launcher says.
 
     Raises:
-        UserError: it cannot use that many devices.
+        UserError: strategy, devices and launcher contradict one another.
     """
-    if config.devices != 1:
-        raise UserError(f"runtime.devices: received {config.devices}, expected 1 with the strategy 'single'.")
+    several = cluster.launcher != "none"
+    name = config.strategy
+    if name == "auto":
+        if several:
+            name = "horovod"
+        else:
+            name = "single" if config.devices == 1 else "mirrored"
+    if several and name in ("single", "mirrored") and cluster.size > 1:
+        raise UserError(
+            f"runtime.strategy: received '{name}', which is one process, but {cluster.launcher} started {cluster.size}; "
+            "expected multiworker or horovod."
+        )
+    devices = config.devices
+    if several and devices == 1:
+        devices = cluster.size
+    if several and devices != cluster.size:
+        raise UserError(
+            f"runtime.devices: received {devices}, but {cluster.launcher} started {cluster.size} processes; leave it out."
+        )
+    if name == "single" and devices != 1:
+        raise UserError(f"runtime.devices: received {devices}, expected 1 with the strategy 'single'.")
+    return config.model_copy(update={"strategy": name, "devices": devices})
+
+
+def make_strategy(config: RuntimeConfig, cluster: Cluster) -> Strategy:
+    """Returns the resolved strategy; joins the other processes where there are some.
+
+    TensorFlow must not have touched its devices before.
+    """
+    import tensorflow as tf
+
+    if config.strategy == "mirrored":
+        kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
+        return Mirrored([f"{kind}:{index}" for index in range(config.devices)])
+    if config.strategy == "multiworker":
+        os.environ["TF_CONFIG"] = json.dumps(tf_config(cluster))
+        return MultiWorker(cluster)
+    if config.strategy == "horovod":
+        return Horovod(cluster)
     return Single()
+
+
+def tf_config(cluster: Cluster) -> dict[str, Any]:
+    """Returns the content of TF_CONFIG; rank r listens on the port r + 1 after the job's first."""
+    workers = [f"{host}:{cluster.port + 1 + rank}" for rank, host in enumerate(cluster.hosts)]
+    return {"cluster": {"worker": workers}, "task": {"type": "worker", "index": cluster.rank}}
+
+
+def all_gather(strategy: Strategy, value: float) -> np.ndarray:
+    """Returns the value of every process as float64 [processes]."""
+    import tensorflow as tf
+
+    shard = strategy.shard
+    values = np.zeros(shard.num_replicas // shard.local_replicas)
+    values[shard.first_replica // shard.local_replicas] = value
+    return np.asarray(strategy.all_reduce(tf.constant(values)))
+
+
+def _reduce_in_replica_context(tensor: tf.Tensor) -> tf.Tensor:
+    import tensorflow as tf
+
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensor)

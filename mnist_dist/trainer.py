@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
+import contextlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import mnist_dist
+from mnist_dist import guard
 from mnist_dist.actions import (
     Action,
     Evaluate,
+    Guard,
     LogMetrics,
     Progress,
     SaveCheckpoint,
@@ -24,6 +25,7 @@ from mnist_dist.actions import (
     steps_until_due,
 )
 from mnist_dist.checkpoint import Checkpoints, assign_variables, variables_by_name
+from mnist_dist.cluster import Cluster, find_cluster
 from mnist_dist.config import Config
 from mnist_dist.dataset import (
     Arrays,
@@ -34,173 +36,209 @@ from mnist_dist.dataset import (
     make_train_dataset,
     num_eval_steps,
 )
-from mnist_dist.errors import TrainingError, UserError
-from mnist_dist.evaluate import Evaluation, predict, summarize
-from mnist_dist.files import atomic_path, write_json
-from mnist_dist.model import build_inference_model, build_model
+from mnist_dist.errors import TrainingError
+from mnist_dist.files import write_json
+from mnist_dist.launch import join_ranks
+from mnist_dist.model import build_model
 from mnist_dist.optimizers import build_optimizer
+from mnist_dist.plan import Plan, make_plan
+from mnist_dist.preemption import Preemption
+from mnist_dist.results import library_versions, save_deliverables
 from mnist_dist.runtime import Runtime, configure_runtime
 from mnist_dist.schedule import learning_rates
 from mnist_dist.steps import make_eval_steps, make_train_steps
-from mnist_dist.strategies import Strategy, make_strategy
+from mnist_dist.strategies import Strategy, make_strategy, resolve_strategy
+from mnist_dist.watchdog import Watchdog
 from mnist_dist.workdir import Workdir, check_workdir, claim_workdir
-from mnist_dist.writers import Console, JsonLines, TensorBoard, Writer, make_console, read_rows
+from mnist_dist.writers import Console, JsonLines, TensorBoard, Writer, make_console
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-MAX_STEPS = 10_000_000
-
 
 def train(config: Config, workdir: Path, resume: bool = False) -> dict[str, Any]:
     """Trains in `workdir` and returns the content of its result.json.
+
+    Every rank of a run calls this with the same arguments; only the chief touches the folder.
 
     Args:
         resume: continue the run in the folder from its newest intact checkpoint; start it where there is none.
 
     Raises:
         UserError: the input is bad, see its message; nothing that existed was overwritten.
-        TrainingError: the loss was not finite.
+        TrainingError: the loss was not finite, or the guard found a fault.
     """
     started = time.perf_counter()
-    folder = check_workdir(workdir, config, resume)
-    if (finished := folder.read_result()) and finished["status"] == "completed":
-        return finished
+    cluster = find_cluster(os.environ)
+    config = config.model_copy(update={"runtime": resolve_strategy(config.runtime, cluster)})
+    folder = check_workdir(workdir, config, resume) if cluster.is_chief else Workdir(workdir)
+    if resume and (result := folder.read_result()) and result["status"] == "completed":
+        return result
     arrays = load_arrays(config.data)
     plan = make_plan(config, len(arrays.train_images))
-    runtime = configure_runtime(config.runtime, config.seed)
-    strategy = make_strategy(config.runtime)
-    rates = learning_rates(
-        config.schedule, config.optimizer.learning_rate, config.training.batch_size, plan.total_steps
-    )
-    with claim_workdir(folder, config), make_console(plan.total_steps, config.training.batch_size) as console:
-        for line in introduce(config, runtime, strategy, plan, float(rates.max()), folder):
-            console.say(line)
-
-        with strategy.scope():
-            model = build_model(config.model, precision=runtime.precision.value, seed=config.seed)
-            float16 = runtime.precision.value == "mixed_float16"
-            optimizer = build_optimizer(config.optimizer, rates, loss_scaling=float16)
-            optimizer.build(model.trainable_variables)
-        variables = variables_by_name(model, optimizer)
-        checkpoints = Checkpoints(folder.checkpoints, config.checkpoint.keep, report=console.say)
-        progress = restore(checkpoints, variables, console) if resume else Progress()
-        earlier_seconds = progress.wall_seconds
-
-        def wall_seconds() -> float:
-            return earlier_seconds + time.perf_counter() - started
-
-        batches = make_batches(config, arrays, strategy, progress.step)
-        train_steps = make_train_steps(
-            model,
-            optimizer,
-            strategy,
-            batch_size=config.training.batch_size,
-            label_smoothing=config.training.label_smoothing,
-            xla=runtime.xla.value == "on",
+    with contextlib.ExitStack() as stack:
+        preemption = stack.enter_context(Preemption())
+        watchdog = stack.enter_context(Watchdog(cluster, config.runtime.join_timeout_seconds))
+        stack.enter_context(join_ranks(cluster, config.runtime))
+        runtime = configure_runtime(config.runtime, config.seed, cluster, batch_norm=config.model.batch_norm)
+        strategy = make_strategy(config.runtime, cluster)
+        watchdog.enter("preparing", config.runtime.stall_timeout_seconds)
+        if cluster.is_chief:
+            stack.enter_context(claim_workdir(folder, config))
+        console = stack.enter_context(make_console(plan.total_steps, config.training.batch_size, cluster.is_chief))
+        session = Session(
+            config, arrays, plan, cluster, runtime, strategy, folder, console, watchdog, preemption, started
         )
-        writers = make_writers(config, folder, progress, console)
-        actions: list[Action] = [
-            LogMetrics(config.logging.every_steps, writers, rates, config.training.batch_size, plan.steps_per_epoch),
-            make_evaluate(config, arrays, plan, model, strategy, writers),
-            SaveCheckpoint(
-                config.checkpoint.every_steps or plan.steps_per_epoch, checkpoints, variables, wall_seconds
-            ),
-        ]
-        first_call = True
-        while progress.step < plan.total_steps:
-            count = min(config.runtime.steps_per_call, steps_until_due(actions, progress.step, plan.total_steps))
-            count = 1 if first_call else count  # Alone, so that compiling is timed apart.
-            edge = time.perf_counter()
-            metrics = train_steps(batches, count).numpy()
-            seconds = time.perf_counter() - edge
-            progress.advance(metrics, seconds, first_call)
-            first_call = False
-            stop_unless_finite(metrics[:, 0], progress)
-            console.advance(progress.step, seconds / count)
-            for action in actions:
-                if is_due(action, progress.step, plan.total_steps):
-                    action(progress)
-
-        evaluation = save_deliverables(config, arrays, model, folder)
-        result = describe_run(config, runtime, strategy, plan, progress) | {
-            "status": "completed",
-            "test_accuracy": evaluation.accuracy,
-            "test_loss": evaluation.loss,
-            "seconds": wall_seconds(),
-        }
-        write_json(folder.result_file, result)
+        with lost_ranks_explained(cluster):
+            result = run_session(session, resume)
+            watchdog.enter("ending")
+            strategy.barrier()  # No rank leaves while another still needs it.
     return result
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A run in steps; what users say in epochs ends here."""
+class Session:
+    """One process' part in a run, from its start to its end."""
 
-    steps_per_epoch: int
-    total_steps: int
-
-
-def make_plan(config: Config, train_images: int) -> Plan:
-    """Converts epochs to steps.
-
-    Raises:
-        UserError: the batch is larger than the training set or does not divide over the replicas, or the run would
-            have too many steps.
-    """
-    batch_size, replicas = config.training.batch_size, config.runtime.devices
-    if batch_size > train_images:
-        raise UserError(
-            f"training.batch_size: received {batch_size}, expected at most the {train_images} training images."
-        )
-    if batch_size % replicas:
-        fitting = max(batch_size // replicas, 1) * replicas
-        raise UserError(
-            f"training.batch_size: received {batch_size} for {replicas} replicas, expected a multiple of {replicas}; "
-            f"for example {fitting}."
-        )
-    steps_per_epoch = train_images // batch_size
-    total_steps = config.training.steps or config.training.epochs * steps_per_epoch
-    if total_steps > MAX_STEPS:
-        raise UserError(f"training: {total_steps:,} steps were asked for, expected at most {MAX_STEPS:,}.")
-    return Plan(steps_per_epoch, total_steps)
+    config: Config
+    arrays: Arrays
+    plan: Plan
+    cluster: Cluster
+    runtime: Runtime
+    strategy: Strategy
+    folder: Workdir
+    console: Console
+    watchdog: Watchdog
+    preemption: Preemption
+    started: float  # time.perf_counter() when the process' part began.
 
 
-def introduce(
-    config: Config, runtime: Runtime, strategy: Strategy, plan: Plan, peak_learning_rate: float, folder: Workdir
-) -> Iterator[str]:
+def run_session(session: Session, resume: bool) -> dict[str, Any]:
+    """Builds everything, trains to the last step or to a signal, and leaves the results."""
+    config, plan, strategy, console = session.config, session.plan, session.strategy, session.console
+    rates = learning_rates(
+        config.schedule, config.optimizer.learning_rate, config.training.batch_size, plan.total_steps
+    )
+    for line in introduce(session, float(rates.max())):
+        console.say(line)
+
+    precision = session.runtime.precision.value
+    with strategy.scope():
+        model = build_model(config.model, precision=precision, seed=config.seed, reduce=strategy.reduce)
+        optimizer = build_optimizer(config.optimizer, rates, loss_scaling=precision == "mixed_float16")
+        optimizer.build(model.trainable_variables)
+    variables = variables_by_name(model, optimizer)
+    checkpoints = Checkpoints(session.folder.checkpoints, config.checkpoint.keep, report=console.say)
+    progress = restore(session, checkpoints, variables) if resume else Progress()
+    strategy.broadcast(list(variables.values()))
+
+    earlier_seconds = progress.wall_seconds
+    save_checkpoint = SaveCheckpoint(
+        period=config.checkpoint.every_steps or plan.steps_per_epoch,
+        checkpoints=checkpoints if strategy.is_chief else None,
+        variables=variables,
+        wall_seconds=lambda: earlier_seconds + time.perf_counter() - session.started,
+    )
+    actions = [*make_actions(session, model, optimizer, rates, progress), save_checkpoint]
+    batches = make_batches(session, session.arrays.train_labels, progress.step)
+    train_steps = make_train_steps(
+        model,
+        optimizer,
+        strategy,
+        batch_size=config.training.batch_size,
+        label_smoothing=config.training.label_smoothing,
+        accumulation_steps=config.training.accumulation_steps,
+        gradient_compression=config.optimizer.gradient_compression,
+        xla=session.runtime.xla.value == "on",
+    )
+    if config.runtime.guard:
+        check_shards(session)
+
+    first_call = True
+    stop_requested = False
+    while progress.step < plan.total_steps and not stop_requested:
+        count = min(config.runtime.steps_per_call, steps_until_due(actions, progress.step, plan.total_steps))
+        count = 1 if first_call else count  # Alone, so that compiling is timed apart.
+        session.watchdog.enter(f"step {progress.step + count}")
+        edge = time.perf_counter()
+        metrics = train_steps(batches, count).numpy()
+        seconds = time.perf_counter() - edge
+        progress.advance(metrics, seconds, first_call)
+        first_call = False
+        stop_unless_finite(metrics[:, 0], progress)
+        console.advance(progress.step, seconds / count)
+        for action in actions:
+            if is_due(action, progress.step, plan.total_steps):
+                session.watchdog.enter(f"{type(action).__name__} after step {progress.step}")
+                action(progress)
+        stop_requested = any_rank_was_signalled(session)
+
+    session.watchdog.enter(f"results after step {progress.step}")
+    result = describe_run(session, progress)
+    if progress.step < plan.total_steps:
+        save_checkpoint(progress)
+        result |= {"status": "preempted", "signal": session.preemption.received}
+    elif strategy.is_chief:
+        evaluation = save_deliverables(config, session.arrays, model, session.folder)
+        result |= {"test_accuracy": evaluation.accuracy, "test_loss": evaluation.loss}
+    result["seconds"] = save_checkpoint.wall_seconds()
+    if strategy.is_chief:
+        write_json(session.folder.result_file, result)
+    return result
+
+
+@contextlib.contextmanager
+def lost_ranks_explained(cluster: Cluster) -> Iterator[None]:
+    """Turns what a collective raises when another rank has ended into one line."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.UnknownError, tf.errors.InternalError, tf.errors.AbortedError) as error:
+        if cluster.size == 1:
+            raise
+        reason = next((line for line in str(error).splitlines() if "shut down" in line or "Collective" in line), str(error))
+        raise TrainingError(
+            f"training: rank {cluster.rank} lost the other ranks ({' '.join(reason.split())[:200]}); see what ended first."
+        ) from None
+
+
+def introduce(session: Session, peak_learning_rate: float) -> Iterator[str]:
     """Says what is about to run and what `auto` decided, with the reasons."""
-    replicas = strategy.shard.num_replicas
+    config, runtime, replicas = session.config, session.runtime, session.strategy.shard.num_replicas
     yield f"device     {runtime.device.kind}, {runtime.device.name}"
-    yield f"strategy   {strategy.name}, {replicas} replica{'s' if replicas > 1 else ''}"
+    yield f"strategy   {session.strategy.name}, {replicas} replica{'s' if replicas > 1 else ''}"
     yield f"precision  {runtime.precision.value} ({runtime.precision.reason})"
     yield f"XLA        {runtime.xla.value} ({runtime.xla.reason})"
     yield (
-        f"training   {plan.total_steps:,} steps of {config.training.batch_size} images (global batch), "
+        f"training   {session.plan.total_steps:,} steps of {config.training.batch_size} images (all replicas), "
         f"{config.optimizer.name}, peak learning rate {peak_learning_rate:.3g}"
     )
-    yield f"workdir    {folder.path}"
+    yield f"workdir    {session.folder.path}"
 
 
-def restore(checkpoints: Checkpoints, variables: dict[str, keras.Variable], console: Console) -> Progress:
-    """Sets all variables from the newest intact checkpoint and returns its progress."""
-    loaded = checkpoints.load_latest()
-    if loaded is None:
-        console.say("No checkpoint to resume from: starting at step 0.")
-        return Progress()
-    arrays, note = loaded
-    assign_variables(variables, arrays)
-    progress = Progress.from_dict(note)
-    console.say(f"Resuming after step {progress.step}.")
+def restore(session: Session, checkpoints: Checkpoints, variables: dict[str, keras.Variable]) -> Progress:
+    """Sets the chief's variables from the newest intact checkpoint; returns its progress, the step on all ranks."""
+    loaded = checkpoints.load_latest() if session.strategy.is_chief else None
+    progress = Progress()
+    if loaded is not None:
+        arrays, note = loaded
+        assign_variables(variables, arrays)
+        progress = Progress.from_dict(note)
+    progress.step = sum_over_ranks(session.strategy, progress.step)
+    session.console.say(
+        f"Resuming after step {progress.step}." if progress.step else "No checkpoint to resume from: starting anew."
+    )
     return progress
 
 
-def make_batches(config: Config, arrays: Arrays, strategy: Strategy, start_step: int) -> Iterator[Any]:
-    """Returns the endless iterator over training batches from `start_step` on."""
+def make_batches(session: Session, labels: np.ndarray, start_step: int) -> Iterator[Any]:
+    """Returns the endless iterator over training batches from `start_step` on; labels are integers [train_images]."""
+    config, images = session.config, session.arrays.train_images
+    batch_size = config.training.batch_size
 
     def make_dataset(shard: Shard) -> tf.data.Dataset:
-        images, labels, batch_size = arrays.train_images, arrays.train_labels, config.training.batch_size
         if config.data.kind == "synthetic":
             return make_synthetic_dataset(images, labels, batch_size=batch_size, shard=shard)
         return make_train_dataset(
@@ -213,34 +251,55 @@ def make_batches(config: Config, arrays: Arrays, strategy: Strategy, start_step:
             shift_pixels=config.data.shift_pixels,
         )
 
-    return strategy.distribute(make_dataset)
+    return session.strategy.distribute(make_dataset)
 
 
-def make_evaluate(
-    config: Config, arrays: Arrays, plan: Plan, model: keras.Model, strategy: Strategy, writers: list[Writer]
-) -> Evaluate:
+def make_actions(
+    session: Session, model: keras.Model, optimizer: keras.Optimizer, rates: np.ndarray, progress: Progress
+) -> list[Action]:
+    """Returns what happens between steps, in its order; the same on all ranks, but only the chief writes."""
+    config, plan, strategy = session.config, session.plan, session.strategy
+    writers: list[Writer] = []
+    if strategy.is_chief:
+        writers = [JsonLines(session.folder.metrics_file, progress.step), session.console]
+        writers += [TensorBoard(session.folder.tensorboard)] if config.logging.tensorboard else []
+    actions: list[Action] = [
+        LogMetrics(config.logging.every_steps, writers, rates, config.training.batch_size, plan.steps_per_epoch),
+        make_evaluate(session, model, writers),
+    ]
+    if config.runtime.guard:
+        actions.append(Guard(plan.steps_per_epoch, model, optimizer, rates, strategy))
+    return actions
+
+
+def make_evaluate(session: Session, model: keras.Model, writers: list[Writer]) -> Evaluate:
     """Evaluates between epochs on the held-out images where there are some, or else on the test images."""
+    arrays, strategy, evaluation = session.arrays, session.strategy, session.config.evaluation
     held_out = len(arrays.holdout_images) > 0
     images, labels = (
         (arrays.holdout_images, arrays.holdout_labels) if held_out else (arrays.test_images, arrays.test_labels)
     )
-    batch_size = config.evaluation.batch_size
     return Evaluate(
-        period=config.evaluation.every_epochs * plan.steps_per_epoch or plan.total_steps,
+        period=evaluation.every_epochs * session.plan.steps_per_epoch or session.plan.total_steps,
         split="holdout" if held_out else "test",
         eval_steps=make_eval_steps(model, strategy),
         make_batches=lambda: strategy.distribute(
-            lambda shard: make_eval_dataset(images, labels, batch_size=batch_size, shard=shard)
+            lambda shard: make_eval_dataset(images, labels, batch_size=evaluation.batch_size, shard=shard)
         ),
-        num_steps=num_eval_steps(len(images), batch_size, strategy.shard.num_replicas),
+        num_steps=num_eval_steps(len(images), evaluation.batch_size, strategy.shard.num_replicas),
+        num_images=len(images),
         writers=writers,
-        steps_per_epoch=plan.steps_per_epoch,
+        steps_per_epoch=session.plan.steps_per_epoch,
     )
 
 
-def make_writers(config: Config, folder: Workdir, progress: Progress, console: Console) -> list[Writer]:
-    writers: list[Writer] = [JsonLines(folder.metrics_file, progress.step), console]
-    return [*writers, TensorBoard(folder.tensorboard)] if config.logging.tensorboard else writers
+def check_shards(session: Session) -> None:
+    """Runs the guard's check of one epoch through this run's own pipeline."""
+    if session.config.data.kind == "synthetic":
+        return  # Every replica repeats one batch, on purpose.
+    indices = np.arange(session.plan.train_images, dtype=np.int32)
+    batches = make_batches(session, indices, start_step=0)
+    guard.check_shards(session.strategy, batches, session.plan.train_images, session.config.training.batch_size)
 
 
 def stop_unless_finite(losses: np.ndarray, progress: Progress) -> None:
@@ -261,41 +320,32 @@ def stop_unless_finite(losses: np.ndarray, progress: Progress) -> None:
         )
 
 
-def save_deliverables(config: Config, arrays: Arrays, model: keras.Model, folder: Workdir) -> Evaluation:
-    """Saves model.keras, tests that very model on every test image, and draws the plots."""
-    from mnist_dist import plots
-
-    inference_model = build_inference_model(config.model, model)
-    with atomic_path(folder.model_file) as file:
-        inference_model.save(file)
-    probabilities = predict(inference_model, arrays.test_images)
-    evaluation = summarize(arrays.test_labels, probabilities)
-    plots.save_curves(folder.plots / "curves.png", read_rows(folder.metrics_file))
-    plots.save_confusion_matrix(folder.plots / "confusion_matrix.png", evaluation.confusion)
-    plots.save_samples(folder.plots / "samples.png", arrays.test_images, arrays.test_labels, probabilities)
-    return evaluation
+def any_rank_was_signalled(session: Session) -> bool:
+    """Lets all ranks agree, after the same step, whether to stop."""
+    return sum_over_ranks(session.strategy, int(session.preemption.received is not None)) > 0
 
 
-def describe_run(
-    config: Config, runtime: Runtime, strategy: Strategy, plan: Plan, progress: Progress
-) -> dict[str, Any]:
-    """Returns what result.json says of how the run was done; times in seconds, throughput of all replicas."""
-    batch_size = config.training.batch_size
+def sum_over_ranks(strategy: Strategy, number: int) -> int:
+    import tensorflow as tf
+
+    return int(strategy.all_reduce(tf.constant([number])).numpy()[0])
+
+
+def describe_run(session: Session, progress: Progress) -> dict[str, Any]:
+    """Returns what result.json says of how the run was done; times in seconds, throughput of all replicas together."""
+    batch_size = session.config.training.batch_size
     return {
-        "epochs": progress.step / plan.steps_per_epoch,
+        "status": "completed",
+        "epochs": progress.step / session.plan.steps_per_epoch,
         "steps": progress.step,
         "global_batch_size": batch_size,
         "images_per_second": images_per_second(progress.timed_steps, progress.timed_seconds, batch_size),
         "training_seconds": progress.training_seconds,
         "first_step_seconds": progress.first_step_seconds,
-        "strategy": strategy.name,
-        "replicas": strategy.shard.num_replicas,
-        "device": f"{runtime.device.kind}, {runtime.device.name}",
-        "precision": runtime.precision.value,
-        "xla": runtime.xla.value,
-        "versions": {
-            "mnist_dist": mnist_dist.__version__,
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")},
-        },
+        "strategy": session.strategy.name,
+        "replicas": session.strategy.shard.num_replicas,
+        "device": f"{session.runtime.device.kind}, {session.runtime.device.name}",
+        "precision": session.runtime.precision.value,
+        "xla": session.runtime.xla.value,
+        "versions": library_versions(),
     }

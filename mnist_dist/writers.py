@@ -5,11 +5,15 @@ A row is a flat dictionary: `kind` ("train" or "evaluate"), `step`, `epoch`, and
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from mnist_dist.errors import UserError
 from mnist_dist.files import atomic_write, cannot_write
 
 Row = dict[str, Any]
@@ -46,15 +50,25 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         import tensorflow as tf
 
-        self._summary = tf.summary
-        self._writer = tf.summary.create_file_writer(str(folder))
+        self._tf = tf
+        self._folder = folder
+        with self._user_errors():
+            self._writer = tf.summary.create_file_writer(str(folder))
 
     def write(self, row: Row) -> None:
-        with self._writer.as_default(step=row["step"]):
+        with self._user_errors(), self._writer.as_default(step=row["step"]):
             for name, value in row.items():
                 if isinstance(value, float) and name != "epoch":
-                    self._summary.scalar(f"{row['kind']}/{name}", value)
-        self._writer.flush()
+                    self._tf.summary.scalar(f"{row['kind']}/{name}", value)
+            self._writer.flush()
+
+    @contextlib.contextmanager
+    def _user_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self._tf.errors.OpError as error:
+            reason = re.sub(r"{{.*?}} |\[Op:.*", "", error.message.splitlines()[0])  # The names of operations.
+            raise cannot_write(self._folder, OSError(reason.strip())) from None
 
 
 class Console:
@@ -130,18 +144,35 @@ class BarConsole(Console):
         self._bar.update(self._task, completed=step, pace=self._pace(step))
 
 
-def make_console(total_steps: int, batch_size: int) -> Console:
+class SilentConsole(Console):
+    """Of a rank that is not the chief: what the chief says holds for all."""
+
+    def say(self, line: str) -> None:
+        pass
+
+
+def make_console(total_steps: int, batch_size: int, is_chief: bool = True) -> Console:
     """Returns a progress bar on a terminal and plain lines elsewhere."""
+    if not is_chief:
+        return SilentConsole(total_steps, batch_size)
     return (BarConsole if sys.stdout.isatty() else Console)(total_steps, batch_size)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Reads the intact rows of a metrics file; a last line cut off by a kill is left out."""
+    """Reads the intact rows of a metrics file; a last line cut off by a kill is left out.
+
+    Raises:
+        UserError: the file exists but cannot be read.
+    """
     rows = []
     try:
         text = path.read_text(errors="replace")
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise UserError(
+            f"workdir: cannot read '{path}' ({error.strerror}); name another folder with --workdir."
+        ) from None
     for line in text.splitlines():
         try:
             row = json.loads(line)

@@ -1,0 +1,145 @@
+"""Which rank this process is, of how many, and where the others are: read from the launcher's environment.
+
+Standard library only, so that it starts in no time on every rank. Five launchers are understood: this package's
+own, `srun`, `horovodrun`, `mpirun`, and none at all (one process on its own).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mnist_dist.errors import UserError
+
+# Below the ephemeral ports of Linux (32768 and up), so that no outgoing connection takes one of them by chance.
+FIRST_PORT, LAST_PORT = 20_000, 32_000
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The place of this process in its job.
+
+    Attributes:
+        rank: of this process, 0 to size - 1; rank 0 is the chief.
+        size: number of processes.
+        local_rank: of this process among those on its host.
+        local_size: number of processes on its host.
+        hosts: the host of every rank, in the order of the ranks.
+        port: first of `size + 1` ports that the job may listen on, the same on all ranks.
+        launcher: who started the processes: "none", "mnist-dist", "horovodrun" or "mpirun".
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    hosts: tuple[str, ...] = ("127.0.0.1",)
+    port: int = FIRST_PORT
+    launcher: str = "none"
+
+    @property
+    def is_chief(self) -> bool:
+        return self.rank == 0
+
+    def to_environment(self) -> dict[str, str]:
+        """Returns the variables that tell a process of this package's own launcher its place."""
+        return {
+            "MNIST_DIST_RANK": str(self.rank),
+            "MNIST_DIST_SIZE": str(self.size),
+            "MNIST_DIST_LOCAL_RANK": str(self.local_rank),
+            "MNIST_DIST_LOCAL_SIZE": str(self.local_size),
+            "MNIST_DIST_HOSTS": ",".join(self.hosts),
+            "MNIST_DIST_PORT": str(self.port),
+        }
+
+
+def find_cluster(environment: Mapping[str, str]) -> Cluster:
+    """Reads the place of this process from the variables of whichever launcher started it.
+
+    Raises:
+        UserError: a launcher's variables are incomplete or contradict one another.
+    """
+    if "MNIST_DIST_RANK" in environment:
+        rank, size, local_rank, local_size = _integers(
+            environment, "MNIST_DIST_RANK", "MNIST_DIST_SIZE", "MNIST_DIST_LOCAL_RANK", "MNIST_DIST_LOCAL_SIZE"
+        )
+        hosts = tuple(environment.get("MNIST_DIST_HOSTS", "").split(","))
+        (port,) = _integers(environment, "MNIST_DIST_PORT")
+        return _checked(Cluster(rank, size, local_rank, local_size, hosts, port, "mnist-dist"))
+    if "HOROVOD_RANK" in environment:
+        rank, size, local_rank, local_size = _integers(
+            environment, "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"
+        )
+        port = job_port(environment.get("HOROVOD_GLOO_RENDEZVOUS_PORT", "0"))
+        return _checked(Cluster(rank, size, local_rank, local_size, _same_host(size), port, "horovodrun"))
+    if "OMPI_COMM_WORLD_RANK" in environment:
+        rank, size, local_rank, local_size = _integers(
+            environment,
+            "OMPI_COMM_WORLD_RANK",
+            "OMPI_COMM_WORLD_SIZE",
+            "OMPI_COMM_WORLD_LOCAL_RANK",
+            "OMPI_COMM_WORLD_LOCAL_SIZE",
+        )
+        job = environment.get("PMIX_NAMESPACE") or environment.get("OMPI_MCA_ess_base_jobid", "0")
+        return _checked(Cluster(rank, size, local_rank, local_size, _same_host(size), job_port(job), "mpirun"))
+    return Cluster()
+
+
+def job_port(job: str) -> int:
+    """Returns a first port that all ranks of a job derive alike and that other jobs on the host hardly share."""
+    digest = hashlib.sha256(job.encode()).digest()
+    return FIRST_PORT + 16 * (int.from_bytes(digest[:4], "big") % ((LAST_PORT - FIRST_PORT) // 16))
+
+
+def free_port(count: int) -> int:
+    """Finds the first of `count` neighbouring ports that are free on this host now."""
+    start = random.SystemRandom().randrange(FIRST_PORT, LAST_PORT - 2000)  # Two jobs started at once hardly meet.
+    for port in range(start, LAST_PORT - count, count):
+        if all(_is_free(port + offset) for offset in range(count)):
+            return port
+    raise UserError(f"launch: no {count} neighbouring free ports from {FIRST_PORT} to {LAST_PORT} on this host.")
+
+
+def cores_of(local_rank: int, local_size: int, cores: Sequence[int]) -> list[int]:
+    """Returns this rank's share of a host's cores: neighbours, and at least one, shared where ranks outnumber cores."""
+    first = local_rank * len(cores) // local_size
+    last = (local_rank + 1) * len(cores) // local_size
+    return list(cores[first : max(last, first + 1)])
+
+
+def _checked(cluster: Cluster) -> Cluster:
+    if not 0 <= cluster.rank < cluster.size or not 0 <= cluster.local_rank < cluster.local_size:
+        raise UserError(
+            f"{cluster.launcher}: received rank {cluster.rank} of {cluster.size} and local rank {cluster.local_rank} of "
+            f"{cluster.local_size}, expected ranks from 0 and below the sizes."
+        )
+    if len(cluster.hosts) != cluster.size:
+        raise UserError(f"{cluster.launcher}: received {len(cluster.hosts)} hosts, expected one for each of {cluster.size} ranks.")
+    return cluster
+
+
+def _same_host(size: int) -> tuple[str, ...]:
+    """horovodrun and mpirun do not tell the hosts of the other ranks; one host is what can be known."""
+    return ("127.0.0.1",) * size
+
+
+def _integers(environment: Mapping[str, str], *names: str) -> list[int]:
+    try:
+        return [int(environment[name]) for name in names]
+    except (KeyError, ValueError):
+        missing = [name for name in names if not environment.get(name, "").isdigit()]
+        raise UserError(
+            f"{missing[0]}: received {environment.get(missing[0])!r}, expected a whole number set by the launcher."
+        ) from None
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,156 @@
+"""`mnist-dist doctor`: what this machine offers, what `auto` makes of it, and what is broken."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mnist_dist import __version__
+from mnist_dist.errors import UserError
+
+OK, ABSENT, BROKEN = "ok", "-", "BROKEN"  # ABSENT: optional, and not there.
+MIN_FREE_BYTES = 500_000_000  # Of a run with its checkpoints and logs, about 20 MB are used.
+
+
+@dataclass(frozen=True)
+class Finding:
+    subject: str
+    status: str
+    detail: str
+
+
+def run() -> int:
+    """Prints one line for each finding; returns 1 when something that training needs is broken, else 0."""
+    findings = []
+    for check in CHECKS:
+        for finding in _guarded(check):
+            print(f"{finding.status:<7} {finding.subject:<12} {finding.detail}", flush=True)
+            findings.append(finding)
+    broken = [finding.subject for finding in findings if finding.status == BROKEN]
+    print(f"\nBroken: {', '.join(broken)}." if broken else "\nReady to train: `mnist-dist train`.")
+    return 1 if broken else 0
+
+
+def check_versions() -> Iterator[Finding]:
+    version = platform.python_version()
+    supported = (3, 10) <= sys.version_info[:2] <= (3, 13)
+    yield Finding("Python", OK if supported else BROKEN, version if supported else f"{version}, expected 3.10 to 3.13")
+    yield Finding("mnist_dist", OK, __version__)
+    for name in ("tensorflow", "keras", "numpy", "matplotlib", "pillow", "tensorboard"):
+        try:
+            yield Finding(name, OK, importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, BROKEN, f"not installed; run `pip install {name}`")
+
+
+def check_data() -> Iterator[Finding]:
+    from mnist_dist.config import DataConfig
+    from mnist_dist.dataset import load_arrays
+
+    arrays = load_arrays(DataConfig())
+    counts = f"{len(arrays.train_images):,} training and {len(arrays.test_images):,} test images"
+    yield Finding("MNIST", OK, f"{counts}, checksum right")
+
+
+def check_devices() -> Iterator[Finding]:
+    from mnist_dist.runtime import cpu_name, decide_precision, decide_xla, find_device, import_tensorflow
+
+    tf = import_tensorflow()
+    usable = len(os.sched_getaffinity(0))
+    yield Finding("CPU", OK, f"{cpu_name()}, {usable} of {os.cpu_count()} cores usable by this process")
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        details = tf.config.experimental.get_device_details(gpu)
+        capability = ".".join(map(str, details.get("compute_capability", ())))
+        yield Finding("GPU", OK, f"{details.get('device_name', gpu.name)}, compute capability {capability}")
+    if not gpus and Path("/dev/nvidia0").exists():
+        yield Finding("GPU", BROKEN, "/dev/nvidia0 is there, but TensorFlow finds no GPU; `pip install 'mnist-dist[gpu]'`")
+    elif not gpus:
+        yield Finding("GPU", ABSENT, "none; training runs on the CPU")
+    device = find_device()
+    precision, xla = decide_precision("auto", device), decide_xla("auto", device)
+    yield Finding("precision", OK, f"auto picks {precision.value}: {precision.reason}")
+    yield Finding("XLA", OK, f"auto picks {xla.value}: {xla.reason}")
+
+
+def check_training() -> Iterator[Finding]:
+    """Takes three real steps; a broken installation often imports well and fails here."""
+    import numpy as np
+
+    from mnist_dist.config import DataConfig, parse_config
+    from mnist_dist.dataset import load_arrays, make_train_dataset
+    from mnist_dist.model import build_model
+    from mnist_dist.optimizers import build_optimizer
+    from mnist_dist.runtime import decide_precision, find_device
+    from mnist_dist.steps import make_train_steps
+    from mnist_dist.strategies import Single
+
+    config, arrays = parse_config({}), load_arrays(DataConfig())
+    precision = decide_precision("auto", find_device()).value
+    model = build_model(config.model, precision=precision)
+    optimizer = build_optimizer(config.optimizer, np.full(3, 1e-3, np.float32), loss_scaling=precision == "mixed_float16")
+    train_steps = make_train_steps(model, optimizer, Single(), batch_size=64)
+    dataset = make_train_dataset(arrays.train_images, arrays.train_labels, batch_size=64, seed=0)
+    losses = train_steps(iter(dataset), 3).numpy()[:, 0]
+    finite = bool(np.isfinite(losses).all())
+    yield Finding("training", OK if finite else BROKEN, f"three steps in {precision}, loss {losses[0]:.2f} to {losses[-1]:.2f}")
+
+
+def check_horovod() -> Iterator[Finding]:
+    try:
+        version = importlib.metadata.version("horovod")
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding("Horovod", ABSENT, "not installed; `mnist-dist install-horovod` (only --strategy horovod needs it)")
+        return
+    try:
+        import horovod.tensorflow as hvd
+    except ImportError as error:
+        reason = str(error).splitlines()[0]
+        yield Finding("Horovod", BROKEN, f"{version} does not load ({reason}); `mnist-dist install-horovod --force`")
+        return
+    built = {"Gloo": hvd.gloo_built(), "MPI": hvd.mpi_built(), "NCCL": hvd.nccl_built()}
+    yield Finding("Horovod", OK, f"{version} with {', '.join(name for name, there in built.items() if there)}")
+
+
+def check_slurm() -> Iterator[Finding]:
+    if shutil.which("sbatch") is None:
+        yield Finding("Slurm", ABSENT, "no sbatch on PATH")
+        return
+    answer = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, timeout=20, check=False)
+    text = (answer.stdout or answer.stderr).strip().splitlines()
+    yield Finding("Slurm", OK if answer.returncode == 0 else BROKEN, text[0] if text else "sbatch says nothing")
+
+
+def check_disk() -> Iterator[Finding]:
+    free = shutil.disk_usage(Path.cwd()).free
+    detail = f"{free / 1e9:.1f} GB free in {Path.cwd()}"
+    yield Finding("disk", OK if free >= MIN_FREE_BYTES else BROKEN, detail)
+
+
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    check_versions,
+    check_data,
+    check_devices,
+    check_training,
+    check_horovod,
+    check_slurm,
+    check_disk,
+)
+
+
+def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """A check that breaks is a finding, not the end of the others."""
+    subject = check.__name__.removeprefix("check_")
+    try:
+        yield from check()
+    except UserError as error:
+        yield Finding(subject, BROKEN, str(error))
+    except Exception as error:  # Anything may be broken in a broken installation.
+        yield Finding(subject, BROKEN, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")

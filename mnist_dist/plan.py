@@ -1,0 +1,45 @@
+"""A run in steps: what users say in epochs ends here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mnist_dist.config import Config
+from mnist_dist.errors import UserError
+
+MAX_STEPS = 10_000_000  # The table of learning rates has an entry for each.
+
+
+@dataclass(frozen=True)
+class Plan:
+    train_images: int
+    steps_per_epoch: int
+    total_steps: int
+
+
+def make_plan(config: Config, train_images: int) -> Plan:
+    """Converts epochs to steps, `config.runtime.devices` being the number of replicas.
+
+    Raises:
+        UserError: the batch is larger than the training set or does not divide over the replicas, or the run would
+            have too many steps.
+    """
+    batch_size, replicas = config.training.batch_size, config.runtime.devices
+    if batch_size > train_images:
+        raise UserError(
+            f"training.batch_size: received {batch_size}, expected at most the {train_images} training images."
+        )
+    parts = replicas * config.training.accumulation_steps
+    if batch_size % parts:
+        divisor = f"{replicas} replicas" + (
+            f" in {config.training.accumulation_steps} accumulation steps" if parts > replicas else ""
+        )
+        raise UserError(
+            f"training.batch_size: received {batch_size} for {divisor}, expected a multiple of {parts}; "
+            f"for example {max(batch_size // parts, 1) * parts}."
+        )
+    steps_per_epoch = train_images // batch_size
+    total_steps = config.training.steps or config.training.epochs * steps_per_epoch
+    if total_steps > MAX_STEPS:
+        raise UserError(f"training: {total_steps:,} steps were asked for, expected at most {MAX_STEPS:,}.")
+    return Plan(train_images, steps_per_epoch, total_steps)

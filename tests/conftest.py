@@ -1,0 +1,91 @@
+"""What several tests share: the embedded MNIST, a small part of it, a quiet TensorFlow, and a disk to fill."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mnist_dist.config import DataConfig
+from mnist_dist.dataset import Arrays, load_arrays
+from mnist_dist.errors import UserError
+from mnist_dist.runtime import import_tensorflow
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # For the processes that tests start, too.
+
+
+@pytest.fixture(scope="session")
+def tf() -> ModuleType:
+    return import_tensorflow()
+
+
+@pytest.fixture(scope="session")
+def arrays() -> Arrays:
+    """The embedded MNIST. Shared: copy before changing."""
+    return load_arrays(DataConfig())
+
+
+@pytest.fixture(scope="session")
+def tiny_mnist(arrays: Arrays, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An npz file of the first 2,000 training and 500 test images."""
+    file = tmp_path_factory.mktemp("data") / "tiny_mnist.npz"
+    np.savez(
+        file,
+        x_train=arrays.train_images[:2000],
+        y_train=arrays.train_labels[:2000],
+        x_test=arrays.test_images[:500],
+        y_test=arrays.test_labels[:500],
+    )
+    return file
+
+
+@pytest.fixture
+def user_error() -> Callable[..., str]:
+    """A function that calls another one and returns the line of the UserError that it must raise."""
+
+    def line_of(call: Callable[..., Any], *args: Any, **options: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            call(*args, **options)
+        line = str(caught.value)
+        assert line.strip() and len(line.splitlines()) == 1, f"not one line: {line!r}"
+        assert len(line) < 600, "too long to read"
+        return line
+
+    return line_of
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB; needs the right to mount."""
+    folder = tmp_path / "small_disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("filling a disk needs the command mount")
+    if done.returncode:
+        pytest.skip(f"filling a disk needs the right to mount one: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def fill() -> Callable[[Path], None]:
+    """A function that leaves no byte free on the disk of a folder."""
+
+    def fill_disk(folder: Path) -> None:
+        handle = os.open(folder / "filling", os.O_CREAT | os.O_WRONLY)
+        try:
+            while True:
+                os.write(handle, bytes(512))
+        except OSError:
+            os.close(handle)
+
+    return fill_disk

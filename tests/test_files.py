@@ -1,0 +1,107 @@
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mnist_dist.files import atomic_path, atomic_write, write_json, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_writes_into_new_folders_and_leaves_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "a" / "b" / "text"
+    write_text(file, "Größe\n")
+    assert file.read_bytes() == "Größe\n".encode()
+    assert names(file.parent) == ["text"]
+
+
+def test_readers_see_the_old_content_until_the_new_is_complete(tmp_path: Path) -> None:
+    file = tmp_path / "text"
+    write_text(file, "old")
+    with atomic_write(file) as stream:
+        stream.write(b"new, half writ")
+        stream.flush()
+        assert file.read_text() == "old"
+        stream.write(b"ten")
+    assert file.read_text() == "new, half written"
+    assert names(tmp_path) == ["text"]
+
+
+def test_an_error_in_the_middle_keeps_the_old_content(tmp_path: Path) -> None:
+    file = tmp_path / "text"
+    write_text(file, "old")
+    with pytest.raises(ZeroDivisionError), atomic_write(file) as stream:
+        stream.write(b"new")
+        _ = 1 / 0
+    assert file.read_text() == "old"
+    assert names(tmp_path) == ["text"]
+
+
+def test_the_temporary_file_is_beside_the_target_and_has_its_suffix(tmp_path: Path) -> None:
+    # Keras and numpy choose the format by the suffix, and renaming works within one file system only.
+    with atomic_path(tmp_path / "model.keras") as temporary:
+        assert (temporary.parent, temporary.suffix) == (tmp_path, ".keras")
+        assert temporary.name.startswith(".")
+        temporary.write_text("model")
+    assert names(tmp_path) == ["model.keras"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_results_are_as_readable_as_the_umask_allows(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "text", "content")
+        assert os.umask(umask) == umask, "the umask of the process was changed"
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "text").stat().st_mode) == mode
+
+
+def test_json_is_readable_and_ends_with_a_newline(tmp_path: Path) -> None:
+    content = {"accuracy": 0.99, "list": [1, None], "text": 'a "b"\n'}
+    write_json(tmp_path / "result.json", content)
+    text = (tmp_path / "result.json").read_text()
+    assert json.loads(text) == content
+    assert text.endswith("}\n") and "\n  " in text
+
+
+def test_a_full_disk_leaves_the_old_content_and_no_temporary_file(
+    small_disk: Path, fill: Callable[[Path], None], user_error: Callable[..., str]
+) -> None:
+    file = small_disk / "text"
+    write_text(file, "old")
+    fill(small_disk)
+    line = user_error(write_text, file, "new" * 100_000)
+    assert line == (
+        f"workdir: cannot write '{file}': No space left on device; free some space or name another folder with --workdir."
+    )
+    assert file.read_text() == "old"
+    assert names(small_disk) == ["filling", "text"]
+
+
+def test_a_folder_without_permission(tmp_path: Path, user_error: Callable[..., str]) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o555)
+    root = os.geteuid() == 0
+    if root:  # Root may write anywhere.
+        os.seteuid(65534)
+    try:
+        line = user_error(write_text, folder / "text", "content")
+    finally:
+        if root:
+            os.seteuid(0)
+    assert f"cannot write '{folder / 'text'}': Permission denied" in line
+    assert names(folder) == []
+
+
+def test_a_file_where_a_folder_should_be(tmp_path: Path, user_error: Callable[..., str]) -> None:
+    (tmp_path / "file").write_text("content")
+    assert "File exists" in user_error(write_text, tmp_path / "file" / "text", "content")
+    (tmp_path / "folder").mkdir()
+    assert "Is a directory" in user_error(write_text, tmp_path / "folder", "content")
+    assert names(tmp_path) == ["file", "folder"]
