@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,8 @@ class Checkpoints:
 
 def variables_by_name(model: keras.Model, optimizer: keras.Optimizer) -> dict[str, keras.Variable]:
     """Names everything that training changes: weights, moving statistics, random seeds, optimizer slots."""
-    named = {f"model/{variable.path}": variable for variable in model.variables}
+    # Keras numbers the generators of all models that the process has built.
+    named = {f"model/{re.sub(r'^seed_generator_[0-9]+/', 'seed_generator/', v.path)}": v for v in model.variables}
     named |= {f"optimizer/{variable.path}": variable for variable in optimizer.variables}
     if len(named) != len(model.variables) + len(optimizer.variables):
         raise AssertionError("Two variables share a path; a checkpoint would lose one of them.")

@@ -45,11 +45,8 @@ def predict(model: "keras.Model", images: np.ndarray, batch_size: int = 1000) ->
 
     pixels = tf.TensorSpec([None, 28, 28, 1], tf.uint8)  # Not the batch size: the last batch would be traced anew.
     forward = tf.function(lambda batch: model(batch, training=False), input_signature=[pixels])
-    probabilities = np.empty([len(images), NUM_CLASSES], np.float32)
-    for start in range(0, len(images), batch_size):
-        batch = slice(start, start + batch_size)
-        probabilities[batch] = forward(images[batch, ..., np.newaxis])
-    return probabilities
+    batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+    return np.concatenate([forward(batch[..., np.newaxis]).numpy() for batch in batches])
 
 
 def summarize(labels: np.ndarray, probabilities: np.ndarray) -> Evaluation:
@@ -58,7 +55,6 @@ def summarize(labels: np.ndarray, probabilities: np.ndarray) -> Evaluation:
     Of equally probable classes the lowest counts as predicted. The loss is the mean of -ln p(true class), with p
     raised to at least 1e-7, so that one image that the model excludes does not make it infinite.
     """
-    labels = labels.astype(np.int64)  # uint8 would overflow in the next lines.
     predicted = probabilities.argmax(axis=1)
     cells = np.bincount(NUM_CLASSES * labels + predicted, minlength=NUM_CLASSES**2)
     confusion = cells.reshape(NUM_CLASSES, NUM_CLASSES).astype(np.int64)
@@ -96,7 +92,7 @@ def render(evaluation: Evaluation) -> str:
     return "\n\n".join([_headline(evaluation), _class_table(evaluation), _confusion_table(evaluation.confusion)])
 
 
-def worst_confusions(confusion: np.ndarray, count: int) -> list[tuple[int, int, int]]:
+def _worst_confusions(confusion: np.ndarray, count: int) -> list[tuple[int, int, int]]:
     """Returns up to `count` most frequent mistakes as (true class, predicted class, images)."""
     mistakes = confusion - np.diag(confusion.diagonal())
     order = np.argsort(-mistakes, axis=None, kind="stable")[:count]
@@ -114,7 +110,7 @@ def _headline(evaluation: Evaluation) -> str:
     wrong = images - int(evaluation.confusion.trace())
     return (
         f"Accuracy {evaluation.accuracy:.4f} ({wrong:,} of {images:,} images wrong), "
-        f"loss {evaluation.loss:.4f} (cross-entropy, nats)"
+        f"cross-entropy {evaluation.loss:.4f} nats"
     )
 
 
@@ -134,6 +130,6 @@ def _confusion_table(confusion: np.ndarray) -> str:
     lines.append(" " * 6 + "".join(f"{digit:>{width}}" for digit in range(NUM_CLASSES)))
     for digit, row in enumerate(confusion):
         lines.append(f"{digit:>6}" + "".join(f"{count or '.':>{width}}" for count in row.tolist()))
-    worst = [f"{true} read as {predicted} ({images:,})" for true, predicted, images in worst_confusions(confusion, 3)]
+    worst = [f"{true} read as {predicted} ({images:,})" for true, predicted, images in _worst_confusions(confusion, 3)]
     lines += ["", f"Most frequent mistakes: {', '.join(worst)}" if worst else "No mistakes."]
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Builds Horovod for the installed TensorFlow, installs it and proves it with two real ranks.
 
 Horovod 0.28.1, its last release, does not compile against TensorFlow 2.16 and later. Its source distribution is
-fetched with pip, repaired in three lines and built once per combination of versions; the wheel is kept.
+fetched with pip, repaired in four places and built once per combination of versions; the wheel is kept.
 """
 
 import contextlib
@@ -42,6 +42,13 @@ PATCHES = (
     ),
     # The vector is filled through data() and its size() stays 0, so that no stalled rank is ever reported or ended.
     ("horovod/common/gloo/gloo_controller.cc", "global_ranks_.reserve(size_);", "global_ranks_.resize(size_);"),
+    # TensorFlow no longer exports the function that only its GPU operations need, but has a virtual one in its place.
+    (
+        "horovod/tensorflow/mpi_ops.cc",
+        "GpuStreamHandle AsGpuStreamValue(Stream* stream);",
+        "template <class S> GpuStreamHandle AsGpuStreamValue(S* stream) {\n"
+        "  return static_cast<GpuStreamHandle>(stream->platform_specific_handle().stream);\n}",
+    ),
     # horovodrun imports distutils, which Python 3.12 no longer has.
     ("horovod/runner/js_run.py", "distutils.spawn import find_executable", "shutil import which as find_executable"),
 )
@@ -59,7 +66,7 @@ _REMEDIES = (
     ("externally-managed", "create a virtual environment with `python3 -m venv` and work in it"),
     ("DO NOT MATCH THE HASHES", "the package index serves an altered file: name another one with PIP_INDEX_URL"),
     ("matching distribution|onnection|name resolution", "check the network, or name an index with PIP_INDEX_URL"),
-    ("nvcc|cuda|nccl", "install a CUDA toolkit that fits, or hide nvcc (PATH, CUDA_HOME) to build for the CPU"),
+    ("nvcc|cuda|nccl", "install a CUDA toolkit that fits, or set HOROVOD_GPU_OPERATIONS= (empty) for the CPU alone"),
 )
 
 
@@ -72,9 +79,11 @@ class BuildError(UserError):
 def is_installed() -> bool:
     """Tells whether Horovod is here and was built for the TensorFlow that is here; imports neither."""
     spec = importlib.util.find_spec("horovod")
+    if spec is None or spec.origin is None:
+        return False
     try:
-        metadata = Path((spec and spec.origin) or os.devnull).parent / "metadata.json"
-        return bool(json.loads(metadata.read_text())["tensorflow"] == _tensorflow()[1].partition("+")[0])
+        built_for = json.loads((Path(spec.origin).parent / "metadata.json").read_text())["tensorflow"]
+        return bool(built_for == _tensorflow()[1].partition("+")[0])
     except (OSError, ValueError, KeyError, UserError):
         return False
 
@@ -91,23 +100,24 @@ def install(mpi: bool = False, wheel_dir: Path | None = None, force: bool = Fals
         UserError: something that has to be installed first is missing.
         BuildError: the build, the installation or the proof with two ranks failed.
     """
-    tensorflow = "-".join(_tensorflow())
+    tensorflow, version = _tensorflow()
     nccl = find_nccl()
     variant = " + ".join(["Gloo", *(["NCCL"] if nccl else []), *(["MPI"] if mpi else [])])
-    folder = (wheel_dir or default_wheel_dir()) / wheel_key(tensorflow, nccl, _mpi_compiler() if mpi else None)
+    key = wheel_key(f"{tensorflow}-{version}", nccl, _mpi_compiler() if mpi else None)
+    folder = (wheel_dir or default_wheel_dir()).absolute() / key
     with _locked(folder):
         wheel = None if force else next(folder.glob("*.whl"), None)
         if wheel is None:
-            _say(f"Building Horovod {VERSION} ({variant}) for {tensorflow}: some minutes. Output: {folder}/build.log")
+            _say(f"Building Horovod {VERSION} ({variant}) takes some minutes; its output goes to {folder}/build.log")
             wheel = _build(folder, nccl, mpi)
         log = folder / "install.log"
         log.unlink(missing_ok=True)
-        _install_packages(RUNTIME_PACKAGES, log)
+        _pip(["install", *RUNTIME_PACKAGES], log)
         _pip(["install", "--no-deps", "--force-reinstall", str(wheel)], log)
     _say(f"Installed {wheel}")
     seconds = prove_two_ranks()
-    name = f"Horovod {VERSION} ({variant}) on TensorFlow {_tensorflow()[1]}"
-    print(f"{name}: two ranks all-reduced correctly in {seconds:.0f} s", flush=True)
+    what = f"Horovod {VERSION} ({variant}) on TensorFlow {version}"
+    print(f"{what}: two ranks all-reduced correctly in {seconds:.0f} s", flush=True)
 
 
 def default_wheel_dir() -> Path:
@@ -117,31 +127,35 @@ def default_wheel_dir() -> Path:
 def wheel_key(tensorflow: str, nccl: Mapping[str, str], mpi_compiler: Path | None) -> str:
     """Returns the name of a wheel's folder: everything that the compiled code depends on."""
     parts = ["horovod", VERSION, f"patch{PATCH_VERSION}", tensorflow, str(sysconfig.get_config_var("SOABI"))]
-    parts += ["".join(platform.libc_ver()) or platform.system(), "gloo"]
-    parts += ["nccl", _digest(json.dumps(nccl, sort_keys=True))] if nccl else []
-    parts += ["mpi", _digest(str(mpi_compiler))] if mpi_compiler else []
+    parts += ["".join(platform.libc_ver()), "gloo", *(["nccl"] if nccl else []), *(["mpi"] if mpi_compiler else [])]
+    if nccl or mpi_compiler:
+        parts.append(hashlib.sha256(repr((sorted(nccl.items()), mpi_compiler)).encode()).hexdigest()[:8])
     return "-".join(parts)
 
 
 def find_nccl() -> dict[str, str]:
     """Returns the build variables for NCCL, or nothing where the CUDA compiler or NCCL is missing.
 
-    NCCL is looked for in HOROVOD_NCCL_HOME, beside the CUDA compiler, among pip's packages and in the system.
+    NCCL is looked for in HOROVOD_NCCL_HOME, beside the CUDA compiler, among pip's packages and in the system;
+    HOROVOD_GPU_OPERATIONS set to nothing keeps it out.
     """
-    homes = [os.environ[name] for name in ("HOROVOD_CUDA_HOME", "CUDA_HOME") if os.environ.get(name)]
-    nvcc = _which("nvcc", *(f"{home}/bin" for home in homes)) or _which("nvcc", "/usr/local/cuda/bin")
-    if nvcc is None:
+    if os.environ.get("HOROVOD_GPU_OPERATIONS", "NCCL") != "NCCL":
+        return {}
+    nvcc = _which("nvcc")
+    homes = [*_folders("HOROVOD_CUDA_HOME", "CUDA_HOME"), *([nvcc.resolve().parents[1]] if nvcc else [])]
+    complete = [home for home in (*homes, Path("/usr/local/cuda")) if (home / "include/cuda_runtime.h").exists()]
+    cuda = next((home for home in complete if (home / "bin/nvcc").exists()), None)
+    if cuda is None:
         return {}
     pip_folder = Path(sysconfig.get_path("purelib"), "nvidia", "nccl")
-    own = os.environ.get("HOROVOD_NCCL_HOME")
-    for root in (*([Path(own)] if own else []), nvcc.resolve().parent.parent, pip_folder, Path("/usr")):
+    for root in (*_folders("HOROVOD_NCCL_HOME"), cuda, pip_folder, Path("/usr")):
         folders = [root / name for name in ("lib", "lib64", f"lib/{platform.machine()}-linux-gnu")]
         libraries = [library for folder in folders for library in sorted(folder.glob("libnccl.so*"))]
         header = root / "include" / "nccl.h"
         if libraries and header.exists():
             nccl = {"HOROVOD_NCCL_INCLUDE": str(header.parent), "HOROVOD_NCCL_LIB": str(libraries[0])}
-            return {"HOROVOD_GPU_OPERATIONS": "NCCL", "HOROVOD_CUDA_HOME": str(nvcc.parent.parent), **nccl}
-    _say(f"Found {nvcc} but no NCCL, so this is for CPUs; for GPUs run `pip install nvidia-nccl-cu12` first.")
+            return {"HOROVOD_GPU_OPERATIONS": "NCCL", "HOROVOD_CUDA_HOME": str(cuda), **nccl}
+    _say(f"Found CUDA in {cuda} but no NCCL, so this is for CPUs; for GPUs run `pip install nvidia-nccl-cu12` first.")
     return {}
 
 
@@ -173,7 +187,7 @@ def prove_two_ranks() -> float:
                 break
             time.sleep(0.05)
         if any(state != 0 for state in states):
-            guilty = next((rank for rank, state in enumerate(states) if state), states.index(None))
+            guilty = states.index(next(filter(None, states), None))
             outputs[guilty].seek(0)
             last = (outputs[guilty].read().decode(errors="replace").split("\n")[-2:] or [""])[0]
             state = f"not done after {PROOF_SECONDS:.0f} s" if states[guilty] is None else f"status {states[guilty]}"
@@ -223,9 +237,9 @@ def explain_failure(log: str) -> str:
     return quote[:400] + remedy
 
 
-def build_environment(nccl: Mapping[str, str], mpi: bool, scratch: Path) -> dict[str, str]:
-    """Returns the variables that make Horovod's setup.py build what is wanted; may put a link into `scratch`."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HOROVOD_")}
+def build_environment(nccl: Mapping[str, str], mpi: bool, folder: Path) -> dict[str, str]:
+    """Returns the variables that make Horovod's setup.py build what is wanted; may put a link into `folder`."""
+    environment = {name: text for name, text in os.environ.items() if not name.startswith(("HOROVOD_W", "HOROVOD_G"))}
     for name in ("WITH_TENSORFLOW", "WITHOUT_PYTORCH", "WITHOUT_MXNET", "WITHOUT_NVTX", "WITH_GLOO"):
         environment[f"HOROVOD_{name}"] = "1"
     environment["HOROVOD_WITH_MPI" if mpi else "HOROVOD_WITHOUT_MPI"] = "1"
@@ -237,9 +251,11 @@ def build_environment(nccl: Mapping[str, str], mpi: bool, scratch: Path) -> dict
     if nccl:
         # pip's package has libnccl.so.2 but no libnccl.so to link with, and lies where no loader looks by itself.
         library = Path(nccl["HOROVOD_NCCL_LIB"])
-        (scratch / "libnccl.so").symlink_to(library)
+        (folder / "libnccl.so").unlink(missing_ok=True)
+        (folder / "libnccl.so").symlink_to(library)
+        environment["PATH"] = os.pathsep.join([f"{nccl['HOROVOD_CUDA_HOME']}/bin", environment["PATH"]])
         flags = f"{os.environ.get('LDFLAGS', '')} -Wl,-rpath,{library.parent}".strip()
-        environment |= {"HOROVOD_NCCL_LIB": str(scratch), "HOROVOD_NCCL_LINK": "SHARED", "LDFLAGS": flags}
+        environment |= {"HOROVOD_NCCL_LIB": str(folder), "HOROVOD_NCCL_LINK": "SHARED", "LDFLAGS": flags}
     return environment
 
 
@@ -248,7 +264,7 @@ def _build(folder: Path, nccl: Mapping[str, str], mpi: bool) -> Path:
     _check_tools()
     log = folder / "build.log"
     log.unlink(missing_ok=True)
-    _install_packages(BUILD_PACKAGES, log)
+    _pip(["install", *BUILD_PACKAGES], log)
     with tempfile.TemporaryDirectory(prefix="horovod-build-") as name:
         scratch = Path(name)
         requirement = scratch / "requirements.txt"
@@ -263,10 +279,12 @@ def _build(folder: Path, nccl: Mapping[str, str], mpi: bool) -> Path:
         patch_source(source)
         partial = folder / "partial"
         shutil.rmtree(partial, ignore_errors=True)
-        wheel = ["wheel", "--verbose", "--no-deps", "--no-build-isolation", f"--wheel-dir={partial}", str(source)]
-        _pip(wheel, log, build_environment(nccl, mpi, scratch))
+        options = ["--verbose", "--no-deps", "--no-build-isolation", f"--wheel-dir={partial}"]
+        _pip(["wheel", *options, str(source)], log, build_environment(nccl, mpi, folder))
     built = next(partial.glob("*.whl"))
-    return built.replace(folder / built.name)
+    wheel = built.replace(folder / built.name)
+    partial.rmdir()
+    return wheel
 
 
 def _check_tools() -> None:
@@ -297,12 +315,6 @@ def _tensorflow() -> tuple[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return name, importlib.metadata.version(name)
     raise UserError(f"install-horovod: no TensorFlow in {sys.prefix}; install it first: `pip install tensorflow`.")
-
-
-def _install_packages(names: tuple[str, ...], log: Path) -> None:
-    present = {distribution.metadata["Name"].lower() for distribution in importlib.metadata.distributions()}
-    if missing := [name for name in names if name not in present]:
-        _pip(["install", *missing], log)
 
 
 def _pip(arguments: list[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
@@ -372,13 +384,13 @@ def _search_path() -> str:
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
-def _which(program: str, *folders: str) -> Path | None:
-    found = shutil.which(program, path=os.pathsep.join([*folders, _search_path()]))
+def _folders(*variables: str) -> list[Path]:
+    return [Path(os.environ[name]) for name in variables if os.environ.get(name)]
+
+
+def _which(program: str) -> Path | None:
+    found = shutil.which(program, path=_search_path())
     return Path(found) if found else None
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _say(text: str) -> None:

@@ -21,7 +21,7 @@ BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 PALE = "#E0E0E0"
 SPLITS = {"holdout": (GREEN, "D"), "test": (ORANGE, "o")}
 AVERAGED_SHARE = 1 / 30  # Of a run, in its moving averages.
-LONE_POINT: Mapping[str, Any] = {"marker": "o", "markersize": 4}  # A line through one point is invisible.
+LONE_POINT: Mapping[str, Any] = {"marker": "o", "markersize": 6}  # A line through one point is invisible.
 SAMPLE_COLUMNS = 10
 MISTAKE_ROWS = 2
 
@@ -61,9 +61,10 @@ def save_curves(path: Path, history: Iterable[Entry]) -> None:
         axes.grid(color=PALE)
         axes.tick_params(labelsize=10.5)
     rate.set_ylim(bottom=0)
+    rate.set_xlim(left=0)
     rate.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True)
     rate.set_xlabel("epoch", fontsize=12)
-    if entries:
+    if loss.get_lines():
         loss.legend(fontsize=11, frameon=False)
     figure.suptitle(_curves_title(train, evaluations), fontsize=14)
     figure.align_ylabels()
@@ -77,12 +78,12 @@ def _by_step(entries: Iterable[Entry]) -> list[Entry]:
 def _draw_metric(
     axes: "Axes", train: Sequence[Entry], evaluations: Mapping[str, Sequence[Entry]], metric: Metric
 ) -> None:
-    axes.set_yscale("log", nonpositive="mask")
     _draw_training(axes, train, [metric(entry) for entry in train])
     for split, (color, marker) in SPLITS.items():
         values = [metric(entry) for entry in evaluations[split]]
         _draw_line(axes, evaluations[split], values, color=color, marker=marker, linewidth=2, label=f"{split} images")
-    _label_decades(axes)
+    if any(np.greater(line.get_ydata(), 0).any() for line in axes.get_lines()):
+        _make_logarithmic(axes)
 
 
 def _draw_training(axes: "Axes", train: Sequence[Entry], values: Sequence[float]) -> None:
@@ -96,10 +97,9 @@ def _draw_training(axes: "Axes", train: Sequence[Entry], values: Sequence[float]
 
 
 def _moving_average(values: Sequence[float], points: int) -> Sequence[float]:
-    """Averages each value with its neighbours; near the ends with those that there are."""
-    window = np.ones(points)
-    sums, counts = (np.convolve(each, window, "same") for each in (values, np.ones(len(values))))
-    return (sums / counts).tolist()
+    """Averages each value with its neighbours, with fewer near the ends so that a steep start keeps its shape."""
+    reach = [min(points // 2, index // 2, len(values) - 1 - index) for index in range(len(values))]
+    return [float(np.mean(values[index - n : index + n + 1])) for index, n in enumerate(reach)]
 
 
 def _draw_line(axes: "Axes", entries: Sequence[Entry], values: Sequence[float], **style: Any) -> None:
@@ -108,11 +108,13 @@ def _draw_line(axes: "Axes", entries: Sequence[Entry], values: Sequence[float], 
         axes.plot([entry["epoch"] for entry in entries], values, **{**lone, **style})
 
 
-def _label_decades(axes: "Axes") -> None:
-    """Writes 0.5 rather than 5e-1, and labels within the decades too: few runs span many."""
+def _make_logarithmic(axes: "Axes") -> None:
+    """Marks 1, 2, 5, 10 (decades only if there are many), written as 0.5 rather than 5e-1."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.set_yscale("log", nonpositive="mask")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1e4 else (1,)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter("")
 
@@ -181,13 +183,14 @@ def save_samples(path: Path, images: np.ndarray, labels: np.ndarray, probabiliti
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][: SAMPLE_COLUMNS * MISTAKE_ROWS].tolist()
     samples = [Sample(*each) for each in zip(images, labels, predicted, confidence, strict=True)]
 
-    rows = max(1, -(-len(worst) // SAMPLE_COLUMNS))
-    figure = _figure(11, 1.75 * (rows + 1) + 0.4)
-    top, bottom = figure.subfigures(2, squeeze=False, height_ratios=[1, rows]).flat
+    rows = -(-len(worst) // SAMPLE_COLUMNS)
+    heights = [1, rows or 0.2]
+    figure = _figure(11, 1.75 * sum(heights) + 0.4)
+    top, bottom = figure.subfigures(2, squeeze=False, height_ratios=heights).flat
     top.suptitle("The first image of each digit, and the model's probability", fontsize=14)
-    _draw_samples(top, 1, [samples[index] for index in first])
+    _draw_samples(top, [samples[index] for index in first])
     bottom.suptitle(_mistakes_title(len(worst), len(wrong), len(labels)), fontsize=14)
-    _draw_samples(bottom, rows, [samples[index] for index in worst])
+    _draw_samples(bottom, [samples[index] for index in worst])
     _save(figure, path)
 
 
@@ -205,10 +208,11 @@ def _mistakes_title(shown: int, wrong: int, images: int) -> str:
     return f"{which} mistake{'s' if wrong > 1 else ''} in {images:,} images"
 
 
-def _draw_samples(area: "SubFigure", rows: int, samples: Sequence[Sample]) -> None:
-    for axes in area.subplots(rows, SAMPLE_COLUMNS, squeeze=False).flat:
+def _draw_samples(area: "SubFigure", samples: Sequence[Sample]) -> None:
+    rows = -(-len(samples) // SAMPLE_COLUMNS)
+    for position, sample in enumerate(samples, start=1):
+        axes = area.add_subplot(rows, SAMPLE_COLUMNS, position)
         axes.set_axis_off()
-    for axes, sample in zip(area.axes, samples, strict=False):
         axes.imshow(sample.image, cmap="gray_r", vmin=0, vmax=255)
         correct = sample.predicted == sample.true
         reading = f"read as {sample.predicted}" if correct else f"{sample.true} read as {sample.predicted}"

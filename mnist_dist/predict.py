@@ -37,8 +37,8 @@ WORKING_PIXELS = 256  # Larger images are reduced to this longer side, which ave
 
 MIN_CONTRAST_LEVELS = 8.0  # Of 255 grey levels, between ink and background.
 MIN_CONTRAST_SIGMAS = 6.0  # The same contrast in standard deviations of the background's noise.
-MIN_INK_PIXELS = 4  # Longer side of the ink in the reduced image.
-INK_FRACTION = 0.15  # Of full ink, above which a pixel is part of a stroke: beyond the ringing of JPEG.
+MIN_INK_PIXELS = 5  # Longer side of the ink in the reduced image.
+INK_FRACTION = 0.25  # Of full ink, above which a pixel is part of a stroke: above JPEG's ringing and most shadows.
 SPECK_FRACTION = 0.1  # Parts with less than this share of the largest part's ink are dropped.
 
 FILES_AT_ONCE = 256
@@ -59,7 +59,7 @@ def run(model: Any, paths: Sequence[Path], as_json: bool) -> int:
     Returns:
         The exit code: 0, or 2 if any file was rejected.
     """
-    width = max((len(_printable(path)) for path in paths), default=0)
+    width = max(len("file"), *(len(_printable(path)) for path in paths))
     if not as_json:
         print(f"{'file':<{width}}  digit  probability")
     exit_code = 0
@@ -88,7 +88,7 @@ def predict_files(model: Any, paths: Iterable[Path]) -> Iterator[Prediction | Us
     while chunk := list(itertools.islice(remaining, FILES_AT_ONCE)):
         outcomes = [_load_or_error(path) for path in chunk]
         digits = [outcome for outcome in outcomes if isinstance(outcome, np.ndarray)]
-        rows = iter(model.predict(np.stack(digits)[..., None], verbose=0) if digits else ())
+        rows = iter(model.predict(np.stack(digits)[..., None], batch_size=FILES_AT_ONCE, verbose=0) if digits else ())
         for path, outcome in zip(chunk, outcomes, strict=True):
             yield outcome if isinstance(outcome, UserError) else _most_probable(path, next(rows))
 
@@ -97,15 +97,17 @@ def load_digit(path: Path) -> np.ndarray:
     """Reads any image of a digit as MNIST would show it: uint8 [28, 28], light on black.
 
     Size, colours, bit depth, transparency, EXIF rotation, polarity and even lighting do not matter; of an animation
-    the first frame counts. The digit should fill at least a tenth of the picture's longer side.
+    the first frame counts. The digit should fill a tenth of the picture's longer side or more,
+    and not touch its edges.
 
     Raises:
         UserError: the file is no regular file, empty, too large, not decodable, or shows no ink.
     """
     ink = _ink(_read_grey(path))
     if ink is None:
-        raise _rejected(path, "an image without visible ink", "one digit on a plain background", "raise the contrast")
-    return _centred(_scaled(_cropped(ink)))
+        remedy = "raise the contrast, or leave a margin around the digit"
+        raise _rejected(path, "an image without visible ink", "one digit on a plain background", remedy)
+    return _centred(_scaled(ink))
 
 
 def _load_or_error(path: Path) -> np.ndarray | UserError:
@@ -135,7 +137,8 @@ def _read_grey(path: Path) -> np.ndarray:
                 return _grey(image)
     except Image.DecompressionBombError as error:
         limit = f"at most {MAX_PIXELS / 1e6:.0f} megapixels"
-        raise _rejected(path, f"a too large image ({error})", limit, "crop or shrink it") from None
+        size = str(error).partition(" exceeds")[0].removeprefix("Image size ").strip("()")
+        raise _rejected(path, f"an image of {size}", limit, "crop or shrink it") from None
     except Image.UnidentifiedImageError:
         raise _rejected(path, "a file in another format", EXPECTED, "convert it, for example to PNG") from None
     except Exception as error:  # Pillow's decoders raise nearly every type on broken files.
@@ -152,6 +155,8 @@ def _check_file(path: Path) -> None:
         raise _rejected(path, "a folder", EXPECTED, "name the files in it, for example FOLDER/*.png")
     if not stat.S_ISREG(status.st_mode):
         raise _rejected(path, "a device, pipe or socket", EXPECTED, "save the image to a file first")
+    if not os.access(path, os.R_OK):
+        raise _rejected(path, "a file without read permission", EXPECTED, "run chmod u+r on it")
     if status.st_size == 0:
         raise _rejected(path, "an empty file (0 bytes)", EXPECTED, "save or copy it again")
     if status.st_size > MAX_FILE_BYTES:
@@ -182,21 +187,21 @@ def _grey(image: "Image.Image") -> np.ndarray:
     image.thumbnail((WORKING_PIXELS, WORKING_PIXELS))  # Before all else, so that JPEG decodes a fraction only.
     pixels = np.asarray(ImageOps.exif_transpose(image), np.float32)
     if deep:
-        return _stretched(np.nan_to_num(pixels))
+        return _stretched(np.nan_to_num(pixels, posinf=0, neginf=0).astype(np.float64))
     return pixels if pixels.ndim == 2 else _without_colour(pixels[..., :3], pixels[..., 3:] / 255)
 
 
 def _stretched(levels: np.ndarray) -> np.ndarray:
     """Maps the range in use, which may be 12 of 16 bits or 0..1, to 0..255."""
     low, high = levels.min(), levels.max()
-    return (levels - low) * (255 / (high - low)) if high > low else np.zeros_like(levels)
+    return (levels - low) / (high - low) * 255 if high > low else np.zeros_like(levels)
 
 
 def _without_colour(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Returns grey [h, w] of [h, w, 3] with opacity [h, w, 1] (0..1) or [h, w, 0]."""
     if alpha.size:
         colours = colours * alpha + _backdrop(colours, alpha[..., 0]) * (1 - alpha)
-    luma = colours @ np.float32([0.299, 0.587, 0.114])
+    luma = colours @ np.array([0.299, 0.587, 0.114], np.float32)
     channel = colours[..., colours.std(axis=(0, 1)).argmax()]
     return channel if channel.std() > 2 * luma.std() else luma  # Yellow on white, red on green of the same luma.
 
@@ -212,7 +217,9 @@ def _backdrop(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def _ink(grey: np.ndarray) -> np.ndarray | None:
-    """Returns the strokes: float32 [h, w], 0 off the ink and about 1 on it, or None where nothing stands out."""
+    """Returns the strokes, cropped to them: [h, w], 0 off the ink and about 1 on it; None where nothing stands out."""
+    if max(grey.shape) > WORKING_PIXELS // 2:
+        grey = _smoothed(_smoothed(grey).T).T
     background, noise = _background(grey)
     residual = grey - background
     outliers = np.where(np.abs(residual) > 3 * noise, residual, 0)
@@ -224,7 +231,13 @@ def _ink(grey: np.ndarray) -> np.ndarray | None:
     contrast = np.sum(ink**3) / np.sum(ink**2)  # A mean in which the many faint pixels of shadows weigh little.
     if contrast < max(MIN_CONTRAST_LEVELS, MIN_CONTRAST_SIGMAS * noise):
         return None
-    return _without_specks(ink / contrast)
+    return _cropped(_without_specks(ink / contrast))
+
+
+def _smoothed(grey: np.ndarray) -> np.ndarray:
+    """Averages each pixel with its neighbours above and below, with weights 1, 2, 1."""
+    padded = np.pad(grey, ((1, 1), (0, 0)), mode="edge")
+    return (padded[:-2] + 2 * grey + padded[2:]) / 4
 
 
 def _background(grey: np.ndarray) -> tuple[np.ndarray, float]:
@@ -233,19 +246,21 @@ def _background(grey: np.ndarray) -> tuple[np.ndarray, float]:
     Returns:
         The surface [h, w], a polynomial of degree two, and the standard deviation of the noise about it.
     """
-    y, x = (axis.astype(np.float32) for axis in np.indices(grey.shape))
-    y, x = y / len(y) - 0.5, x / x.shape[1] - 0.5
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
-    depth = max(1, max(grey.shape) // 32)
-    member = np.ones(grey.shape, bool)
-    member[depth:-depth, depth:-depth] = False
-    surface = np.full_like(grey, np.median(grey[member]))
+    height, width = grey.shape
+    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    all_terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
+    step = max(1, max(grey.shape) // 64)  # A few thousand pixels determine six coefficients well enough.
+    terms, levels = all_terms[::step, ::step], grey[::step, ::step]
+    is_background = np.ones(levels.shape, bool)
+    is_background[2:-2, 2:-2] = False
+    surface = np.full_like(levels, np.median(levels[is_background]))
     for count in (1, 3, 6, 6):  # Level, tilt, curvature: a surface fitted at once would bend towards the ink.
-        noise = _deviation(grey[member] - surface[member])
-        member = np.abs(grey - surface) <= 2.5 * noise
-        coefficients = np.linalg.lstsq(terms[member][:, :count], grey[member], rcond=None)[0]
+        noise = _deviation(levels[is_background] - surface[is_background])
+        is_background = np.abs(levels - surface) <= 2.5 * noise
+        known = terms[is_background][:, :count]
+        coefficients = np.linalg.lstsq(known, levels[is_background], rcond=None)[0]
         surface = terms[..., :count] @ coefficients
-    return surface, _deviation(grey[member] - surface[member])
+    return all_terms @ coefficients, _deviation(levels[is_background] - surface[is_background])
 
 
 def _deviation(residual: np.ndarray) -> float:
@@ -255,21 +270,21 @@ def _deviation(residual: np.ndarray) -> float:
 
 def _without_specks(ink: np.ndarray) -> np.ndarray:
     """Keeps the parts of the picture with much ink, and one pixel of blur around them."""
-    padded = np.pad(ink > INK_FRACTION, 1)
-    near = sum(np.roll(padded, (dy, dx), (0, 1)).astype(int) for dy in (-1, 0, 1) for dx in (-1, 0, 1)) > 0
-    parts = _connected(near)[1:-1, 1:-1]
+    padded = np.pad(ink > INK_FRACTION, 2)  # So wide that neither the roll nor a run of marks comes round.
+    near = np.any([np.roll(padded, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)], axis=0)
+    parts = _connected(near)[2:-2, 2:-2]
     mass = np.bincount(parts.ravel(), weights=ink.ravel())
     mass[0] = 0
     return np.where((mass >= SPECK_FRACTION * mass.max())[parts] & (parts > 0), ink, 0)
 
 
 def _connected(mask: np.ndarray) -> np.ndarray:
-    """Numbers the connected parts of a mask [h, w] whose last column is empty; 0 is outside."""
+    """Gives each connected part of a mask [h, w] with an empty frame a number of its own; 0 is outside."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
         spread = _spread_along_rows(_spread_along_rows(labels).T).T
         if np.array_equal(spread, labels):
-            return np.unique(labels, return_inverse=True)[1].reshape(mask.shape)
+            return labels
         labels = spread
 
 
@@ -280,9 +295,11 @@ def _spread_along_rows(labels: np.ndarray) -> np.ndarray:
     return np.repeat(np.maximum.reduceat(flat, starts), np.diff(starts, append=flat.size)).reshape(labels.shape)
 
 
-def _cropped(ink: np.ndarray) -> np.ndarray:
-    rows, columns = np.nonzero(ink > INK_FRACTION)
-    return ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+def _cropped(ink: np.ndarray) -> np.ndarray | None:
+    rows, columns = (np.flatnonzero((ink > INK_FRACTION).any(axis=axis)) for axis in (1, 0))
+    if max(np.ptp(rows), np.ptp(columns)) + 1 < MIN_INK_PIXELS:
+        return None
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def _scaled(ink: np.ndarray) -> np.ndarray:
@@ -290,9 +307,9 @@ def _scaled(ink: np.ndarray) -> np.ndarray:
     from PIL import Image
 
     height, width = (max(1, round(side * DIGIT_PIXELS / max(ink.shape))) for side in ink.shape)
-    small = Image.fromarray(ink.astype(np.float32)).resize((width, height), Image.Resampling.HAMMING)
-    digit = np.asarray(small)
-    return np.clip(digit / np.percentile(digit[digit > INK_FRACTION], 90), 0, 1)
+    resized = Image.fromarray(ink.astype(np.float32)).resize((width, height), Image.Resampling.HAMMING)
+    digit = np.asarray(resized)
+    return np.clip(digit / np.percentile(digit[digit > INK_FRACTION * digit.max()], 90), 0, 1)
 
 
 def _centred(digit: np.ndarray) -> np.ndarray:

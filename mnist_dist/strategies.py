@@ -8,6 +8,7 @@ divided by the global batch size, and the contributions are summed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -98,9 +99,7 @@ class Mirrored:
     is_chief = True
 
     def __init__(self, devices: Sequence[str]) -> None:
-        import tensorflow as tf
-
-        self._strategy = tf.distribute.MirroredStrategy(devices)
+        self._strategy = _mirrored_strategy(tuple(devices))
         self.shard = Shard(0, len(devices), len(devices))
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
@@ -174,9 +173,7 @@ class MultiWorker:
             variable.assign(tf.cast(total, variable.dtype))
 
     def barrier(self) -> None:
-        import tensorflow as tf
-
-        self.all_reduce(tf.zeros([])).numpy()
+        _meet_for_the_last_time(self)
 
     def _all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
         import tensorflow as tf
@@ -225,9 +222,7 @@ class Horovod:
         self._hvd.broadcast_variables([variable.value for variable in variables], root_rank=0)
 
     def barrier(self) -> None:
-        import tensorflow as tf
-
-        self.all_reduce(tf.zeros([1])).numpy()
+        _meet_for_the_last_time(self)
         self._hvd.shutdown()
 
 
@@ -285,6 +280,11 @@ def tf_config(cluster: Cluster) -> dict[str, Any]:
     return {"cluster": {"worker": workers}, "task": {"type": "worker", "index": cluster.rank}}
 
 
+def mean_over_replicas(strategy: Strategy, tensor: tf.Tensor) -> tf.Tensor:
+    """Within `run`: the mean of a tensor over all replicas; differentiable."""
+    return strategy.reduce(tensor) / strategy.shard.num_replicas
+
+
 def all_gather(strategy: Strategy, value: float) -> np.ndarray:
     """Returns the value of every process as float64 [processes]."""
     import tensorflow as tf
@@ -293,6 +293,26 @@ def all_gather(strategy: Strategy, value: float) -> np.ndarray:
     values = np.zeros(shard.num_replicas // shard.local_replicas)
     values[shard.first_replica // shard.local_replicas] = value
     return np.asarray(strategy.all_reduce(tf.constant(values)))
+
+
+@functools.cache
+def _mirrored_strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
+    """Returns one object per set of devices: a second one would reuse the first one's keys of collectives."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(devices)
+
+
+def _meet_for_the_last_time(strategy: Strategy) -> None:
+    """Waits for all processes with an all-reduce.
+
+    It may fail because another process has left already. That one had its result, to which all have contributed: all
+    have come here. (A process that ends earlier fails by itself, and its launcher says so.)
+    """
+    import tensorflow as tf
+
+    with contextlib.suppress(tf.errors.OpError):
+        strategy.all_reduce(tf.zeros([1])).numpy()
 
 
 def _reduce_in_replica_context(tensor: tf.Tensor) -> tf.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ from mnist_dist.results import library_versions, save_deliverables
 from mnist_dist.runtime import Runtime, configure_runtime
 from mnist_dist.schedule import learning_rates
 from mnist_dist.steps import make_eval_steps, make_train_steps
-from mnist_dist.strategies import Strategy, make_strategy, resolve_strategy
+from mnist_dist.strategies import Strategy, make_strategy, mean_over_replicas, resolve_strategy
 from mnist_dist.watchdog import Watchdog
 from mnist_dist.workdir import Workdir, check_workdir, claim_workdir
 from mnist_dist.writers import Console, JsonLines, TensorBoard, Writer, make_console
@@ -125,7 +126,8 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
 
     precision = session.runtime.precision.value
     with strategy.scope():
-        model = build_model(config.model, precision=precision, seed=config.seed, reduce=strategy.reduce)
+        replica_mean = functools.partial(mean_over_replicas, strategy)
+        model = build_model(config.model, precision=precision, seed=config.seed, replica_mean=replica_mean)
         optimizer = build_optimizer(config.optimizer, rates, loss_scaling=precision == "mixed_float16")
         optimizer.build(model.trainable_variables)
     variables = variables_by_name(model, optimizer)
@@ -198,9 +200,10 @@ def lost_ranks_explained(cluster: Cluster) -> Iterator[None]:
     except (tf.errors.UnavailableError, tf.errors.UnknownError, tf.errors.InternalError, tf.errors.AbortedError) as error:
         if cluster.size == 1:
             raise
-        reason = next((line for line in str(error).splitlines() if "shut down" in line or "Collective" in line), str(error))
+        lines = [line for line in str(error).splitlines() if "aborted by" in line or "shut down" in line] or [str(error)]
+        reason = " ".join(lines[0].split())[:200]
         raise TrainingError(
-            f"training: rank {cluster.rank} lost the other ranks ({' '.join(reason.split())[:200]}); see what ended first."
+            f"training: rank {cluster.rank} lost the other ranks ({reason}); see which one ended first."
         ) from None
 
 

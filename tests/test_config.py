@@ -113,7 +113,7 @@ def test_an_assignment_needs_a_key_and_a_value(text: str, user_error: Callable[.
 
 def test_settings_cannot_be_changed_in_place() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Config().training.epochs = 5
+        setattr(Config().training, "epochs", 5)  # noqa: B010
 
 
 # --- Bad values: one line that names the key, what came and what was expected ---
@@ -140,7 +140,11 @@ def test_settings_cannot_be_changed_in_place() -> None:
         ("optimizer.learning_rate", "1e-3", "optimizer.learning_rate: received '1e-3' (str), expected a valid number."),
         ("optimizer.learning_rate", float("nan"), "optimizer.learning_rate: received nan (float), expected a finite"),
         ("optimizer.learning_rate", float("inf"), "optimizer.learning_rate: received inf (float), expected a finite"),
-        ("optimizer.name", "adm", "optimizer.name: received 'adm' (str), expected 'adam', 'adamw', 'rmsprop', 'sgd' or"),
+        (
+            "optimizer.name",
+            "adm",
+            "optimizer.name: received 'adm' (str), expected 'adam', 'adamw', 'rmsprop', 'sgd' or",
+        ),
         ("runtime.xla", 1, "runtime.xla: received 1 (int), expected 'on', 'off' or 'auto'."),
         ("model.batch_norm", 1, "model.batch_norm: received 1 (int), expected a valid boolean."),
         ("model.filters", [8], "model.filters: received [8] (list), expected two whole numbers, such as [3, 5]."),
@@ -163,7 +167,9 @@ def test_a_huge_value_is_shown_in_part(value: Any, user_error: Callable[..., str
     assert user_error(load_config, "default", {"data.kind": value}).startswith("data.kind: received ")
 
 
-@pytest.mark.parametrize("sizes", [(25, 1), (1, 13), (3, 12), (24, 1), (28, 1), (27, 1), (26, 1), (25, 2), (3, 13), (1, 14)])
+@pytest.mark.parametrize(
+    "sizes", [(25, 1), (1, 13), (3, 12), (24, 1), (28, 1), (27, 1), (26, 1), (25, 2), (3, 13), (1, 14)]
+)
 def test_kernel_sizes_fit_when_a_pixel_is_left(sizes: tuple[int, int], user_error: Callable[..., str]) -> None:
     after_first = (28 - sizes[0] + 1) // 2
     left = (after_first - sizes[1] + 1) // 2
@@ -196,9 +202,7 @@ def test_kernel_sizes_fit_when_a_pixel_is_left(sizes: tuple[int, int], user_erro
         ("model: 3", "model: received 3, expected a section with settings below it."),
     ],
 )
-def test_refused_files(
-    yaml_file: Callable[[str], str], text: str, part: str, user_error: Callable[..., str]
-) -> None:
+def test_refused_files(yaml_file: Callable[[str], str], text: str, part: str, user_error: Callable[..., str]) -> None:
     name = yaml_file(text)
     assert part in user_error(load_config, name)
     assert part in user_error(load_config, name, {"model.dropout": 0.5}), "a flag hides the mistake"
@@ -324,7 +328,9 @@ def test_a_written_configuration_reads_back_the_same(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(config_to_yaml(config))
     assert read_config(file) == config
-    assert set(yaml.safe_load(file.read_text())) == set(Config.model_fields), "a section is left out"
+    assert list(yaml.safe_load(file.read_text())) == list(Config.model_fields), (
+        "not all sections, or not in their order"
+    )
     file.write_text(config_to_yaml(Config()))
     assert read_config(file) == Config()
 

@@ -9,7 +9,7 @@ from mnist_dist.schedule import learning_rates, peak_learning_rate
 NAMES = ("constant", "cosine", "one_cycle")
 
 
-def rates(name: str, warmup_percent: float, total_steps: int, **options: Any) -> np.ndarray:
+def rates(name: Any, warmup_percent: float, total_steps: int, **options: Any) -> np.ndarray:
     config = ScheduleConfig(name=name, warmup_percent=warmup_percent, **options)
     return learning_rates(config, 1.0, config.reference_batch_size, total_steps)
 
@@ -18,7 +18,7 @@ def rates(name: str, warmup_percent: float, total_steps: int, **options: Any) ->
     ("scaling", "batch_size", "factor"),
     [("none", 512, 1), ("sqrt", 512, 2), ("linear", 512, 4), ("sqrt", 32, 0.5), ("linear", 32, 0.25), ("sqrt", 128, 1)],
 )
-def test_the_peak_follows_the_batch_size(scaling: str, batch_size: int, factor: float) -> None:
+def test_the_peak_follows_the_batch_size(scaling: Any, batch_size: int, factor: float) -> None:
     config = ScheduleConfig(scaling=scaling, reference_batch_size=128, name="constant", warmup_percent=0.0)
     assert peak_learning_rate(config, 0.004, batch_size) == pytest.approx(0.004 * factor)
     assert learning_rates(config, 0.004, batch_size, 3) == pytest.approx(0.004 * factor)

@@ -1,0 +1,197 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import mnist_dist
+from mnist_dist.cluster import Cluster
+from mnist_dist.config import RuntimeConfig
+from mnist_dist.runtime import (
+    Decision,
+    Device,
+    choose_gpus,
+    configure_runtime,
+    cpu_name,
+    decide_precision,
+    decide_xla,
+    find_device,
+    import_tensorflow,
+)
+
+REPOSITORY = Path(mnist_dist.__file__).parent.parent
+H100 = Device("GPU", "NVIDIA H100", (9, 0))
+A100 = Device("GPU", "NVIDIA A100", (8, 0))
+T4 = Device("GPU", "Tesla T4", (7, 5))
+V100 = Device("GPU", "Tesla V100", (7, 0))
+P100 = Device("GPU", "Tesla P100", (6, 0))
+K80 = Device("GPU", "Tesla K80", (3, 7))
+UNKNOWN_GPU = Device("GPU", "GPU")
+OLD_CPU = Device("CPU", "Xeon", cpu_flags=frozenset({"sse4_2", "avx2", "avx512f"}))
+BF16_CPU = Device("CPU", "EPYC", cpu_flags=frozenset({"avx2", "avx512_bf16"}))
+AMX_CPU = Device("CPU", "Xeon", cpu_flags=frozenset({"avx512_bf16", "amx_bf16", "avx512_fp16"}))
+ARM_CPU = Device("CPU", "Graviton", cpu_flags=frozenset({"asimd", "bf16"}))
+
+
+@pytest.mark.parametrize(
+    ("device", "value", "reason"),
+    [
+        (H100, "mixed_bfloat16", "9.0"),
+        (A100, "mixed_bfloat16", "8.0"),
+        (T4, "mixed_float16", "7.5"),
+        (V100, "mixed_float16", "7.0"),
+        (P100, "float32", "6.0"),
+        (K80, "float32", "3.7"),
+        (UNKNOWN_GPU, "float32", "0.0"),
+        (OLD_CPU, "float32", "no native 16-bit"),
+        (BF16_CPU, "mixed_bfloat16", "avx512_bf16"),
+        (AMX_CPU, "mixed_bfloat16", "amx_bf16"),
+        (ARM_CPU, "mixed_bfloat16", "bf16"),
+    ],
+)
+def test_precision_that_the_device_computes_natively(device: Device, value: str, reason: str) -> None:
+    decision = decide_precision("auto", device)
+    assert decision.value == value and reason in decision.reason
+
+
+@pytest.mark.parametrize("device", [H100, V100, P100, AMX_CPU])
+def test_float16_where_it_is_asked_for_and_there(device: Device) -> None:
+    assert decide_precision("mixed_float16", device) == Decision("mixed_float16", "as configured")
+
+
+@pytest.mark.parametrize("device", [K80, UNKNOWN_GPU, OLD_CPU, BF16_CPU, ARM_CPU])
+def test_float16_where_it_is_missing(device: Device, user_error: Callable[..., str]) -> None:
+    line = user_error(decide_precision, "mixed_float16", device)
+    assert line.startswith("runtime.precision: received 'mixed_float16'") and device.name in line
+
+
+@pytest.mark.parametrize("device", [H100, K80, OLD_CPU])
+@pytest.mark.parametrize("requested", ["float32", "mixed_bfloat16"])
+def test_any_device_computes_these(requested: str, device: Device) -> None:
+    assert decide_precision(requested, device).value == requested
+
+
+@pytest.mark.parametrize(
+    ("requested", "device", "value"),
+    [
+        ("auto", A100, "on"),
+        ("auto", K80, "on"),
+        ("auto", BF16_CPU, "off"),
+        ("on", BF16_CPU, "on"),
+        ("off", A100, "off"),
+    ],
+)
+def test_xla(requested: str, device: Device, value: str) -> None:
+    decision = decide_xla(requested, device)
+    assert decision.value == value
+    assert (decision.reason == "as configured") == (requested != "auto")
+
+
+def test_xla_of_a_model_that_exchanges_statistics(user_error: Callable[..., str]) -> None:
+    for requested in ("auto", "off"):
+        assert decide_xla(requested, A100, exchanges_in_model=True).value == "off"
+    assert user_error(decide_xla, "on", A100, True).startswith("runtime.xla: received 'on' with model.batch_norm")
+
+
+@pytest.mark.parametrize(
+    ("visible", "replicas", "cluster", "chosen"),
+    [
+        (8, 1, Cluster(), [0]),
+        (8, 4, Cluster(), [0, 1, 2, 3]),
+        (4, 1, Cluster(rank=5, size=6, local_rank=2, local_size=3), [2]),
+        (1, 1, Cluster(rank=6, size=8, local_rank=2, local_size=4), [0]),  # The scheduler bound it.
+        (8, 1, Cluster(rank=1, size=2, local_rank=1, local_size=2), [1]),
+    ],
+)
+def test_gpus_of_a_process(visible: int, replicas: int, cluster: Cluster, chosen: list[int]) -> None:
+    assert choose_gpus(visible, replicas, cluster) == chosen
+
+
+@pytest.mark.parametrize(
+    ("visible", "replicas", "cluster"),
+    [(2, 3, Cluster()), (2, 1, Cluster(rank=1, size=3, local_rank=1, local_size=3))],
+)
+def test_too_few_gpus(visible: int, replicas: int, cluster: Cluster, user_error: Callable[..., str]) -> None:
+    assert user_error(choose_gpus, visible, replicas, cluster).startswith("runtime.devices: ")
+
+
+def test_this_machine(tf: ModuleType) -> None:
+    device = find_device()
+    assert device.name
+    assert (device.kind == "GPU") == bool(tf.config.list_physical_devices("GPU"))
+    assert cpu_name()
+    if device.kind == "CPU" and Path("/proc/cpuinfo").exists():
+        assert device.cpu_flags & {"fpu", "fp", "asimd"}
+
+
+def test_threads_cannot_change_while_tensorflow_runs(tf: ModuleType, user_error: Callable[..., str]) -> None:
+    float(tf.reduce_sum([1.0]))  # From the first operation on.
+    running = tf.config.threading.get_intra_op_parallelism_threads()
+    config = RuntimeConfig(strategy="single", intra_op_threads=running + 1)
+    line = user_error(configure_runtime, config, 0, Cluster())
+    assert line.startswith(f"runtime.intra_op_threads: received {running + 1}, but TensorFlow already runs")
+    assert str(running) in line.partition("with")[2]
+    configure_runtime(RuntimeConfig(strategy="single", intra_op_threads=running), 0, Cluster())
+
+
+def test_the_seed_decides_every_random_number(tf: ModuleType) -> None:
+    import random
+
+    import numpy as np
+
+    def draw(seed: int) -> tuple[float, float, float]:
+        configure_runtime(RuntimeConfig(strategy="single"), seed, Cluster())
+        return random.random(), float(np.random.random()), float(tf.random.uniform([]))  # noqa: S311
+
+    assert draw(1) == draw(1)
+    assert all(a != b for a, b in zip(draw(1), draw(2), strict=True))
+
+
+def python(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, cwd=REPOSITORY, env=inherited | environment, capture_output=True, text=True)
+
+
+CONFIGURE = """
+from mnist_dist.cluster import Cluster
+from mnist_dist.config import RuntimeConfig
+from mnist_dist.runtime import configure_runtime
+settings = RuntimeConfig(
+    strategy="single", precision="float32", intra_op_threads=3, inter_op_threads=2, tf32=False, deterministic=True
+)
+runtime = configure_runtime(settings, 5, Cluster())
+import tensorflow as tf
+float(tf.reduce_sum([1.0]))
+print(tf.config.threading.get_intra_op_parallelism_threads(), tf.config.threading.get_inter_op_parallelism_threads())
+print(tf.config.experimental.tensor_float_32_execution_enabled(), runtime.precision.value, runtime.xla.value)
+try:
+    tf.raw_ops.RandomUniform(shape=[2], dtype=tf.float32)
+except tf.errors.InvalidArgumentError as error:
+    print(error)
+"""
+
+
+def test_settings_reach_a_fresh_tensorflow_which_stays_quiet() -> None:
+    done = python(CONFIGURE)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "3 2"
+    assert lines[1].startswith("False float32 ")
+    assert "determinism is enabled" in lines[2]
+
+
+def test_a_failing_import_tells_why(tmp_path: Path) -> None:
+    (tmp_path / "keras.py").write_text(
+        "import os\nos.write(2, b'a library is missing\\n')\nraise ImportError('keras is broken')\n"
+    )
+    done = python("from mnist_dist.runtime import import_tensorflow\nimport_tensorflow()", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("a library is missing\n") and "ImportError: keras is broken" in done.stderr
+
+
+def test_tensorflow_is_imported_once(tf: ModuleType) -> None:
+    assert import_tensorflow() is tf
