@@ -83,7 +83,9 @@ def add_train(commands: Any) -> None:
     parser.add_argument(
         "--config", default="default", metavar="FILE", help=f"a YAML file, or one of: {', '.join(shipped_configs())}"
     )
-    parser.add_argument("--workdir", type=Path, metavar="DIR", help="folder of the run (default: runs/CONFIG-DATE-TIME)")
+    parser.add_argument(
+        "--workdir", type=Path, metavar="DIR", help="folder of the run (default: runs/CONFIG-DATE-TIME)"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in --workdir from its checkpoint")
     descriptions, defaults = setting_descriptions(), parse_config({})
     for flag, (key, options) in FLAGS.items():
@@ -110,7 +112,9 @@ def run_train(args: argparse.Namespace) -> int:
 
     cluster = find_cluster(os.environ)
     result = train_here_or_in_ranks(config, workdir, args.resume, cluster)
-    if cluster.is_chief and cluster.launcher != "mnist-dist":  # Its launcher says it once for all ranks.
+    if cluster.launcher == "mnist-dist":  # It says once for all ranks how they ended.
+        return 0
+    if cluster.is_chief:
         print(describe_result(result, workdir))
     return EXIT_INTERRUPTED if result.get("signal") == "SIGINT" else 0
 
@@ -233,8 +237,8 @@ def add_install_horovod(commands: Any) -> None:
         "install-horovod",
         help="build Horovod for the installed TensorFlow, and prove it with two ranks",
         description=(
-            "Build Horovod 0.28.1 for the TensorFlow of this environment, which upstream does not offer, with NCCL where "
-            "CUDA is found and Gloo otherwise. The wheel is kept, so that a second time takes seconds."
+            "Build Horovod 0.28.1 for the TensorFlow of this environment, which upstream does not offer, with NCCL "
+            "where CUDA is found and Gloo otherwise. The wheel is kept, so that a second time takes seconds."
         ),
     )
     parser.add_argument("--mpi", action="store_true", help="build the MPI operations as well (needs mpicxx)")

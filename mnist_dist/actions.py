@@ -39,6 +39,7 @@ class Progress:
     timed_seconds: float = 0.0
     first_step_seconds: float = 0.0  # Of the latest session.
     wall_seconds: float = 0.0  # Of earlier sessions, from start to checkpoint.
+    precision: str = ""  # With which the run began.
     window: Window = field(default_factory=Window)
 
     @classmethod
@@ -136,11 +137,12 @@ class SaveCheckpoint:
     period: int
     checkpoints: Checkpoints | None
     variables: dict[str, keras.Variable]
+    precision: str
     wall_seconds: Callable[[], float]
 
     def __call__(self, progress: Progress) -> None:
         if self.checkpoints is not None:
-            note = asdict(progress) | {"wall_seconds": self.wall_seconds()}
+            note = asdict(progress) | {"precision": self.precision, "wall_seconds": self.wall_seconds()}
             self.checkpoints.save(progress.step, read_variables(self.variables), note)
 
 
@@ -155,8 +157,7 @@ class Guard:
     strategy: Strategy
 
     def __call__(self, progress: Progress) -> None:
-        next_step = min(progress.step, len(self.learning_rates) - 1)
-        guard.check_learning_rate(self.optimizer, float(self.learning_rates[next_step]), progress.step)
+        guard.check_learning_rate(self.optimizer, self.learning_rates, progress.step)
         guard.check_equal_weights(self.model.trainable_variables, self.strategy, progress.step)
 
 

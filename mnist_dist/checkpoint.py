@@ -94,8 +94,9 @@ def assign_variables(variables: Mapping[str, keras.Variable], arrays: Mapping[st
     ]
     if differing:
         raise UserError(
-            f"--resume: the checkpoint does not fit this run: '{differing[0]}' differs (of {len(differing)}); "
-            "resume with the model, optimizer and precision it was trained with."
+            f"--resume: the checkpoint does not fit this run: '{differing[0]}' differs"
+            + (f", and {len(differing) - 1} more" if len(differing) > 1 else "")
+            + "; resume with the model, optimizer and precision it was trained with."
         )
     for name, variable in variables.items():
         variable.assign(arrays[name])

@@ -28,7 +28,8 @@ class Cluster:
         local_rank: of this process among those on its host.
         local_size: number of processes on its host.
         hosts: the host of every rank, in the order of the ranks.
-        port: first of `size + 1` ports that the job may listen on, the same on all ranks.
+        port: first of `size + 2` ports that the job may listen on, the same on all ranks: for Horovod's rendezvous,
+            for TensorFlow's server of each rank, and for the roll call.
         launcher: who started the processes: "none", "mnist-dist", "horovodrun" or "mpirun".
     """
 
@@ -43,6 +44,10 @@ class Cluster:
     @property
     def is_chief(self) -> bool:
         return self.rank == 0
+
+    @property
+    def roll_call_port(self) -> int:
+        return self.port + self.size + 1
 
     def to_environment(self) -> dict[str, str]:
         """Returns the variables that tell a process of this package's own launcher its place."""
@@ -113,11 +118,13 @@ def cores_of(local_rank: int, local_size: int, cores: Sequence[int]) -> list[int
 def _checked(cluster: Cluster) -> Cluster:
     if not 0 <= cluster.rank < cluster.size or not 0 <= cluster.local_rank < cluster.local_size:
         raise UserError(
-            f"{cluster.launcher}: received rank {cluster.rank} of {cluster.size} and local rank {cluster.local_rank} of "
-            f"{cluster.local_size}, expected ranks from 0 and below the sizes."
+            f"{cluster.launcher}: received rank {cluster.rank} of {cluster.size} and local rank {cluster.local_rank} "
+            f"of {cluster.local_size}, expected ranks from 0 and below the sizes."
         )
     if len(cluster.hosts) != cluster.size:
-        raise UserError(f"{cluster.launcher}: received {len(cluster.hosts)} hosts, expected one for each of {cluster.size} ranks.")
+        raise UserError(
+            f"{cluster.launcher}: received {len(cluster.hosts)} hosts, expected one for each of {cluster.size} ranks."
+        )
     return cluster
 
 

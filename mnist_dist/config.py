@@ -4,6 +4,7 @@
 precedence is defaults < YAML file < flags. Every rejected value becomes one line that names the key.
 """
 
+import os
 import re
 import reprlib
 from collections.abc import Hashable, Iterator, Mapping
@@ -185,7 +186,9 @@ class Config(Section):
 
 
 # What may change between a run and its resumption: where and how it runs, not what it computes.
+# (The checkpoint holds the precision that `auto` decided, and the trainer compares with that.)
 RESUMABLE_CHANGES = (
+    "runtime.precision",
     "runtime.strategy",
     "runtime.devices",
     "runtime.xla",
@@ -232,7 +235,12 @@ def load_config(name: str = "default", overrides: Mapping[str, Any] | None = Non
         parse_config(content)  # An override must not hide a mistake in the file.
     for key, value in (overrides or {}).items():
         _assign(content, key, value)
-    return parse_config(content)
+    config = parse_config(content)
+    if config.data.path is None:
+        return config
+    # What reads the run's configuration later may run in another folder.
+    path = os.path.abspath(os.path.expanduser(config.data.path))  # noqa: PTH100, PTH111
+    return config.model_copy(update={"data": config.data.model_copy(update={"path": path})})
 
 
 def parse_config(content: Mapping[str, Any]) -> Config:

@@ -60,6 +60,11 @@ class Shard:
     local_replicas: int = 1
     num_replicas: int = 1
 
+    def slice_of(self, batch_size: int) -> slice:
+        """Returns where this process' part lies in a global batch, a multiple of the number of replicas."""
+        share = batch_size // self.num_replicas
+        return slice(self.first_replica * share, (self.first_replica + self.local_replicas) * share)
+
 
 def load_arrays(config: DataConfig) -> Arrays:
     """Loads and checks the data that the configuration names.
@@ -91,7 +96,7 @@ def make_train_dataset(
     """Builds the endless training pipeline of one process, from `start_step` on.
 
     Each epoch is a fresh permutation seeded by (seed, epoch); the images that do not fill a last global batch are
-    left out of that epoch. A process with several replicas gets their batches one after the other.
+    left out of that epoch.
 
     Args:
         images: uint8 [n, 28, 28].
@@ -101,41 +106,33 @@ def make_train_dataset(
         shift_pixels: each image is shifted by up to this many pixels in both directions, the same in every run.
 
     Returns:
-        Elements (images uint8 [batch_size / num_replicas, 28, 28, 1], labels int32 [batch_size / num_replicas]).
+        Elements (images uint8 [b, 28, 28, 1], labels int32 [b]), where b is this process' part of a global batch:
+        the parts of its replicas, one after the other.
     """
     import tensorflow as tf
 
     steps_per_epoch = len(images) // batch_size
     start_epoch, steps_to_skip = divmod(start_step, steps_per_epoch)
+    mine = shard.slice_of(batch_size)
     resident_images = tf.constant(images[..., np.newaxis])
     resident_labels = tf.constant(labels.astype(np.int32))
 
-    def replica_batches_of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+    def batches_of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         order = tf.random.experimental.stateless_shuffle(tf.range(len(images)), seed=tf.stack([seed, epoch]))
-        order = tf.reshape(
-            order[: steps_per_epoch * batch_size],
-            [steps_per_epoch, shard.num_replicas, batch_size // shard.num_replicas],
-        )
-        mine = order[:, shard.first_replica : shard.first_replica + shard.local_replicas]
-        step = tf.cast(epoch, tf.int32) * steps_per_epoch + tf.range(steps_per_epoch)
-        slot = tf.range(shard.first_replica, shard.first_replica + shard.local_replicas)
-        steps, slots = tf.meshgrid(step, slot, indexing="ij")
-        return tf.data.Dataset.from_tensor_slices(
-            (tf.reshape(mine, [-1, batch_size // shard.num_replicas]), tf.reshape(steps, [-1]), tf.reshape(slots, [-1]))
-        )
+        indices = tf.reshape(order[: steps_per_epoch * batch_size], [steps_per_epoch, batch_size])[:, mine]
+        steps = tf.cast(epoch, tf.int32) * steps_per_epoch + tf.range(steps_per_epoch)
+        return tf.data.Dataset.from_tensor_slices((indices, steps))
 
-    def gather(indices: tf.Tensor, step: tf.Tensor, slot: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def gather(indices: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         batch = tf.gather(resident_images, indices)
         if shift_pixels:
-            shifts = _shifts(shift_pixels, batch_size, seed, step)
-            share = batch_size // shard.num_replicas
-            batch = shift_images(batch, shifts[slot * share : (slot + 1) * share])
+            batch = shift_images(batch, _shifts(shift_pixels, batch_size, seed, step)[mine])
         return batch, tf.gather(resident_labels, indices)
 
     return (
         tf.data.Dataset.range(start_epoch, np.iinfo(np.int64).max)
-        .flat_map(replica_batches_of_epoch)
-        .skip(steps_to_skip * shard.local_replicas)
+        .flat_map(batches_of_epoch)
+        .skip(steps_to_skip)
         .map(gather, num_parallel_calls=2, deterministic=True)
         .prefetch(8)
     )
@@ -144,11 +141,11 @@ def make_train_dataset(
 def make_synthetic_dataset(
     images: np.ndarray, labels: np.ndarray, *, batch_size: int, shard: Shard = Shard()
 ) -> tf.data.Dataset:
-    """Repeats one resident batch per replica: training without the cost of input, for measurements."""
+    """Repeats this process' part of one resident batch: training without the cost of input, for measurements."""
     import tensorflow as tf
 
-    share = batch_size // shard.num_replicas
-    batch = (tf.constant(images[:share, ..., np.newaxis]), tf.constant(labels[:share].astype(np.int32)))
+    mine = shard.slice_of(batch_size)
+    batch = (tf.constant(images[mine, ..., np.newaxis]), tf.constant(labels[mine].astype(np.int32)))
     return tf.data.Dataset.from_tensors(batch).repeat()
 
 
@@ -160,8 +157,8 @@ def make_eval_dataset(
     Rows that only fill up the last batch carry the weight 0.
 
     Returns:
-        Elements (images uint8 [b, 28, 28, 1], labels int32 [b], weights float32 [b]), where b is the batch size over
-        the replicas, rounded up; `num_eval_steps` of them for each replica.
+        Elements (images uint8 [b, 28, 28, 1], labels int32 [b], weights float32 [b]), where b is this process' part
+        of the batch, the part of each replica being rounded up; `num_eval_steps` of them.
     """
     import tensorflow as tf
 
@@ -169,8 +166,7 @@ def make_eval_dataset(
     steps = num_eval_steps(len(images), batch_size, shard.num_replicas)
     indices: np.ndarray = np.full(steps * share * shard.num_replicas, -1, np.int32)
     indices[: len(images)] = np.arange(len(images))
-    indices = indices.reshape(steps, shard.num_replicas, share)
-    mine = indices[:, shard.first_replica : shard.first_replica + shard.local_replicas].reshape(-1, share)
+    mine = indices.reshape(steps, -1)[:, shard.slice_of(share * shard.num_replicas)]
     resident_images = tf.constant(images[..., np.newaxis])
     resident_labels = tf.constant(labels.astype(np.int32))
 
@@ -212,7 +208,7 @@ def _shifts(shift_pixels: int, batch_size: int, seed: int, step: tf.Tensor) -> t
 
     return tf.random.stateless_uniform(
         [batch_size, 2],
-        seed=tf.stack([seed, step]),
+        seed=tf.stack([~seed, step]),  # Other than the shuffle's, which takes (seed, epoch).
         minval=-shift_pixels,
         maxval=shift_pixels + 1,
         dtype=tf.int32,

@@ -71,7 +71,9 @@ def check_devices() -> Iterator[Finding]:
         capability = ".".join(map(str, details.get("compute_capability", ())))
         yield Finding("GPU", OK, f"{details.get('device_name', gpu.name)}, compute capability {capability}")
     if not gpus and Path("/dev/nvidia0").exists():
-        yield Finding("GPU", BROKEN, "/dev/nvidia0 is there, but TensorFlow finds no GPU; `pip install 'mnist-dist[gpu]'`")
+        yield Finding(
+            "GPU", BROKEN, "/dev/nvidia0 is there, but TensorFlow finds no GPU; `pip install 'mnist-dist[gpu]'`"
+        )
     elif not gpus:
         yield Finding("GPU", ABSENT, "none; training runs on the CPU")
     device = find_device()
@@ -95,19 +97,25 @@ def check_training() -> Iterator[Finding]:
     config, arrays = parse_config({}), load_arrays(DataConfig())
     precision = decide_precision("auto", find_device()).value
     model = build_model(config.model, precision=precision)
-    optimizer = build_optimizer(config.optimizer, np.full(3, 1e-3, np.float32), loss_scaling=precision == "mixed_float16")
+    optimizer = build_optimizer(
+        config.optimizer, np.full(3, 1e-3, np.float32), loss_scaling=precision == "mixed_float16"
+    )
     train_steps = make_train_steps(model, optimizer, Single(), batch_size=64)
     dataset = make_train_dataset(arrays.train_images, arrays.train_labels, batch_size=64, seed=0)
     losses = train_steps(iter(dataset), 3).numpy()[:, 0]
     finite = bool(np.isfinite(losses).all())
-    yield Finding("training", OK if finite else BROKEN, f"three steps in {precision}, loss {losses[0]:.2f} to {losses[-1]:.2f}")
+    yield Finding(
+        "training", OK if finite else BROKEN, f"three steps in {precision}, loss {losses[0]:.2f} to {losses[-1]:.2f}"
+    )
 
 
 def check_horovod() -> Iterator[Finding]:
     try:
         version = importlib.metadata.version("horovod")
     except importlib.metadata.PackageNotFoundError:
-        yield Finding("Horovod", ABSENT, "not installed; `mnist-dist install-horovod` (only --strategy horovod needs it)")
+        yield Finding(
+            "Horovod", ABSENT, "not installed; `mnist-dist install-horovod` (only --strategy horovod needs it)"
+        )
         return
     try:
         import horovod.tensorflow as hvd

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mnist_dist.dataset import NUM_CLASSES
+
 if TYPE_CHECKING:
     import keras
 
-NUM_CLASSES = 10
 SMALLEST_PROBABILITY = 1e-7  # Keras clips its cross-entropy here too, so the two losses agree.
 
 

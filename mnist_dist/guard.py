@@ -56,12 +56,19 @@ def check_shards(strategy: Strategy, batches: Iterator[Any], num_images: int, ba
         _fail(f"an epoch showed {seen.sum():.0f} images, expected {steps_per_epoch * batch_size}")
 
 
-def check_learning_rate(optimizer: keras.Optimizer, expected: float, step: int) -> None:
-    """Checks that the optimizer takes its next step with the scheduled learning rate."""
+def check_learning_rate(optimizer: keras.Optimizer, learning_rates: np.ndarray, step: int) -> None:
+    """Checks that the optimizer has taken all steps and takes the next one with its scheduled learning rate.
+
+    With loss scaling it may have left steps out, and is that many entries behind in the schedule.
+    """
     import keras
 
-    inner = optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
-    actual = float(inner.learning_rate)
+    loss_scaling = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    inner = optimizer.inner_optimizer if loss_scaling else optimizer
+    taken = int(inner.iterations.numpy())
+    if taken > step or (taken < step and not loss_scaling):
+        _fail(f"the optimizer has taken {taken} steps, expected {step}")
+    actual, expected = float(inner.learning_rate), float(learning_rates[min(taken, len(learning_rates) - 1)])
     if actual != expected:
         _fail(f"the learning rate after step {step} is {actual:g}, expected {expected:g}")
 

@@ -26,7 +26,8 @@ from mnist_dist.config import Config, RuntimeConfig, config_to_yaml
 from mnist_dist.dataset import load_arrays
 from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, TrainingError, UserError
 from mnist_dist.plan import make_plan
-from mnist_dist.watchdog import EXIT_STALLED, HEARTBEAT_VARIABLE
+from mnist_dist.rollcall import roll_call
+from mnist_dist.watchdog import EXIT_LOST_RANKS, HEARTBEAT_VARIABLE
 from mnist_dist.workdir import check_workdir
 
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
@@ -52,7 +53,8 @@ def train_in_ranks(config: Config, workdir: Path, resume: bool) -> dict[str, Any
         command += ["--resume"] if resume else []
         run_ranks(command, config.runtime.devices, horovod=config.runtime.strategy == "horovod")
     result = folder.read_result()
-    assert result is not None  # All ranks ended well, so the chief has written it.
+    if result is None:
+        raise TrainingError(f"launch: all ranks ended well, but '{folder.result_file}' is missing; is the disk shared?")
     return result
 
 
@@ -68,7 +70,7 @@ def run_ranks(command: Sequence[str], ranks: int, *, horovod: bool, port: int | 
     Raises:
         TrainingError: a rank ended with another code than 0; names the rank and quotes its last lines.
     """
-    port = port or free_port(ranks + 1)
+    port = port or free_port(ranks + 2)
     with rendezvous("127.0.0.1", port, ("127.0.0.1",) * ranks) if horovod else contextlib.nullcontext():
         asyncio.run(_Group(command, ranks, port).run())
 
@@ -89,7 +91,8 @@ def join_ranks(cluster: Cluster, config: RuntimeConfig) -> Iterator[None]:
             os.environ.update(horovod_environment(cluster, config.join_timeout_seconds))
             if cluster.launcher == "mpirun" and cluster.is_chief:
                 stack.enter_context(rendezvous("", cluster.port, cluster.hosts))
-            wait_for_port(cluster.hosts[0], cluster.port, config.join_timeout_seconds)
+        if cluster.launcher != "horovodrun":  # It has its own, and does not say where the chief is.
+            roll_call(cluster, config.join_timeout_seconds)
         yield
 
 
@@ -188,13 +191,14 @@ class _Group:
             waiting = {asyncio.create_task(self._wait(rank)) for rank in self.ranks}
             failed = await _first_failure(waiting)
             if failed:
+                blame = self._blame(failed)  # While the others live: how they are now tells who is to blame.
                 await _settle(waiting, GRACE_SECONDS)
         finally:
             self._kill()
             await asyncio.gather(*(rank.process.wait() for rank in self.ranks))
             await _settle(readers, GRACE_SECONDS)
         if failed:
-            raise self._explain(failed)
+            raise self._explain(failed, blame)
 
     async def _start(self, rank: int) -> list[asyncio.Task[None]]:
         heartbeat_read, heartbeat_write = os.pipe()
@@ -214,12 +218,9 @@ class _Group:
         os.close(heartbeat_write)
         started = _Rank(rank, process)
         self.ranks.append(started)
-        assert process.stdout and process.stderr
-        return [
-            asyncio.create_task(_relay(started, process.stdout, sys.stdout)),
-            asyncio.create_task(_relay(started, process.stderr, sys.stderr)),
-            asyncio.create_task(_listen(started, heartbeat_read)),
-        ]
+        relays = [(process.stdout, sys.stdout), (process.stderr, sys.stderr)]
+        readers = [_relay(started, source, target) for source, target in relays if source]
+        return [asyncio.create_task(reader) for reader in (*readers, _listen(started, heartbeat_read))]
 
     async def _wait(self, rank: _Rank) -> _Rank:
         await rank.process.wait()
@@ -236,10 +237,10 @@ class _Group:
                 with contextlib.suppress(ProcessLookupError):
                     rank.process.kill()
 
-    def _explain(self, failed: _Rank) -> TrainingError:
+    def _explain(self, failed: _Rank, blame: str) -> TrainingError:
         code = failed.process.returncode or 0
-        if code == EXIT_STALLED:
-            return TrainingError(f"launch: {self._blame(failed)}.")
+        if code == EXIT_LOST_RANKS:
+            return TrainingError(f"launch: {blame}.")
         ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         error = TrainingError(
             f"launch: rank {failed.number} {ended}; all {self.size} ranks were stopped."
@@ -254,9 +255,14 @@ class _Group:
         silent = [rank for rank in self.ranks if rank.process.returncode is None and now - rank.heard > SILENCE_SECONDS]
         elsewhere = [rank for rank in self.ranks if rank.phase != waited.phase]
         if silent:
-            return f"rank {silent[0].number} gave no sign of life for {now - silent[0].heard:.0f} s; all ranks were stopped"
+            first = silent[0]
+            return f"rank {first.number} gave no sign of life for {now - first.heard:.0f} s; all ranks were stopped"
         if elsewhere:
-            return f"rank {elsewhere[0].number} stayed in the phase '{elsewhere[0].phase}' while rank {waited.number} waited in '{waited.phase}'"
+            first = elsewhere[0]
+            return (
+                f"rank {first.number} stayed in the phase '{first.phase}' while rank {waited.number} waited in "
+                f"'{waited.phase}'; all ranks were stopped"
+            )
         return f"all ranks waited in the phase '{waited.phase}' for longer than the time-out"
 
 
@@ -266,9 +272,9 @@ async def _first_failure(waiting: set[asyncio.Task[_Rank]]) -> _Rank | None:
     while pending:
         done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
         # A crash says more than the complaint of a rank that lost its partner a moment later.
-        bad = sorted((task.result() for task in done if task.result().process.returncode), key=lambda rank: rank.process.returncode)
+        bad = [task.result() for task in done if task.result().process.returncode]
         if bad:
-            return bad[0]
+            return min(bad, key=lambda rank: rank.process.returncode or 0)
     return None
 
 
@@ -304,7 +310,8 @@ async def _listen(rank: _Rank, handle: int) -> None:
     """Follows a rank's heartbeat."""
     reader = asyncio.StreamReader()
     pipe = os.fdopen(handle, "rb", buffering=0)
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
     try:
         while line := await reader.readline():
             rank.heard = time.monotonic()
@@ -322,22 +329,3 @@ def _die_with_launcher() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     if os.getppid() != int(launcher):  # It died before the request.
         os._exit(EXIT_FAILED)
-
-
-def wait_for_port(host: str, port: int, timeout_seconds: float) -> None:
-    """Waits until somebody listens: Horovod's own client gives up after a second and a half."""
-    import socket
-
-    deadline = time.monotonic() + timeout_seconds
-    while True:
-        try:
-            with socket.create_connection((host, port), timeout=5):
-                return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise TrainingError(
-                    f"launch: nobody listened on {host}:{port} within {timeout_seconds:g} s ({error}); rank 0 is missing."
-                ) from None
-            time.sleep(0.1)
-
-

@@ -111,14 +111,16 @@ def _batch_normalization(replica_mean: Callable[[tf.Tensor], tf.Tensor] | None, 
     if replica_mean is None:
         return keras.layers.BatchNormalization(**options)
 
+    mean_of_replicas = replica_mean  # A name that is never None, for the type checker.
+
     class SynchronizedBatchNormalization(keras.layers.BatchNormalization):
         def _moments(self, inputs: tf.Tensor, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
             # Means of replicas of equal size: the global mean, then the variance around it. The shorter way over the
             # mean of squares would lose half of float32's digits where the variance is small.
             x = tf.cast(inputs, tf.float32)
             axes = [0, 1, 2]
-            mean = replica_mean(tf.reduce_mean(x, axes))
-            variance = replica_mean(tf.reduce_mean(tf.math.squared_difference(x, mean), axes))
+            mean = mean_of_replicas(tf.reduce_mean(x, axes))
+            variance = mean_of_replicas(tf.reduce_mean(tf.math.squared_difference(x, mean), axes))
             return mean, variance
 
     return SynchronizedBatchNormalization(**options)

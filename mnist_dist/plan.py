@@ -31,7 +31,7 @@ def make_plan(config: Config, train_images: int) -> Plan:
         )
     parts = replicas * config.training.accumulation_steps
     if batch_size % parts:
-        divisor = f"{replicas} replicas" + (
+        divisor = f"{replicas} replica{'s' if replicas > 1 else ''}" + (
             f" in {config.training.accumulation_steps} accumulation steps" if parts > replicas else ""
         )
         raise UserError(

@@ -96,9 +96,9 @@ def predict_files(model: Any, paths: Iterable[Path]) -> Iterator[Prediction | Us
 def load_digit(path: Path) -> np.ndarray:
     """Reads any image of a digit as MNIST would show it: uint8 [28, 28], light on black.
 
-    Size, colours, bit depth, transparency, EXIF rotation, polarity and even lighting do not matter; of an animation
-    the first frame counts. The digit should fill a tenth of the picture's longer side or more,
-    and not touch its edges.
+    Size, colours, bit depth, transparency, EXIF rotation, polarity and smoothly uneven light do not matter; of an
+    animation the first frame counts. The digit should fill a tenth of the picture's longer side or more, without
+    touching its edges. Ruled paper, sharp shadows and the table under the paper count as ink.
 
     Raises:
         UserError: the file is no regular file, empty, too large, not decodable, or shows no ink.
@@ -223,7 +223,7 @@ def _ink(grey: np.ndarray) -> np.ndarray | None:
     background, noise = _background(grey)
     residual = grey - background
     outliers = np.where(np.abs(residual) > 3 * noise, residual, 0)
-    if np.sum(outliers * np.abs(outliers)) < 0:  # Dark on light; light falls on paper unevenly, so ink is a quotient.
+    if np.sum(outliers * np.abs(outliers)) < 0:  # Dark on light; a quotient, as a shadow dims paper and ink alike.
         outliers = -outliers * (background.mean() / np.maximum(background, 16))
     ink = np.maximum(outliers, 0)
     if not ink.any():
@@ -258,7 +258,7 @@ def _background(grey: np.ndarray) -> tuple[np.ndarray, float]:
         noise = _deviation(levels[is_background] - surface[is_background])
         is_background = np.abs(levels - surface) <= 2.5 * noise
         known = terms[is_background][:, :count]
-        coefficients = np.linalg.lstsq(known, levels[is_background], rcond=None)[0]
+        coefficients = np.linalg.lstsq(known.T @ known, known.T @ levels[is_background], rcond=None)[0]
         surface = terms[..., :count] @ coefficients
     return all_terms @ coefficients, _deviation(levels[is_background] - surface[is_background])
 

@@ -19,9 +19,14 @@ class Preemption:
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Preemption:
-        for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._handle)
+        self.listen()
         return self
+
+    def listen(self) -> None:
+        """Catches the signals, again where a library has caught them since: TensorFlow's workers take SIGTERM."""
+        for number in SIGNALS:
+            previous = signal.signal(number, self._handle)
+            self._previous.setdefault(number, previous)
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():

@@ -62,6 +62,7 @@ def import_tensorflow() -> ModuleType:
             import tensorflow
 
             tensorflow.config.list_physical_devices()  # Says so when there is no GPU driver.
+            tensorflow.get_logger().setLevel("ERROR")  # Warns of compiling when a process trains several times.
         except BaseException:
             notices.seek(0)
             os.write(stderr, notices.read())
@@ -119,8 +120,8 @@ def select_devices(config: RuntimeConfig, cluster: Cluster) -> None:
                 tf.config.set_logical_device_configuration(cpu, logical)
     except RuntimeError:
         raise UserError(
-            f"runtime.devices: received {config.devices}, but TensorFlow already runs in this process with other devices; "
-            "train in a fresh process."
+            f"runtime.devices: received {config.devices}, but TensorFlow already runs in this process with other "
+            "devices; train in a fresh process."
         ) from None
 
 

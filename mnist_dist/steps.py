@@ -32,7 +32,8 @@ def make_train_steps(
         model: from pixels [b, 28, 28, 1] to logits [b, 10].
         batch_size: global; the loss is the mean over it.
         label_smoothing: share of the target spread over all classes (in the gradients, not in the reported loss).
-        accumulation_steps: parts into which each replica's batch is divided; the update stays the same.
+        accumulation_steps: parts into which each replica's batch is divided; the update stays the same, but for
+            batch normalisation, which sees the parts one by one.
         gradient_compression: "float16" to halve what travels between replicas, or "none".
         xla: compile the computation of the gradients with XLA.
 

@@ -106,10 +106,20 @@ class Mirrored:
         return self._strategy.scope()
 
     def distribute(self, make_dataset: MakeDataset) -> Iterator[Any]:
-        return iter(self._strategy.distribute_datasets_from_function(lambda _: make_dataset(self.shard)))
+        # Not distribute_datasets_from_function: TensorFlow's iterator over several devices now and then blocks for
+        # tens of seconds on logical CPU devices, when read or when released.
+        return iter(make_dataset(self.shard))
 
     def run(self, step: Callable[..., tf.Tensor], batch: Any) -> Any:
-        return self._strategy.run(step, args=batch)
+        import tensorflow as tf
+
+        def run_on_replica(*tensors: tf.Tensor) -> tf.Tensor:
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            with tf.device("CPU:0"):  # So that only its part of the batch is copied to each GPU.
+                parts = [_part(tensor, replica, self.shard.local_replicas) for tensor in tensors]
+            return step(*parts)
+
+        return self._strategy.run(run_on_replica, args=batch)
 
     def local_sum(self, per_replica: Any) -> tf.Tensor:
         import tensorflow as tf
@@ -193,8 +203,8 @@ class Horovod:
         hvd.init()
         if (hvd.rank(), hvd.size()) != (cluster.rank, cluster.size):
             raise UserError(
-                f"runtime.strategy: Horovod found itself to be rank {hvd.rank()} of {hvd.size()}, but the launcher says "
-                f"{cluster.rank} of {cluster.size}; start all ranks with one launcher."
+                f"runtime.strategy: Horovod found itself to be rank {hvd.rank()} of {hvd.size()}, but the launcher "
+                f"says {cluster.rank} of {cluster.size}; start all ranks with one launcher."
             )
         self._hvd = hvd
         self.is_chief = cluster.is_chief
@@ -233,23 +243,22 @@ def resolve_strategy(config: RuntimeConfig, cluster: Cluster) -> RuntimeConfig:
         UserError: strategy, devices and launcher contradict one another.
     """
     several = cluster.launcher != "none"
-    name = config.strategy
+    name: str = config.strategy
     if name == "auto":
-        if several:
-            name = "horovod"
-        else:
-            name = "single" if config.devices == 1 else "mirrored"
+        alone = "single" if config.devices == 1 else "mirrored"
+        name = "horovod" if several else alone
     if several and name in ("single", "mirrored") and cluster.size > 1:
         raise UserError(
-            f"runtime.strategy: received '{name}', which is one process, but {cluster.launcher} started {cluster.size}; "
-            "expected multiworker or horovod."
+            f"runtime.strategy: received '{name}', which is one process, but {cluster.launcher} started "
+            f"{cluster.size}; expected multiworker or horovod."
         )
     devices = config.devices
     if several and devices == 1:
         devices = cluster.size
     if several and devices != cluster.size:
         raise UserError(
-            f"runtime.devices: received {devices}, but {cluster.launcher} started {cluster.size} processes; leave it out."
+            f"runtime.devices: received {devices}, but {cluster.launcher} started {cluster.size} processes; "
+            "leave it out."
         )
     if name == "single" and devices != 1:
         raise UserError(f"runtime.devices: received {devices}, expected 1 with the strategy 'single'.")
@@ -301,6 +310,15 @@ def _mirrored_strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStrate
     import tensorflow as tf
 
     return tf.distribute.MirroredStrategy(devices)
+
+
+def _part(tensor: tf.Tensor, index: tf.Tensor, count: int) -> tf.Tensor:
+    """Returns one of `count` equal parts of a tensor along its first axis."""
+    import tensorflow as tf
+
+    rows = tensor.shape[0] // count
+    begin = [index * rows, *([0] * (tensor.shape.rank - 1))]
+    return tf.slice(tensor, begin, [rows, *tensor.shape[1:]])
 
 
 def _meet_for_the_last_time(strategy: Strategy) -> None:

@@ -37,7 +37,7 @@ from mnist_dist.dataset import (
     make_train_dataset,
     num_eval_steps,
 )
-from mnist_dist.errors import TrainingError
+from mnist_dist.errors import TrainingError, UserError
 from mnist_dist.files import write_json
 from mnist_dist.launch import join_ranks
 from mnist_dist.model import build_model
@@ -49,7 +49,7 @@ from mnist_dist.runtime import Runtime, configure_runtime
 from mnist_dist.schedule import learning_rates
 from mnist_dist.steps import make_eval_steps, make_train_steps
 from mnist_dist.strategies import Strategy, make_strategy, mean_over_replicas, resolve_strategy
-from mnist_dist.watchdog import Watchdog
+from mnist_dist.watchdog import EXIT_LOST_RANKS, Watchdog
 from mnist_dist.workdir import Workdir, check_workdir, claim_workdir
 from mnist_dist.writers import Console, JsonLines, TensorBoard, Writer, make_console
 
@@ -80,10 +80,12 @@ def train(config: Config, workdir: Path, resume: bool = False) -> dict[str, Any]
     plan = make_plan(config, len(arrays.train_images))
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
-        watchdog = stack.enter_context(Watchdog(cluster, config.runtime.join_timeout_seconds))
+        # Joining takes two waits: for the roll call, which ends itself, and for TensorFlow or Horovod.
+        watchdog = stack.enter_context(Watchdog(cluster, 2 * config.runtime.join_timeout_seconds))
         stack.enter_context(join_ranks(cluster, config.runtime))
         runtime = configure_runtime(config.runtime, config.seed, cluster, batch_norm=config.model.batch_norm)
         strategy = make_strategy(config.runtime, cluster)
+        preemption.listen()
         watchdog.enter("preparing", config.runtime.stall_timeout_seconds)
         if cluster.is_chief:
             stack.enter_context(claim_workdir(folder, config))
@@ -140,6 +142,7 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
         period=config.checkpoint.every_steps or plan.steps_per_epoch,
         checkpoints=checkpoints if strategy.is_chief else None,
         variables=variables,
+        precision=precision,
         wall_seconds=lambda: earlier_seconds + time.perf_counter() - session.started,
     )
     actions = [*make_actions(session, model, optimizer, rates, progress), save_checkpoint]
@@ -174,6 +177,7 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
             if is_due(action, progress.step, plan.total_steps):
                 session.watchdog.enter(f"{type(action).__name__} after step {progress.step}")
                 action(progress)
+        session.watchdog.enter(f"agreement after step {progress.step}")
         stop_requested = any_rank_was_signalled(session)
 
     session.watchdog.enter(f"results after step {progress.step}")
@@ -197,14 +201,23 @@ def lost_ranks_explained(cluster: Cluster) -> Iterator[None]:
 
     try:
         yield
-    except (tf.errors.UnavailableError, tf.errors.UnknownError, tf.errors.InternalError, tf.errors.AbortedError) as error:
+    except (
+        tf.errors.UnavailableError,
+        tf.errors.UnknownError,
+        tf.errors.InternalError,
+        tf.errors.AbortedError,
+    ) as error:
         if cluster.size == 1:
             raise
-        lines = [line for line in str(error).splitlines() if "aborted by" in line or "shut down" in line] or [str(error)]
+        lines = [line for line in str(error).splitlines() if "aborted by" in line or "shut down" in line] or [
+            str(error)
+        ]
         reason = " ".join(lines[0].split())[:200]
-        raise TrainingError(
+        lost = TrainingError(
             f"training: rank {cluster.rank} lost the other ranks ({reason}); see which one ended first."
-        ) from None
+        )
+        lost.exit_code = EXIT_LOST_RANKS
+        raise lost from None
 
 
 def introduce(session: Session, peak_learning_rate: float) -> Iterator[str]:
@@ -227,8 +240,13 @@ def restore(session: Session, checkpoints: Checkpoints, variables: dict[str, ker
     progress = Progress()
     if loaded is not None:
         arrays, note = loaded
-        assign_variables(variables, arrays)
         progress = Progress.from_dict(note)
+        if progress.precision != session.runtime.precision.value:
+            raise UserError(
+                f"runtime.precision: this device would continue in {session.runtime.precision.value}, but the run "
+                f"began in {progress.precision}; add --precision {progress.precision}."
+            )
+        assign_variables(variables, arrays)
     progress.step = sum_over_ranks(session.strategy, progress.step)
     session.console.say(
         f"Resuming after step {progress.step}." if progress.step else "No checkpoint to resume from: starting anew."

@@ -8,6 +8,7 @@ name the rank that is to blame and not one that waits for it.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import sys
 import threading
@@ -15,7 +16,7 @@ import time
 
 from mnist_dist.cluster import Cluster
 
-EXIT_STALLED = 3
+EXIT_LOST_RANKS = 3  # Of a rank that ends because of another one.
 HEARTBEAT_VARIABLE = "MNIST_DIST_HEARTBEAT_FD"
 _PERIOD_SECONDS = 1.0
 
@@ -37,16 +38,20 @@ class Watchdog:
         heartbeat = os.environ.get(HEARTBEAT_VARIABLE)
         self._launcher = int(heartbeat) if heartbeat else None
         if cluster.size > 1:
+            # TensorFlow holds Python's lock while it joins the other processes: only C can end a wait there.
+            faulthandler.dump_traceback_later(timeout_seconds + 2 * _PERIOD_SECONDS, exit=True)
             threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def __enter__(self) -> Watchdog:
         return self
 
     def __exit__(self, *error: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
         self._stopped.set()
 
     def enter(self, phase: str, timeout_seconds: float | None = None) -> None:
         """Begins a new phase, such as "step 120", and its time-out."""
+        faulthandler.cancel_dump_traceback_later()
         self._since = time.monotonic()
         self._phase = phase
         if timeout_seconds is not None:
@@ -60,9 +65,9 @@ class Watchdog:
             waited = time.monotonic() - self._since
             if waited > self.timeout_seconds:
                 print(
-                    f"mnist-dist: error: rank {self.rank} waited {waited:.0f} s in the phase '{self._phase}', expected at "
-                    f"most {self.timeout_seconds:g} s; another rank is missing or stuck.",
+                    f"mnist-dist: error: rank {self.rank} waited {waited:.0f} s in the phase '{self._phase}', "
+                    f"expected at most {self.timeout_seconds:g} s; another rank is missing or stuck.",
                     file=sys.stderr,
                     flush=True,
                 )
-                os._exit(EXIT_STALLED)  # The main thread sits in a collective that never returns.
+                os._exit(EXIT_LOST_RANKS)  # The main thread sits in a collective that never returns.

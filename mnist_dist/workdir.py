@@ -53,11 +53,14 @@ class Workdir:
     def read_result(self) -> dict[str, Any] | None:
         """Returns the content of result.json, or None when the run has not written one."""
         try:
-            return json.loads(self.result_file.read_text())
+            result = json.loads(self.result_file.read_text())
+            if not isinstance(result, dict) or "status" not in result:
+                raise ValueError("it has no status")
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise UserError(f"workdir: cannot read '{self.result_file}' ({error}); remove it to go on.") from None
+        return result
 
 
 def check_workdir(path: Path, config: Config, resume: bool) -> Workdir:
@@ -73,8 +76,8 @@ def check_workdir(path: Path, config: Config, resume: bool) -> Workdir:
     if not path.is_dir():
         raise UserError(f"--workdir: '{path}' is a file; expected a new folder, or that of a run with --resume.")
     if not folder.config_file.exists():
-        # A lock file alone is what a run leaves that was stopped before its first line.
-        if any(entry.name != ".lock" for entry in path.iterdir()):
+        # The lock and a part of the configuration are what a run leaves that was killed before its first line.
+        if not all(entry.name.startswith((".lock", ".config.")) for entry in path.iterdir()):
             raise UserError(f"--workdir: '{path}' holds other files; expected a new or empty folder.")
         return folder
     if not resume:
@@ -112,5 +115,7 @@ def claim_workdir(folder: Workdir, config: Config) -> Iterator[None]:
                     f"--workdir: another process is training in '{folder.path}'; wait for it or name another folder."
                 ) from None
             # Some network file systems have no locks; training without one is better than not at all.
+        for unfinished in folder.path.rglob(".*.tmp*"):  # Of a run that was killed while it wrote.
+            unfinished.unlink(missing_ok=True)
         write_text(folder.config_file, config_to_yaml(config))
         yield

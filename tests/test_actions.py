@@ -214,7 +214,7 @@ def test_a_checkpoint_holds_variables_and_progress(tf: ModuleType, tmp_path: Pat
 
     variable = keras.Variable([1.0, 2.0], name="kernel")
     checkpoints = Checkpoints(tmp_path, 3, report=print)
-    save = SaveCheckpoint(5, checkpoints, {"model/kernel": variable}, wall_seconds=lambda: 12.5)
+    save = SaveCheckpoint(5, checkpoints, {"model/kernel": variable}, "float32", wall_seconds=lambda: 12.5)
     progress = Progress()
     progress.advance(np.array([[2.0, 0.25]], np.float32), seconds=9.0, first_of_session=True)
     save(progress)

@@ -39,12 +39,14 @@ def test_a_new_folder_is_fine_and_not_made_yet(tmp_path: Path, resume: bool) -> 
 
 
 @pytest.mark.parametrize("resume", [False, True])
-@pytest.mark.parametrize("content", [[], [".lock"]])
-def test_an_empty_folder_is_fine(tmp_path: Path, resume: bool, content: list[str]) -> None:
+@pytest.mark.parametrize("content", [[], [".lock"], [".lock", ".config.x1.tmp.yaml"]])
+def test_an_empty_folder_or_one_of_a_run_killed_at_its_start_is_fine(
+    tmp_path: Path, resume: bool, content: list[str]
+) -> None:
     for name in content:
         (tmp_path / name).touch()
     check_workdir(tmp_path, Config(), resume)
-    assert [entry.name for entry in tmp_path.iterdir()] == content
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(content)
 
 
 def test_a_file_is_not_a_folder(tmp_path: Path, user_error: Callable[..., str]) -> None:
@@ -121,6 +123,6 @@ def test_results(run: Path, user_error: Callable[..., str]) -> None:
     assert folder.read_result() is None
     folder.result_file.write_text(json.dumps({"status": "completed"}))
     assert folder.read_result() == {"status": "completed"}
-    for content in (b'{"status": "comp', b"\xff\xfe", b""):
+    for content in (b'{"status": "comp', b"\xff\xfe", b"", b"[]", b"{}", b"null"):
         folder.result_file.write_bytes(content)
         assert user_error(folder.read_result).startswith(f"workdir: cannot read '{folder.result_file}' (")

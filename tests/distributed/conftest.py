@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -84,14 +85,15 @@ StartRun = Callable[..., Run]
 @pytest.fixture
 def start(tmp_path: Path, odd_mnist: Path) -> Iterator[StartRun]:
     """Starts `mnist-dist train` on the odd-sized data in a folder of the test, with the guard on."""
-    yield from _make_start(tmp_path, odd_mnist)
+    with _make_start(tmp_path, odd_mnist) as start_run:
+        yield start_run
 
 
 @pytest.fixture(scope="session")
 def start_once(tmp_path_factory: pytest.TempPathFactory, odd_mnist: Path) -> Iterator[StartRun]:
     """The same, for runs that several tests compare theirs with; a name is started once."""
     runs: dict[str, Run] = {}
-    for start_run in _make_start(tmp_path_factory.mktemp("references"), odd_mnist):
+    with _make_start(tmp_path_factory.mktemp("references"), odd_mnist) as start_run:
 
         def start_or_reuse(name: str, *arguments: str) -> Run:
             if name not in runs:
@@ -101,6 +103,7 @@ def start_once(tmp_path_factory: pytest.TempPathFactory, odd_mnist: Path) -> Ite
         yield start_or_reuse
 
 
+@contextlib.contextmanager
 def _make_start(folder: Path, data: Path) -> Iterator[StartRun]:
     runs = []
 

@@ -1,0 +1,49 @@
+"""A signal stops all ranks after the same step with one checkpoint, from which any number of devices goes on."""
+
+import signal
+
+import pytest
+
+from tests.distributed.conftest import StartRun, assert_close
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = ["--optimizer", "sgd", "--learning-rate", "0.02", "--steps", "120", "--set", "runtime.steps_per_call=4"]
+
+
+@pytest.mark.parametrize(
+    ("number", "before", "after"),
+    [
+        (signal.SIGTERM, ("multiworker", 2), ("horovod", 3)),
+        (signal.SIGUSR2, ("horovod", 2), ("single", 1)),
+        (signal.SIGUSR1, ("mirrored", 3), ("multiworker", 2)),
+        (signal.SIGTERM, ("single", 1), ("mirrored", 2)),
+    ],
+)
+def test_preempted_and_resumed_elsewhere(
+    start: StartRun, start_once: StartRun, number: signal.Signals, before: tuple[str, int], after: tuple[str, int]
+) -> None:
+    run = start("run", *SETTINGS, "--strategy", before[0], "--devices", str(before[1]))
+    run.read_until("step    12")
+    run.process.send_signal(number)
+    assert run.finish() == 0, run.output
+    result = run.result
+    assert (result["status"], result["signal"]) == ("preempted", number.name)
+    assert 12 <= result["steps"] < 120
+    assert [file.name for file in sorted((run.workdir / "checkpoints").glob("*.npz"))][-1] == (
+        f"step-{result['steps']:08d}.npz"
+    )
+
+    resumed = start("run", *SETTINGS, "--strategy", after[0], "--devices", str(after[1]), "--resume").succeed()
+    assert f"Resuming after step {result['steps']}." in resumed.output
+    assert (resumed.result["status"], resumed.result["steps"]) == ("completed", 120)
+    expected = start_once("120 steps", *SETTINGS)
+    assert_close(resumed.weights, expected.weights, tolerance=0.01)
+
+
+def test_ctrl_c_stops_with_a_checkpoint(start: StartRun) -> None:
+    run = start("run", *SETTINGS, "--strategy", "multiworker", "--devices", "2")
+    run.read_until("step    12")
+    run.process.send_signal(signal.SIGINT)
+    assert run.finish() == 130, run.output
+    assert run.result["signal"] == "SIGINT"

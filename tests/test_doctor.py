@@ -1,0 +1,110 @@
+"""The doctor on this machine as it is, and on the same machine with something broken."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import mnist_dist
+from mnist_dist import doctor
+from mnist_dist.doctor import ABSENT, BROKEN, OK, Finding
+
+PACKAGE = Path(mnist_dist.__file__).parent
+
+
+def test_this_machine_can_train(tf: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    code = doctor.run()
+    *lines, empty, verdict = capsys.readouterr().out.splitlines()
+    assert (code, empty, verdict) == (0, "", "Ready to train: `mnist-dist train`.")
+    findings = {}
+    for line in lines:
+        match = re.fullmatch(r"(ok|-) +(\S+) +(\S.*)", line)
+        assert match, line
+        findings[match[2]] = match[3]
+    assert {"Python", "mnist_dist", "tensorflow", "keras", "MNIST", "CPU", "GPU", "precision", "XLA"} <= set(findings)
+    assert {"training", "Horovod", "Slurm", "disk"} <= set(findings)
+    assert findings["tensorflow"] == tf.__version__
+    assert findings["MNIST"] == "60,000 training and 10,000 test images, checksum right"
+    assert f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores" in findings["CPU"]
+    assert re.fullmatch(r"auto picks (float32|mixed_\w+): .+", findings["precision"])
+    assert re.fullmatch(r"auto picks (on|off): .+", findings["XLA"])
+    losses = re.fullmatch(r"three steps in \w+, loss (\d+\.\d\d) to (\d+\.\d\d)", findings["training"])
+    assert losses and 0 < float(losses[2]) < 10
+
+
+def test_one_broken_part_is_named_and_the_others_are_still_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def check_cables() -> Iterator[Finding]:
+        yield Finding("plug", OK, "it is in")
+        raise RuntimeError("a cable\nis loose")
+
+    def check_fan() -> Iterator[Finding]:
+        yield Finding("fan", ABSENT, "none; not needed")
+
+    monkeypatch.setattr(doctor, "CHECKS", (check_cables, check_fan))
+    assert doctor.run() == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "ok      plug         it is in",
+        "BROKEN  cables       RuntimeError: a cable is loose",
+        "-       fan          none; not needed",
+        "",
+        "Broken: cables.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "detail"),
+    [
+        (None, ABSENT, "no sbatch on PATH"),
+        ("#!/bin/sh\necho slurm-wlm 22.05.8\n", OK, "slurm-wlm 22.05.8"),
+        ("#!/bin/sh\necho 'sbatch: error: no slurm.conf' >&2\nexit 1\n", BROKEN, "sbatch: error: no slurm.conf"),
+        ("#!/bin/sh\nexit 1\n", BROKEN, "sbatch says nothing"),
+    ],
+)
+def test_slurm(
+    script: str | None, status: str, detail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if script:
+        (tmp_path / "sbatch").write_text(script)
+        (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert list(doctor.check_slurm()) == [Finding("Slurm", status, detail)]
+
+
+def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, small_disk: Path) -> None:
+    assert [finding.status for finding in doctor.check_disk()] == [OK]
+    monkeypatch.chdir(small_disk)
+    assert list(doctor.check_disk()) == [Finding("disk", BROKEN, f"0.0 GB free in {small_disk}")]
+
+
+def test_a_version_of_python_that_is_too_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 15, 0))
+    monkeypatch.setattr("platform.python_version", lambda: "3.15.0")
+    assert next(doctor.check_versions()) == Finding("Python", BROKEN, "3.15.0, expected 3.10 to 3.13")
+
+
+@pytest.mark.slow
+def test_a_damaged_installation(tmp_path: Path) -> None:
+    copy = tmp_path / "mnist_dist"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    data = bytearray((copy / "data" / "mnist.npz").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "data" / "mnist.npz").write_bytes(data)
+    done = subprocess.run(
+        [sys.executable, "-m", "mnist_dist", "doctor"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    assert re.search(r"^BROKEN +data +data: the embedded mnist\.npz is damaged: sha256 ", done.stdout, re.MULTILINE)
+    assert done.stdout.endswith("\n\nBroken: data, training.\n")
+    assert "Traceback" not in done.stdout + done.stderr and re.search(r"^ok +disk", done.stdout, re.MULTILINE)

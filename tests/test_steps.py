@@ -1,0 +1,285 @@
+"""Each compiled step against arithmetic done by hand, or against the same training done another way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mnist_dist.config import ModelConfig, OptimizerConfig
+from mnist_dist.dataset import Arrays, Shard, make_eval_dataset, make_train_dataset
+from mnist_dist.model import build_model
+from mnist_dist.optimizers import build_optimizer
+from mnist_dist.steps import make_eval_steps, make_train_steps, reduce_gradients
+from mnist_dist.strategies import Single, Strategy
+
+SMALL = ModelConfig(filters=(3, 4), dense_units=6)
+BATCH_SIZE = 8
+RATE = 0.05
+SGD = OptimizerConfig(name="sgd", momentum=0.0)
+
+
+@pytest.fixture(autouse=True)
+def quiet(tf: ModuleType) -> None:
+    """TensorFlow is imported once, without its notices."""
+
+
+@dataclass
+class Training:
+    """A model, its optimizer, and calls that train it on the same images each time."""
+
+    arrays: Arrays
+    config: ModelConfig = SMALL
+    optimizer_config: OptimizerConfig = SGD
+    precision: str = "float32"
+    loss_scaling: bool = False
+    strategy: Strategy = field(default_factory=Single)
+    batch_size: int = BATCH_SIZE
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.model = build_model(self.config, precision=self.precision, seed=1)
+        rates = np.full(1000, RATE, np.float32)
+        self.optimizer = build_optimizer(self.optimizer_config, rates, loss_scaling=self.loss_scaling)
+        self.optimizer.build(self.model.trainable_variables)
+        self.steps = make_train_steps(
+            self.model, self.optimizer, self.strategy, batch_size=self.batch_size, **self.options
+        )
+        self.batches = self.make_batches()
+
+    def make_batches(self) -> Iterator[Any]:
+        images, labels = self.arrays.train_images[:200], self.arrays.train_labels[:200]
+        return iter(make_train_dataset(images, labels, batch_size=BATCH_SIZE, seed=0))
+
+    def take(self, *counts: int) -> np.ndarray:
+        """Takes the steps in calls of so many; returns the metrics of all, float32 [steps, 2]."""
+        return np.concatenate([self.steps(self.batches, count).numpy() for count in counts])
+
+    @property
+    def weights(self) -> list[np.ndarray]:
+        return self.model.get_weights()
+
+
+def assert_same_weights(first: Training, second: Training, tolerance: float) -> None:
+    for one, other in zip(first.weights, second.weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+# --- Loss and gradient ---
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.6])
+def test_smoothing_changes_the_gradient_and_not_the_reported_loss(arrays: Arrays, label_smoothing: float) -> None:
+    import keras
+
+    training = Training(arrays, options={"label_smoothing": label_smoothing})
+    model = training.model
+    images, labels = (tensor.numpy() for tensor in next(training.make_batches()))
+    hidden = np.asarray(keras.Model(model.input, model.get_layer("relu_dense").output)(images), np.float64)
+    logits = np.asarray(model(images), np.float64)
+    kernel, bias = (weight.numpy() for weight in model.get_layer("logits").weights)
+
+    loss, accuracy = training.take(1)[0]
+
+    one_hot = np.eye(10)[labels]
+    probabilities = softmax(logits)
+    assert loss == pytest.approx(-np.log((probabilities * one_hot).sum(axis=1)).mean(), rel=1e-5)
+    assert accuracy == pytest.approx((logits.argmax(axis=1) == labels).mean())
+    target = (1 - label_smoothing) * one_hot + label_smoothing / 10
+    gradient = (probabilities - target) / BATCH_SIZE  # Of the mean cross-entropy, with respect to the logits.
+    new_kernel, new_bias = (weight.numpy() for weight in model.get_layer("logits").weights)
+    np.testing.assert_allclose(new_bias, bias - RATE * gradient.sum(axis=0), atol=1e-6)
+    np.testing.assert_allclose(new_kernel, kernel - RATE * hidden.T @ gradient, atol=1e-6)
+
+
+def test_the_loss_is_that_before_the_update(arrays: Arrays) -> None:
+    """Trained twice on one batch, the second step reports what the first has gained."""
+    training = Training(arrays)
+    batch = next(training.make_batches())
+    first, second = (training.steps(iter([batch, batch]), 1).numpy()[0, 0] for _ in range(2))
+    assert second < first
+
+
+def test_a_global_batch_is_shared_among_replicas(arrays: Arrays) -> None:
+    """One of two replicas with equal images: the sum of both is the gradient of the whole batch."""
+    alone = Training(arrays)
+    one_of_two = Training(arrays, strategy=TwoReplicas(), batch_size=2 * BATCH_SIZE)
+    metrics = [training.take(3) for training in (alone, one_of_two)]
+    assert_same_weights(alone, one_of_two, 1e-5)
+    np.testing.assert_allclose(2 * metrics[1], metrics[0], rtol=1e-5)
+
+
+# --- The same training in other parts ---
+
+
+def test_accumulation_gives_the_same_update(arrays: Arrays) -> None:
+    whole, parts = Training(arrays), Training(arrays, options={"accumulation_steps": 4})
+    metrics = [training.take(3) for training in (whole, parts)]
+    np.testing.assert_allclose(metrics[0], metrics[1], rtol=1e-5)
+    assert_same_weights(whole, parts, 1e-5)
+
+
+@pytest.mark.parametrize("config", [SMALL, ModelConfig(filters=(3, 4), dense_units=6, dropout=0.5, batch_norm=True)])
+def test_several_steps_in_one_call_are_several_calls(arrays: Arrays, config: ModelConfig) -> None:
+    adam = OptimizerConfig(name="adam")
+    together, apart = (Training(arrays, config=config, optimizer_config=adam) for _ in range(2))
+    metrics = [together.take(4), apart.take(1, 2, 1)]
+    assert metrics[0].shape == (4, 2) and metrics[0].dtype == np.float32
+    np.testing.assert_allclose(metrics[0], metrics[1], rtol=1e-5)
+    assert_same_weights(together, apart, 1e-5)
+    assert int(together.optimizer.iterations) == 4
+
+
+def test_xla_computes_the_same(arrays: Arrays) -> None:
+    plain, compiled = Training(arrays), Training(arrays, options={"xla": True})
+    metrics = [training.take(2) for training in (plain, compiled)]
+    np.testing.assert_allclose(metrics[0], metrics[1], rtol=1e-4)
+    assert_same_weights(plain, compiled, 1e-4)
+
+
+def test_it_compiles_once(arrays: Arrays, tf: ModuleType) -> None:
+    """A new count of steps, or a new epoch's iterator, must not cost seconds."""
+    traces = []
+
+    class Counting(Single):
+        def run(self, step: Any, batch: Any) -> Any:
+            traces.append(step)  # While tracing only: a compiled call does not come here.
+            return super().run(step, batch)
+
+    training = Training(arrays, strategy=Counting())
+    training.take(1, 5, 2)
+    training.batches = training.make_batches()
+    training.take(3)
+    assert len(traces) == 1
+
+
+# --- 16 bits ---
+
+
+def test_float16_trains_as_float32_does(arrays: Arrays) -> None:
+    exact = Training(arrays)
+    scaled = Training(arrays, precision="mixed_float16", loss_scaling=True)
+    metrics = [training.take(10) for training in (exact, scaled)]
+    np.testing.assert_allclose(metrics[1][:, 0], metrics[0][:, 0], rtol=0.02)
+    assert_same_weights(exact, scaled, 0.01)
+
+
+def test_scaling_the_loss_changes_nothing_but_lost_digits(arrays: Arrays) -> None:
+    plain = Training(arrays, precision="mixed_float16")
+    scaled = Training(arrays, precision="mixed_float16", loss_scaling=True)
+    start = Training(arrays).weights
+    for training in (plain, scaled):
+        training.take(3)
+    moved = [np.abs(one - other).max() for one, other in zip(plain.weights, start, strict=True)]
+    differing = [np.abs(one - other).max() for one, other in zip(plain.weights, scaled.weights, strict=True)]
+    assert all(difference < 0.05 * distance for difference, distance in zip(differing, moved, strict=True))
+
+
+def test_small_gradients_survive_in_float16(arrays: Arrays) -> None:
+    """A thousandth of a thousandth of a gradient is zero in float16, unless the loss is scaled."""
+    gained = []
+    for loss_scaling in (False, True):
+        training = Training(
+            arrays, precision="mixed_float16", loss_scaling=loss_scaling, batch_size=BATCH_SIZE * 10**6
+        )
+        before = training.model.get_layer("conv_1").kernel.numpy()
+        training.take(1)
+        gained.append(np.abs(training.model.get_layer("conv_1").kernel.numpy() - before).max())
+    assert gained[0] == 0 < gained[1]
+
+
+def test_an_overflow_leaves_the_step_out_and_halves_the_scale(arrays: Arrays) -> None:
+    training = Training(arrays, precision="mixed_float16", loss_scaling=True)
+    scale = 2.0**100
+    training.optimizer.dynamic_scale.assign(scale)
+    before = training.weights
+    loss = training.take(1)[0, 0]
+    assert np.isfinite(loss), "the loss itself is not scaled"
+    assert float(training.optimizer.dynamic_scale.numpy()) == scale / 2
+    assert int(training.optimizer.inner_optimizer.iterations) == 0
+    assert all(np.array_equal(*pair) for pair in zip(before, training.weights, strict=True))
+    training.optimizer.dynamic_scale.assign(2.0**10)
+    training.take(1)
+    assert int(training.optimizer.inner_optimizer.iterations) == 1
+    assert not np.array_equal(before[0], training.weights[0])
+
+
+# --- Reducing ---
+
+
+class TwoReplicas(Single):
+    """The first of two replicas; the other one always has the same gradients."""
+
+    shard = Shard(0, 1, 2)
+
+    def __init__(self) -> None:
+        self.sent: list[Any] = []
+
+    def reduce(self, tensor: Any) -> Any:
+        self.sent.append(tensor)
+        return 2 * tensor
+
+
+@pytest.mark.parametrize(("compression", "travels", "digits"), [("none", "float32", 1e-7), ("float16", "float16", 1e-3)])
+def test_gradients_travel_in_one_message(tf: ModuleType, compression: str, travels: str, digits: float) -> None:
+    random = np.random.default_rng(0)
+    gradients = [tf.constant(random.normal(size=shape), tf.float32) for shape in [(3, 3, 1, 2), (4,), (), (5, 1)]]
+    strategy = TwoReplicas()
+    reduced = reduce_gradients(strategy, gradients, compression)
+    assert [(tensor.dtype.name, tuple(tensor.shape)) for tensor in strategy.sent] == [(travels, (28,))]
+    for gradient, total in zip(gradients, reduced, strict=True):
+        assert total.dtype == tf.float32
+        assert total.shape == gradient.shape
+        np.testing.assert_allclose(total, 2 * gradient.numpy(), rtol=digits)
+
+
+@pytest.mark.parametrize("compression", ["none", "float16"])
+def test_an_overflow_on_one_replica_reaches_all(tf: ModuleType, compression: str) -> None:
+    reduced = reduce_gradients(TwoReplicas(), [tf.constant([1.0, np.inf]), tf.constant([2.0])], compression)
+    assert [tensor.numpy().tolist() for tensor in reduced] == [[2.0, np.inf], [4.0]]
+
+
+def test_compressed_gradients_train_nearly_the_same(arrays: Arrays) -> None:
+    exact, compressed = (
+        Training(arrays, strategy=TwoReplicas(), options={"gradient_compression": compression})
+        for compression in ("none", "float16")
+    )
+    for training in (exact, compressed):
+        training.take(3)
+    assert_same_weights(exact, compressed, 1e-3)
+    assert not all(np.array_equal(*pair) for pair in zip(exact.weights, compressed.weights, strict=True))
+
+
+# --- Evaluation ---
+
+
+def test_an_evaluation_counts_each_image_once(arrays: Arrays) -> None:
+    images, labels = arrays.test_images[:25], arrays.test_labels[:25]
+    model = build_model(ModelConfig(filters=(3, 4), dense_units=6, dropout=0.5, batch_norm=True), seed=1)
+    eval_steps = make_eval_steps(model, Single())
+    before = model.get_weights()
+    logits = np.asarray(model(images[..., np.newaxis]), np.float64)
+    expected = [-np.log(softmax(logits)[np.arange(25), labels]).sum(), (logits.argmax(axis=1) == labels).sum(), 25]
+    for batch_size, steps in ((25, 1), (10, 3), (1000, 1)):
+        dataset = make_eval_dataset(images, labels, batch_size=batch_size)
+        np.testing.assert_allclose(eval_steps(iter(dataset), steps), expected, rtol=1e-4)
+    assert all(np.array_equal(*pair) for pair in zip(before, model.get_weights(), strict=True)), "it trained"
+
+
+def test_images_that_fill_up_the_last_batch_do_not_count(arrays: Arrays, tf: ModuleType) -> None:
+    model = build_model(SMALL, seed=1)
+    images, labels = arrays.test_images[:4, ..., np.newaxis], arrays.test_labels[:4].astype(np.int32)
+    whole = make_eval_steps(model, Single())(iter([(images[:3], labels[:3], np.ones(3, np.float32))]), 1)
+    filled = make_eval_steps(model, Single())(iter([(images, labels, np.float32([1, 1, 1, 0]))]), 1)
+    np.testing.assert_allclose(filled, whole, rtol=1e-5)
+    half = make_eval_steps(model, Single())(iter([(images[:3], labels[:3], np.full(3, 0.5, np.float32))]), 1)
+    np.testing.assert_allclose(2 * half.numpy(), whole, rtol=1e-5)
