@@ -10,6 +10,7 @@ import numpy as np
 
 from mnist_dist import guard
 from mnist_dist.checkpoint import Checkpoints, read_variables
+from mnist_dist.errors import TrainingError
 from mnist_dist.steps import EvalSteps
 from mnist_dist.strategies import Strategy
 from mnist_dist.writers import Writer
@@ -61,6 +62,13 @@ class Progress:
         loss, accuracy = metrics.sum(axis=0, dtype=np.float64)
         self.window.loss_sum += loss
         self.window.accuracy_sum += accuracy
+
+
+def diverged(what: str, value: float) -> TrainingError:
+    return TrainingError(
+        f"training: {what} is {value}, expected a finite number; lower --learning-rate, or train with "
+        "--precision float32."
+    )
 
 
 def images_per_second(steps: int, seconds: float, batch_size: int) -> float:
@@ -117,6 +125,8 @@ class Evaluate:
     def __call__(self, progress: Progress) -> None:
         loss_sum, correct, images = self.eval_steps(self.make_batches(), self.num_steps).numpy().tolist()
         guard.check_evaluated(int(images), self.num_images)
+        if not np.isfinite(loss_sum):
+            raise diverged(f"the {self.split} loss after step {progress.step}", loss_sum)
         row = {
             "kind": "evaluate",
             "split": self.split,

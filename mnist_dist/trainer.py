@@ -21,6 +21,7 @@ from mnist_dist.actions import (
     LogMetrics,
     Progress,
     SaveCheckpoint,
+    diverged,
     images_per_second,
     is_due,
     steps_until_due,
@@ -335,10 +336,7 @@ def stop_unless_finite(losses: np.ndarray, progress: Progress) -> None:
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
         step = progress.step - len(losses) + int(bad[0]) + 1
-        raise TrainingError(
-            f"training: the loss at step {step} is {losses[bad[0]]}, expected a finite number; "
-            "lower --learning-rate, or train with --precision float32."
-        )
+        raise diverged(f"the loss at step {step}", losses[bad[0]])
 
 
 def any_rank_was_signalled(session: Session) -> bool:

@@ -44,7 +44,8 @@ OLD_MPIRUN = {name: value for name, value in MPIRUN.items() if name != "PMIX_NAM
         (MPIRUN | HOROVODRUN, Cluster(1, 2, 1, 2, ("127.0.0.1",) * 2, job_port("43017"), "horovodrun")),
         (OWN | MPIRUN | HOROVODRUN, Cluster(2, 4, 0, 2, ("n9", "n9", "n10", "n10"), 20112, "mnist-dist")),
         (
-            OWN | {"MNIST_DIST_RANK": "0", "MNIST_DIST_SIZE": "1", "MNIST_DIST_LOCAL_SIZE": "1", "MNIST_DIST_HOSTS": "n1"},
+            OWN
+            | {"MNIST_DIST_RANK": "0", "MNIST_DIST_SIZE": "1", "MNIST_DIST_LOCAL_SIZE": "1", "MNIST_DIST_HOSTS": "n1"},
             Cluster(0, 1, 0, 1, ("n1",), 20112, "mnist-dist"),
         ),
     ],
@@ -67,7 +68,10 @@ def test_what_this_launcher_tells_is_understood(rank: int) -> None:
         (OWN | {"MNIST_DIST_RANK": ""}, "MNIST_DIST_RANK: received '', expected a whole number"),
         (OWN | {"MNIST_DIST_PORT": "http"}, "MNIST_DIST_PORT: received 'http', expected a whole number"),
         (HOROVODRUN | {"HOROVOD_LOCAL_RANK": "1.0"}, "HOROVOD_LOCAL_RANK: received '1.0', expected a whole number"),
-        (OWN | {"MNIST_DIST_RANK": "4"}, "mnist-dist: received rank 4 of 4 and local rank 0 of 2, expected ranks from 0"),
+        (
+            OWN | {"MNIST_DIST_RANK": "4"},
+            "mnist-dist: received rank 4 of 4 and local rank 0 of 2, expected ranks from 0",
+        ),
         (OWN | {"MNIST_DIST_RANK": "-1"}, "mnist-dist: received rank -1 of 4"),
         (MPIRUN | {"OMPI_COMM_WORLD_LOCAL_RANK": "2"}, "mpirun: received rank 3 of 4 and local rank 2 of 2"),
         (HOROVODRUN | {"HOROVOD_SIZE": "0"}, "horovodrun: received rank 1 of 0"),

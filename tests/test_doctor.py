@@ -68,9 +68,7 @@ def test_one_broken_part_is_named_and_the_others_are_still_checked(
         ("#!/bin/sh\nexit 1\n", BROKEN, "sbatch says nothing"),
     ],
 )
-def test_slurm(
-    script: str | None, status: str, detail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slurm(script: str | None, status: str, detail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if script:
         (tmp_path / "sbatch").write_text(script)
         (tmp_path / "sbatch").chmod(0o755)

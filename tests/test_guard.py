@@ -143,7 +143,9 @@ def test_equal_copies_pass() -> None:
 @pytest.mark.parametrize("other", [[1.0, 2.0000002], [1.0, -2.0], [2.0, 1.0]])
 def test_a_copy_that_differs_in_one_bit_is_found(other: list[float]) -> None:
     variables = [on_replicas([3.0], [3.0]), on_replicas([1.0, 2.0], other)]
-    with pytest.raises(TrainingError, match=r"^guard: the replicas of this process hold different weights after step 7\.$"):
+    with pytest.raises(
+        TrainingError, match=r"^guard: the replicas of this process hold different weights after step 7\.$"
+    ):
         guard.check_equal_weights(variables, Single(), 7)
 
 

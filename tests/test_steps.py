@@ -188,9 +188,7 @@ def test_small_gradients_survive_in_float16(arrays: Arrays) -> None:
     """A thousandth of a thousandth of a gradient is zero in float16, unless the loss is scaled."""
     gained = []
     for loss_scaling in (False, True):
-        training = Training(
-            arrays, precision="mixed_float16", loss_scaling=loss_scaling, batch_size=BATCH_SIZE * 10**6
-        )
+        training = Training(arrays, precision="mixed_float16", loss_scaling=loss_scaling, batch_size=BATCH_SIZE * 10**6)
         before = training.model.get_layer("conv_1").kernel.numpy()
         training.take(1)
         gained.append(np.abs(training.model.get_layer("conv_1").kernel.numpy() - before).max())
@@ -229,7 +227,9 @@ class TwoReplicas(Single):
         return 2 * tensor
 
 
-@pytest.mark.parametrize(("compression", "travels", "digits"), [("none", "float32", 1e-7), ("float16", "float16", 1e-3)])
+@pytest.mark.parametrize(
+    ("compression", "travels", "digits"), [("none", "float32", 1e-7), ("float16", "float16", 1e-3)]
+)
 def test_gradients_travel_in_one_message(tf: ModuleType, compression: str, travels: str, digits: float) -> None:
     random = np.random.default_rng(0)
     gradients = [tf.constant(random.normal(size=shape), tf.float32) for shape in [(3, 3, 1, 2), (4,), (), (5, 1)]]

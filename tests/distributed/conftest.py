@@ -69,7 +69,11 @@ class Run:
 
     @property
     def weights(self) -> dict[str, np.ndarray]:
-        loaded = Checkpoints(self.workdir / "checkpoints", 1, report=pytest.fail).load_latest()
+        return self.weights_in(self.workdir)
+
+    @staticmethod
+    def weights_in(workdir: Path) -> dict[str, np.ndarray]:
+        loaded = Checkpoints(workdir / "checkpoints", 1, report=pytest.fail).load_latest()
         assert loaded, "no checkpoint"
         return {name: array for name, array in loaded[0].items() if name.startswith("model/")}
 
