@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+HOROVOD := $(VENV)/.horovod
 
 .PHONY: help bench test test-fast lint lock clean
 
@@ -12,11 +13,11 @@ help: ## list the targets
 bench: $(INSTALLED) ## train the default configuration on the embedded MNIST and time it
 	@$(BIN)/mnist-dist train --workdir runs/bench-$$(date +%Y%m%d-%H%M%S)
 
-test: $(INSTALLED) ## run the whole test suite
+test: $(HOROVOD) ## run the whole test suite; builds Horovod the first time
 	@$(BIN)/python -m pytest
 
 test-fast: $(INSTALLED) ## run the unit tests, in under a minute
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" --durations 3
 
 lint: $(INSTALLED) ## check style and types
 	@$(BIN)/ruff check .
@@ -24,19 +25,23 @@ lint: $(INSTALLED) ## check style and types
 	@$(BIN)/mypy
 
 lock: $(INSTALLED) ## renew constraints.txt for every supported Python
-	@$(BIN)/pip install --quiet uv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate \
 		--extra dev --extra gpu setup.cfg --upgrade --output-file constraints.txt
 
 clean: ## remove the environment and caches (not your runs)
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info
 
+$(HOROVOD): $(INSTALLED) mnist_dist/horovod_build.py
+	@$(BIN)/mnist-dist install-horovod
+	@touch $@
+
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing; install it (apt-get install python3 python3-venv) or name another with PYTHON=..." >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { echo "make: found $$($(PYTHON) --version), expected Python 3.10 to 3.13; name one with PYTHON=..." >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: Python's venv module is missing; install it (apt-get install python3-venv)" >&2; exit 2; }
 	@$(BIN)/python -c '' 2>/dev/null || { echo "Creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
-	@echo "Installing into $(VENV) (TensorFlow is about 600 MB; a minute or two the first time)"
+	@echo "Installing into $(VENV): TensorFlow and what belongs to it, a minute or two the first time"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' \
 		|| { echo "make: the installation failed, see above; pip needs the network or a local index" >&2; exit 2; }
 	@touch $@
