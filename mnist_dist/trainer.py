@@ -51,7 +51,7 @@ from mnist_dist.schedule import learning_rates
 from mnist_dist.steps import make_eval_steps, make_train_steps
 from mnist_dist.strategies import Strategy, make_strategy, mean_over_replicas, resolve_strategy
 from mnist_dist.watchdog import EXIT_LOST_RANKS, Watchdog
-from mnist_dist.workdir import Workdir, check_workdir, claim_workdir
+from mnist_dist.workdir import Workdir, check_workdir, claim_workdir, record_config
 from mnist_dist.writers import Console, JsonLines, TensorBoard, Writer, make_console
 
 if TYPE_CHECKING:
@@ -248,6 +248,7 @@ def restore(session: Session, checkpoints: Checkpoints, variables: dict[str, ker
                 f"began in {progress.precision}; add --precision {progress.precision}."
             )
         assign_variables(variables, arrays)
+        record_config(session.folder, session.config)
     progress.step = sum_over_ranks(session.strategy, progress.step)
     session.console.say(
         f"Resuming after step {progress.step}." if progress.step else "No checkpoint to resume from: starting anew."

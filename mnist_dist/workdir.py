@@ -96,7 +96,7 @@ def check_workdir(path: Path, config: Config, resume: bool) -> Workdir:
 
 @contextlib.contextmanager
 def claim_workdir(folder: Workdir, config: Config) -> Iterator[None]:
-    """Makes the folder this process' own for the time of the training and records the configuration.
+    """Makes the folder this process' own for the time of the training and records the configuration of a new run.
 
     Raises:
         UserError: the folder cannot be written, or another process trains in it.
@@ -117,5 +117,11 @@ def claim_workdir(folder: Workdir, config: Config) -> Iterator[None]:
             # Some network file systems have no locks; training without one is better than not at all.
         for unfinished in folder.path.rglob(".*.tmp*"):  # Of a run that was killed while it wrote.
             unfinished.unlink(missing_ok=True)
-        write_text(folder.config_file, config_to_yaml(config))
+        if not folder.config_file.exists():
+            record_config(folder, config)
         yield
+
+
+def record_config(folder: Workdir, config: Config) -> None:
+    """Writes the configuration; of a resumed run only once it is known to fit the checkpoint."""
+    write_text(folder.config_file, config_to_yaml(config))
