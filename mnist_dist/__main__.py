@@ -8,10 +8,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mnist_dist import __version__
-from mnist_dist.errors import UserError
+from mnist_dist.errors import EXIT_BAD_INPUT, UserError
 
 if TYPE_CHECKING:
     from mnist_dist.cluster import Cluster
@@ -49,8 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Ends with one line, as for all bad input; argparse would print all flags before it."""
+        self.exit(EXIT_BAD_INPUT, f"mnist-dist: error: {message}; see `{self.prog} --help`.\n")
+
+
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mnist-dist",
         description="Train, evaluate and use a CNN on MNIST, on one device or many.",
         epilog="Start with: mnist-dist train. Then: mnist-dist COMMAND --help.",

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import socket
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,10 +29,11 @@ class Cluster:
         size: number of processes.
         local_rank: of this process among those on its host.
         local_size: number of processes on its host.
-        hosts: the host of every rank, in the order of the ranks.
+        hosts: the name of every rank's host, in the order of the ranks.
+        addresses: how to reach the host of every rank; the name, unless the launcher knows better.
         port: first of `size + 2` ports that the job may listen on, the same on all ranks: for Horovod's rendezvous,
             for TensorFlow's server of each rank, and for the roll call.
-        launcher: who started the processes: "none", "mnist-dist", "horovodrun" or "mpirun".
+        launcher: who started the processes: "none", "mnist-dist", "srun", "horovodrun" or "mpirun".
     """
 
     rank: int = 0
@@ -40,6 +43,10 @@ class Cluster:
     hosts: tuple[str, ...] = ("127.0.0.1",)
     port: int = FIRST_PORT
     launcher: str = "none"
+    addresses: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "addresses", self.addresses or self.hosts)
 
     @property
     def is_chief(self) -> bool:
@@ -74,6 +81,8 @@ def find_cluster(environment: Mapping[str, str]) -> Cluster:
         hosts = tuple(environment.get("MNIST_DIST_HOSTS", "").split(","))
         (port,) = _integers(environment, "MNIST_DIST_PORT")
         return _checked(Cluster(rank, size, local_rank, local_size, hosts, port, "mnist-dist"))
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # Not within `srun --pty bash`, which is one task.
+        return _srun_cluster(environment)
     if "HOROVOD_RANK" in environment:
         rank, size, local_rank, local_size = _integers(
             environment, "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"
@@ -91,6 +100,51 @@ def find_cluster(environment: Mapping[str, str]) -> Cluster:
         job = environment.get("PMIX_NAMESPACE") or environment.get("OMPI_MCA_ess_base_jobid", "0")
         return _checked(Cluster(rank, size, local_rank, local_size, _same_host(size), job_port(job), "mpirun"))
     return Cluster()
+
+
+def _srun_cluster(environment: Mapping[str, str]) -> Cluster:
+    """Reads the place of a task of `srun` from Slurm's variables for the job step."""
+    rank, size, local_rank = _integers(environment, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    nodes = _scontrol("show", "hostnames", environment.get("SLURM_STEP_NODELIST", "")).split()
+    tasks = expand_tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    if len(nodes) != len(tasks) or sum(tasks) != size:
+        raise UserError(
+            f"srun: received {len(nodes)} nodes and {sum(tasks)} tasks on {len(tasks)} of them, expected {size} tasks."
+        )
+    known = dict(
+        re.findall(r"NodeName=(\S+).*?NodeAddr=(\S+)", _scontrol("--oneliner", "show", "nodes", ",".join(nodes)))
+    )
+    hosts = tuple(node for node, count in zip(nodes, tasks, strict=True) for _ in range(count))
+    here = environment.get("SLURMD_NODENAME", hosts[rank])
+    if hosts[rank] != here:
+        raise UserError(
+            f"srun: rank {rank} runs on {here}, expected {hosts[rank]}; start neighbouring ranks on one node with "
+            "`srun --distribution=block`."
+        )
+    job = f"{environment.get('SLURM_JOB_ID', '')}.{environment.get('SLURM_STEP_ID', '')}"
+    addresses = tuple(known.get(host, host) for host in hosts)
+    return _checked(Cluster(rank, size, local_rank, hosts.count(here), hosts, job_port(job), "srun", addresses))
+
+
+def expand_tasks_per_node(text: str) -> list[int]:
+    """Expands Slurm's short form: "2(x3),1" is [2, 2, 2, 1]."""
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if not match:
+            raise UserError(f"SLURM_STEP_TASKS_PER_NODE: received '{text}', expected a form like 2(x3),1.")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
+
+
+def _scontrol(*arguments: str) -> str:
+    """Asks Slurm, which alone knows every form of its node lists."""
+    try:
+        done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stderr", None) or error
+        raise UserError(f"srun: `scontrol {' '.join(arguments)}` failed: {str(detail).strip()}.") from None
+    return done.stdout
 
 
 def job_port(job: str) -> int:

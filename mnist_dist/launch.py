@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
+import socket
+import struct
 import sys
 import tempfile
 import threading
@@ -79,7 +82,7 @@ def run_ranks(command: Sequence[str], ranks: int, *, horovod: bool, port: int | 
 def join_ranks(cluster: Cluster, config: RuntimeConfig) -> Iterator[None]:
     """Sets up this process as a rank, before TensorFlow is imported: its cores, and how Horovod finds the others.
 
-    Under mpirun the chief holds the rendezvous, as nobody else does.
+    Under srun and mpirun the chief holds the rendezvous, as nobody else does.
     """
     if cluster.launcher == "none":
         yield
@@ -87,25 +90,26 @@ def join_ranks(cluster: Cluster, config: RuntimeConfig) -> Iterator[None]:
     _die_with_launcher()
     bind_cores(cluster)
     with contextlib.ExitStack() as stack:
-        if config.strategy == "horovod" and cluster.launcher != "horovodrun":
-            os.environ.update(horovod_environment(cluster, config.join_timeout_seconds))
-            if cluster.launcher == "mpirun" and cluster.is_chief:
+        if cluster.launcher != "horovodrun":  # It has its own roll call and rendezvous.
+            if config.strategy == "horovod" and cluster.is_chief and cluster.launcher != "mnist-dist":
                 stack.enter_context(rendezvous("", cluster.port, cluster.hosts))
-        if cluster.launcher != "horovodrun":  # It has its own, and does not say where the chief is.
-            roll_call(cluster, config.join_timeout_seconds)
+            address = roll_call(cluster, config.join_timeout_seconds)
+            if config.strategy == "horovod":
+                interface = interface_of(address)
+                os.environ.update(horovod_environment(cluster, interface, config.join_timeout_seconds))
         yield
 
 
 def bind_cores(cluster: Cluster) -> None:
     """Binds this process to its share of the host's cores, unless the launcher has bound it already."""
     mine = sorted(os.sched_getaffinity(0))
-    if cluster.launcher == "mpirun" and len(mine) < (os.cpu_count() or 1):
+    if cluster.launcher in ("mpirun", "srun") and len(mine) < (os.cpu_count() or 1):
         return
     os.sched_setaffinity(0, cores_of(cluster.local_rank, cluster.local_size, mine))
 
 
-def horovod_environment(cluster: Cluster, join_timeout_seconds: float) -> dict[str, str]:
-    """Returns what `horovodrun` would tell a rank, for Gloo over TCP."""
+def horovod_environment(cluster: Cluster, interface: str, join_timeout_seconds: float) -> dict[str, str]:
+    """Returns what `horovodrun` would tell a rank, for Gloo over TCP on a network interface."""
     hosts = list(dict.fromkeys(cluster.hosts))
     environment = {
         "HOROVOD_RANK": cluster.rank,
@@ -118,14 +122,25 @@ def horovod_environment(cluster: Cluster, join_timeout_seconds: float) -> dict[s
         "HOROVOD_HOSTNAME": cluster.hosts[cluster.rank],
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
-        "HOROVOD_GLOO_RENDEZVOUS_ADDR": cluster.hosts[0],
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": socket.gethostbyname(cluster.addresses[0]),
+        # Gloo would otherwise resolve the host's name, which may lead to an address nobody listens on.
+        "HOROVOD_GLOO_IFACE": interface,
         "HOROVOD_GLOO_RENDEZVOUS_PORT": cluster.port,
         "HOROVOD_GLOO_TIMEOUT_SECONDS": int(join_timeout_seconds),
     }
-    if cluster.hosts[0] == "127.0.0.1":
-        # Gloo would otherwise resolve the host's name, which may lead to an address nobody listens on.
-        environment["HOROVOD_GLOO_IFACE"] = "lo"
     return {name: str(value) for name, value in environment.items()}
+
+
+def interface_of(address: str) -> str:
+    """Returns the name of the network interface that has an IPv4 address, such as "lo" of 127.0.0.1."""
+    request_address = 0x8915  # SIOCGIFADDR
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # An interface without an IPv4 address.
+                answer = fcntl.ioctl(probe, request_address, struct.pack("256s", name.encode()[:15]))
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    return "lo"  # Any address of 127.0.0.0/8 other than the first.
 
 
 @contextlib.contextmanager

@@ -17,24 +17,22 @@ from mnist_dist.errors import TrainingError
 _GO = b"go\n"
 
 
-def roll_call(cluster: Cluster, timeout_seconds: float) -> None:
-    """Returns when all ranks of the job have called it.
+def roll_call(cluster: Cluster, timeout_seconds: float) -> str:
+    """Returns when all ranks of the job have called it: the address of this host by which rank 0 and others meet.
 
     Raises:
         TrainingError: some did not within the time-out; names them, as far as this rank can know.
     """
     if cluster.size == 1:
-        return
+        return "127.0.0.1"
     deadline = time.monotonic() + timeout_seconds
-    if cluster.is_chief:
-        _call(cluster, deadline, timeout_seconds)
-    else:
-        _answer(cluster, deadline, timeout_seconds)
+    part = _call if cluster.is_chief else _answer
+    return part(cluster, deadline, timeout_seconds)
 
 
-def _call(cluster: Cluster, deadline: float, timeout_seconds: float) -> None:
+def _call(cluster: Cluster, deadline: float, timeout_seconds: float) -> str:
     """The chief's part: collects one greeting of each other rank, then lets all go."""
-    local = set(cluster.hosts) == {"127.0.0.1"}
+    local = set(cluster.addresses) == {"127.0.0.1"}
     missing = set(range(1, cluster.size))
     with contextlib.ExitStack() as stack:
         try:
@@ -45,7 +43,7 @@ def _call(cluster: Cluster, deadline: float, timeout_seconds: float) -> None:
             ) from None
         selector = stack.enter_context(selectors.DefaultSelector())
         selector.register(server, selectors.EVENT_READ)
-        present: list[socket.socket] = []
+        present: dict[int, socket.socket] = {}
         while missing:
             for key, _ in selector.select(timeout=max(deadline - time.monotonic(), 0)):
                 if key.fileobj is server:
@@ -57,26 +55,27 @@ def _call(cluster: Cluster, deadline: float, timeout_seconds: float) -> None:
                 rank = _greeted(connection, cluster.size)
                 if rank in missing:
                     missing.remove(rank)
-                    present.append(connection)
+                    present[rank] = connection
             if missing and time.monotonic() > deadline:
                 names = ", ".join(f"rank {rank} ({cluster.hosts[rank]})" for rank in sorted(missing))
                 raise TrainingError(f"launch: {names} of {cluster.size} did not come within {timeout_seconds:g} s.")
-        for connection in present:
+        for connection in present.values():
             connection.sendall(_GO)
+        return present[cluster.size - 1].getsockname()[0]  # That rank is on another host, if any is.
 
 
-def _answer(cluster: Cluster, deadline: float, timeout_seconds: float) -> None:
+def _answer(cluster: Cluster, deadline: float, timeout_seconds: float) -> str:
     """Another rank's part: greets the chief and waits until all are there."""
-    chief = f"rank 0 ({cluster.hosts[0]}:{cluster.roll_call_port})"
+    chief = f"rank 0 ({cluster.hosts[0]}, port {cluster.roll_call_port})"
     while True:
         left = max(deadline - time.monotonic(), 0.1)
         try:
-            with socket.create_connection((cluster.hosts[0], cluster.roll_call_port), timeout=left) as connection:
+            with socket.create_connection((cluster.addresses[0], cluster.roll_call_port), timeout=left) as connection:
                 connection.sendall(f"{cluster.rank} {cluster.size}\n".encode())
                 # The chief may have started later, and then waits as much longer.
                 connection.settimeout(left + timeout_seconds)
                 if connection.recv(len(_GO)) == _GO:
-                    return
+                    return connection.getsockname()[0]
                 raise TrainingError(f"launch: rank {cluster.rank} was sent home by {chief}; another rank is missing.")
         except OSError as error:
             if time.monotonic() >= deadline:

@@ -252,6 +252,12 @@ def resolve_strategy(config: RuntimeConfig, cluster: Cluster) -> RuntimeConfig:
             f"runtime.strategy: received '{name}', which is one process, but {cluster.launcher} started "
             f"{cluster.size}; expected multiworker or horovod."
         )
+    knows_hosts = cluster.launcher in ("mnist-dist", "srun") or (cluster.launcher, name) == ("horovodrun", "horovod")
+    if several and cluster.local_size < cluster.size and not knows_hosts:
+        raise UserError(
+            f"runtime.strategy: received '{name}' on several hosts under {cluster.launcher}, which does not tell a "
+            "rank the hosts of the others; expected one host, srun, or `horovodrun` with horovod."
+        )
     devices = config.devices
     if several and devices == 1:
         devices = cluster.size
@@ -285,7 +291,7 @@ def make_strategy(config: RuntimeConfig, cluster: Cluster) -> Strategy:
 
 def tf_config(cluster: Cluster) -> dict[str, Any]:
     """Returns the content of TF_CONFIG; rank r listens on the port r + 1 after the job's first."""
-    workers = [f"{host}:{cluster.port + 1 + rank}" for rank, host in enumerate(cluster.hosts)]
+    workers = [f"{address}:{cluster.port + 1 + rank}" for rank, address in enumerate(cluster.addresses)]
     return {"cluster": {"worker": workers}, "task": {"type": "worker", "index": cluster.rank}}
 
 

@@ -248,7 +248,8 @@ def restore(session: Session, checkpoints: Checkpoints, variables: dict[str, ker
                 f"began in {progress.precision}; add --precision {progress.precision}."
             )
         assign_variables(variables, arrays)
-        record_config(session.folder, session.config)
+    if session.strategy.is_chief:
+        record_config(session.folder, session.config)  # Not before it is known to fit the checkpoint.
     progress.step = sum_over_ranks(session.strategy, progress.step)
     session.console.say(
         f"Resuming after step {progress.step}." if progress.step else "No checkpoint to resume from: starting anew."

@@ -123,5 +123,4 @@ def claim_workdir(folder: Workdir, config: Config) -> Iterator[None]:
 
 
 def record_config(folder: Workdir, config: Config) -> None:
-    """Writes the configuration; of a resumed run only once it is known to fit the checkpoint."""
     write_text(folder.config_file, config_to_yaml(config))

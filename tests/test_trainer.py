@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -22,8 +21,8 @@ import pytest
 
 import mnist_dist
 from mnist_dist.checkpoint import Checkpoints
-from mnist_dist.config import Config, load_config, read_config
-from mnist_dist.dataset import DataConfig, load_arrays
+from mnist_dist.config import Config, config_to_yaml, load_config, read_config
+from mnist_dist.dataset import load_arrays
 from mnist_dist.errors import TrainingError
 from mnist_dist.evaluate import predict
 from mnist_dist.model import load_model
@@ -76,6 +75,15 @@ def finished(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> 
     """A run of two epochs: its folder and what `train` returned."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     return workdir, train(configure({"logging.tensorboard": True, "logging.every_steps": 8}), workdir)
+
+
+@pytest.fixture(scope="module")
+def short(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[str]]:
+    """A run of seven steps that was told to resume in a new folder: its folder, its result and what it said."""
+    workdir = tmp_path_factory.mktemp("runs") / "short"
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        result = train(configure({"training.steps": 7, "training.epochs": 5}), workdir, resume=True)
+    return workdir, result, said.getvalue().splitlines()
 
 
 def final_arrays(workdir: Path) -> dict[str, np.ndarray]:
@@ -198,25 +206,24 @@ def test_the_configuration_is_written_complete(finished: tuple[Path, dict[str, A
     assert "warmup_percent: 20.0" in (workdir / "config.yaml").read_text(), "a default is written, too"
 
 
-def test_what_is_said(configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(configure({"training.steps": 2, "logging.every_steps": 1}), tmp_path / "run")
-    lines = capsys.readouterr().out.splitlines()
+def test_what_is_said(short: tuple[Path, dict[str, Any], list[str]]) -> None:
+    workdir, _, lines = short
     assert [line.split()[0] for line in lines] == [
-        *("device", "strategy", "precision", "XLA", "training", "workdir", "step", "step", "step")
+        *("device", "strategy", "precision", "XLA", "training", "workdir", "No", "step", "step")
     ]
     assert lines[1:3] == ["strategy   single, 1 replica", "precision  float32 (as configured)"]
-    assert "2 steps of 100 images (all replicas), adam, peak learning rate 0.00354" in lines[4]
-    assert lines[5] == f"workdir    {tmp_path / 'run'}"
+    assert lines[4] == "training   7 steps of 100 images (all replicas), adam, peak learning rate 0.00354"
+    assert lines[5] == f"workdir    {workdir}"
     assert "test accuracy" in lines[-1]
 
 
 # --- What the settings do ---
 
 
-def test_steps_instead_of_epochs(configure: Configure, tmp_path: Path) -> None:
-    result = train(configure({"training.steps": 7, "training.epochs": 5}), tmp_path / "run")
-    assert (result["steps"], result["epochs"]) == (7, 7 / STEPS_PER_EPOCH)
-    assert saved_steps(tmp_path / "run") == [7]
+def test_steps_instead_of_epochs(short: tuple[Path, dict[str, Any], list[str]]) -> None:
+    workdir, result, _ = short
+    assert (result["status"], result["steps"], result["epochs"]) == ("completed", 7, 7 / STEPS_PER_EPOCH)
+    assert saved_steps(workdir) == [7]
 
 
 def test_evaluating_at_the_end_only_and_saving_often(configure: Configure, tmp_path: Path) -> None:
@@ -246,6 +253,7 @@ def test_synthetic_data_needs_no_files(configure: Configure, tmp_path: Path) -> 
     assert 0.05 < result["test_accuracy"] < 0.15, "random labels cannot be predicted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "learning_rate", "schedule", "others"),
     [
@@ -270,6 +278,7 @@ def test_every_optimizer_and_schedule_learns(
     assert logged == {step: float(rates[step - 1]) for step in (50, 80)}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("deterministic")
 def test_the_seed_alone_decides_the_weights(configure: Configure, tmp_path: Path) -> None:
     for name, seed in (("first", 3), ("again", 3), ("other", 4)):
@@ -330,12 +339,10 @@ def test_resuming_a_finished_run_returns_its_result_at_once(
     assert snapshot(workdir) == before
 
 
-def test_resuming_a_new_folder_starts_anew(
-    configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    result = train(configure({"training.steps": 2}), tmp_path / "run", resume=True)
-    assert (result["status"], result["steps"]) == ("completed", 2)
-    assert "No checkpoint to resume from: starting anew." in capsys.readouterr().out
+def test_resuming_a_new_folder_starts_anew(short: tuple[Path, dict[str, Any], list[str]]) -> None:
+    _, result, lines = short
+    assert lines[6] == "No checkpoint to resume from: starting anew."
+    assert result["steps"] == 7
 
 
 def test_resuming_in_another_precision_is_refused_and_changes_nothing(
@@ -349,7 +356,9 @@ def test_resuming_in_another_precision_is_refused_and_changes_nothing(
     before = snapshot(tmp_path / "run")
     other = configure({"runtime.precision": "mixed_bfloat16"})
     line = user_error(train, other, tmp_path / "run", True)
-    assert line.startswith("runtime.precision: this device would continue in mixed_bfloat16, but the run began in float32")
+    assert line.startswith(
+        "runtime.precision: this device would continue in mixed_bfloat16, but the run began in float32"
+    )
     assert line.endswith("add --precision float32.")
     assert snapshot(tmp_path / "run") == before
 
@@ -361,7 +370,11 @@ def test_resuming_in_another_precision_is_refused_and_changes_nothing(
     ("steps", "saved", "line"),
     [
         (30, [1], r"training: the loss at step 2 is (nan|inf), expected a finite number; lower --learning-rate, .*"),
-        (1, [], r"training: the test loss after step 1 is (nan|inf), expected a finite number; .*--precision float32\."),
+        (
+            1,
+            [],
+            r"training: the test loss after step 1 is (nan|inf), expected a finite number; .*--precision float32\.",
+        ),
     ],
 )
 def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(
@@ -380,9 +393,150 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(
 def test_after_a_failure_the_process_trains_on(configure: Configure, tmp_path: Path) -> None:
     """Locks, signal handlers and the like are given back."""
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with contextlib.redirect_stdout(io.StringIO()), pytest.raises(TrainingError):
-        train(configure({"optimizer.name": "sgd", "optimizer.learning_rate": 1e35}), tmp_path / "run")
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
-    with pytest.raises(TrainingError):
-        diverging = configure({"optimizer.name": "sgd", "optimizer.learning_rate": 1e35})
-        train(diverging, tmp_path / "run", resume=True)  # It can be locked again.
+    diverging = configure({"optimizer.name": "sgd", "optimizer.learning_rate": 1e35})
+    for resume in (False, True):  # The second time the folder can be locked again.
+        with pytest.raises(TrainingError):
+            train(diverging, tmp_path / "run", resume)
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+# --- Processes that are killed ---
+
+KILLABLE = RANDOM | {
+    "training.steps": 120,
+    "checkpoint.every_steps": 3,
+    "logging.every_steps": 4,
+    "runtime.steps_per_call": 2,
+}
+
+
+class Process:
+    """`mnist-dist train` in a process of its own, told to resume."""
+
+    def __init__(self, config: Config, workdir: Path) -> None:
+        self.workdir = workdir
+        file = workdir.with_suffix(".yaml")
+        file.write_text(config_to_yaml(config))
+        self.output = workdir.with_suffix(".txt")
+        command = [sys.executable, "-m", "mnist_dist", "train", "--config", str(file), "--workdir", str(workdir)]
+        with self.output.open("w") as output:
+            self.process = subprocess.Popen(
+                [*command, "--resume"], cwd=REPOSITORY, stdout=output, stderr=subprocess.PIPE, text=True
+            )
+
+    def finish(self) -> tuple[int, str]:
+        """Waits for the end; returns the exit code and what came on stderr."""
+        _, errors = self.process.communicate(timeout=120)
+        return self.process.returncode, errors
+
+    def succeed(self) -> None:
+        assert self.finish() == (0, "")
+
+    def wait_for_checkpoint(self, step: int, at_most_seconds: float = 60.0) -> None:
+        """Waits until a checkpoint of this step or a later one is there."""
+        deadline = time.monotonic() + at_most_seconds
+        while time.monotonic() < deadline and not any(saved >= step for saved in saved_steps(self.workdir)):
+            assert self.process.poll() is None, "the run ended early"
+            time.sleep(0.001)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        assert self.process.returncode == -signal.SIGKILL, "the run had ended already"
+
+    def kill_while_it_saves(self) -> None:
+        """Kills the process with a checkpoint half written; stops it first, to look whether it is."""
+        while True:
+            assert self.process.poll() is None, "the run ended without being caught while it saved"
+            if unfinished_files(self.workdir):
+                self.process.send_signal(signal.SIGSTOP)
+                os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
+                if unfinished_files(self.workdir):
+                    return self.kill()
+                self.process.send_signal(signal.SIGCONT)
+
+
+def unfinished_files(workdir: Path) -> list[str]:
+    return [file.name for file in (workdir / "checkpoints").glob("*") if not file.name.startswith("step-")]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run that those below must equal."""
+    workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    Process(configure(KILLABLE), workdir).succeed()
+    return workdir
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_is_still_the_same_run(
+    configure: Configure, tmp_path: Path, uninterrupted: Path
+) -> None:
+    config, workdir = configure(KILLABLE), tmp_path / "run"
+    chance = np.random.default_rng()
+    for kill in range(4):
+        process = Process(config, workdir)
+        if kill == 0:  # While it starts, most likely.
+            process.wait_for_checkpoint(24, at_most_seconds=chance.uniform(0, 4))
+        else:
+            process.wait_for_checkpoint(max(saved_steps(workdir), default=0) + int(chance.integers(3, 24)))
+            time.sleep(chance.uniform(0, 0.02))
+        process.kill()
+        print("killed after step", saved_steps(workdir))
+    Process(config, workdir).succeed()
+    assert_same_run(workdir, uninterrupted)
+
+
+@pytest.mark.slow
+def test_killed_while_it_saves_it_is_still_the_same_run(
+    configure: Configure, tmp_path: Path, uninterrupted: Path
+) -> None:
+    config, workdir = configure(KILLABLE), tmp_path / "run"
+    for _ in range(2):
+        process = Process(config, workdir)
+        process.wait_for_checkpoint(max(saved_steps(workdir), default=0) + 3)
+        process.kill_while_it_saves()
+        assert unfinished_files(workdir)
+    Process(config, workdir).succeed()
+    assert unfinished_files(workdir) == []
+    assert_same_run(workdir, uninterrupted)
+
+
+@pytest.mark.slow
+def test_damaged_checkpoints_are_reported_and_the_one_before_is_used(
+    configure: Configure, tmp_path: Path, uninterrupted: Path
+) -> None:
+    config, workdir = configure(KILLABLE), tmp_path / "run"
+    process = Process(config, workdir)
+    process.wait_for_checkpoint(30)
+    process.kill()
+    oldest, middle, newest = sorted((workdir / "checkpoints").glob("step-*.npz"))
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    content = bytearray(middle.read_bytes())
+    content[len(content) // 2] ^= 1
+    middle.write_bytes(content)
+    process = Process(config, workdir)
+    process.succeed()
+    lines = process.output.read_text().splitlines()
+    damaged = [line for line in lines if line.startswith("checkpoint '")]
+    assert [str(file) in line and "is damaged" in line for file, line in zip((newest, middle), damaged, strict=True)]
+    assert f"Resuming after step {int(oldest.stem.partition('-')[2])}." in lines
+    assert_same_run(workdir, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_disk_without_room_for_the_second_checkpoint(configure: Configure, small_disk: Path) -> None:
+    settings = {"model.dense_units": 64, "training.steps": 15, "checkpoint.every_steps": 5}
+    process = Process(configure(settings), small_disk / "run")
+    code, errors = process.finish()
+    assert code == 2
+    assert errors.startswith(
+        f"mnist-dist: error: workdir: cannot write '{small_disk}/run/checkpoints/step-00000010.npz'"
+    )
+    assert "No space left on device" in errors and errors.count("\n") == 1
+    assert saved_steps(small_disk / "run") == [5] and unfinished_files(small_disk / "run") == []
+    final_arrays(small_disk / "run")
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    Process(configure(settings), small_disk / "run").succeed()
+    result = json.loads((small_disk / "run" / "result.json").read_text())
+    assert (result["status"], result["steps"]) == ("completed", 15)

@@ -49,3 +49,15 @@ def test_mpirun(strategy: str, tmp_path: Path, odd_mnist: Path, start_once: Star
 def check(workdir: Path, start_once: StartRun) -> None:
     expected = start_once("single on plain data", *SGD)
     assert_close(Run.weights_in(workdir), expected.weights, tolerance=1e-4)
+
+
+def test_several_hosts_need_a_launcher_that_names_them(tmp_path: Path) -> None:
+    place = {"RANK": "0", "SIZE": "4", "LOCAL_RANK": "0", "LOCAL_SIZE": "2"}
+    environment = os.environ | {f"OMPI_COMM_WORLD_{name}": value for name, value in place.items()}
+    command = [sys.executable, "-m", "mnist_dist", "train", "--workdir", str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "mnist-dist: error: runtime.strategy: received 'horovod' on several hosts under mpirun"
+    )
+    assert len(done.stderr.splitlines()) == 1
