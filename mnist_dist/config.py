@@ -109,7 +109,7 @@ class ScheduleConfig(Section):
         20.0, description="Share of all steps in which the learning rate rises from 1/25 of its peak."
     )
     scaling: Literal["none", "sqrt", "linear"] = Field(
-        "sqrt", description="How the peak follows batch_size / reference_batch_size."
+        "linear", description="How the peak follows batch_size / reference_batch_size."
     )
     reference_batch_size: PositiveInt = Field(
         128, description="Global batch size for which optimizer.learning_rate is meant."

@@ -132,8 +132,11 @@ def check_slurm() -> Iterator[Finding]:
         yield Finding("Slurm", ABSENT, "no sbatch on PATH")
         return
     answer = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, timeout=20, check=False)
-    text = (answer.stdout or answer.stderr).strip().splitlines()
-    yield Finding("Slurm", OK if answer.returncode == 0 else BROKEN, text[0] if text else "sbatch says nothing")
+    text = (answer.stdout or answer.stderr).strip().splitlines() or ["it says nothing"]
+    if answer.returncode == 0:
+        yield Finding("Slurm", OK, text[0])
+    else:  # As where the tools are installed, but no cluster is configured.
+        yield Finding("Slurm", ABSENT, f"sbatch fails ({text[-1]})")
 
 
 def check_disk() -> Iterator[Finding]:

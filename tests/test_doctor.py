@@ -64,8 +64,8 @@ def test_one_broken_part_is_named_and_the_others_are_still_checked(
     [
         (None, ABSENT, "no sbatch on PATH"),
         ("#!/bin/sh\necho slurm-wlm 22.05.8\n", OK, "slurm-wlm 22.05.8"),
-        ("#!/bin/sh\necho 'sbatch: error: no slurm.conf' >&2\nexit 1\n", BROKEN, "sbatch: error: no slurm.conf"),
-        ("#!/bin/sh\nexit 1\n", BROKEN, "sbatch says nothing"),
+        ("#!/bin/sh\necho hm >&2\necho 'fatal: no cluster' >&2\nexit 1\n", ABSENT, "sbatch fails (fatal: no cluster)"),
+        ("#!/bin/sh\nexit 1\n", ABSENT, "sbatch fails (it says nothing)"),
     ],
 )
 def test_slurm(script: str | None, status: str, detail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import pytest
 
 import mnist_dist
 from mnist_dist.config import load_config
@@ -26,19 +25,14 @@ def test_versions_are_those_installed() -> None:
     assert versions == {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")}
 
 
-@pytest.mark.parametrize("with_metrics", [True, False])
-def test_the_saved_model_is_the_one_that_was_tested(
-    tf: ModuleType, tmp_path: Path, arrays: Arrays, with_metrics: bool
-) -> None:
-    """Model and plots are there, also of a run so short that it logged nothing."""
+def test_the_saved_model_is_the_one_that_was_tested(tf: ModuleType, tmp_path: Path, arrays: Arrays) -> None:
     config = load_config("default", {"model.filters": [3, 4], "model.dense_units": 6, "model.batch_norm": True})
     few = dataclasses.replace(arrays, test_images=arrays.test_images[:50], test_labels=arrays.test_labels[:50])
     trained = build_model(config.model, precision="mixed_bfloat16", seed=4)
     trained(arrays.train_images[:100, ..., np.newaxis], training=True)  # Moves the statistics of the normalisation.
     folder = Workdir(tmp_path)
-    if with_metrics:
-        row = {"kind": "train", "step": 1, "epoch": 0.1, "loss": 2.3, "accuracy": 0.1, "learning_rate": 0.01}
-        JsonLines(folder.metrics_file, 0).write(row)
+    row = {"kind": "train", "step": 1, "epoch": 0.1, "loss": 2.3, "accuracy": 0.1, "learning_rate": 0.01}
+    JsonLines(folder.metrics_file, 0).write(row)
     evaluation = save_deliverables(config, few, trained, folder)
     saved = load_model(tmp_path)
     probabilities = predict(saved, few.test_images)
