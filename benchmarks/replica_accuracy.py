@@ -45,7 +45,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-per-replica", type=int, default=128, metavar="IMAGES", help="default: 128")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each size (default: 3)")
     parser.add_argument("--epochs", type=int, default=3, metavar="N", help="of every run (default: 3)")
-    parser.add_argument("--scaling", default="linear", help="learning-rate rule: none, sqrt or linear (default: linear)")
+    parser.add_argument("--scaling", default="linear", help="none, sqrt or linear (default: linear)")
     return parser.parse_args(arguments)
 
 
