@@ -223,11 +223,11 @@ def test_a_checkpoint_holds_variables_and_progress(tf: ModuleType, tmp_path: Pat
     arrays, note = loaded
     assert arrays["model/kernel"].tolist() == [1.0, 2.0]
     assert progress.wall_seconds == 0.0
-    progress.wall_seconds = 12.5
+    progress.wall_seconds, progress.precision = 12.5, "float32"
     assert Progress.from_dict(note) == progress
     assert [file.name for file in tmp_path.iterdir()] == ["step-00000001.npz"]
 
 
 def test_only_one_rank_saves(tmp_path: Path) -> None:
-    SaveCheckpoint(5, None, {}, wall_seconds=lambda: 1.0)(Progress(step=5))
+    SaveCheckpoint(5, None, {}, "float32", wall_seconds=lambda: 1.0)(Progress(step=5))
     assert list(tmp_path.iterdir()) == []

@@ -26,7 +26,7 @@ from mnist_dist.dataset import load_arrays
 from mnist_dist.errors import TrainingError
 from mnist_dist.evaluate import predict
 from mnist_dist.model import load_model
-from mnist_dist.schedule import learning_rates
+from mnist_dist.schedule import learning_rates, peak_learning_rate
 from mnist_dist.trainer import train
 from mnist_dist.writers import Console, read_rows
 
@@ -164,7 +164,7 @@ def test_throughput_is_images_over_seconds_without_the_step_that_compiles(
     _, result = finished
     timed_seconds = result["training_seconds"] - result["first_step_seconds"]
     assert result["images_per_second"] == pytest.approx(39 * BATCH_SIZE / timed_seconds)
-    assert 0 < timed_seconds < result["first_step_seconds"] < result["training_seconds"] < result["seconds"]
+    assert 0 < timed_seconds < result["training_seconds"] < result["seconds"]
 
 
 def test_the_test_accuracy_is_that_of_the_saved_model(
@@ -206,13 +206,15 @@ def test_the_configuration_is_written_complete(finished: tuple[Path, dict[str, A
     assert "warmup_percent: 20.0" in (workdir / "config.yaml").read_text(), "a default is written, too"
 
 
-def test_what_is_said(short: tuple[Path, dict[str, Any], list[str]]) -> None:
+def test_what_is_said(short: tuple[Path, dict[str, Any], list[str]], configure: Configure) -> None:
     workdir, _, lines = short
     assert [line.split()[0] for line in lines] == [
         *("device", "strategy", "precision", "XLA", "training", "workdir", "No", "step", "step")
     ]
     assert lines[1:3] == ["strategy   single, 1 replica", "precision  float32 (as configured)"]
-    assert lines[4] == "training   7 steps of 100 images (all replicas), adam, peak learning rate 0.00354"
+    config = configure()
+    peak = peak_learning_rate(config.schedule, config.optimizer.learning_rate, BATCH_SIZE)
+    assert lines[4] == f"training   7 steps of 100 images (all replicas), adam, peak learning rate {peak:.3g}"
     assert lines[5] == f"workdir    {workdir}"
     assert "test accuracy" in lines[-1]
 
@@ -226,22 +228,16 @@ def test_steps_instead_of_epochs(short: tuple[Path, dict[str, Any], list[str]]) 
     assert saved_steps(workdir) == [7]
 
 
-def test_evaluating_at_the_end_only_and_saving_often(configure: Configure, tmp_path: Path) -> None:
-    settings = {"evaluation.every_epochs": 0, "checkpoint.every_steps": 12, "checkpoint.keep": 2}
-    train(configure(settings), tmp_path / "run")
+def test_evaluating_once_on_held_out_images_and_saving_often(configure: Configure, tmp_path: Path) -> None:
+    evaluating = {"data.holdout_images": 300, "evaluation.every_epochs": 0, "evaluation.batch_size": 128}
+    result = train(configure(evaluating | {"checkpoint.every_steps": 12, "checkpoint.keep": 2}), tmp_path / "run")
+    assert (result["steps"], result["epochs"]) == (34, 2.0), "1,700 images are left to train on"
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
-    assert [(row["kind"], row["step"]) for row in rows] == [("train", 40), ("evaluate", 40)]
-    assert saved_steps(tmp_path / "run") == [36, 40]
-
-
-def test_held_out_images_stand_in_for_the_test_set_between_epochs(configure: Configure, tmp_path: Path) -> None:
-    settings = {"data.holdout_images": 300, "evaluation.batch_size": 128, "training.epochs": 1}
-    result = train(configure(settings), tmp_path / "run")
-    assert (result["steps"], result["epochs"]) == (17, 1.0), "1,700 images are left to train on"
-    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
-    assert [(row["split"], row["images"]) for row in rows if row["kind"] == "evaluate"] == [("holdout", 300)]
+    assert [(row["kind"], row["step"]) for row in rows] == [("train", 34), ("evaluate", 34)]
+    assert (rows[1]["split"], rows[1]["images"]) == ("holdout", 300)
     tested = result["test_accuracy"] * TEST_IMAGES
     assert tested == pytest.approx(round(tested)), "not a share of the test images"
+    assert saved_steps(tmp_path / "run") == [24, 34]
 
 
 def test_synthetic_data_needs_no_files(configure: Configure, tmp_path: Path) -> None:
@@ -284,8 +280,8 @@ def test_the_seed_alone_decides_the_weights(configure: Configure, tmp_path: Path
     for name, seed in (("first", 3), ("again", 3), ("other", 4)):
         train(configure(RANDOM | {"seed": seed, "training.steps": 3}), tmp_path / name)
     assert_same_run(tmp_path / "again", tmp_path / "first")
-    arrays, others = final_arrays(tmp_path / "first"), final_arrays(tmp_path / "other")
-    assert not np.array_equal(arrays["model/dense/kernel"], others["model/dense/kernel"])
+    kernels = [final_arrays(tmp_path / name)["model/dense/kernel"] for name in ("first", "other")]
+    assert np.abs(kernels[0] - kernels[1]).max() > 0.1, "they began with the same weights: three steps do not go so far"
 
 
 # --- Resuming ---
@@ -335,7 +331,7 @@ def test_resuming_a_finished_run_returns_its_result_at_once(
     started = time.perf_counter()
     config = configure({"logging.tensorboard": True, "logging.every_steps": 8})
     assert train(config, workdir, resume=True) == result
-    assert time.perf_counter() - started < 0.2
+    assert time.perf_counter() - started < 0.5
     assert snapshot(workdir) == before
 
 
