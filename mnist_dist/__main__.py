@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from mnist_dist.cluster import Cluster
     from mnist_dist.config import Config
 
-EXIT_INTERRUPTED = 130  # As shells say of a process that Ctrl-C ended.
+# As shells say of a process that Ctrl-C ended, or that wrote to a pipe which nobody reads.
+EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
 
 # Flags for the settings that most runs change; --set reaches all of them.
 FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -40,13 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 the run failed, 2 bad input."""
     args = make_parser().parse_args(arguments)
     try:
-        return args.command(args)
+        code = args.command(args)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"mnist-dist: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("mnist-dist: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `| head` has read enough.
+        return EXIT_BROKEN_PIPE
 
 
 class Parser(argparse.ArgumentParser):
@@ -87,12 +93,14 @@ def add_train(commands: Any) -> None:
         ),
     )
     parser.add_argument(
-        "--config", default="default", metavar="FILE", help=f"a YAML file, or one of: {', '.join(shipped_configs())}"
+        "--config", metavar="FILE", help=f"a YAML file, or one of: {', '.join(shipped_configs())} (default: default)"
     )
     parser.add_argument(
         "--workdir", type=Path, metavar="DIR", help="folder of the run (default: runs/CONFIG-DATE-TIME)"
     )
-    parser.add_argument("--resume", action="store_true", help="continue the run in --workdir from its checkpoint")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the run in --workdir with its settings; start it if it is new"
+    )
     descriptions, defaults = setting_descriptions(), parse_config({})
     for flag, (key, options) in FLAGS.items():
         default = get_setting(defaults, key)
@@ -109,10 +117,13 @@ def run_train(args: argparse.Namespace) -> int:
     from mnist_dist.config import load_config, parse_assignment
 
     flags = {key: getattr(args, key) for key, _ in FLAGS.values() if getattr(args, key) is not None}
-    config = load_config(args.config, flags | dict(parse_assignment(text) for text in args.set))
+    source = args.config or "default"
+    if args.resume and args.config is None and args.workdir and (args.workdir / "config.yaml").is_file():
+        source = str(args.workdir / "config.yaml")  # A run goes on with its own settings.
+    config = load_config(source, flags | dict(parse_assignment(text) for text in args.set))
     if args.resume and args.workdir is None:
         raise UserError("--resume: no --workdir was given, expected the folder of the run to continue.")
-    workdir = args.workdir or Path("runs") / f"{Path(args.config).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    workdir = args.workdir or Path("runs") / f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
     from mnist_dist.cluster import find_cluster
 
@@ -128,12 +139,13 @@ def run_train(args: argparse.Namespace) -> int:
 def describe_result(result: dict[str, Any], workdir: Path) -> str:
     if result["status"] == "completed":
         return (
-            f"completed: test accuracy {result['test_accuracy']:.4f} after {result['epochs']:.2f} epochs, "
-            f"{result['images_per_second']:,.0f} images/s in total, {result['seconds']:.1f} s in all; see {workdir}"
+            f"completed: test accuracy {100 * result['test_accuracy']:.2f} % (saved model, float32) after "
+            f"{result['epochs']:.2f} epochs; {result['images_per_second']:,.0f} images/s of all devices in training "
+            f"steps, {result['seconds']:.1f} s from start to end; see {workdir}"
         )
     return (
         f"{result['status']} by {result['signal']} after step {result['steps']}; "
-        f"continue with `mnist-dist train --workdir {workdir} --resume` and the same settings"
+        f"continue with `mnist-dist train --workdir {workdir} --resume`"
     )
 
 
@@ -275,8 +287,9 @@ def load_run(workdir: Path) -> tuple[Any, Any]:
 def run() -> None:
     """Runs a command as a process of its own."""
     code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     # Taking TensorFlow apart takes seconds and saves nothing: all files are written and closed by now.
     os._exit(code)
 

@@ -298,8 +298,8 @@ def _config_text(name: str) -> str:
         if not path.is_file():
             if name not in shipped_configs():
                 raise UserError(
-                    f"--config: received '{name}', expected a YAML file or one of: {', '.join(shipped_configs())}."
-                    + nearest(name, shipped_configs())
+                    f"--config: there is no file '{name}'; expected a YAML file or one of: "
+                    f"{', '.join(shipped_configs())}." + nearest(name, shipped_configs())
                 )
             path = resources.files("mnist_dist") / "configs" / f"{name}.yaml"
         elif path.stat().st_size > MAX_CONFIG_BYTES:

@@ -89,6 +89,8 @@ def load_model(workdir: Path) -> keras.Model:
     file = workdir / "model.keras"
     if not workdir.is_dir():
         raise UserError(f"WORKDIR: '{workdir}' does not exist; expected a folder written by `mnist-dist train`.")
+    if not file.is_file() and not (workdir / "config.yaml").is_file():
+        raise UserError(f"WORKDIR: '{workdir}' is not the folder of a run; expected one written by `mnist-dist train`.")
     if not file.is_file():
         raise UserError(
             f"WORKDIR: '{workdir}' holds no model.keras; finish the training with "

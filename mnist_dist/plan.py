@@ -36,7 +36,7 @@ def make_plan(config: Config, train_images: int) -> Plan:
         )
         raise UserError(
             f"training.batch_size: received {batch_size} for {divisor}, expected a multiple of {parts}; "
-            f"for example {max(batch_size // parts, 1) * parts}."
+            f"for example --batch-size {max(batch_size // parts, 1) * parts}."
         )
     steps_per_epoch = train_images // batch_size
     total_steps = config.training.steps or config.training.epochs * steps_per_epoch

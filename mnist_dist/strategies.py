@@ -20,12 +20,16 @@ from mnist_dist.cluster import Cluster
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.dataset import Shard
 from mnist_dist.errors import UserError
+from mnist_dist.rollcall import roll_call
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
     MakeDataset = Callable[[Shard], tf.data.Dataset]
+
+
+LAST_WAIT_SECONDS = 600.0  # For the chief to save, test and draw, while the others have nothing left to do.
 
 
 class Strategy(Protocol):
@@ -148,6 +152,7 @@ class MultiWorker:
         import tensorflow as tf
 
         self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        self._cluster = cluster
         self.is_chief = cluster.is_chief
         self.shard = Shard(cluster.rank, 1, cluster.size)
         # Compiled once: eager calls through a multi-worker strategy are slow.
@@ -183,7 +188,8 @@ class MultiWorker:
             variable.assign(tf.cast(total, variable.dtype))
 
     def barrier(self) -> None:
-        _meet_for_the_last_time(self)
+        # Not a collective: who leaves it first would break it for the others, with pages of complaints.
+        roll_call(self._cluster, LAST_WAIT_SECONDS)
 
     def _all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
         import tensorflow as tf
@@ -232,7 +238,9 @@ class Horovod:
         self._hvd.broadcast_variables([variable.value for variable in variables], root_rank=0)
 
     def barrier(self) -> None:
-        _meet_for_the_last_time(self)
+        import tensorflow as tf
+
+        self.all_reduce(tf.zeros([1])).numpy()
         self._hvd.shutdown()
 
 
@@ -325,18 +333,6 @@ def _part(tensor: tf.Tensor, index: tf.Tensor, count: int) -> tf.Tensor:
     rows = tensor.shape[0] // count
     begin = [index * rows, *([0] * (tensor.shape.rank - 1))]
     return tf.slice(tensor, begin, [rows, *tensor.shape[1:]])
-
-
-def _meet_for_the_last_time(strategy: Strategy) -> None:
-    """Waits for all processes with an all-reduce.
-
-    It may fail because another process has left already. That one had its result, to which all have contributed: all
-    have come here. (A process that ends earlier fails by itself, and its launcher says so.)
-    """
-    import tensorflow as tf
-
-    with contextlib.suppress(tf.errors.OpError):
-        strategy.all_reduce(tf.zeros([1])).numpy()
 
 
 def _reduce_in_replica_context(tensor: tf.Tensor) -> tf.Tensor:

@@ -81,7 +81,7 @@ def an_optimizer(steps: int, loss_scaling: bool = False, skipped: int = 0) -> An
     optimizer = build_optimizer(OptimizerConfig(name="sgd"), RATES, loss_scaling=loss_scaling)
     optimizer.build([variable])
     for step in range(steps):
-        optimizer.apply([np.float32([1.0, np.inf if step < skipped else 2.0])], [variable])
+        optimizer.apply([np.array([1.0, np.inf if step < skipped else 2.0], np.float32)], [variable])
     return optimizer
 
 
@@ -127,7 +127,7 @@ def test_evaluated_images() -> None:
 
 def on_replicas(*copies: list[float]) -> Any:
     """A variable as tf.distribute keeps it, with a copy for each replica of the process."""
-    return SimpleNamespace(value=SimpleNamespace(values=tuple(np.float32(copy) for copy in copies)))
+    return SimpleNamespace(value=SimpleNamespace(values=tuple(np.array(copy, np.float32) for copy in copies)))
 
 
 def test_one_replica_equals_itself() -> None:

@@ -160,8 +160,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["predict", "run"], r"the following arguments are required: IMAGE; see .*"),
         (["train", "--set", "model.dropout"], r"--set: received 'model.dropout', expected key=value, for example .*"),
         (["train", "--resume"], r"--resume: no --workdir was given, expected the folder of the run to continue\."),
-        (["train", "--config", "defualt"], r"--config: received 'defualt', .* Did you mean 'default'\?"),
-        (["train", "--config", "."], r"--config: received '\.', expected a YAML file or one of: .*"),
+        (["train", "--config", "defualt"], r"--config: there is no file 'defualt'; .* Did you mean 'default'\?"),
+        (["train", "--config", "."], r"--config: there is no file '\.'; expected a YAML file or one of: .*"),
     ],
 )
 def test_a_wrong_command_line(arguments: list[str], line: str, refused: Refused) -> None:
@@ -191,7 +191,7 @@ def test_a_wrong_command_line(arguments: list[str], line: str, refused: Refused)
         ("training.batch_size=60001", r"training\.batch_size: received 60001, expected at most the 60000 .*"),
         (
             "training.accumulation_steps=3",
-            r"training\.batch_size: received 128 for 1 replica in 3 .*; for example 126\.",
+            r"training\.batch_size: received 128 for 1 replica in 3 .*; for example --batch-size 126\.",
         ),
         ("data.holdout_images=60000", r"data\.holdout_images: received 60000, expected fewer than the 60000 .*"),
         ("training.epochs=1000000", r"training: 468,000,000 steps were asked for, expected at most 10,000,000\."),
@@ -224,7 +224,7 @@ def test_a_wrong_file_of_settings(content: str | bytes, line: str, refused: Refu
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        ("--devices 3", "training.batch_size: received 128 for 3 replicas, expected a multiple of 3; for example 126."),
+        ("--devices 3", "training.batch_size: received 128 for 3 replicas, expected a multiple of 3; for example "),
         (
             "--devices 8 --batch-size 4",
             "training.batch_size: received 4 for 8 replicas, expected a multiple of 8; for ",
@@ -379,15 +379,20 @@ def test_defaults_give_way_to_the_file_and_the_file_to_flags(
     assert (config.model.dense_units, config.optimizer.beta_2) == (16, 0.9), "from --set, over the file"
     assert json.loads((workdir / "result.json").read_text())["global_batch_size"] == 32
     last = capsys.readouterr().out.splitlines()[-1]
-    assert re.fullmatch(rf"completed: test accuracy 0\.\d{{4}} after 0\.02 epochs, .*; see {workdir}", last)
+    assert re.fullmatch(rf"completed: test accuracy \d+\.\d\d % .* after 0\.02 epochs; .*; see {workdir}", last)
 
 
-def test_a_finished_run_tells_its_result_again(run: Path, tiny_mnist: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", *learning(tiny_mnist), "--workdir", str(run), "--resume"]) == 0
+@pytest.mark.parametrize("settings", [learning, lambda data: []])
+def test_a_finished_run_tells_its_result_again(
+    settings: Callable[[Path], list[str]], run: Path, tiny_mnist: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *settings(tiny_mnist), "--workdir", str(run), "--resume"]) == 0
     result = json.loads((run / "result.json").read_text())
     said = capsys.readouterr().out
-    assert said.startswith(f"completed: test accuracy {result['test_accuracy']:.4f} after 6.00 epochs, ")
-    assert f"{result['images_per_second']:,.0f} images/s in total, {result['seconds']:.1f} s in all; see {run}" in said
+    accuracy = f"{100 * result['test_accuracy']:.2f} % (saved model, float32)"
+    assert said.startswith(f"completed: test accuracy {accuracy} after 6.00 epochs; ")
+    assert f"{result['images_per_second']:,.0f} images/s of all devices in training steps" in said
+    assert f"{result['seconds']:.1f} s from start to end; see {run}" in said
 
 
 def test_a_run_that_fails_ends_with_one_line_and_code_1(
@@ -453,7 +458,7 @@ def test_the_exit_code_of_a_run_that_a_signal_stopped(
     assert main(["train", *arguments]) == code
     last = capsys.readouterr().out.splitlines()[-1]
     command = f"mnist-dist train --workdir {tmp_path / 'run'} --resume"
-    assert last == f"preempted by {number.name} after step 1; continue with `{command}` and the same settings"
+    assert last == f"preempted by {number.name} after step 1; continue with `{command}`"
 
 
 # --- Processes ---
@@ -467,6 +472,18 @@ def test_bad_input_as_a_process(tmp_path: Path) -> None:
         "mnist-dist: error: optimizer.lerning_rate: no such setting. Did you mean 'learning_rate'?\n"
     )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_enough(tmp_path: Path) -> None:
+    """As in `mnist-dist doctor | head -1`."""
+    command = [sys.executable, "-m", "mnist_dist", "doctor"]
+    with (tmp_path / "errors").open("w") as errors:
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors)
+        assert process.stdout
+        process.stdout.close()
+        assert process.wait(timeout=60) == 141
+    assert (tmp_path / "errors").read_text() == ""
 
 
 @pytest.mark.slow

@@ -203,6 +203,10 @@ def test_there_is_no_folder_or_no_model(tmp_path: Path, user_error: Callable[...
     assert user_error(load_model, missing) == (
         f"WORKDIR: '{missing}' does not exist; expected a folder written by `mnist-dist train`."
     )
+    assert user_error(load_model, tmp_path) == (
+        f"WORKDIR: '{tmp_path}' is not the folder of a run; expected one written by `mnist-dist train`."
+    )
+    (tmp_path / "config.yaml").touch()
     line = user_error(load_model, tmp_path)
     assert (
         line.startswith(f"WORKDIR: '{tmp_path}' holds no model.keras; finish the training with") and "--resume" in line

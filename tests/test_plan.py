@@ -37,21 +37,21 @@ def test_epochs_become_steps(settings: dict[str, Any], train_images: int, expect
         ({"batch_size": 101}, "training.batch_size: received 101, expected at most the 100 training images."),
         (
             {"batch_size": 50, "devices": 4},
-            "training.batch_size: received 50 for 4 replicas, expected a multiple of 4; for example 48.",
+            "training.batch_size: received 50 for 4 replicas, expected a multiple of 4; for example --batch-size 48.",
         ),
         (
             {"batch_size": 3, "devices": 4},
-            "training.batch_size: received 3 for 4 replicas, expected a multiple of 4; for example 4.",
+            "training.batch_size: received 3 for 4 replicas, expected a multiple of 4; for example --batch-size 4.",
         ),
         (
             {"batch_size": 50, "devices": 2, "accumulation_steps": 3},
             "training.batch_size: received 50 for 2 replicas in 3 accumulation steps, expected a multiple of 6; for "
-            "example 48.",
+            "example --batch-size 48.",
         ),
         (
             {"batch_size": 50, "accumulation_steps": 3},
             "training.batch_size: received 50 for 1 replica in 3 accumulation steps, expected a multiple of 3; for "
-            "example 48.",
+            "example --batch-size 48.",
         ),
         (
             {"steps": MAX_STEPS + 1, "batch_size": 1},

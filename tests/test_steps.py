@@ -280,7 +280,7 @@ def test_images_that_fill_up_the_last_batch_do_not_count(arrays: Arrays, tf: Mod
     images = arrays.test_images[:4, ..., np.newaxis]
     labels = np.asarray(model(images)).argmax(axis=1).astype(np.int32)  # All correct: each would count.
     whole = make_eval_steps(model, Single())(iter([(images[:3], labels[:3], np.ones(3, np.float32))]), 1)
-    filled = make_eval_steps(model, Single())(iter([(images, labels, np.float32([1, 1, 1, 0]))]), 1)
+    filled = make_eval_steps(model, Single())(iter([(images, labels, np.array([1, 1, 1, 0], np.float32))]), 1)
     np.testing.assert_allclose(filled, whole, rtol=1e-5)
     half = make_eval_steps(model, Single())(iter([(images[:3], labels[:3], np.full(3, 0.5, np.float32))]), 1)
     np.testing.assert_allclose(2 * half.numpy(), whole, rtol=1e-5)

@@ -18,6 +18,7 @@ import pytest
 
 from mnist_dist.checkpoint import Checkpoints
 from mnist_dist.dataset import Arrays
+from mnist_dist.writers import read_rows
 
 COMMAND = [sys.executable, "-m", "mnist_dist", "train"]
 # Three replicas do not divide 2,003 images, and 16 images per replica do not fill them.
@@ -66,6 +67,12 @@ class Run:
     @property
     def result(self) -> dict[str, Any]:
         return json.loads((self.workdir / "result.json").read_text())
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """The mean training loss since the line before, by step."""
+        rows = read_rows(self.workdir / "metrics.jsonl")
+        return {row["step"]: row["loss"] for row in rows if row["kind"] == "train"}
 
     @property
     def weights(self) -> dict[str, np.ndarray]:

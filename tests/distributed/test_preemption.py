@@ -8,7 +8,11 @@ from tests.distributed.conftest import StartRun, assert_close
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = ["--optimizer", "sgd", "--learning-rate", "0.02", "--steps", "120", "--set", "runtime.steps_per_call=4"]
+STEPS = 60
+SETTINGS = [
+    *["--optimizer", "sgd", "--learning-rate", "0.02", "--steps", str(STEPS), "--set", "runtime.steps_per_call=2"],
+    *["--set", "schedule.name=constant", "--set", "schedule.warmup_percent=0"],
+]
 
 
 @pytest.mark.parametrize(
@@ -29,16 +33,19 @@ def test_preempted_and_resumed_elsewhere(
     assert run.finish() == 0, run.output
     result = run.result
     assert (result["status"], result["signal"]) == ("preempted", number.name)
-    assert 12 <= result["steps"] < 120
+    assert 12 <= result["steps"] < STEPS
     assert [file.name for file in sorted((run.workdir / "checkpoints").glob("*.npz"))][-1] == (
         f"step-{result['steps']:08d}.npz"
     )
 
     resumed = start("run", *SETTINGS, "--strategy", after[0], "--devices", str(after[1]), "--resume").succeed()
     assert f"Resuming after step {result['steps']}." in resumed.output
-    assert (resumed.result["status"], resumed.result["steps"]) == ("completed", 120)
-    expected = start_once("120 steps", *SETTINGS)
-    assert_close(resumed.weights, expected.weights, tolerance=0.01)
+    assert (resumed.result["status"], resumed.result["steps"]) == ("completed", STEPS)
+    expected = start_once("60 steps", *SETTINGS)
+    # Four batches have their own mean loss: by one batch left out or taken twice it moves by about 0.1. Weights tell
+    # less, because another order of summation may flip single ReLUs and then grows.
+    assert resumed.losses == pytest.approx(expected.losses, abs=0.02)
+    assert_close(resumed.weights, expected.weights, tolerance=0.05)
 
 
 def test_ctrl_c_stops_with_a_checkpoint(start: StartRun) -> None:
