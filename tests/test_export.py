@@ -14,6 +14,8 @@ from mnist_dist.dataset import Arrays
 from mnist_dist.evaluate import predict
 from mnist_dist.export import Exported, Format, export, render
 
+pytestmark = pytest.mark.slow  # It trains models.
+
 FORMATS: tuple[Format, ...] = ("savedmodel", "tflite", "tflite-int8")
 TRAIN_IMAGES = 12_000
 TEST_IMAGES = 1010  # Not a multiple of the batch size.

@@ -110,7 +110,7 @@ def python(*arguments: str | Path, timeout: float = 120) -> subprocess.Completed
 @pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS)])
 def test_help_comes_at_once(command: Sequence[str]) -> None:
     seconds = []
-    for _ in range(3):
+    for _ in range(10):  # The best of several, since other work may disturb one.
         started = time.perf_counter()
         done = python(*command, "--help")
         seconds.append(time.perf_counter() - started)

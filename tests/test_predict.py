@@ -18,6 +18,8 @@ from mnist_dist import predict
 from mnist_dist.errors import UserError
 from mnist_dist.predict import Prediction, load_digit, predict_files
 
+pytestmark = pytest.mark.slow  # It trains models.
+
 Images = tuple[np.ndarray, np.ndarray]
 PER_CLASS = 5
 

@@ -12,7 +12,7 @@ from mnist_dist.dataset import Arrays
 from mnist_dist.evaluate import predict
 from mnist_dist.model import build_model, load_model
 from mnist_dist.results import library_versions, save_deliverables
-from mnist_dist.workdir import Workdir
+from mnist_dist.workdir import Workdir, record_config
 from mnist_dist.writers import JsonLines
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -31,6 +31,7 @@ def test_the_saved_model_is_the_one_that_was_tested(tf: ModuleType, tmp_path: Pa
     trained = build_model(config.model, precision="mixed_bfloat16", seed=4)
     trained(arrays.train_images[:100, ..., np.newaxis], training=True)  # Moves the statistics of the normalisation.
     folder = Workdir(tmp_path)
+    record_config(folder, config)
     row = {"kind": "train", "step": 1, "epoch": 0.1, "loss": 2.3, "accuracy": 0.1, "learning_rate": 0.01}
     JsonLines(folder.metrics_file, 0).write(row)
     evaluation = save_deliverables(config, few, trained, folder)

@@ -30,6 +30,8 @@ from mnist_dist.schedule import learning_rates, peak_learning_rate
 from mnist_dist.trainer import train
 from mnist_dist.writers import Console, read_rows
 
+pytestmark = pytest.mark.slow  # It trains models.
+
 REPOSITORY = Path(mnist_dist.__file__).parent.parent
 PNG = b"\x89PNG\r\n\x1a\n"
 BATCH_SIZE, STEPS_PER_EPOCH, TEST_IMAGES = 100, 20, 500
@@ -506,7 +508,7 @@ def test_damaged_checkpoints_are_reported_and_the_one_before_is_used(
     process = Process(config, workdir)
     process.wait_for_checkpoint(30)
     process.kill()
-    oldest, middle, newest = sorted((workdir / "checkpoints").glob("step-*.npz"))
+    *_, before, middle, newest = sorted((workdir / "checkpoints").glob("step-*.npz"))
     newest.write_bytes(newest.read_bytes()[:-1000])
     content = bytearray(middle.read_bytes())
     content[len(content) // 2] ^= 1
@@ -516,7 +518,7 @@ def test_damaged_checkpoints_are_reported_and_the_one_before_is_used(
     lines = process.output.read_text().splitlines()
     damaged = [line for line in lines if line.startswith("checkpoint '")]
     assert [str(file) in line and "is damaged" in line for file, line in zip((newest, middle), damaged, strict=True)]
-    assert f"Resuming after step {int(oldest.stem.partition('-')[2])}." in lines
+    assert f"Resuming after step {int(before.stem.partition('-')[2])}." in lines
     assert_same_run(workdir, uninterrupted)
 
 
