@@ -143,6 +143,11 @@ def describe_result(result: dict[str, Any], workdir: Path) -> str:
             f"{result['epochs']:.2f} epochs; {result['images_per_second']:,.0f} images/s of all devices in training "
             f"steps, {result['seconds']:.1f} s from start to end; see {workdir}"
         )
+    if result["status"] == "measured":
+        return (
+            f"measured: {result['images_per_second']:,.0f} images/s of all devices in {result['steps']:,} steps; the "
+            f"first took {result['first_step_seconds']:.1f} s with compiling; see {workdir}"
+        )
     return (
         f"{result['status']} by {result['signal']} after step {result['steps']}; "
         f"continue with `mnist-dist train --workdir {workdir} --resume`"

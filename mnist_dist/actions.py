@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -39,6 +40,7 @@ class Progress:
     timed_steps: int = 0  # Without each session's first step, which traces and compiles.
     timed_seconds: float = 0.0
     first_step_seconds: float = 0.0  # Of the latest session.
+    evaluation_seconds: float = 0.0  # In evaluations, over all sessions.
     wall_seconds: float = 0.0  # Of earlier sessions, from start to checkpoint.
     precision: str = ""  # With which the run began.
     window: Window = field(default_factory=Window)
@@ -123,7 +125,9 @@ class Evaluate:
     steps_per_epoch: int
 
     def __call__(self, progress: Progress) -> None:
+        started = time.perf_counter()
         loss_sum, correct, images = self.eval_steps(self.make_batches(), self.num_steps).numpy().tolist()
+        progress.evaluation_seconds += time.perf_counter() - started
         guard.check_evaluated(int(images), self.num_images)
         if not np.isfinite(loss_sum):
             raise diverged(f"the {self.split} loss after step {progress.step}", loss_sum)
@@ -135,6 +139,8 @@ class Evaluate:
             "loss": loss_sum / images,
             "accuracy": correct / images,
             "images": int(images),
+            "training_seconds": progress.training_seconds,
+            "evaluation_seconds": progress.evaluation_seconds,
         }
         for writer in self.writers:
             writer.write(row)

@@ -119,6 +119,9 @@ class ScheduleConfig(Section):
 class TrainingConfig(Section):
     epochs: PositiveInt = Field(3, description="Passes over the training images.")
     steps: PositiveInt | None = Field(None, description="Train exactly this many steps instead of epochs.")
+    measure_seconds: PositiveFloat | None = Field(
+        None, description="Measure only: stop after so many seconds of steps, test nothing and leave no model."
+    )
     batch_size: PositiveInt = Field(128, description="Global batch size: images of all replicas in one step.")
     accumulation_steps: PositiveInt = Field(
         1, description="Parts in which each replica computes its share of a batch, to save memory."
@@ -127,8 +130,8 @@ class TrainingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    every_epochs: NonNegativeInt = Field(
-        1, description="Evaluate after every so many epochs; 0: only once, at the end."
+    every_epochs: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="Evaluate after every so many epochs, such as 0.25; 0: only once, at the end."
     )
     batch_size: PositiveInt = Field(1000, description="Images of all replicas in one evaluation step.")
 
@@ -150,6 +153,9 @@ class RuntimeConfig(Section):
         50, description="At most this many training steps in one call of the compiled loop."
     )
     guard: bool = Field(False, description="Check that shards, batch, learning rate, weights and evaluation are right.")
+    all_reduce: bool = Field(
+        True, description="Sum gradients over replicas; false, with measure_seconds, shows what that costs."
+    )
     join_timeout_seconds: PositiveFloat = Field(
         120.0, description="Longest wait for all ranks to start and find each other."
     )

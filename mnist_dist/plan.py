@@ -22,7 +22,7 @@ def make_plan(config: Config, train_images: int) -> Plan:
 
     Raises:
         UserError: the batch is larger than the training set or does not divide over the replicas, or the run would
-            have too many steps.
+            have too many steps, or replicas would learn apart in a run that leaves a model.
     """
     batch_size, replicas = config.training.batch_size, config.runtime.devices
     if batch_size > train_images:
@@ -37,6 +37,11 @@ def make_plan(config: Config, train_images: int) -> Plan:
         raise UserError(
             f"training.batch_size: received {batch_size} for {divisor}, expected a multiple of {parts}; "
             f"for example --batch-size {max(batch_size // parts, 1) * parts}."
+        )
+    if not config.runtime.all_reduce and config.training.measure_seconds is None:
+        raise UserError(
+            "runtime.all_reduce: received false, expected it together with training.measure_seconds only; "
+            "replicas that do not share their gradients train no common model."
         )
     steps_per_epoch = train_images // batch_size
     total_steps = config.training.steps or config.training.epochs * steps_per_epoch

@@ -244,6 +244,26 @@ class Horovod:
         self._hvd.shutdown()
 
 
+class Unreduced:
+    """A strategy whose replicas keep their gradients and metrics to themselves, and never wait for one another.
+
+    What it trains is wrong; how long its steps take says what communication costs.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self._strategy = strategy
+        self.name, self.shard, self.is_chief = strategy.name, strategy.shard, strategy.is_chief
+        self.scope, self.distribute = strategy.scope, strategy.distribute
+        self.run, self.local_sum = strategy.run, strategy.local_sum
+        self.broadcast, self.barrier = strategy.broadcast, strategy.barrier
+
+    def reduce(self, tensor: tf.Tensor) -> tf.Tensor:
+        return tensor
+
+    def all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
+        return tensor
+
+
 def resolve_strategy(config: RuntimeConfig, cluster: Cluster) -> RuntimeConfig:
     """Replaces `auto` and completes the number of devices from what the launcher says.
 
@@ -308,14 +328,14 @@ def mean_over_replicas(strategy: Strategy, tensor: tf.Tensor) -> tf.Tensor:
     return strategy.reduce(tensor) / strategy.shard.num_replicas
 
 
-def all_gather(strategy: Strategy, value: float) -> np.ndarray:
-    """Returns the value of every process as float64 [processes]."""
+def all_gather(strategy: Strategy, values: Sequence[float]) -> np.ndarray:
+    """Returns the values of every process, equally many from each, as float64 [processes, values]."""
     import tensorflow as tf
 
     shard = strategy.shard
-    values = np.zeros(shard.num_replicas // shard.local_replicas)
-    values[shard.first_replica // shard.local_replicas] = value
-    return np.asarray(strategy.all_reduce(tf.constant(values)))
+    table = np.zeros([shard.num_replicas // shard.local_replicas, len(values)])
+    table[shard.first_replica // shard.local_replicas] = values
+    return np.asarray(strategy.all_reduce(tf.constant(table)))
 
 
 @functools.cache

@@ -48,8 +48,16 @@ from mnist_dist.preemption import Preemption
 from mnist_dist.results import library_versions, save_deliverables
 from mnist_dist.runtime import Runtime, configure_runtime
 from mnist_dist.schedule import learning_rates
+from mnist_dist.step_times import StepClock, gather_step_times
 from mnist_dist.steps import make_eval_steps, make_train_steps
-from mnist_dist.strategies import Strategy, make_strategy, mean_over_replicas, resolve_strategy
+from mnist_dist.strategies import (
+    Strategy,
+    Unreduced,
+    all_gather,
+    make_strategy,
+    mean_over_replicas,
+    resolve_strategy,
+)
 from mnist_dist.watchdog import EXIT_LOST_RANKS, Watchdog
 from mnist_dist.workdir import Workdir, check_workdir, claim_workdir, record_config
 from mnist_dist.writers import Console, JsonLines, TensorBoard, Writer, make_console
@@ -146,12 +154,14 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
         precision=precision,
         wall_seconds=lambda: earlier_seconds + time.perf_counter() - session.started,
     )
-    actions = [*make_actions(session, model, optimizer, rates, progress), save_checkpoint]
+    actions = make_actions(session, model, optimizer, rates, progress)
+    if config.training.measure_seconds is None:
+        actions.append(save_checkpoint)
     batches = make_batches(session, session.arrays.train_labels, progress.step)
     train_steps = make_train_steps(
         model,
         optimizer,
-        strategy,
+        strategy if config.runtime.all_reduce else Unreduced(strategy),
         batch_size=config.training.batch_size,
         label_smoothing=config.training.label_smoothing,
         accumulation_steps=config.training.accumulation_steps,
@@ -161,15 +171,16 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
     if config.runtime.guard:
         check_shards(session)
 
+    clock = StepClock()
+    clock.start()
     first_call = True
-    stop_requested = False
-    while progress.step < plan.total_steps and not stop_requested:
+    signalled = time_is_up = False
+    while progress.step < plan.total_steps and not signalled and not time_is_up:
         count = min(config.runtime.steps_per_call, steps_until_due(actions, progress.step, plan.total_steps))
         count = 1 if first_call else count  # Alone, so that compiling is timed apart.
         session.watchdog.enter(f"step {progress.step + count}")
-        edge = time.perf_counter()
         metrics = train_steps(batches, count).numpy()
-        seconds = time.perf_counter() - edge
+        seconds = clock.stop_window(count)
         progress.advance(metrics, seconds, first_call)
         first_call = False
         stop_unless_finite(metrics[:, 0], progress)
@@ -177,13 +188,19 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
         for action in actions:
             if is_due(action, progress.step, plan.total_steps):
                 session.watchdog.enter(f"{type(action).__name__} after step {progress.step}")
-                action(progress)
+                with contextlib.nullcontext() if isinstance(action, LogMetrics) else clock.paused():
+                    action(progress)
         session.watchdog.enter(f"agreement after step {progress.step}")
-        stop_requested = any_rank_was_signalled(session)
+        # Ranks that run freely must not show each other's pace in their windows.
+        with contextlib.nullcontext() if config.runtime.all_reduce else clock.paused():
+            signalled, time_is_up = agree_to_stop(session, clock)
 
     session.watchdog.enter(f"results after step {progress.step}")
+    step_times = gather_step_times(clock, strategy, session.cluster.hosts)
     result = describe_run(session, progress)
-    if progress.step < plan.total_steps:
+    if config.training.measure_seconds:
+        result["status"] = "measured"
+    elif progress.step < plan.total_steps:
         save_checkpoint(progress)
         result |= {"status": "preempted", "signal": session.preemption.received}
     elif strategy.is_chief:
@@ -191,6 +208,7 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
         result |= {"test_accuracy": evaluation.accuracy, "test_loss": evaluation.loss}
     result["seconds"] = save_checkpoint.wall_seconds()
     if strategy.is_chief:
+        write_json(session.folder.step_times_file, step_times)
         write_json(session.folder.result_file, result)
     return result
 
@@ -250,7 +268,7 @@ def restore(session: Session, checkpoints: Checkpoints, variables: dict[str, ker
         assign_variables(variables, arrays)
     if session.strategy.is_chief:
         record_config(session.folder, session.config)  # Not before it is known to fit the checkpoint.
-    progress.step = sum_over_ranks(session.strategy, progress.step)
+    progress.step = int(all_gather(session.strategy, [progress.step]).sum())  # Zero on all but the chief.
     session.console.say(
         f"Resuming after step {progress.step}." if progress.step else "No checkpoint to resume from: starting anew."
     )
@@ -289,8 +307,9 @@ def make_actions(
         writers += [TensorBoard(session.folder.tensorboard)] if config.logging.tensorboard else []
     actions: list[Action] = [
         LogMetrics(config.logging.every_steps, writers, rates, config.training.batch_size, plan.steps_per_epoch),
-        make_evaluate(session, model, writers),
     ]
+    if config.training.measure_seconds is None:
+        actions.append(make_evaluate(session, model, writers))
     if config.runtime.guard:
         actions.append(Guard(plan.steps_per_epoch, model, optimizer, rates, strategy))
     return actions
@@ -304,7 +323,7 @@ def make_evaluate(session: Session, model: keras.Model, writers: list[Writer]) -
         (arrays.holdout_images, arrays.holdout_labels) if held_out else (arrays.test_images, arrays.test_labels)
     )
     return Evaluate(
-        period=evaluation.every_epochs * session.plan.steps_per_epoch or session.plan.total_steps,
+        period=round(evaluation.every_epochs * session.plan.steps_per_epoch) or session.plan.total_steps,
         split="holdout" if held_out else "test",
         eval_steps=make_eval_steps(model, strategy),
         make_batches=lambda: strategy.distribute(
@@ -341,15 +360,12 @@ def stop_unless_finite(losses: np.ndarray, progress: Progress) -> None:
         raise diverged(f"the loss at step {step}", losses[bad[0]])
 
 
-def any_rank_was_signalled(session: Session) -> bool:
-    """Lets all ranks agree, after the same step, whether to stop."""
-    return sum_over_ranks(session.strategy, int(session.preemption.received is not None)) > 0
-
-
-def sum_over_ranks(strategy: Strategy, number: int) -> int:
-    import tensorflow as tf
-
-    return int(strategy.all_reduce(tf.constant([number])).numpy()[0])
+def agree_to_stop(session: Session, clock: StepClock) -> tuple[bool, bool]:
+    """Lets all ranks agree, after the same step, whether a signal or the end of the measuring time came to any."""
+    limit = session.config.training.measure_seconds or float("inf")
+    own = [float(session.preemption.received is not None), float(clock.measured_seconds >= limit)]
+    signalled, time_is_up = all_gather(session.strategy, own).sum(axis=0) > 0
+    return bool(signalled), bool(time_is_up)
 
 
 def describe_run(session: Session, progress: Progress) -> dict[str, Any]:

@@ -35,6 +35,10 @@ class Workdir:
         return self.path / "result.json"
 
     @property
+    def step_times_file(self) -> Path:
+        return self.path / "step_times.json"
+
+    @property
     def model_file(self) -> Path:
         return self.path / "model.keras"
 

@@ -192,11 +192,17 @@ def evaluate(tf: ModuleType, sums: list[float], writer: Rows, num_images: int) -
 def test_an_evaluation_is_a_row_of_means(tf: ModuleType) -> None:
     rows = Rows()
     action = evaluate(tf, [50.0, 150.0, 200.0], rows, num_images=200)
-    for step in (2, 4):
-        action(Progress(step=step))  # Each time from the first batch on.
-    expected = {"kind": "evaluate", "split": "holdout", "loss": 0.25, "accuracy": 0.75, "images": 200}
-    assert rows.rows == [expected | {"step": 2, "epoch": 0.5}, expected | {"step": 4, "epoch": 1.0}]
+    progress = Progress(step=2, training_seconds=3.0)
+    action(progress)
+    first_seconds = progress.evaluation_seconds
+    progress.step = 4
+    action(progress)  # Again from the first batch on.
     json.dumps(rows.rows)
+    seconds = [row.pop("evaluation_seconds") for row in rows.rows]
+    assert 0 < first_seconds == seconds[0] < seconds[1] == progress.evaluation_seconds
+    expected = {"kind": "evaluate", "split": "holdout", "loss": 0.25, "accuracy": 0.75, "images": 200}
+    expected["training_seconds"] = 3.0
+    assert rows.rows == [expected | {"step": 2, "epoch": 0.5}, expected | {"step": 4, "epoch": 1.0}]
 
 
 def test_an_evaluation_that_missed_images_is_not_reported(tf: ModuleType) -> None:

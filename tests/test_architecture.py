@@ -18,7 +18,7 @@ LAYERS = (
     {"errors"},
     {"files", "config", "cluster", "preemption", "watchdog", "rollcall", "horovod_build"},
     {"runtime", "dataset", "model", "schedule", "optimizers", "strategies", "launch", "workdir", "writers", "plan"},
-    {"steps", "checkpoint", "evaluate", "predict", "plots", "export", "guard", "results"},
+    {"step_times", "steps", "checkpoint", "evaluate", "predict", "plots", "export", "guard", "results"},
     {"actions"},
     {"trainer", "doctor"},
     {"__main__"},

@@ -155,7 +155,7 @@ class RankTwoOfThree(Single):
     shard = Shard(2, 1, 3)
 
     def __init__(self, rank_0: float, rank_1: float) -> None:
-        self.others = np.array([rank_0, rank_1, 0.0])
+        self.others = np.array([[rank_0], [rank_1], [0.0]])
 
     def all_reduce(self, tensor: Any) -> Any:
         return tensor + self.others
@@ -168,7 +168,7 @@ def test_ranks_that_hold_other_weights_are_found() -> None:
         sent = 0.0
 
         def all_reduce(self, tensor: Any) -> Any:
-            self.sent = float(tensor[0])
+            self.sent = float(tensor[0, 0])
             return tensor
 
     recording = Recording()

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from mnist_dist.config import Config, load_config
+from mnist_dist.errors import UserError
 from mnist_dist.plan import MAX_STEPS, Plan, make_plan
 
 
@@ -65,3 +66,10 @@ def test_epochs_become_steps(settings: dict[str, Any], train_images: int, expect
 )
 def test_what_cannot_be_trained(settings: dict[str, Any], line: str, user_error: Callable[..., str]) -> None:
     assert user_error(make_plan, configure(**settings), 100) == line
+
+
+def test_replicas_that_share_nothing_leave_no_model() -> None:
+    apart = {"runtime.all_reduce": False}
+    with pytest.raises(UserError, match=r"^runtime\.all_reduce: received false, expected it together with training\."):
+        make_plan(load_config("default", apart), 60_000)
+    assert make_plan(load_config("default", apart | {"training.measure_seconds": 1.0}), 60_000).steps_per_epoch == 468

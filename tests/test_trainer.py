@@ -46,7 +46,7 @@ SMALL = {
 }
 # Everything that draws random numbers or keeps a state of its own.
 RANDOM = {"model.dropout": 0.3, "model.batch_norm": True, "data.shift_pixels": 2, "runtime.deterministic": True}
-TIMINGS = {"images_per_second", "training_seconds", "first_step_seconds", "seconds"}
+TIMINGS = {"images_per_second", "training_seconds", "first_step_seconds", "evaluation_seconds", "seconds"}
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +129,7 @@ def assert_same_run(actual: Path, expected: Path) -> None:
 def test_files_of_a_run(finished: tuple[Path, dict[str, Any]]) -> None:
     workdir, _ = finished
     assert sorted(entry.name for entry in workdir.iterdir()) == [
-        *(".lock", "checkpoints", "config.yaml", "metrics.jsonl", "model.keras", "plots", "result.json", "tensorboard")
+        *(".lock", "checkpoints", "config.yaml", "metrics.jsonl", "model.keras", "plots", "result.json", "step_times.json", "tensorboard")
     ]
     assert saved_steps(workdir) == [20, 40]
     assert len(list((workdir / "checkpoints").iterdir())) == 2, "something unfinished was left"
@@ -167,6 +167,30 @@ def test_throughput_is_images_over_seconds_without_the_step_that_compiles(
     timed_seconds = result["training_seconds"] - result["first_step_seconds"]
     assert result["images_per_second"] == pytest.approx(39 * BATCH_SIZE / timed_seconds)
     assert 0 < timed_seconds < result["training_seconds"] < result["seconds"]
+
+
+def test_step_times_hold_every_step_but_the_first(finished: tuple[Path, dict[str, Any]]) -> None:
+    workdir, result = finished
+    times = json.loads((workdir / "step_times.json").read_text())
+    assert times["hosts"] == ["127.0.0.1"]
+    assert sum(times["window_steps"]) == result["steps"] - 1
+    assert len(times["window_seconds"][0]) == len(times["window_steps"])
+    assert times["first_step_seconds"] == [result["first_step_seconds"]]
+    seconds = sum(times["window_seconds"][0])
+    assert result["images_per_second"] == pytest.approx((result["steps"] - 1) * BATCH_SIZE / seconds)
+    assert min(times["startup_seconds"][0], times["peak_memory_bytes"][0]) > 0
+
+
+@pytest.mark.parametrize("all_reduce", [True, False])
+def test_measuring_ends_in_time_and_leaves_no_model(configure: Configure, tmp_path: Path, all_reduce: bool) -> None:
+    measuring = {"training.measure_seconds": 0.3, "training.epochs": 10_000, "runtime.steps_per_call": 5}
+    result = train(configure(measuring | {"runtime.all_reduce": all_reduce}), tmp_path)
+    times = json.loads((tmp_path / "step_times.json").read_text())
+    seconds = times["window_seconds"][0]
+    assert result["status"] == "measured"
+    assert sum(seconds[:-1]) < 0.3 <= sum(seconds)
+    assert sum(times["window_steps"]) == result["steps"] - 1
+    assert not [name for name in ("model.keras", "plots", "checkpoints") if (tmp_path / name).exists()]
 
 
 def test_the_test_accuracy_is_that_of_the_saved_model(

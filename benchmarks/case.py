@@ -1,0 +1,59 @@
+"""One thing to measure: what runs, on how many devices, with which settings.
+
+Imports no TensorFlow: cases are planned, listed and compared on login nodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mnist_dist.config import PositiveFloat, PositiveInt, Section
+
+Kind = Literal["train", "input", "collectives", "matmul"]
+StrategyName = Literal["single", "mirrored", "multiworker", "horovod"]
+
+
+class Case(Section):
+    """What is measured. Equal cases may be averaged, and compared between studies."""
+
+    kind: Kind = Field(
+        "train",
+        description=(
+            "train: the training loop; input: its pipeline alone; collectives: all-reduce over message sizes; "
+            "matmul: the rate of matrix products, to which MFU relates."
+        ),
+    )
+    strategy: StrategyName = Field("single", description="How the devices work together.")
+    devices: PositiveInt = Field(1, description="Devices (replicas) in total.")
+    hosts: PositiveInt = Field(1, description="Hosts over which the devices spread evenly.")
+    cores_per_device: PositiveInt | None = Field(
+        None, description="CPU cores that each device may use; empty: all that the job has."
+    )
+    global_batch_size: PositiveInt = Field(128, description="Images of all devices in one step.")
+    synthetic_input: bool = Field(False, description="Ablation: one resident batch instead of the input pipeline.")
+    all_reduce: bool = Field(True, description="Whether gradients are summed over devices; without is an ablation.")
+    measure_seconds: PositiveFloat | None = Field(
+        None, description="Train for this long and leave no model; empty: train to the end, with its test accuracy."
+    )
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="Further settings of the training run, by dotted key (not the seed)."
+    )
+
+    @property
+    def case_id(self) -> str:
+        """Twelve hexadecimal digits that equal cases share."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def images_per_device(self) -> float:
+        """Images of one device in one step."""
+        return self.global_batch_size / self.devices
+
+    @property
+    def is_ablation(self) -> bool:
+        return self.synthetic_input or not self.all_reduce
