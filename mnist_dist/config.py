@@ -236,7 +236,7 @@ def load_config(name: str = "default", overrides: Mapping[str, Any] | None = Non
     Raises:
         UserError: the file is missing or not YAML, or a key or value is not accepted.
     """
-    content = _read_yaml(_config_text(name), source=name)
+    content = read_yaml(_config_text(name), source=name)
     if overrides:
         parse_config(content)  # An override must not hide a mistake in the file.
     for key, value in (overrides or {}).items():
@@ -254,7 +254,7 @@ def parse_config(content: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(dict(content))
     except ValidationError as error:
-        raise UserError(_explain(error)) from None
+        raise UserError(explain(error)) from None
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -357,7 +357,12 @@ def _yaml_problem(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _read_yaml(text: str, source: str) -> dict[str, Any]:
+def read_yaml(text: str, source: str) -> dict[str, Any]:
+    """Reads the mapping that a YAML text holds; an empty text is an empty one.
+
+    Raises:
+        UserError: it is not YAML, or something else than a mapping; `source` is its name there.
+    """
     content = _load_yaml(text, source)
     if content is None:
         return {}
@@ -380,8 +385,8 @@ _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 60
 
 
-def _explain(error: ValidationError) -> str:
-    """Turns the first of pydantic's findings into one line."""
+def explain(error: ValidationError) -> str:
+    """Turns the first of pydantic's findings into one line: the key, what came, what was expected."""
     finding = error.errors(include_url=False)[0]
     key = _shown.repr(".".join(str(part) for part in finding["loc"]))[1:-1]  # A file's key can hold anything.
     received = finding["input"]

@@ -40,6 +40,7 @@ from mnist_dist.dataset import (
 )
 from mnist_dist.errors import TrainingError, UserError
 from mnist_dist.files import write_json
+from mnist_dist.flops import flops_per_image
 from mnist_dist.launch import join_ranks
 from mnist_dist.model import build_model
 from mnist_dist.optimizers import build_optimizer
@@ -384,5 +385,6 @@ def describe_run(session: Session, progress: Progress) -> dict[str, Any]:
         "device": f"{session.runtime.device.kind}, {session.runtime.device.name}",
         "precision": session.runtime.precision.value,
         "xla": session.runtime.xla.value,
+        "flops_per_image": flops_per_image(session.config.model),
         "versions": library_versions(),
     }

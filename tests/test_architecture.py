@@ -17,7 +17,7 @@ MODULES = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem != "__i
 LAYERS = (
     {"errors"},
     {"files", "config", "cluster", "preemption", "watchdog", "rollcall", "horovod_build"},
-    {"runtime", "dataset", "model", "schedule", "optimizers", "strategies", "launch", "workdir", "writers", "plan"},
+    {"flops", "runtime", "dataset", "model", "schedule", "optimizers", "strategies", "launch", "workdir", "writers", "plan"},
     {"step_times", "steps", "checkpoint", "evaluate", "predict", "plots", "export", "guard", "results"},
     {"actions"},
     {"trainer", "doctor"},
