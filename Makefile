@@ -27,7 +27,7 @@ lint: $(INSTALLED) ## check style and types
 lock: $(INSTALLED) ## renew constraints.txt for every supported Python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate \
-		--extra dev --extra gpu setup.cfg --upgrade --output-file constraints.txt
+		--extra dev --extra gpu --extra mlperf setup.cfg --upgrade --output-file constraints.txt
 
 clean: ## remove the environment and caches (not your runs)
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -1,0 +1,293 @@
+"""The `python -m benchmarks` command: parse, then one call. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError
+
+if TYPE_CHECKING:
+    from benchmarks.record import Record
+
+EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 1 a case failed or is slower, 2 bad input, 3 cannot tell."""
+    args = make_parser().parse_args(arguments)
+    try:
+        code = args.command(args)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"benchmarks: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("benchmarks: interrupted; what has been measured is kept, --resume goes on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_BROKEN_PIPE
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Ends with one line, as for all bad input; argparse would print all flags before it."""
+        self.exit(EXIT_BAD_INPUT, f"benchmarks: error: {message}; see `{self.prog} --help`.\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m benchmarks",
+        description="Measure throughput and accuracy on 1 to N devices, explain the losses, compare two studies.",
+        epilog="Start with: python -m benchmarks run quick. Then: python -m benchmarks COMMAND --help.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    add_run(commands)
+    add_report(commands)
+    add_compare(commands)
+    add_predict(commands)
+    return parser
+
+
+def add_run(commands: Any) -> None:
+    from benchmarks.suite import shipped_suites
+
+    parser = commands.add_parser(
+        "run",
+        help="measure the cases of a suite and write a report",
+        description=(
+            "Measure every case of a suite in fresh processes, interleaved over the repeats in a random order, and "
+            "write a record of each, then a report. Within a Slurm job the ranks are started by srun. Exits with 1 "
+            "when a case failed, ran out of time or memory; the others are measured all the same."
+        ),
+        epilog=(
+            "Examples: `python -m benchmarks run quick`; `python -m benchmarks run scaling --devices 1,2,4 "
+            "--strategies horovod --repeats 5 --results results/node7`; the same with --resume after an interruption."
+        ),
+    )
+    parser.add_argument(
+        "suite", metavar="SUITE", help=f"{', '.join(shipped_suites())}, or a YAML file (see benchmarks/suites/)"
+    )
+    add_results(parser)
+    add_narrowing(parser)
+    parser.add_argument(
+        "--only", type=integers, metavar="N,...", help="of the study, measure only the cases with so many devices now"
+    )
+    parser.add_argument(
+        "--devices-per-host", type=integer, metavar="N", help="in a Slurm job (default: its GPUs, else its cores)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the study in DIR; finished cases stay")
+    parser.add_argument("--dry-run", action="store_true", help="list the cases and the estimated time, run nothing")
+    parser.add_argument("--no-report", action="store_true", help="only measure; `report DIR` writes it later")
+    parser.set_defaults(command=run_run)
+
+
+def add_results(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--results", type=Path, metavar="DIR", help="folder of the study (default: results/SUITE-DATE-TIME)"
+    )
+
+
+def add_narrowing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--devices", type=integers, metavar="N,...", help="numbers of devices (default: the suite's)")
+    parser.add_argument("--strategies", type=names, metavar="NAME,...", help="a part of the suite's strategies")
+    parser.add_argument("--repeats", type=integer, metavar="N", help="fresh processes per case (default: the suite's)")
+    parser.add_argument(
+        "--cores-per-device", type=integer, metavar="N", help="CPUs only (default: cores / most devices)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of mnist-dist train, of all cases"
+    )
+
+
+def integers(text: str) -> list[int]:
+    return [integer(part) for part in text.split(",")]
+
+
+def integer(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"received '{text}', expected whole numbers from 1 on")
+    return number
+
+
+def names(text: str) -> list[str]:
+    from benchmarks.labels import STRATEGIES
+
+    parts = text.split(",")
+    for part in parts:
+        if part not in STRATEGIES:
+            raise argparse.ArgumentTypeError(f"received '{part}', expected some of {','.join(STRATEGIES)}")
+    return parts
+
+
+def run_run(args: argparse.Namespace) -> int:
+    from benchmarks.runner import find_machine
+    from benchmarks.study import list_cases, open_study, run_study, runs_left
+    from benchmarks.suite import load_suite, plan_cases
+
+    suite = load_suite(args.suite)
+    machine = find_machine(args.devices_per_host)
+    cases = plan_cases(suite, machine, read_narrowing(args))
+    if args.dry_run:
+        print(list_cases(cases, machine))
+        return 0
+    folder = args.results or Path("results") / f"{Path(args.suite).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    study, store = open_study(folder, Path(args.suite).stem, suite, machine, cases, args.resume)
+
+    from benchmarks.progress import make_progress
+
+    runs = runs_left(cases, store, study, args.only)
+    with make_progress(len(runs)) as progress:
+        run_study(study, store, runs, progress)
+    records = store.records()
+    if not args.no_report:
+        show_report(folder, records)
+    return exit_code(records, set(args.only) if args.only else None)
+
+
+def read_narrowing(args: argparse.Namespace) -> Any:
+    from benchmarks.suite import Narrowing
+    from mnist_dist.config import parse_assignment
+
+    settings = dict(parse_assignment(text) for text in args.set)
+    return Narrowing(args.devices, args.strategies, args.repeats, args.cores_per_device, settings)
+
+
+def exit_code(records: Sequence[Record], only: set[int] | None = None) -> int:
+    """Returns 1 when a case that was tried has never ended well, and says which."""
+    from benchmarks.labels import label_case
+
+    fine = {(record.case_id, record.repeat) for record in records if record.status in ("ok", "skipped")}
+    bad = {
+        (record.case_id, record.repeat): record
+        for record in records
+        if (record.case_id, record.repeat) not in fine and (only is None or record.case.devices in only)
+    }
+    for record in bad.values():
+        print(
+            f"{record.status}: {label_case(record.case)}, repeat {record.repeat + 1}: {record.reason}", file=sys.stderr
+        )
+    return EXIT_FAILED if bad else 0
+
+
+def show_report(folder: Path, records: Sequence[Record]) -> None:
+    from benchmarks.report import write_report
+
+    report = write_report(folder, records)
+    print(report.terminal_text)
+    print(f"report: {report.html}")
+
+
+def add_report(commands: Any) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="write report.md, report.csv, report.html and figures of a study",
+        description="Write the report of the records in a folder, complete or not, and print its table.",
+    )
+    parser.add_argument("results", type=Path, metavar="DIR", help="folder of the study")
+    parser.add_argument("--mlperf", action="store_true", help="also MLPerf log lines, in DIR/mlperf")
+    parser.add_argument("--tensorboard", action="store_true", help="also TensorBoard scalars, in DIR/tensorboard")
+    parser.set_defaults(command=run_report)
+
+
+def run_report(args: argparse.Namespace) -> int:
+    records = read_records(args.results)
+    if args.mlperf:
+        from benchmarks.exports import write_mlperf_log
+
+        write_mlperf_log(records, args.results / "mlperf")
+    if args.tensorboard:
+        from benchmarks.exports import write_tensorboard
+
+        write_tensorboard(records, args.results / "tensorboard")
+    show_report(args.results, records)
+    return 0
+
+
+def read_records(folder: Path) -> list[Record]:
+    from benchmarks.store import Store
+
+    records = Store(folder).records()
+    if not records:
+        raise UserError(f"DIR: '{folder}' holds no records; expected the folder of `python -m benchmarks run`.")
+    return records
+
+
+def add_compare(commands: Any) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="say of each case whether NEW is faster, slower or the same as BASE",
+        description=(
+            "Compare two studies case by case. Exits with 0 when nothing is slower, 1 when something is, 3 when "
+            "that cannot be told. With --interleave, BASE and NEW are measured here, alternating: each is a commit, "
+            "or a configuration (a YAML file, or KEY=VALUE)."
+        ),
+        epilog=(
+            "Examples: `python -m benchmarks compare results/monday results/tuesday`; "
+            "`python -m benchmarks compare --interleave v0.1 HEAD --suite quick --repeats 5`; "
+            "`python -m benchmarks compare --interleave runtime.xla=off runtime.xla=on --suite single`."
+        ),
+    )
+    parser.add_argument("base", metavar="BASE", help="folder of a study, or with --interleave what to measure")
+    parser.add_argument("new", metavar="NEW", help="the same")
+    parser.add_argument(
+        "--smallest-effect", type=float, default=5.0, metavar="PERCENT", help="that matters (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        choices=("hardware", "software", "config"),
+        help="compare although this differs, being the subject; may be given several times",
+    )
+    parser.add_argument("--interleave", action="store_true", help="measure both now, in one go")
+    parser.add_argument("--suite", default="quick", metavar="SUITE", help="with --interleave (default: %(default)s)")
+    add_results(parser)
+    add_narrowing(parser)
+    parser.set_defaults(command=run_compare)
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    from benchmarks.compare import compare, render
+
+    allow = set(args.allow)
+    if args.interleave:
+        from benchmarks.interleave import measure_both
+
+        base, new, subject = measure_both(args.base, args.new, args.suite, args.results, read_narrowing(args))
+        allow |= subject
+    else:
+        base, new = read_records(Path(args.base)), read_records(Path(args.new))
+    comparison = compare(base, new, smallest_effect=args.smallest_effect / 100, allow=frozenset(allow))
+    print(render(comparison))
+    return comparison.exit_code
+
+
+def add_predict(commands: Any) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="predict throughput at numbers of devices that were not measured",
+        description="Fit scaling models to a study and print throughput and efficiency, with intervals, far beyond it.",
+    )
+    parser.add_argument("results", type=Path, metavar="DIR", help="folder of a study with several numbers of devices")
+    parser.set_defaults(command=run_predict)
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    from benchmarks.findings import predictions_text
+
+    print(predictions_text(read_records(args.results)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,319 @@
+"""Runs one case in a fresh group of processes, and makes a record of whatever comes of it.
+
+The harness sleeps while a case runs: it waits for the end of the group and for nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.case import Case
+from benchmarks.environment import PACKAGE_FOLDER, identity
+from benchmarks.record import Record, Status
+from benchmarks.suite import ONE_PROCESS, Machine, training_settings
+from benchmarks.telemetry import sample_power
+from mnist_dist.config import config_to_yaml, load_config
+from mnist_dist.errors import UserError
+from mnist_dist.workdir import Workdir
+from mnist_dist.writers import read_rows
+
+TAIL_LINES = 30
+TICK_SECONDS = 1.0  # Between two looks at the clock.
+GRACE_SECONDS = 10.0  # For the ranks to end by themselves when the time is up.
+OUT_OF_MEMORY = re.compile(
+    r"ResourceExhausted|OOM when allocating|OUT_OF_MEMORY|MemoryError|std::bad_alloc|oom.?kill", re.I
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all records of a results folder have in common.
+
+    Attributes:
+        code: the folder whose `mnist_dist` and `benchmarks` run; another checkout's when two are compared.
+        program: how `mnist-dist` is started there.
+    """
+
+    name: str
+    suite: str
+    timeout_seconds: float
+    machine: Machine
+    scratch: Path
+    code: Path = PACKAGE_FOLDER.parent
+    program: Sequence[str] = (sys.executable, "-m", "mnist_dist")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: Status
+    reason: str | None = None
+    tail: Sequence[str] = ()
+    measurements: dict[str, Any] | None = None
+    hosts: Sequence[str] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_case(
+    study: Study,
+    case: Case,
+    repeat: int,
+    tick: Callable[[], None] = lambda: None,
+    under_test: Mapping[str, Any] | None = None,
+) -> Record:
+    """Measures a case once; never raises for what a case does, only for what the harness cannot do.
+
+    Args:
+        repeat: also the seed of the training run.
+        tick: called about once a second meanwhile, to show the time.
+        under_test: settings that are the subject of a comparison, and so no part of the case.
+    """
+    started_at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    began, cpu_began = time.monotonic(), time.process_time()
+    study.scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{case.case_id}-r{repeat}-", dir=study.scratch) as scratch:
+        with sample_power(case.devices // case.hosts if study.machine.gpus else None) as power:
+            outcome = _measure(study, case, repeat, under_test or {}, Path(scratch), tick)
+        seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu_began
+    record = Record.new(
+        case,
+        study=study.name,
+        suite=study.suite,
+        repeat=repeat,
+        seed=repeat,
+        status=outcome.status,
+        reason=outcome.reason,
+        output_tail=tuple(outcome.tail),
+        started_at=started_at,
+        seconds=seconds,
+        harness_cpu_seconds=cpu_seconds,
+        identity=identity(
+            outcome.config, outcome.hosts, "srun" if study.machine.hosts else "mnist-dist", code=study.code
+        ),
+        telemetry=power.telemetry if case.hosts == 1 else None,  # It sees this host alone.
+        measurements=outcome.measurements,
+    )
+    try:
+        record.check()
+    except ValueError as error:  # Such as a loss that is not a number.
+        changes = {"status": "failed", "reason": f"it measured nonsense: {error}", "measurements": None}
+        return record.model_copy(update=changes)
+    return record
+
+
+def skipped(study: Study, case: Case, repeat: int, reason: str) -> Record:
+    """Returns the record of a case that this machine cannot run."""
+    return Record.new(
+        case,
+        study=study.name,
+        suite=study.suite,
+        repeat=repeat,
+        seed=repeat,
+        status="skipped",
+        reason=reason,
+        output_tail=(),
+        started_at=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        seconds=0.0,
+        harness_cpu_seconds=0.0,
+        identity=identity({}, code=study.code),
+        telemetry=None,
+        measurements=None,
+    )
+
+
+def _measure(
+    study: Study, case: Case, seed: int, under_test: Mapping[str, Any], scratch: Path, tick: Callable[[], None]
+) -> Outcome:
+    config = load_config("default", {**training_settings(case, seed), **under_test})
+    content = config.model_dump(mode="json")
+    if case.kind == "train":
+        (scratch / "config.yaml").write_text(config_to_yaml(config))
+        workdir = scratch / "run"
+        command = [*study.program, "train", "--config", str(scratch / "config.yaml"), "--workdir", str(workdir)]
+        collect: Callable[[], tuple[dict[str, Any], Sequence[str]]] = lambda: _training(workdir)  # noqa: E731
+    else:
+        (scratch / "case.yaml").write_text(yaml.safe_dump(case.model_dump(mode="json")))
+        result = scratch / "result.json"
+        command = [sys.executable, "-m", "benchmarks.worker", str(scratch / "case.yaml"), str(result)]
+        collect = lambda: (json.loads(result.read_text()), ())  # noqa: E731
+    log = scratch / "output.log"
+    ooms = _kernel_ooms()
+    code = _run(_launched(command, study, case), _environment(study), _cores(case, study), log, study, tick)
+    tail = _tail(log)
+    if code is None:
+        return Outcome("timeout", f"not done after {study.timeout_seconds:.0f} s", tail, config=content)
+    if code != 0:
+        status: Status = "out_of_memory" if _kernel_ooms() > ooms or _says_out_of_memory(tail) else "failed"
+        return Outcome(status, _reason(code, tail), tail, config=content)
+    try:
+        measurements, hosts = collect()
+    except (OSError, ValueError, KeyError, UserError) as error:
+        return Outcome("failed", f"it ended well, but left no whole result: {error!r}"[:300], tail, config=content)
+    return Outcome("ok", None, (), measurements, hosts, content)
+
+
+def _training(workdir: Path) -> tuple[dict[str, Any], Sequence[str]]:
+    """Returns the measurements of a finished training and the host of every rank."""
+    folder = Workdir(workdir)
+    result = folder.read_result() or {}
+    times = json.loads(folder.step_times_file.read_text())
+    if result["status"] not in ("completed", "measured"):
+        raise ValueError(f"the run was {result['status']}")
+    evaluations = [row for row in read_rows(folder.metrics_file) if row["kind"] == "evaluate"]
+    names = ("step", "training_seconds", "evaluation_seconds", "split", "accuracy", "loss")
+    measured = ("window_steps", "window_seconds", "first_step_seconds", "startup_seconds")
+    return {
+        **{name: times[name] for name in (*measured, "peak_memory_bytes", "peak_device_memory_bytes")},
+        "evaluations": [{name: row[name] for name in names} for row in evaluations],
+        "test_accuracy": result.get("test_accuracy"),
+        "test_loss": result.get("test_loss"),
+        **{name: result[name] for name in ("flops_per_image", "precision", "xla", "device")},
+    }, times["hosts"]
+
+
+def _launched(command: Sequence[str], study: Study, case: Case) -> list[str]:
+    """Lets Slurm start the ranks of a case in a job; elsewhere, mnist_dist does."""
+    if study.machine.hosts is None:
+        return list(command)
+    ranks = 1 if case.strategy in ONE_PROCESS else case.devices
+    cores = (case.cores_per_device or 0) * case.devices // ranks
+    return [
+        *("srun", "--mpi=none", "--distribution=block", "--kill-on-bad-exit=1", "--exact", "--unbuffered", "--label"),
+        *(f"--nodes={case.hosts}", f"--ntasks={ranks}", f"--ntasks-per-node={ranks // case.hosts}"),
+        *([f"--cpus-per-task={cores}"] if cores else []),
+        *([f"--gpus-per-node={case.devices // case.hosts}"] if study.machine.gpus else []),
+        *command,
+    ]
+
+
+def _environment(study: Study) -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(study.code), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def _cores(case: Case, study: Study) -> set[int]:
+    """Returns the cores that a case may use on this host: those of its devices, or all where it has no limit."""
+    usable = sorted(os.sched_getaffinity(0))
+    if study.machine.hosts is not None or case.cores_per_device is None:
+        return set(usable)
+    return set(usable[: case.cores_per_device * case.devices])
+
+
+def _run(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    cores: set[int],
+    log: Path,
+    study: Study,
+    tick: Callable[[], None],
+) -> int | None:
+    """Runs a command to its end, or to the end of its time; returns its exit code, or None when time was up."""
+    with log.open("wb") as output, _bound_to(cores):
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    deadline = time.monotonic() + study.timeout_seconds
+    try:
+        while not _ended(process, TICK_SECONDS):
+            tick()
+            if time.monotonic() > deadline:
+                return None
+        return process.returncode
+    finally:  # Also when the harness itself is interrupted.
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a group: with a signal that its launcher hands on, then by force."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT, signal.SIGKILL):  # Two SIGINT end a step of srun.
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(ProcessLookupError):
+            if number == signal.SIGTERM:
+                process.send_signal(number)
+            else:
+                os.killpg(process.pid, number)
+        _ended(process, GRACE_SECONDS if number == signal.SIGTERM else 1.0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # What the leader left behind.
+    process.wait()
+
+
+def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Sleeps until a process ends, without looking again and again; returns whether it has."""
+    if process.poll() is not None:
+        return True
+    handle = os.pidfd_open(process.pid)
+    try:
+        select.select([handle], [], [], seconds)
+    finally:
+        os.close(handle)
+    return process.poll() is not None
+
+
+@contextlib.contextmanager
+def _bound_to(cores: set[int]) -> Iterator[None]:
+    """Binds this thread to some cores, for a child to inherit."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _tail(log: Path) -> list[str]:
+    with log.open("rb") as file:
+        file.seek(max(log.stat().st_size - 100_000, 0))
+        lines = deque(file.read().decode(errors="replace").splitlines(), maxlen=TAIL_LINES)
+    return [line[:500] for line in lines]
+
+
+def _reason(code: int, tail: Sequence[str]) -> str:
+    """Names the error that a case printed, or how it ended."""
+    errors = [line for line in tail if re.search(r"\berror: |\w(Error|Exception): ", line)]
+    ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return f"{ended}: {errors[-1].strip()[:300]}" if errors else ended
+
+
+def _says_out_of_memory(tail: Sequence[str]) -> bool:
+    return any(OUT_OF_MEMORY.search(line) for line in tail)
+
+
+def _kernel_ooms() -> int:
+    """Returns how many processes the kernel has killed for want of memory, as far as it tells."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(re.findall(r"^oom_kill (\d+)", Path("/proc/vmstat").read_text(), re.M)[0])
+    return 0
+
+
+def find_machine(devices_per_host: int | None = None) -> Machine:
+    """Finds what the cases of a study may use: this host's devices, or those of the Slurm job around this process."""
+    import importlib.util
+
+    from benchmarks.environment import find_hardware
+
+    hardware = find_hardware()
+    has_horovod = importlib.util.find_spec("horovod") is not None
+    gpus = len(hardware.gpus)
+    in_job = "SLURM_JOB_ID" in os.environ and shutil.which("srun") is not None
+    hosts = int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) if in_job else None
+    cores = int(os.environ.get("SLURM_CPUS_ON_NODE", hardware.cores)) if in_job else hardware.cores
+    return Machine(cores, gpus, devices_per_host or gpus or cores, hosts, has_horovod)

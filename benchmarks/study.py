@@ -1,0 +1,143 @@
+"""Runs a whole suite into a results folder: interleaved, resumable, and to its end whatever a case does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmarks import runner
+from benchmarks.case import Case
+from benchmarks.labels import label_case
+from benchmarks.progress import Progress, clock
+from benchmarks.record import Record
+from benchmarks.runner import Study
+from benchmarks.store import Store
+from benchmarks.suite import Machine, PlannedCase, Suite, order_of_runs
+from mnist_dist.errors import UserError
+
+# For estimates, before a case has run: what starting TensorFlow and leaving the results takes, and a pace.
+STARTUP_SECONDS, IMAGES_PER_SECOND, EPOCH_IMAGES = 9.0, 8000.0, 60_000
+OTHER_KIND_SECONDS = {"input": 5.0, "collectives": 20.0, "matmul": 3.0}
+
+Run = tuple[PlannedCase, int]
+
+
+def open_study(
+    folder: Path,
+    suite_name: str,
+    suite: Suite,
+    machine: Machine,
+    cases: Sequence[PlannedCase],
+    resume: bool,
+    code: Path | None = None,
+) -> tuple[Study, Store]:
+    """Lays down the plan of a new study, or goes on with the folder's own.
+
+    Raises:
+        UserError: the folder holds a study that was not asked to continue, or another one.
+    """
+    store = Store(folder)
+    if store.study_file.exists() and not resume:
+        raise UserError(f"--results: '{folder}' already holds a study; add --resume to go on, or name another folder.")
+    name = folder.resolve().name
+    store.write_study(
+        {
+            "name": name,
+            "suite": suite_name,
+            "seed": 0,
+            "repeats": max(case.repeats for case in cases),
+            "cases": sorted((case.case.model_dump(mode="json") for case in cases), key=str),
+        }
+    )
+    study = Study(name, suite_name, suite.timeout_seconds, machine, folder / "scratch")
+    return (study if code is None else dataclasses.replace(study, code=code)), store
+
+
+def runs_left(cases: Sequence[PlannedCase], store: Store, study: Study, only: Iterable[int] | None) -> list[Run]:
+    """Returns what is still to measure, in its order; `only` keeps the cases with that many devices."""
+    finished = store.finished(study.name)
+    finished |= {(record.case_id, record.repeat) for record in store.records() if record.status == "skipped"}
+    chosen = [case for case in cases if only is None or case.case.devices in set(only)]
+    if not chosen:
+        raise UserError(f"--only: received {', '.join(map(str, only or ()))}, which are no numbers of devices here.")
+    return [(case, repeat) for case, repeat in order_of_runs(chosen, 0) if (case.case.case_id, repeat) not in finished]
+
+
+def run_study(study: Study, store: Store, runs: Sequence[Run], progress: Progress) -> list[Record]:
+    """Measures what is left; each record is in the store before the next case begins.
+
+    Returns:
+        The new records.
+    """
+    records = []
+    known = store.records()
+    for number, (planned, repeat) in enumerate(runs):
+        label = f"{label_run(planned.case, study.machine)}, repeat {repeat + 1}"
+        progress.begin(number, label, estimate_seconds(runs[number:], known))
+        if planned.skip_reason:
+            record = runner.skipped(study, planned.case, repeat, planned.skip_reason)
+        else:
+            record = runner.run_case(study, planned.case, repeat, progress.tick)
+        store.add(record)
+        records.append(record)
+        known.append(record)
+        progress.end(f"{label}: {describe(record)}", estimate_seconds(runs[number + 1 :], known))
+    return records
+
+
+def label_run(case: Case, machine: Machine) -> str:
+    """Names a case in a few words; for a training, without the settings that say only how long it lasts."""
+    kind = "" if case.kind == "train" else f"{case.kind}, "
+    quiet = {key: value for key, value in case.settings.items() if key.startswith(("runtime.p", "runtime.x", "model."))}
+    return kind + label_case(case.model_copy(update={"settings": quiet}), bool(machine.gpus))
+
+
+def describe(record: Record) -> str:
+    """Says in a few words what came of a case."""
+    if record.status != "ok":
+        return f"{record.status.replace('_', ' ')}: {record.reason}"
+    measured = record.measurements or {}
+    parts = []
+    if "window_steps" in measured:
+        steps = sum(measured["window_steps"])
+        slowest = max(sum(windows) for windows in measured["window_seconds"])
+        parts.append(f"{steps * record.case.global_batch_size / slowest:,.0f} images/s")
+    if measured.get("test_accuracy") is not None:
+        parts.append(f"test accuracy {100 * measured['test_accuracy']:.2f} %")
+    if "flops_per_second" in measured:
+        rates = sorted(measured["flops_per_second"])
+        parts.append(f"{rates[len(rates) // 2] / 1e9:,.0f} GFLOP/s in {measured['dtype']}")
+    return ", ".join([*parts, f"{record.seconds:.0f} s"])
+
+
+def estimate_seconds(runs: Sequence[Run], known: Sequence[Record]) -> float:
+    """Estimates how long some runs take: as long as their like did, or else by a rule of thumb."""
+    seen: dict[str, list[float]] = {}
+    for record in known:
+        if record.status == "ok":
+            seen.setdefault(record.case_id, []).append(record.seconds)
+    return sum(_estimate_case(case, seen) for case, _ in runs if case.skip_reason is None)
+
+
+def _estimate_case(planned: PlannedCase, seen: dict[str, list[float]]) -> float:
+    case = planned.case
+    if before := seen.get(case.case_id):
+        return sum(before) / len(before)
+    if case.kind != "train":
+        return OTHER_KIND_SECONDS[case.kind]
+    epochs = float(case.settings.get("training.epochs", 3))
+    training = case.measure_seconds or epochs * EPOCH_IMAGES / IMAGES_PER_SECOND
+    return STARTUP_SECONDS + training
+
+
+def list_cases(cases: Sequence[PlannedCase], machine: Machine) -> str:
+    """Renders the cases of a suite, a line each, with the estimated time of all."""
+    lines = []
+    for planned in cases:
+        label = label_run(planned.case, machine)
+        reason = f"  (skipped: {planned.skip_reason})" if planned.skip_reason else ""
+        lines.append(f"{planned.case.case_id}  {planned.repeats} x  {label}{reason}")
+    runs = order_of_runs(cases, 0)
+    lines.append(f"{len(cases)} cases, {len(runs)} runs, about {clock(estimate_seconds(runs, []))}")
+    return "\n".join(lines)
