@@ -119,6 +119,16 @@ def integer(text: str) -> int:
     return number
 
 
+def percent(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 100:
+        raise argparse.ArgumentTypeError(f"received '{text}', expected a number between 0 and 100")
+    return number
+
+
 def names(text: str) -> list[str]:
     from benchmarks.labels import STRATEGIES
 
@@ -131,14 +141,14 @@ def names(text: str) -> list[str]:
 
 def run_run(args: argparse.Namespace) -> int:
     from benchmarks.runner import find_machine
-    from benchmarks.study import list_cases, open_study, run_study, runs_left
+    from benchmarks.study import choose, list_cases, open_study, run_study, runs_left
     from benchmarks.suite import load_suite, plan_cases
 
     suite = load_suite(args.suite)
     machine = find_machine(args.devices_per_host)
     cases = plan_cases(suite, machine, read_narrowing(args))
     if args.dry_run:
-        print(list_cases(cases, machine))
+        print(list_cases(choose(cases, args.only), machine))
         return 0
     folder = args.results or Path("results") / f"{Path(args.suite).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     study, store = open_study(folder, Path(args.suite).stem, suite, machine, cases, args.resume)
@@ -240,7 +250,7 @@ def add_compare(commands: Any) -> None:
     parser.add_argument("base", metavar="BASE", help="folder of a study, or with --interleave what to measure")
     parser.add_argument("new", metavar="NEW", help="the same")
     parser.add_argument(
-        "--smallest-effect", type=float, default=5.0, metavar="PERCENT", help="that matters (default: %(default)g)"
+        "--smallest-effect", type=percent, default=5.0, metavar="PERCENT", help="that matters (default: %(default)g)"
     )
     parser.add_argument(
         "--allow",

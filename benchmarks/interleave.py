@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import random
 import subprocess
 import tempfile
@@ -17,9 +18,10 @@ from benchmarks.environment import PACKAGE_FOLDER
 from benchmarks.progress import make_progress
 from benchmarks.record import Record
 from benchmarks.runner import find_machine
+from benchmarks.store import writing
 from benchmarks.study import describe, estimate_seconds, label_run, open_study
-from benchmarks.suite import Narrowing, load_suite, order_of_runs, plan_cases
-from mnist_dist.config import load_config, parse_assignment, read_yaml
+from benchmarks.suite import Narrowing, check_settings, load_suite, order_of_runs, plan_cases
+from mnist_dist.config import Config, get_setting, load_config, parse_assignment, setting_descriptions
 from mnist_dist.errors import UserError
 
 
@@ -46,12 +48,14 @@ def measure_both(
     """
     suite, machine = load_suite(suite_name), find_machine()
     cases = [case for case in plan_cases(suite, machine, narrowing) if case.skip_reason is None]
+    if not cases:
+        raise UserError(f"--suite: this machine can run no case of '{suite_name}'; --dry-run of `run` says why.")
     folder = results or Path("results") / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
     with contextlib.ExitStack() as stack:
-        arms = [stack.enter_context(open_arm(text)) for text in (base, new)]
+        arms = [stack.enter_context(open_arm(text, folder)) for text in (base, new)]
         sides = []
         for side, arm in zip(("base", "new"), arms, strict=True):
-            study, store = open_study(folder / side, suite_name, suite, machine, cases, resume=False)
+            study, store = open_study(folder / side, Path(suite_name).stem, suite, machine, cases, resume=False)
             sides.append((dataclasses.replace(study, code=arm.code), store))
         runs = order_of_runs(cases, 0)
         with make_progress(2 * len(runs)) as progress:
@@ -66,40 +70,50 @@ def measure_both(
                     store.add(record)
                     known.append(record)
                     progress.end(f"{label}: {describe(record)}", 2 * estimate_seconds(runs[number + 1 :], known))
-    same_code = arms[0].code == arms[1].code
-    return sides[0][1].records(), sides[1][1].records(), {"config"} if same_code else {"software"}
+    subject = {"software"} if arms[0].code != arms[1].code else set()
+    subject |= {"config"} if arms[0].settings != arms[1].settings else set()
+    return sides[0][1].records(), sides[1][1].records(), subject
 
 
 @contextlib.contextmanager
-def open_arm(text: str) -> Iterator[Arm]:
+def open_arm(text: str, folder: Path) -> Iterator[Arm]:
     """Turns what a user names into a side: settings on the present code, or a checkout of a commit.
+
+    Args:
+        folder: where a commit is checked out meanwhile, on a disk that all hosts of a job see.
 
     Raises:
         UserError: it is neither.
     """
     here = PACKAGE_FOLDER.parent
-    if "=" in text:
-        key, value = parse_assignment(text)
-        load_config("default", {key: value})
-        yield Arm(text, here, {key: value})
-    elif Path(text).is_file():
-        content = read_yaml(Path(text).read_text(), text)
-        load_config(text)
-        yield Arm(Path(text).stem, here, dict(_dotted(content)))
+    if "=" in text or Path(text).is_file():
+        settings = dict([parse_assignment(text)]) if "=" in text else _changes(load_config(text))
+        check_settings(settings)
+        load_config("default", settings)
+        yield Arm(text if "=" in text else Path(text).stem, here, settings)
     else:
-        with _checkout(here, text) as code:
+        with _checkout(here, text, folder) as code:
             yield Arm(text, code, {})
 
 
+def _changes(config: Config) -> dict[str, Any]:
+    """Returns, by dotted key, what a configuration does other than the defaults."""
+    defaults = load_config()
+    found = {key: get_setting(config, key) for key in setting_descriptions()}
+    return {key: value for key, value in found.items() if value != get_setting(defaults, key)}
+
+
 @contextlib.contextmanager
-def _checkout(repository: Path, commit: str) -> Iterator[Path]:
+def _checkout(repository: Path, commit: str, parent: Path) -> Iterator[Path]:
     """Unpacks a commit into a folder of its own, for the time of the measurement."""
     found = _git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}")
     if found.returncode:
         raise UserError(
             f"--interleave: received '{commit}', expected a commit of this checkout, a YAML file or KEY=VALUE."
         )
-    with tempfile.TemporaryDirectory(prefix="mnist-dist-commit-") as folder:
+    with writing(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="commit-", dir=parent.resolve()) as folder:
         code = Path(folder) / "code"
         added = _git(repository, "worktree", "add", "--detach", str(code), found.stdout.strip())
         if added.returncode:
@@ -111,12 +125,9 @@ def _checkout(repository: Path, commit: str) -> Iterator[Path]:
 
 
 def _git(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["git", "-C", str(repository), *arguments], capture_output=True, text=True, check=False)
-
-
-def _dotted(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    no_hooks = f"core.hooksPath={os.devnull}"  # The user's are for the user's checkouts.
+    command = ["git", "-C", str(repository), "-c", no_hooks, *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UserError(f"--interleave: cannot run git: {error.strerror}; it is needed to measure a commit.") from None

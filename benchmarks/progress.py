@@ -40,7 +40,7 @@ class BarProgress(Progress):
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bar
 
-        text = TextColumn("{task.fields[left]} left  {task.fields[label]}")
+        text = TextColumn("{task.fields[left]} left  {task.fields[label]}", markup=False)
         self._bar = Bar(BarColumn(bar_width=20), MofNCompleteColumn(), text, auto_refresh=False)
         self._task = self._bar.add_task("study", total=total, label="", left="")
         self._began = 0.0

@@ -6,8 +6,10 @@ The harness sleeps while a case runs: it waits for the end of the group and for 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import platform
 import re
 import select
 import shutil
@@ -16,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -27,7 +28,7 @@ import yaml
 
 from benchmarks.case import Case
 from benchmarks.environment import PACKAGE_FOLDER, identity
-from benchmarks.record import Record, Status
+from benchmarks.record import Record, Status, one_line
 from benchmarks.suite import ONE_PROCESS, Machine, training_settings
 from benchmarks.telemetry import sample_power
 from mnist_dist.config import config_to_yaml, load_config
@@ -38,9 +39,14 @@ from mnist_dist.writers import read_rows
 TAIL_LINES = 30
 TICK_SECONDS = 1.0  # Between two looks at the clock.
 GRACE_SECONDS = 10.0  # For the ranks to end by themselves when the time is up.
+LOG_BYTES = 100_000  # Of the end of a case's output, in which errors are looked for.
 OUT_OF_MEMORY = re.compile(
-    r"ResourceExhausted|OOM when allocating|OUT_OF_MEMORY|MemoryError|std::bad_alloc|oom.?kill", re.I
+    r"resource_?exhausted|OOM when allocating|out[ _]of[ _]memory|MemoryError|std::bad_alloc|oom.?kill|"
+    r"cannot allocate memory",
+    re.IGNORECASE,
 )
+PR_SET_PDEATHSIG = 1
+libc = ctypes.CDLL(None)  # Loaded now: between fork and exec there must be no import.
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,8 @@ def skipped(study: Study, case: Case, repeat: int, reason: str) -> Record:
 def _measure(
     study: Study, case: Case, seed: int, under_test: Mapping[str, Any], scratch: Path, tick: Callable[[], None]
 ) -> Outcome:
-    config = load_config("default", {**training_settings(case, seed), **under_test})
+    measured = case.model_copy(update={"settings": {**case.settings, **under_test}})
+    config = load_config("default", training_settings(measured, seed))
     content = config.model_dump(mode="json")
     if case.kind == "train":
         (scratch / "config.yaml").write_text(config_to_yaml(config))
@@ -149,23 +156,28 @@ def _measure(
         command = [*study.program, "train", "--config", str(scratch / "config.yaml"), "--workdir", str(workdir)]
         collect: Callable[[], tuple[dict[str, Any], Sequence[str]]] = lambda: _training(workdir)  # noqa: E731
     else:
-        (scratch / "case.yaml").write_text(yaml.safe_dump(case.model_dump(mode="json")))
+        # The worker runs in another folder, so a relative path would lead elsewhere.
+        settings = measured.settings | ({"data.path": config.data.path} if config.data.path else {})
+        resolved = measured.model_copy(update={"settings": settings})
+        (scratch / "case.yaml").write_text(yaml.safe_dump(resolved.model_dump(mode="json")))
         result = scratch / "result.json"
         command = [sys.executable, "-m", "benchmarks.worker", str(scratch / "case.yaml"), str(result)]
-        collect = lambda: (json.loads(result.read_text()), ())  # noqa: E731
+        collect = lambda: (dict(json.loads(result.read_text())), ())  # noqa: E731
     log = scratch / "output.log"
     ooms = _kernel_ooms()
-    code = _run(_launched(command, study, case), _environment(study), _cores(case, study), log, study, tick)
-    tail = _tail(log)
+    code = _run(launch_command(command, study, case), _environment(study), _cores(case, study), log, study, tick)
+    lines = _last_lines(log)
+    tail = lines[-TAIL_LINES:]
     if code is None:
-        return Outcome("timeout", f"not done after {study.timeout_seconds:.0f} s", tail, config=content)
+        return Outcome("timeout", f"not done after {study.timeout_seconds:g} s", tail, config=content)
     if code != 0:
-        status: Status = "out_of_memory" if _kernel_ooms() > ooms or _says_out_of_memory(tail) else "failed"
+        says_so = any(OUT_OF_MEMORY.search(line) for line in lines)
+        status: Status = "out_of_memory" if says_so or _kernel_ooms() > ooms else "failed"
         return Outcome(status, _reason(code, tail), tail, config=content)
     try:
         measurements, hosts = collect()
-    except (OSError, ValueError, KeyError, UserError) as error:
-        return Outcome("failed", f"it ended well, but left no whole result: {error!r}"[:300], tail, config=content)
+    except (OSError, ValueError, TypeError, LookupError, UserError) as error:
+        return Outcome("failed", one_line(f"it ended well, but left no whole result: {error!r}"), tail, config=content)
     return Outcome("ok", None, (), measurements, hosts, content)
 
 
@@ -185,19 +197,21 @@ def _training(workdir: Path) -> tuple[dict[str, Any], Sequence[str]]:
         "test_accuracy": result.get("test_accuracy"),
         "test_loss": result.get("test_loss"),
         **{name: result[name] for name in ("flops_per_image", "precision", "xla", "device")},
-    }, times["hosts"]
+    }, [platform.node() if host == "127.0.0.1" else host for host in times["hosts"]]
 
 
-def _launched(command: Sequence[str], study: Study, case: Case) -> list[str]:
+def launch_command(command: Sequence[str], study: Study, case: Case) -> list[str]:
     """Lets Slurm start the ranks of a case in a job; elsewhere, mnist_dist does."""
     if study.machine.hosts is None:
         return list(command)
     ranks = 1 if case.strategy in ONE_PROCESS else case.devices
-    cores = (case.cores_per_device or 0) * case.devices // ranks
+    # Without a number, each task would get a single core.
+    per_rank = (case.cores_per_device or 0) * case.devices // ranks
+    cores = per_rank or max(study.machine.cores * case.hosts // ranks, 1)
     return [
         *("srun", "--mpi=none", "--distribution=block", "--kill-on-bad-exit=1", "--exact", "--unbuffered", "--label"),
         *(f"--nodes={case.hosts}", f"--ntasks={ranks}", f"--ntasks-per-node={ranks // case.hosts}"),
-        *([f"--cpus-per-task={cores}"] if cores else []),
+        f"--cpus-per-task={cores}",
         *([f"--gpus-per-node={case.devices // case.hosts}"] if study.machine.gpus else []),
         *command,
     ]
@@ -227,7 +241,14 @@ def _run(
     """Runs a command to its end, or to the end of its time; returns its exit code, or None when time was up."""
     with log.open("wb") as output, _bound_to(cores):
         process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command,
+            cwd=study.code,  # `python -m` looks for modules here first.
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=_die_with_harness,
         )
     deadline = time.monotonic() + study.timeout_seconds
     try:
@@ -238,6 +259,11 @@ def _run(
         return process.returncode
     finally:  # Also when the harness itself is interrupted.
         _end(process)
+
+
+def _die_with_harness() -> None:
+    """Asks the kernel to kill this child when the harness is killed: an orphan would disturb what is measured next."""
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -260,11 +286,16 @@ def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
     """Sleeps until a process ends, without looking again and again; returns whether it has."""
     if process.poll() is not None:
         return True
-    handle = os.pidfd_open(process.pid)
     try:
-        select.select([handle], [], [], seconds)
-    finally:
-        os.close(handle)
+        handle = os.pidfd_open(process.pid)
+    except OSError:  # Before Linux 5.3.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+    else:
+        try:
+            select.select([handle], [], [], seconds)
+        finally:
+            os.close(handle)
     return process.poll() is not None
 
 
@@ -279,22 +310,17 @@ def _bound_to(cores: set[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _tail(log: Path) -> list[str]:
+def _last_lines(log: Path) -> list[str]:
     with log.open("rb") as file:
-        file.seek(max(log.stat().st_size - 100_000, 0))
-        lines = deque(file.read().decode(errors="replace").splitlines(), maxlen=TAIL_LINES)
-    return [line[:500] for line in lines]
+        file.seek(max(log.stat().st_size - LOG_BYTES, 0))
+        return [line[:500] for line in file.read().decode(errors="replace").splitlines()]
 
 
 def _reason(code: int, tail: Sequence[str]) -> str:
     """Names the error that a case printed, or how it ended."""
-    errors = [line for line in tail if re.search(r"\berror: |\w(Error|Exception): ", line)]
-    ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return f"{ended}: {errors[-1].strip()[:300]}" if errors else ended
-
-
-def _says_out_of_memory(tail: Sequence[str]) -> bool:
-    return any(OUT_OF_MEMORY.search(line) for line in tail)
+    errors = [line for line in tail if re.search(r"\berror: |\w(Error|Exception)(: |$)", line)]
+    ended = f"killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
+    return one_line(f"{ended}: {errors[-1]}" if errors else ended)
 
 
 def _kernel_ooms() -> int:

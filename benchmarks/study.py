@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -30,7 +29,6 @@ def open_study(
     machine: Machine,
     cases: Sequence[PlannedCase],
     resume: bool,
-    code: Path | None = None,
 ) -> tuple[Study, Store]:
     """Lays down the plan of a new study, or goes on with the folder's own.
 
@@ -50,18 +48,37 @@ def open_study(
             "cases": sorted((case.case.model_dump(mode="json") for case in cases), key=str),
         }
     )
-    study = Study(name, suite_name, suite.timeout_seconds, machine, folder / "scratch")
-    return (study if code is None else dataclasses.replace(study, code=code)), store
+    # Not relative: the case's processes run in another folder.
+    return Study(name, suite_name, suite.timeout_seconds, machine, folder.resolve() / "scratch"), store
 
 
 def runs_left(cases: Sequence[PlannedCase], store: Store, study: Study, only: Iterable[int] | None) -> list[Run]:
     """Returns what is still to measure, in its order; `only` keeps the cases with that many devices."""
     finished = store.finished(study.name)
-    finished |= {(record.case_id, record.repeat) for record in store.records() if record.status == "skipped"}
-    chosen = [case for case in cases if only is None or case.case.devices in set(only)]
+    skipped = {(record.case_id, record.repeat) for record in store.records() if record.status == "skipped"}
+    return [
+        (planned, repeat)
+        for planned, repeat in order_of_runs(choose(cases, only), 0)
+        if (planned.case.case_id, repeat) not in (finished | skipped if planned.skip_reason else finished)
+    ]
+
+
+def choose(cases: Sequence[PlannedCase], only: Iterable[int] | None) -> list[PlannedCase]:
+    """Returns the cases with one of some numbers of devices; all, if there are none.
+
+    Raises:
+        UserError: there is no such case.
+    """
+    if only is None:
+        return list(cases)
+    chosen = [planned for planned in cases if planned.case.devices in set(only)]
     if not chosen:
-        raise UserError(f"--only: received {', '.join(map(str, only or ()))}, which are no numbers of devices here.")
-    return [(case, repeat) for case, repeat in order_of_runs(chosen, 0) if (case.case.case_id, repeat) not in finished]
+        known = sorted({planned.case.devices for planned in cases})
+        raise UserError(
+            f"--only: received {', '.join(map(str, only))}, expected some of the study's numbers of devices: "
+            f"{', '.join(map(str, known))}."
+        )
+    return chosen
 
 
 def run_study(study: Study, store: Store, runs: Sequence[Run], progress: Progress) -> list[Record]:

@@ -7,16 +7,26 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
 from benchmarks.case import Case, Kind, StrategyName
-from mnist_dist.config import PositiveFloat, PositiveInt, Section, explain, load_config, read_yaml
+from benchmarks.record import one_line
+from mnist_dist.config import (
+    MAX_CONFIG_BYTES,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    explain,
+    load_config,
+    read_yaml,
+    setting_descriptions,
+)
 from mnist_dist.errors import UserError, nearest
 
 ONE_PROCESS = ("single", "mirrored")
@@ -24,13 +34,29 @@ MAX_CASES = 2000
 DEFAULT_IMAGES_PER_DEVICE = 128
 ABLATION_SECONDS = 4.0  # Of a full run that trains to its end.
 
+# Settings of a training run that follow from its case, and what says them instead.
+DECIDED = {
+    "seed": "the number of the repeat",
+    "data.kind": "a block's ablations",
+    "runtime.strategy": "strategies",
+    "runtime.devices": "devices",
+    "runtime.all_reduce": "a block's ablations",
+    "training.batch_size": "a block's images_per_device or global_batch_size",
+    "training.measure_seconds": "a block's measure_seconds",
+}
+
 
 def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-Integers = Annotated[list[PositiveInt], BeforeValidator(_as_list)]
-Strategies = Annotated[list[StrategyName], BeforeValidator(_as_list)]
+def _all_as_none(value: Any) -> Any:
+    return None if value == "all" else value
+
+
+Integers = Annotated[list[PositiveInt], Field(min_length=1), BeforeValidator(_as_list)]
+Strategies = Annotated[list[StrategyName], Field(min_length=1), BeforeValidator(_as_list)]
+Values = Annotated[list[Any], Field(min_length=1)]
 
 
 class Block(Section):
@@ -47,7 +73,7 @@ class Block(Section):
     repeats: PositiveInt | None = Field(None, description="Instead of the suite's.")
     ablation_repeats: PositiveInt | None = Field(None, description="Of the ablations, instead of the block's.")
     settings: dict[str, Any] = Field(default_factory=dict, description="Of the training runs, by dotted key.")
-    vary: dict[str, list[Any]] = Field(default_factory=dict, description="Settings that take each of some values.")
+    vary: dict[str, Values] = Field(default_factory=dict, description="Settings that take each of some values.")
 
 
 class Suite(Section):
@@ -58,8 +84,10 @@ class Suite(Section):
     repeats: PositiveInt = Field(description="Fresh processes per case.")
     timeout_seconds: PositiveFloat = Field(600.0, description="After which a case is ended and recorded as such.")
     strategies: Strategies = Field(["single", "mirrored", "multiworker", "horovod"])
-    devices: Integers | Literal["all"] = Field("all", description="all: powers of two up to what the machine has.")
-    blocks: list[Block]
+    devices: Annotated[Integers | None, BeforeValidator(_all_as_none)] = Field(
+        None, description="all, or none given: powers of two up to what the machine has."
+    )
+    blocks: Annotated[list[Block], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -103,20 +131,23 @@ def load_suite(name: str) -> Suite:
         UserError: there is no such suite, or its file is not accepted.
     """
     path: Any = Path(name)
-    if not path.is_file():
-        if name not in shipped_suites():
-            raise UserError(
-                f"SUITE: received '{name}', expected one of {', '.join(shipped_suites())}, or a YAML file."
-                + nearest(name, shipped_suites())
-            )
-        path = resources.files("benchmarks") / "suites" / f"{name}.yaml"
     try:
+        if not path.is_file():
+            if name not in shipped_suites():
+                raise UserError(
+                    f"SUITE: received '{one_line(name)}', expected one of {', '.join(shipped_suites())}, or a YAML "
+                    "file." + nearest(name, shipped_suites())
+                )
+            path = resources.files("benchmarks") / "suites" / f"{name}.yaml"
+        elif path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UserError(f"SUITE: '{name}' has {path.stat().st_size} bytes, expected at most {MAX_CONFIG_BYTES}.")
         content = read_yaml(path.read_text(encoding="utf-8"), source=name)
         return Suite.model_validate(content)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"SUITE: cannot read '{name}' as text: {error}.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"SUITE: cannot read '{one_line(name)}' as text: {reason}.") from None
     except ValidationError as error:
-        raise UserError(f"{name}: {explain(error)}") from None
+        raise UserError(f"{name}: {_explain(error)}") from None
 
 
 def plan_cases(suite: Suite, machine: Machine, narrowing: Narrowing = Narrowing()) -> list[PlannedCase]:
@@ -125,22 +156,27 @@ def plan_cases(suite: Suite, machine: Machine, narrowing: Narrowing = Narrowing(
     Raises:
         UserError: a setting is not accepted, nothing is left, or a number of devices does not fit the machine.
     """
-    counts = _device_counts(suite, machine, narrowing)
+    counts = [_device_counts(block, suite, machine, narrowing) for block in suite.blocks]
+    most_devices = max((devices for of_block in counts for devices in of_block), default=1)
+    cores_per_device = _cores_per_device(machine, narrowing, most_devices)
     planned: dict[str, PlannedCase] = {}
-    for block in suite.blocks:
-        for case in _expand(block, suite, machine, narrowing, counts):
+    for block, of_block in zip(suite.blocks, counts, strict=True):
+        for case in _expand(block, suite, machine, narrowing, of_block, cores_per_device):
             repeats = narrowing.repeats or block.repeats or suite.repeats
             if case.is_ablation and block.ablation_repeats:
                 repeats = min(repeats, block.ablation_repeats)
             before = planned.get(case.case_id)
             if before is None or before.repeats < repeats:
                 planned[case.case_id] = PlannedCase(case, repeats, _skip_reason(case, machine))
+            if len(planned) > MAX_CASES:
+                raise UserError(f"SUITE: it has more than {MAX_CASES:,} cases, expected at most as many.")
     if not planned:
-        raise UserError("--strategies: none of the suite's cases is left, expected at least one of its strategies.")
-    if len(planned) > MAX_CASES:
-        raise UserError(f"SUITE: it has {len(planned):,} cases, expected at most {MAX_CASES:,}.")
-    for item in planned.values():
-        training_settings(item.case, seed=0)  # A mistake in a setting shows before anything runs.
+        raise UserError(
+            "--devices, --strategies: none of the suite's cases is left, expected at least one; "
+            "`--dry-run` without them lists all."
+        )
+    for case in {str(item.case.settings): item.case for item in planned.values()}.values():
+        training_settings(case, seed=0)  # A mistake in a setting shows before anything runs.
     return list(planned.values())
 
 
@@ -164,11 +200,12 @@ def training_settings(case: Case, seed: int) -> dict[str, Any]:
     Raises:
         UserError: a setting of the case is not accepted.
     """
+    check_settings(case.settings)
     settings = {
-        # A measurement must not end with its epochs, nor pay for logs that nobody reads.
-        **({"training.epochs": 1000} if case.measure_seconds else {}),
-        "logging.tensorboard": False,
+        "logging.tensorboard": False,  # Nobody reads it.
         **case.settings,
+        # A measurement must not end with its epochs.
+        **({"training.epochs": 1000, "training.steps": None} if case.measure_seconds else {}),
         "seed": seed,
         "runtime.strategy": case.strategy,
         "runtime.devices": case.devices,
@@ -181,34 +218,67 @@ def training_settings(case: Case, seed: int) -> dict[str, Any]:
     return settings
 
 
+def check_settings(settings: Iterable[str]) -> None:
+    """Refuses keys that a case would not follow.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    for key in settings:
+        if key in DECIDED:
+            raise UserError(f"{key}: received as a setting of a case, expected it to be said by {DECIDED[key]}.")
+        if any(known.startswith(f"{key}.") for known in setting_descriptions()):
+            raise UserError(f"{key}: received a section, expected dotted keys such as runtime.precision.")
+
+
+def _explain(error: ValidationError) -> str:
+    """Turns the first of pydantic's findings about a suite's file into one line."""
+    finding = error.errors(include_url=False)[0]
+    key = one_line(".".join(str(part) for part in finding["loc"]))
+    if finding["type"] == "missing":
+        return f"{key}: is missing; see benchmarks/suites/ for examples."
+    if finding["type"] == "too_short":
+        return f"{key}: received an empty list, expected at least one entry."
+    if finding["type"] == "extra_forbidden":
+        fields = Suite.model_fields if len(finding["loc"]) == 1 else Block.model_fields
+        return f"{key}: no such field, expected one of {', '.join(fields)}."
+    return explain(error)
+
+
 def _expand(
-    block: Block, suite: Suite, machine: Machine, narrowing: Narrowing, counts: Sequence[int]
+    block: Block,
+    suite: Suite,
+    machine: Machine,
+    narrowing: Narrowing,
+    counts: Sequence[int],
+    cores_per_device: int | None,
 ) -> Iterator[Case]:
     strategies = [
         name
         for name in (block.strategies or suite.strategies)
         if narrowing.strategies is None or name in narrowing.strategies
     ]
-    of_block = [devices for devices in block.devices or counts if devices in counts or devices == 1]
     varied = [[(key, value) for value in values] for key, values in block.vary.items()]
-    cores_per_device = None if block.whole_machine else _cores_per_device(machine, narrowing, max(counts))
-    for strategy, devices, *values in itertools.product(strategies, of_block, *varied):
+    for strategy, devices in itertools.product(strategies, counts):
         if (strategy == "single" and devices > 1) or (block.kind == "collectives" and devices == 1):
             continue
+        if block.kind == "matmul" and strategy != "single":
+            continue  # A process measures its own products only.
         for batch in _batches(block, devices):
-            case = Case(
-                kind=block.kind,
-                strategy=strategy,
-                devices=devices,
-                hosts=_hosts(strategy, devices, machine),
-                cores_per_device=cores_per_device,
-                global_batch_size=batch,
-                measure_seconds=block.measure_seconds,
-                settings=block.settings | dict(values) | dict(narrowing.settings or {}),
-            )
-            yield case
-            if block.ablations and (devices > 1 or strategy == "single"):
-                yield from _ablations(case)
+            for values in itertools.product(*varied):
+                case = Case(
+                    kind=block.kind,
+                    strategy=strategy,
+                    devices=devices,
+                    hosts=_hosts(strategy, devices, machine),
+                    cores_per_device=None if block.whole_machine else cores_per_device,
+                    global_batch_size=batch,
+                    measure_seconds=block.measure_seconds,
+                    settings=block.settings | dict(values) | dict(narrowing.settings or {}),
+                )
+                yield case
+                if block.ablations and (devices > 1 or strategy == "single"):
+                    yield from _ablations(case)
 
 
 def _ablations(case: Case) -> Iterator[Case]:
@@ -225,11 +295,14 @@ def _batches(block: Block, devices: int) -> list[int]:
     return [images * devices for images in per_device] + (block.global_batch_size or [])
 
 
-def _device_counts(suite: Suite, machine: Machine, narrowing: Narrowing) -> list[int]:
-    if narrowing.devices:
-        return sorted(set(narrowing.devices))
-    if suite.devices != "all":
-        return sorted(set(suite.devices))
+def _device_counts(block: Block, suite: Suite, machine: Machine, narrowing: Narrowing) -> list[int]:
+    """Returns the numbers of devices of a block, rising."""
+    if block.devices and narrowing.devices:
+        # What one device does stays, as it is what the others are compared with.
+        return sorted({devices for devices in block.devices if devices in narrowing.devices or devices == 1})
+    given = narrowing.devices or block.devices or suite.devices
+    if given:
+        return sorted(set(given))
     most = (machine.hosts or 1) * machine.devices_per_host
     powers = [2**exponent for exponent in range(most.bit_length())]
     return sorted({*powers, most})
@@ -256,6 +329,11 @@ def _skip_reason(case: Case, machine: Machine) -> str | None:
         return f"{case.devices} devices take {case.hosts} hosts, and the job has {machine.hosts}"
     if case.devices % case.hosts:
         return f"{case.devices} devices do not spread evenly over {case.hosts} hosts"
+    cores = on_host * (case.cores_per_device or 0)
+    if machine.hosts is not None and on_host > machine.devices_per_host:
+        return f"{on_host} devices on one host, which has places for {machine.devices_per_host}"
+    if machine.hosts is not None and cores > machine.cores:
+        return f"{cores} cores on one host, where the job has {machine.cores}"
     if machine.gpus and on_host > machine.gpus:
         return f"{on_host} devices on one host, which has {machine.gpus} GPU{'s' if machine.gpus > 1 else ''}"
     if case.global_batch_size % case.devices:

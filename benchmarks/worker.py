@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 WINDOW_SECONDS = 0.1
+COLLECTIVE_SECONDS = 0.05  # Of each timing; there are many sizes.
 INPUT_SECONDS = 3.0
 MATMUL_SIZE = 2048
 MATMUL_TIMINGS = COLLECTIVE_TIMINGS = 10
@@ -94,9 +95,9 @@ def measure_input(config: Config, strategy: Strategy, runtime: Runtime) -> dict[
 
     steps = calibrate(run, strategy)
     windows: list[float] = []
-    while sum(windows) < INPUT_SECONDS:
+    while float(all_gather(strategy, [sum(windows)]).min()) < INPUT_SECONDS:  # Until the fastest rank has had enough.
         windows.append(seconds_of(functools.partial(run, steps)))
-    return {"window_steps": [steps] * len(windows), "window_seconds": [windows]}
+    return {"window_steps": [steps] * len(windows), "window_seconds": all_gather(strategy, windows).tolist()}
 
 
 def measure_collectives(config: Config, strategy: Strategy, runtime: Runtime) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def measure_collectives(config: Config, strategy: Strategy, runtime: Runtime) ->
     messages = []
     for size in MESSAGE_BYTES:
         run = make_reduce_many(size)
-        calls = calibrate(run, strategy)
+        calls = calibrate(run, strategy, COLLECTIVE_SECONDS)
         timings = [seconds_of(functools.partial(run, calls)) for _ in range(COLLECTIVE_TIMINGS)]
         messages.append({"bytes": size, "calls": calls, "seconds": all_gather(strategy, timings).tolist()})
     return {"messages": messages}
@@ -153,15 +154,15 @@ def measure_matmul(config: Config, strategy: Strategy, runtime: Runtime) -> dict
     return {"size": MATMUL_SIZE, "dtype": dtype, "flops_per_second": rates}
 
 
-def calibrate(run: Callable[[int], Any], strategy: Strategy) -> int:
-    """Returns how many repetitions take WINDOW_SECONDS, the same on all ranks."""
+def calibrate(run: Callable[[int], Any], strategy: Strategy, wanted_seconds: float = WINDOW_SECONDS) -> int:
+    """Returns how many repetitions take so long, the same on all ranks."""
     run(1)  # Traces and compiles.
     count = 1
     while True:
         seconds = float(all_gather(strategy, [seconds_of(functools.partial(run, count))]).max())
-        if seconds >= WINDOW_SECONDS:
+        if seconds >= wanted_seconds:
             return count
-        count = max(2 * count, min(int(1.2 * count * WINDOW_SECONDS / seconds), 100 * count))
+        count = max(2 * count, min(int(1.2 * count * wanted_seconds / seconds), 100 * count))
 
 
 def seconds_of(run: Callable[[], Any]) -> float:

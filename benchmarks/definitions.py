@@ -1,0 +1,101 @@
+"""How to read the report: what each of its words means, how it is computed, and who defined it so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Definition:
+    term: str
+    text: str
+    source: str = ""
+
+
+DEFINITIONS = (
+    Definition(
+        "images/s",
+        "Images of all ranks over the time of the slowest one, in the steady part of a run: total images over total "
+        "time, not a mean of rates. Per device: the same over the number of devices. In brackets or below: the 95 % "
+        "interval and the number of runs, each a fresh process.",
+        "Interval: hierarchical bootstrap over runs and over blocks of windows (Kalibera and Jones, Rigorous "
+        "benchmarking in reasonable time, ISMM 2013).",
+    ),
+    Definition(
+        "steady, unstable",
+        "The warm-up ends at the last change of level of the step time. A run whose step time still drifts after that "
+        "is unstable and gets no throughput.",
+        "Barrett et al., Virtual machine warmup blows hot and cold, OOPSLA 2017.",
+    ),
+    Definition(
+        "efficiency",
+        "E(N) = X(N) / (N · X(1)), X being total images/s and X(1) that of the strategy single on one device with the "
+        "cores that a device has at N. Weak: each device keeps its batch. Strong: the devices share the batch of one.",
+        "Hoefler and Belli, Scientific benchmarking of parallel computing systems, SC 2015.",
+    ),
+    Definition(
+        "oversubscribed",
+        "The devices of a host were promised more cores than it has, so they wait for each other's.",
+    ),
+    Definition(
+        "test accuracy",
+        "Share of the test images that the saved float32 model reads correctly: the mean over seeds, the lowest and "
+        "the highest seed.",
+    ),
+    Definition(
+        "time to accuracy",
+        "Training, and the evaluations that decide it, from the first step on, tracing included. The median is over "
+        "all n runs, one that misses the target taking for ever; k of n reached it; the expected running time is the "
+        "time of all n runs over k.",
+        "ERT: Hansen et al., COCO/BBOB.",
+    ),
+    Definition(
+        "step time",
+        "Wall time between two synchronised edges of a window over its steps, of the slowest rank in each window; p50, "
+        "p95 and p99 are percentiles over the steady windows of all runs.",
+    ),
+    Definition(
+        "first step, start-up",
+        "First step: tracing, compiling and running it. Start-up: from the start of the process to its first step.",
+    ),
+    Definition(
+        "memory",
+        "The largest resident set of a process at any time, of the rank where it is largest. GPU memory: the same of "
+        "what TensorFlow allocates on a GPU.",
+    ),
+    Definition(
+        "MFU",
+        "FLOPs executed per second over the matrix-multiply rate measured on the same devices at the same precision "
+        "(of N devices: N times that of one, unless N were measured). Counted are the multiplications and additions "
+        "of convolutions and dense layers in one training step: forward, gradients of weights and of activations.",
+        "After Chowdhery et al., PaLM, 2022, with the measured instead of the nominal peak.",
+    ),
+    Definition(
+        "power, images/J",
+        "Mean power of the busy part, of all GPUs of the case (NVML) or of the host's processors (RAPL), and images "
+        "per joule of that.",
+    ),
+    Definition(
+        "algbw, busbw",
+        "All-reduce of S bytes in t seconds over N ranks: algbw = S / t; busbw = algbw · 2 (N - 1) / N, what each "
+        "rank's link carries. Small messages are given as latency.",
+        "NVIDIA, nccl-tests, doc/PERFORMANCE.md.",
+    ),
+    Definition(
+        "lost time",
+        "Per step, against one device; medians of runs as trained, on resident images (synthetic input), and of those "
+        "without all-reduce, too, in which ranks run freely. Input: what real input adds at N, less what it adds at 1. "
+        "Exposed communication: the step on resident images, less the slowest rank of the free runs. Stragglers: that "
+        "rank less the mean of ranks. Rest: this mean less one device's step (contention for memory, cores, power). "
+        "Small batches, in strong scaling: what one device loses with the images that each of N has. Unexplained: what "
+        "these leave of t(N) - t(1); it is never spread over the others. Percentages are of the ideal throughput.",
+    ),
+    Definition(
+        "prediction",
+        "Three models are fitted to the measured points: step times with a ring all-reduce, t = 2 (N - 1) a + "
+        "2 (N - 1) / N · S · b; the universal scalability law (USL), X(N) = l N / (1 + s (N - 1) + k N (N - 1)); and "
+        "Amdahl's law, k = 0. Each is also fitted without the largest N, and its error there is printed; the best is "
+        "trusted.",
+        "Gunther, Guerrilla capacity planning, 2007; ring: Thakur et al., IJHPCA 2005.",
+    ),
+)

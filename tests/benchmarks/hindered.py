@@ -1,0 +1,87 @@
+"""`mnist-dist` with something that is slow in runs of several ranks: python hindered.py input|rank|all-reduce train ...
+
+The launcher starts its ranks as `python -m mnist_dist`. What this program changes in its own process would not reach
+them, so it makes the launcher start its ranks through this program as well, and leaves all else as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+DELAY_SECONDS = 0.05  # In each step, which without it takes some milliseconds.
+SLOW_RANK = 1
+
+
+def main() -> None:
+    what = sys.argv.pop(1)
+
+    from mnist_dist import launch
+    from mnist_dist.__main__ import run
+    from mnist_dist.cluster import find_cluster
+
+    original = launch.run_ranks
+
+    def run_hindered_ranks(command: Sequence[str], ranks: int, **options: Any) -> None:
+        assert list(command[:3]) == [sys.executable, "-m", "mnist_dist"], command
+        original([sys.executable, __file__, what, *command[3:]], ranks, **options)
+
+    launch.run_ranks = run_hindered_ranks
+    cluster = find_cluster(os.environ)
+    if cluster.size > 1:
+        hinder = {"input": hinder_input, "rank": hinder_rank, "all-reduce": hinder_all_reduce}[what]
+        hinder(cluster.rank)
+    run()
+
+
+def hinder_input(rank: int) -> None:
+    """Each batch comes late."""
+    from mnist_dist import trainer
+
+    original = trainer.make_train_dataset
+
+    def make_slow_dataset(*arguments: Any, **options: Any) -> Any:
+        return original(*arguments, **options).map(lambda images, labels: tuple(late([images, labels])))
+
+    trainer.make_train_dataset = make_slow_dataset
+
+
+def hinder_rank(rank: int) -> None:
+    """One rank computes each step for longer."""
+    from mnist_dist.strategies import Horovod
+
+    def run_slowly(self: Horovod, step: Callable[..., Any], batch: Any) -> Any:
+        return step(*late(batch))
+
+    if rank == SLOW_RANK:
+        Horovod.run = run_slowly
+
+
+def hinder_all_reduce(rank: int) -> None:
+    """The gradients travel for longer, on all ranks."""
+    from mnist_dist.strategies import Horovod
+
+    original = Horovod.reduce
+    Horovod.reduce = lambda self, tensor: original(self, *late([tensor]))
+
+
+def late(tensors: Sequence[Any]) -> list[Any]:
+    """Returns the tensors, DELAY_SECONDS after they are there."""
+    import numpy as np
+    import tensorflow as tf
+
+    def wait() -> np.int32:
+        time.sleep(DELAY_SECONDS)
+        return np.int32(0)
+
+    with tf.control_dependencies(list(tensors)):
+        waited = tf.numpy_function(wait, [], tf.int32)
+    with tf.control_dependencies([waited]):
+        return [tf.identity(tensor) for tensor in tensors]
+
+
+if __name__ == "__main__":
+    main()

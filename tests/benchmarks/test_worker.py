@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.case import StrategyName
+from benchmarks.collectives import measured_all_reduces
+from benchmarks.runner import run_case
+from benchmarks.summary import summarize
+from benchmarks.worker import INPUT_SECONDS, MATMUL_SIZE, MATMUL_TIMINGS, MESSAGE_BYTES, WINDOW_SECONDS, calibrate
+from mnist_dist.strategies import Single
+from tests.benchmarks.harness import make_study, small_case
+
+FASTEST_MEMORY = 1e12  # Bytes per second, more than any processor of today copies.
+FASTEST_CORE = 2e12  # FLOPs per second of one core, in float32.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["mirrored", "multiworker", "horovod"])
+def test_all_reduces(tmp_path: Path, tiny_mnist: Path, strategy: StrategyName) -> None:
+    case = small_case(tiny_mnist, kind="collectives", strategy=strategy, devices=2, measure_seconds=None)
+    record = run_case(make_study(tmp_path), case, 0)
+    assert record.status == "ok", record.output_tail
+    record.check()
+    messages = (record.measurements or {})["messages"]
+    assert [message["bytes"] for message in messages] == list(MESSAGE_BYTES)
+    assert {len(message["seconds"]) for message in messages} == {1 if strategy == "mirrored" else 2}
+    all_reduces = measured_all_reduces([summarize([record])])
+    latency = float(np.median([each.seconds for each in all_reduces if each.is_latency]))
+    assert 1e-6 < latency < 0.1
+    one, eight, largest = all_reduces[-3:]  # MiB: what is smaller takes little but latency.
+    # The sizes grow eightfold; a machine that does other work too may blur that, not undo it.
+    assert largest.seconds > 2 * eight.seconds
+    assert largest.seconds > 4 * one.seconds
+    assert largest.seconds > 10 * latency
+    assert 1e7 < largest.bus_bandwidth < FASTEST_MEMORY
+    assert largest.bus_bandwidth == largest.algorithm_bandwidth, "2 (N - 1) / N is 1 for two ranks"
+
+
+@pytest.mark.slow
+def test_matrix_products(tmp_path: Path, tiny_mnist: Path) -> None:
+    record = run_case(make_study(tmp_path), small_case(tiny_mnist, kind="matmul", measure_seconds=None), 0)
+    assert record.status == "ok", record.output_tail
+    measured = record.measurements or {}
+    assert (measured["size"], measured["dtype"]) == (MATMUL_SIZE, "float32")
+    assert len(measured["flops_per_second"]) == MATMUL_TIMINGS
+    assert all(1e9 < rate < FASTEST_CORE for rate in measured["flops_per_second"])
+
+
+@pytest.mark.slow
+def test_input(tmp_path: Path, tiny_mnist: Path) -> None:
+    record = run_case(make_study(tmp_path), small_case(tiny_mnist, kind="input", measure_seconds=None), 0)
+    assert record.status == "ok", record.output_tail
+    measured = record.measurements or {}
+    (windows,) = measured["window_seconds"]
+    assert sum(windows) >= INPUT_SECONDS
+    assert 1e4 < 32 * sum(measured["window_steps"]) / sum(windows) < 1e8
+    assert "too short" not in (summarize([record]).unstable or "")
+
+
+@pytest.mark.slow
+def test_a_setting_under_test_reaches_the_worker(tmp_path: Path, tiny_mnist: Path) -> None:
+    """As when two precisions are compared; a relative path is one of the folder that the harness runs in."""
+    case = small_case(tiny_mnist, kind="matmul", measure_seconds=None)
+    record = run_case(make_study(tmp_path), case, 0, under_test={"runtime.precision": "mixed_bfloat16"})
+    assert record.status == "ok", record.output_tail
+    assert (record.measurements or {})["dtype"] == "bfloat16"
+    assert record.identity.config["runtime"]["precision"] == "mixed_bfloat16"
+    assert record.case == case, "what is compared is no part of the case"
+
+
+@pytest.mark.parametrize("seconds_per_call", [1e-6, 1e-4, 1e-2, 1.0])
+@pytest.mark.usefixtures("tf")
+def test_as_many_calls_as_fill_a_window(seconds_per_call: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def work(count: int) -> None:
+        nonlocal now
+        now += 5e-6 + count * seconds_per_call
+
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    for wanted in (0.05, WINDOW_SECONDS):
+        seconds = calibrate(work, Single(), wanted) * seconds_per_call
+        assert 0.99 * wanted <= seconds <= max(2.5 * wanted, seconds_per_call)
