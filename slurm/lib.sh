@@ -1,0 +1,121 @@
+# What the batch files share; they source it. `docs/slurm.md` explains the variables that it reads.
+
+home=${MNIST_DIST_HOME:-$SLURM_SUBMIT_DIR}
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID} # As `scontrol requeue` wants it, for a member of an array too.
+
+if [[ ${MNIST_DIST_MODULES-} ]]; then
+    declare -F module >/dev/null || source /etc/profile # A batch shell is not a login shell.
+    module load $MNIST_DIST_MODULES || exit
+fi
+venv=${MNIST_DIST_VENV:-$home/.venv}
+if [[ -f $venv/bin/activate ]]; then source "$venv/bin/activate"; fi
+if [[ -f $home/setup.cfg ]]; then export PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH}; fi # A checkout.
+export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
+if [[ ${MNIST_DIST_INTERFACE-} ]]; then
+    export NCCL_SOCKET_IFNAME=$MNIST_DIST_INTERFACE HOROVOD_GLOO_IFACE=$MNIST_DIST_INTERFACE
+fi
+if [[ ${SLURM_CPUS_PER_TASK-} ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi # Not inherited since 22.05.
+
+# How each task starts. Neighbouring ranks share a node. One that dies ends the step, and as all leave together, those
+# of which nothing is heard 20 s later are on a node that was lost; without --wait, srun waits for Slurm to notice.
+python=(python3)
+container_flags=()
+if [[ ${MNIST_DIST_CONTAINER-} ]]; then
+    mounts=$home:$home,$PWD:$PWD${MNIST_DIST_MOUNTS:+,$MNIST_DIST_MOUNTS}
+    case ${MNIST_DIST_CONTAINER_RUNTIME:-apptainer} in
+        apptainer) python=(apptainer exec ${SLURM_GPUS_ON_NODE:+--nv} --bind "$mounts" --pwd "$PWD" "$MNIST_DIST_CONTAINER" python3) ;;
+        pyxis) container_flags=(--container-image="$MNIST_DIST_CONTAINER" --container-mounts="$mounts" --container-workdir="$PWD") ;;
+        *)
+            echo "MNIST_DIST_CONTAINER_RUNTIME: received '$MNIST_DIST_CONTAINER_RUNTIME', expected apptainer or pyxis." >&2
+            exit 2
+            ;;
+    esac
+    # For `python -m benchmarks`, which runs outside of the container and starts its tasks within.
+    MNIST_DIST_SRUN_FLAGS=$(printf '%q ' "${container_flags[@]}")
+    MNIST_DIST_TASK_PYTHON=$(printf '%q ' "${python[@]}")
+    export MNIST_DIST_SRUN_FLAGS MNIST_DIST_TASK_PYTHON
+fi
+srun=(srun --mpi=none --distribution=block --kill-on-bad-exit=1 --wait=20 "${container_flags[@]}")
+
+# option_value --name "$@": the last value given to an option, as `--name value` or `--name=value`.
+option_value() {
+    local name=$1 value=
+    shift
+    while (($#)); do
+        case $1 in
+            "$name") value=${2-} ;;
+            "$name="*) value=${1#*=} ;;
+        esac
+        shift
+    done
+    printf '%s' "$value"
+}
+
+# Checks nodes, devices and the folder of the results before anything heavy starts.
+preflight() {
+    if [[ ${MNIST_DIST_PREFLIGHT-} != off ]]; then
+        "${srun[@]}" "${python[@]}" -m slurm.preflight "$1" || end_job $?
+    fi
+}
+
+# USR2 is what --signal sends before the end of the job's time; it must not end this shell, whenever it comes.
+trap 'warned=yes; hand_on USR2' USR2
+trap 'hand_on TERM' TERM
+hand_on() {
+    interrupted=yes
+    if [[ ${watched-} ]]; then kill "-$1" "$watched" 2>/dev/null; fi
+}
+
+# Runs a command so that these signals reach it; its exit code is left in $status. It must be a program, not a function:
+# a shell between would keep the signals.
+run_watched() {
+    if [[ ${warned-} ]]; then status=140; return; fi # Too late to begin.
+    "$@" &
+    watched=$!
+    status=127
+    if [[ ${warned-} ]]; then hand_on USR2; fi # It came before there was anybody to hand it on to.
+    while
+        interrupted=
+        wait "$watched"
+        code=$?
+        ((code == 127)) || status=$code # 127: the command had ended before the last signal came.
+        [[ $interrupted ]]
+    do :; done
+    watched=
+}
+
+# Whether every node of the job can still start a process.
+all_nodes_answer() {
+    timeout 40 srun --mpi=none --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \
+        --ntasks-per-node=1 --kill-on-bad-exit=1 true
+}
+
+# Whether nobody has cancelled the job, and its time is not over: Slurm then still calls it running.
+is_wanted() {
+    local state
+    state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) || state=RUNNING # No answer: no reason to give up.
+    [[ $state == RUNNING ]]
+}
+
+requeue_job() {
+    if ((${SLURM_RESTART_COUNT:-0} >= ${MNIST_DIST_MAX_RESTARTS:-100})); then
+        echo "Job $job: $1, and it has been started $((SLURM_RESTART_COUNT + 1)) times: not again." >&2
+        exit 1
+    fi
+    echo "Job $job: $1; back into the queue." >&2
+    scontrol requeue "$job"
+    exit
+}
+
+# end_job CODE [UNFINISHED]: ends the job as its step has ended; or sends it back into the queue, where it was asked to
+# stop or has lost a node.
+end_job() {
+    local code=$1 unfinished=${2-}
+    if is_wanted; then
+        if [[ ${warned-} && ($unfinished || $code -gt 128) ]]; then requeue_job "its time has run out"; fi
+        if [[ $unfinished ]]; then requeue_job "it was preempted"; fi
+        if ((code != 0 && code != 2)) && ! all_nodes_answer; then requeue_job "a node was lost"; fi
+    fi
+    exit "$code"
+}

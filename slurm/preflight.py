@@ -1,0 +1,490 @@
+"""Checks the ranks of a job step against one another before anything heavy starts, in seconds and in plain words.
+
+`srun ... python -m slurm.preflight DIR` meets at rank 0 over plain sockets. Rank 0 prints one line for each finding,
+naming the node, and exits with 1 where there is one. Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.metadata
+import itertools
+import json
+import os
+import platform
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mnist_dist
+from mnist_dist.cluster import Cluster, find_cluster
+from mnist_dist.errors import EXIT_FAILED, UserError
+
+JOIN_SECONDS = 60.0  # For all ranks to start: a shared disk may be slow to deliver Python to many nodes.
+CONNECT_SECONDS = 5.0
+FILE_SECONDS = 5.0  # For a file to appear on another node.
+CLOCK_SECONDS = 1.0  # Beyond it, times in logs and file dates mislead.
+LIBRARIES = ("tensorflow", "keras", "numpy", "horovod")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one rank has found out about its place.
+
+    Attributes:
+        cores: that the process may use.
+        host_cores: that its host has.
+        asked_cores: --cpus-per-task; 0 where it was not given.
+        bound: whether Slurm says that it has bound the tasks to cores.
+        gpus: names of the visible GPUs, by UUID where the driver tells it.
+        promised_gpus: that Slurm has given to the job on this node.
+        troubles: findings of this rank alone, each a line.
+    """
+
+    rank: int
+    node: str
+    cores: tuple[int, ...]
+    host_cores: int
+    asked_cores: int
+    bound: bool
+    gpus: tuple[str, ...]
+    promised_gpus: int
+    versions: Mapping[str, str]
+    troubles: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"node {self.node}: rank {self.rank}"
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How far a rank's clock is ahead of rank 0's, give or take half of the way there and back."""
+
+    ahead_seconds: float = 0.0
+    error_seconds: float = 0.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m slurm.preflight", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the results, which all ranks must share")
+    parser.add_argument(
+        "--join-seconds", type=float, default=JOIN_SECONDS, metavar="S", help="longest wait for a rank (default: 60)"
+    )
+    args = parser.parse_args(arguments)
+    try:
+        findings = check(find_named_cluster(os.environ), args.folder, args.join_seconds)
+    except UserError as error:
+        findings = [str(error)]
+    for finding in findings:
+        print(f"pre-flight: {finding}", file=sys.stderr)
+    return EXIT_FAILED if findings else 0
+
+
+def find_named_cluster(environment: Mapping[str, str]) -> Cluster:
+    """Finds this process' place; one on its own learns the name of its node as well."""
+    cluster = find_cluster(environment)
+    if cluster.size > 1:
+        return cluster
+    return dataclasses.replace(cluster, hosts=(environment.get("SLURMD_NODENAME") or socket.gethostname(),))
+
+
+def check(cluster: Cluster, folder: Path, join_seconds: float = JOIN_SECONDS) -> list[str]:
+    """Runs this rank's part; rank 0 returns the findings of all, the others only that they could not meet it."""
+    with answering(cluster) if cluster.size > 1 else contextlib.nullcontext():
+        part = lead if cluster.is_chief else follow
+        return part(cluster, folder, join_seconds)
+
+
+# --- What all ranks do ---
+
+
+def look_around(cluster: Cluster, environment: Mapping[str, str], troubles: Iterable[str] = ()) -> Report:
+    return Report(
+        rank=cluster.rank,
+        node=cluster.hosts[cluster.rank],
+        cores=tuple(sorted(os.sched_getaffinity(0))),
+        host_cores=os.cpu_count() or 1,
+        asked_cores=int(environment.get("SLURM_CPUS_PER_TASK") or 0),
+        bound=environment.get("SLURM_CPU_BIND_TYPE", "none") not in ("", "none"),
+        gpus=tuple(visible_gpus(environment, driver_gpus())),
+        promised_gpus=int(environment.get("SLURM_GPUS_ON_NODE") or 0),
+        versions=versions(),
+        troubles=tuple(troubles),
+    )
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "mnist_dist": mnist_dist.__version__}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    driver = nvidia_smi("driver_version")
+    return found | ({"NVIDIA driver": driver[0]} if driver else {})
+
+
+def driver_gpus() -> list[str] | None:
+    """Returns the UUIDs of the GPUs that NVIDIA's driver shows to this process, or None without its tool."""
+    return nvidia_smi("uuid")
+
+
+def nvidia_smi(field: str) -> list[str] | None:
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def visible_gpus(environment: Mapping[str, str], uuids: Sequence[str] | None) -> list[str]:
+    """Returns the GPUs that a process would use, as CUDA and ROCm read their variables.
+
+    Args:
+        uuids: of all GPUs that the driver shows, in its order; None where it cannot be asked.
+    """
+    names = environment.get("CUDA_VISIBLE_DEVICES", environment.get("ROCR_VISIBLE_DEVICES"))
+    if names is None:
+        return list(uuids or [])
+    listed = [name.strip() for name in names.split(",") if name.strip()]
+    if uuids is None:
+        return listed
+    found = []
+    for name in listed:
+        if name.isdigit() and int(name) >= len(uuids):
+            break  # CUDA takes the list up to the first name that is no GPU.
+        found.append(uuids[int(name)] if name.isdigit() else name)
+    return found
+
+
+@contextlib.contextmanager
+def answering(cluster: Cluster) -> Iterator[None]:
+    """Tells everybody who connects the name of this rank's node, from another thread."""
+    server = listen(cluster, rank_port(cluster, cluster.rank))
+
+    def answer() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                with connection, contextlib.suppress(OSError):
+                    connection.sendall(cluster.hosts[cluster.rank].encode())
+
+    threading.Thread(target=answer, daemon=True).start()
+    with server:
+        yield
+
+
+def listen(cluster: Cluster, port: int) -> socket.socket:
+    try:
+        return socket.create_server(("", port), backlog=cluster.size)
+    except OSError as error:
+        raise UserError(
+            f"node {cluster.hosts[cluster.rank]}: rank {cluster.rank} cannot listen on port {port} "
+            f"({error.strerror}); another job may use it, submit again."
+        ) from None
+
+
+def rank_port(cluster: Cluster, rank: int) -> int:
+    return cluster.port + 1 + rank
+
+
+def unreachable_nodes(cluster: Cluster) -> Iterator[str]:
+    """Connects to the first rank on every other node; only the first rank of a node does."""
+    if cluster.local_rank:
+        return
+    here = cluster.hosts[cluster.rank]
+    for node in dict.fromkeys(cluster.hosts):
+        if node == here:
+            continue
+        first = cluster.hosts.index(node)
+        address = (cluster.addresses[first], rank_port(cluster, first))
+        try:
+            with socket.create_connection(address, timeout=CONNECT_SECONDS) as connection:
+                connection.settimeout(CONNECT_SECONDS)
+                answer = connection.recv(256).decode(errors="replace")
+        except OSError as error:
+            yield f"node {here}: cannot reach node {node} at {address[0]} port {address[1]} ({error})"
+            continue
+        if answer != node:
+            yield f"node {here}: reached '{answer}' at {address[0]} port {address[1]}, expected node {node}"
+
+
+# --- Rank 0 ---
+
+
+def lead(cluster: Cluster, folder: Path, join_seconds: float) -> list[str]:
+    """Meets the other ranks, collects their reports and returns all findings; says so when there is none."""
+    begun = time.monotonic()
+    token = secrets.token_hex(8)
+    with contextlib.ExitStack() as stack:
+        lines, missing = stack.enter_context(meeting(cluster, join_seconds))
+        if missing:
+            return [missing]
+        clocks = {0: Clock()} | {rank: measure_clock(line) for rank, line in lines.items()}
+        stack.callback(remove_token, cluster, folder, token)
+        troubles = list(write_token(cluster, folder, token))
+        is_written = not troubles
+        for line in lines.values():
+            line.send({"token": token if is_written else ""})
+        troubles += unreachable_nodes(cluster)
+        reports = [look_around(cluster, os.environ, troubles)]
+        reports += [line.receive_report() for _, line in sorted(lines.items())]
+        findings = compare(reports, clocks)
+    if not findings:
+        print(describe(reports, clocks, time.monotonic() - begun), flush=True)
+    return findings
+
+
+def describe(reports: Sequence[Report], clocks: Mapping[int, Clock], seconds: float) -> str:
+    nodes = list(dict.fromkeys(report.node for report in reports))
+    gpus = sum({report.node: report.promised_gpus for report in reports}.values())
+    shown = " ".join(nodes) if len(nodes) <= 8 else f"{nodes[0]} ... {nodes[-1]}"
+    apart = max(abs(clock.ahead_seconds) for clock in clocks.values())
+    return (
+        f"pre-flight: {len(reports)} rank{'s' * (len(reports) > 1)} on {len(nodes)} node{'s' * (len(nodes) > 1)} "
+        f"({shown}), {gpus or 'no'} GPU{'s' * (gpus != 1)}; the folder is shared, versions are equal, clocks within "
+        f"{apart:.3f} s; ready after {seconds:.1f} s"
+    )
+
+
+def compare(reports: Sequence[Report], clocks: Mapping[int, Clock]) -> list[str]:
+    """Returns what is wrong in the ranks' reports, a line each."""
+    findings = [trouble for report in reports for trouble in report.troubles]
+    for report in reports:
+        findings += wrong_cores(report)
+        findings += wrong_clock(report, clocks[report.rank])
+        findings += wrong_versions(report, reports[0])
+    for _, on_node in itertools.groupby(reports, key=lambda report: report.node):
+        together = list(on_node)
+        findings += wrong_gpus(together)
+        findings += shared_cores(together)
+    return findings
+
+
+def wrong_cores(report: Report) -> Iterator[str]:
+    if len(report.cores) < report.asked_cores:
+        yield (
+            f"{report.name} may use {len(report.cores)} of the host's {report.host_cores} cores "
+            f"({ranges(report.cores)}), expected the {report.asked_cores} of --cpus-per-task"
+        )
+
+
+def shared_cores(together: Sequence[Report]) -> Iterator[str]:
+    """Compares the ranks of one node, where Slurm says that it has bound each to its own cores."""
+    for one, other in itertools.combinations(together, 2):
+        common = sorted(set(one.cores) & set(other.cores))
+        if common and one.bound and other.bound:
+            yield f"{one.name} and rank {other.rank} are bound to the same cores ({ranges(common)}); see --cpu-bind"
+
+
+def wrong_gpus(together: Sequence[Report]) -> Iterator[str]:
+    """Compares the ranks of one node: each takes its own GPU, or all see as many as they are."""
+    several = len(together) > 1
+    users: dict[str, Report] = {}
+    for local_rank, report in enumerate(together):
+        if report.promised_gpus and not report.gpus:
+            yield f"{report.name} sees no GPU, though Slurm gave {report.promised_gpus} to the job there"
+        elif several and 1 < len(report.gpus) < len(together):
+            yield (
+                f"{report.name} sees {len(report.gpus)} GPUs for the {len(together)} ranks there, expected one each; "
+                "give --ntasks-per-node and --gpus-per-node the same number"
+            )
+        elif not several and 0 < len(report.gpus) < report.promised_gpus:
+            yield f"{report.name} sees {len(report.gpus)} of the {report.promised_gpus} GPUs that Slurm gave to the job"
+        elif several and report.gpus:
+            gpu = report.gpus[local_rank % len(report.gpus)]
+            # Without the driver's word, a name is an index, which begins at 0 in each task's cgroup.
+            first = users.setdefault(gpu, report) if not gpu.isdigit() else report
+            if first is not report:
+                yield f"{report.name} would use the same GPU as rank {first.rank} ({gpu})"
+
+
+def wrong_clock(report: Report, clock: Clock) -> Iterator[str]:
+    if abs(clock.ahead_seconds) - clock.error_seconds > CLOCK_SECONDS:
+        direction = "ahead of" if clock.ahead_seconds > 0 else "behind"
+        yield f"{report.name} has a clock {abs(clock.ahead_seconds):.1f} s {direction} rank 0's; start NTP there"
+
+
+def wrong_versions(report: Report, first: Report) -> Iterator[str]:
+    for name in sorted({*report.versions, *first.versions}):
+        here, there = report.versions.get(name, "none"), first.versions.get(name, "none")
+        if here != there:
+            yield f"{report.name} has {name} {here}, but rank 0 on node {first.node} has {there}"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Shortens [0, 1, 2, 5] to "0-2,5"."""
+    parts = []
+    for _, group in itertools.groupby(enumerate(numbers), key=lambda item: item[1] - item[0]):
+        run = [number for _, number in group]
+        parts.append(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]))
+    return ",".join(parts)
+
+
+# --- The shared folder ---
+
+
+def write_token(cluster: Cluster, folder: Path, token: str) -> Iterator[str]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        token_file(folder, token, cluster.rank).write_text(token)
+    except OSError as error:
+        here = f"node {cluster.hosts[cluster.rank]}: rank {cluster.rank}"
+        yield f"{here} cannot write into the folder '{folder}' ({error.strerror})"
+
+
+def read_token(file: Path, token: str) -> Iterator[str]:
+    """Reads what another rank has written; yields the reason when that fails."""
+    deadline = time.monotonic() + FILE_SECONDS  # Another node may see a new file with delay.
+    while True:
+        try:
+            os.listdir(file.parent)  # noqa: PTH208 - makes NFS look again.
+            if file.read_text() == token:
+                return
+            reason = "it has another content"
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if time.monotonic() > deadline:
+            yield reason
+            return
+        time.sleep(0.1)
+
+
+def share_files(cluster: Cluster, folder: Path, token: str) -> Iterator[str]:
+    """Another rank's part: reads what rank 0 has written, and writes its own."""
+    for reason in read_token(token_file(folder, token, 0), token):
+        yield (
+            f"node {cluster.hosts[cluster.rank]}: rank {cluster.rank} does not see in '{folder}' what rank 0 on node "
+            f"{cluster.hosts[0]} has written ({reason}); expected a folder that all nodes share"
+        )
+        return
+    yield from write_token(cluster, folder, token)
+    remove_token(cluster, folder, token)
+
+
+def remove_token(cluster: Cluster, folder: Path, token: str) -> None:
+    with contextlib.suppress(OSError):
+        token_file(folder, token, cluster.rank).unlink(missing_ok=True)
+
+
+def token_file(folder: Path, token: str, rank: int) -> Path:
+    return folder / f".preflight-{token}.{rank}"
+
+
+# --- How the ranks talk: lines of JSON ---
+
+
+class Line:
+    """A connection that carries a JSON object per line; `name` says who is at its other end."""
+
+    def __init__(self, connection: socket.socket, timeout_seconds: float, name: str) -> None:
+        connection.settimeout(timeout_seconds)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.name = name
+        self._connection = connection
+        self._reader = connection.makefile("r")
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        with self._errors_named():
+            self._connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self) -> dict[str, Any]:
+        with self._errors_named():
+            text = self._reader.readline()
+            if not text:
+                raise ConnectionError("it has ended")
+            return json.loads(text)
+
+    def receive_report(self) -> Report:
+        content = self.receive()
+        lists = {name: tuple(value) for name, value in content.items() if isinstance(value, list)}
+        return Report(**content | lists)
+
+    @contextlib.contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.name} fell silent ({error})") from None
+
+
+@contextlib.contextmanager
+def meeting(cluster: Cluster, join_seconds: float) -> Iterator[tuple[dict[int, Line], str]]:
+    """Waits for a line to every other rank; yields them by rank, and a finding when some did not come."""
+    if cluster.size == 1:
+        yield {}, ""
+        return
+    deadline = time.monotonic() + join_seconds
+    lines: dict[int, Line] = {}
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(listen(cluster, cluster.port))
+        while len(lines) < cluster.size - 1 and time.monotonic() < deadline:
+            server.settimeout(max(deadline - time.monotonic(), 0.01))
+            with contextlib.suppress(OSError, ValueError, KeyError, UserError):  # A stranger's connection.
+                line = Line(stack.enter_context(server.accept()[0]), join_seconds, "a stranger")
+                rank = int(line.receive()["rank"])
+                line.name = f"node {cluster.hosts[rank]}: rank {rank}"
+                lines[rank] = line
+        absent = [rank for rank in range(1, cluster.size) if rank not in lines]
+        names = ", ".join(f"rank {rank} on node {cluster.hosts[rank]}" for rank in absent)
+        yield lines, f"{names} did not reach node {cluster.hosts[0]} within {join_seconds:g} s" if absent else ""
+
+
+def measure_clock(line: Line) -> Clock:
+    """Compares clocks as NTP does: of three questions, the one answered soonest."""
+    clocks = []
+    for _ in range(3):
+        asked = time.time()
+        line.send({"time": True})
+        answer = float(line.receive()["time"])
+        answered = time.time()
+        clocks.append(Clock(answer - (asked + answered) / 2, (answered - asked) / 2))
+    return min(clocks, key=lambda clock: clock.error_seconds)
+
+
+def follow(cluster: Cluster, folder: Path, join_seconds: float) -> list[str]:
+    """The part of every other rank: answers rank 0's questions about time, then reports, then waits for the end."""
+    here = f"node {cluster.hosts[cluster.rank]}: rank {cluster.rank}"
+    chief = f"rank 0 on node {cluster.hosts[0]}"
+    try:
+        connection = connect_to_chief(cluster, join_seconds)
+    except OSError as error:
+        return [f"{here} cannot reach {chief} at {cluster.addresses[0]} port {cluster.port} ({error})"]
+    with connection:
+        line = Line(connection, 2 * join_seconds, f"{here} waited, but {chief}")
+        line.send({"rank": cluster.rank})
+        while (question := line.receive()).get("time"):
+            line.send({"time": time.time()})
+        troubles = list(share_files(cluster, folder, question["token"])) if question["token"] else []
+        troubles += unreachable_nodes(cluster)
+        line.send(dataclasses.asdict(look_around(cluster, os.environ, troubles)))
+        with contextlib.suppress(UserError):
+            line.receive()  # Rank 0 hangs up when nobody needs anybody any more.
+    return []
+
+
+def connect_to_chief(cluster: Cluster, join_seconds: float) -> socket.socket:
+    deadline = time.monotonic() + join_seconds
+    while True:
+        try:
+            return socket.create_connection((cluster.addresses[0], cluster.port), timeout=CONNECT_SECONDS)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Asks Slurm and tells it what to do, through its own commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mnist_dist.errors import TrainingError, UserError, nearest
+
+TIMEOUT_SECONDS = 120.0  # A busy controller answers late.
+
+
+@dataclass(frozen=True)
+class Partition:
+    name: str
+    is_default: bool
+    gpus_per_node: int  # Of the node that has most.
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What Slurm says of a job or of a member of an array.
+
+    Attributes:
+        job: as "17", or "17_2" for a member.
+        state: Slurm's word, such as PENDING, RUNNING or COMPLETED.
+        elapsed: as Slurm writes it, such as 1-02:03:04.
+        reason: why it waits or how it ended, in Slurm's word.
+    """
+
+    job: str
+    state: str
+    elapsed: str
+    reason: str = ""
+
+
+def require_sbatch() -> None:
+    if shutil.which("sbatch") is None:
+        raise UserError("sbatch: it is not on PATH; run this where jobs are submitted, or add --dry-run.")
+
+
+def partitions() -> list[Partition]:
+    """Asks which partitions there are, and how many GPUs their nodes have."""
+    found: dict[str, Partition] = {}
+    for line in _ask("sinfo", "--noheader", "--format=%P|%G").splitlines():
+        name, gres = line.strip().split("|", 1)
+        plain = name.removesuffix("*")
+        gpus = max(count_gpus(gres), found[plain].gpus_per_node if plain in found else 0)
+        found[plain] = Partition(plain, name.endswith("*"), gpus)
+    return list(found.values())
+
+
+def count_gpus(gres: str) -> int:
+    """Reads Slurm's generic resources: "gpu:a100:4(S:0-1),gpu:t4:1,nvme:1" has 5 GPUs."""
+    plain = re.sub(r"\([^)]*\)", "", gres)
+    fields = [part.split(":") for part in plain.split(",")]
+    return sum(int(field[-1]) if field[-1].isdigit() else 1 for field in fields if field[0] == "gpu")
+
+
+def check_partition(name: str | None, gpus_per_node: int) -> None:
+    """Compares what a study wants with what the partition has.
+
+    Raises:
+        UserError: there is no such partition, or its nodes have fewer GPUs.
+    """
+    known = partitions()
+    chosen = [partition for partition in known if (partition.name == name if name else partition.is_default)]
+    names = ", ".join(partition.name for partition in known)
+    if name and not chosen:
+        raise UserError(
+            f"--partition: received '{name}', expected one of {names}."
+            + nearest(name, [partition.name for partition in known])
+        )
+    if not chosen:
+        raise UserError(f"--partition: this cluster has no default, expected one of {names}.")
+    has = chosen[0].gpus_per_node
+    if gpus_per_node > has:
+        remedy = (
+            "; to share out the cores of its nodes instead, say --devices and --devices-per-node" if has == 0 else ""
+        )
+        raise UserError(
+            f"--gpus-per-node: received {gpus_per_node}, but the nodes of the partition '{chosen[0].name}' have "
+            f"{has or 'no'} GPU{'s' * (has != 1)}{remedy}."
+        )
+
+
+def test_submission(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Lets Slurm say, without submitting, whether it would take a job.
+
+    Raises:
+        UserError: it would not; with Slurm's reason.
+    """
+    done = _run([command[0], "--test-only", *command[1:]], environment)
+    if done.returncode:
+        reason = _reason(done.stderr)
+        hint = " Name yours with --account or in the site's file." if "account" in reason else ""
+        raise UserError(f"sbatch: {reason}{hint} Slurm would not take: {shlex.join(command)}")
+
+
+def submit(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Submits and returns the job's number.
+
+    Raises:
+        TrainingError: Slurm refused.
+    """
+    done = _run(command, environment)
+    job = done.stdout.strip().split(";")[0]  # A federation's cluster follows a semicolon.
+    if done.returncode or not job.isdigit():
+        raise TrainingError(f"sbatch: {_reason(done.stderr)} Nothing was submitted.")
+    return job
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    _ask("scancel", *jobs)
+
+
+def job_states(jobs: Sequence[str]) -> list[JobState]:
+    """Asks for the states of jobs, arrays by their members: of recent ones from the controller, else from accounting.
+
+    Jobs that neither knows any more are left out.
+    """
+    found = _from_queue(jobs)
+    forgotten = sorted(set(jobs) - {state.job.split("_")[0] for state in found})
+    return found + (_from_accounting(forgotten) if forgotten else [])
+
+
+def _from_queue(jobs: Sequence[str]) -> list[JobState]:
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(jobs)}"]
+    done = _run([*command, "--format=%F|%K|%T|%M|%r"])
+    states = []
+    for line in done.stdout.splitlines():
+        job, member, state, elapsed, reason = line.strip().split("|")
+        name = f"{job}_{member}" if member.isdigit() else job
+        states.append(JobState(name, state, elapsed, "" if reason == "None" else reason))
+    return states
+
+
+def _from_accounting(jobs: Sequence[str]) -> list[JobState]:
+    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--array", f"--jobs={','.join(jobs)}"]
+    done = _run([*command, "--format=JobID,State,Elapsed"])
+    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    return [JobState(job, state.split()[0], elapsed) for job, state, elapsed in (line.split("|") for line in lines)]
+
+
+def _ask(*command: str) -> str:
+    done = _run(command)
+    if done.returncode:
+        raise UserError(f"{command[0]}: {_reason(done.stderr)}")
+    return done.stdout
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+        )
+    except FileNotFoundError:
+        raise UserError(f"{command[0]}: it is not on PATH; run this where jobs are submitted.") from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{command[0]}: Slurm did not answer within {TIMEOUT_SECONDS:.0f} s; try again.") from None
+
+
+def _reason(text: str) -> str:
+    """Makes one sentence of what a command of Slurm complained of."""
+    lines = [re.sub(r"^\w+: (error: )?", "", line.strip()) for line in text.splitlines() if line.strip()]
+    unique = list(dict.fromkeys(line.rstrip(".") for line in lines))
+    return "; ".join(unique)[:400] + "." if unique else "it failed without a word."

@@ -1,0 +1,120 @@
+"""What a site asks of every job: the defaults in site.yaml, below a file of the user's."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ValidationError
+
+from mnist_dist.config import PositiveInt, Section, explain, read_yaml
+from mnist_dist.errors import UserError, nearest
+
+DEFAULTS_FILE = Path(__file__).with_name("site.yaml")
+VARIABLE = "MNIST_DIST_SITE"
+
+
+def _time_in_quotes(value: Any) -> Any:
+    if isinstance(value, int):
+        raise ValueError("a time in quotes, such as '01:00:00', since YAML takes a bare one for a number")
+    return value
+
+
+class Site(Section):
+    """See site.yaml, which explains every key and states its default."""
+
+    partition: str | None
+    account: str | None
+    qos: str | None
+    constraint: str | None
+    time: Annotated[str, BeforeValidator(_time_in_quotes)]
+    cpus_per_task: PositiveInt | None
+    modules: list[str]
+    venv: str | None
+    container_runtime: Literal["apptainer", "pyxis"]
+    container_mounts: list[str]
+    network_interface: str | None
+    sbatch_flags: list[str]
+
+
+def load_site(file: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str]) -> Site:
+    """Reads what the site asks for: defaults < file < flags.
+
+    Args:
+        file: as given to --site; None for the user's own file, where there is one.
+        flags: values by key; None for those that were not given.
+
+    Raises:
+        UserError: the file is missing or not YAML, or a key or value is not accepted.
+    """
+    content = read_yaml(DEFAULTS_FILE.read_text(), source=str(DEFAULTS_FILE))
+    known = list(content)
+    path = find_site_file(file, environment)
+    if path is not None:
+        own = read_yaml(_text_of(path), source=str(path))
+        for key in own:
+            if key not in known:
+                raise UserError(
+                    f"{path}: {key}: no such setting.{nearest(str(key), known) or f' See {DEFAULTS_FILE}.'}"
+                )
+        content |= own
+    _validated(content, str(path or DEFAULTS_FILE))  # A flag must not hide a mistake in the file.
+    return _validated(content | {key: value for key, value in flags.items() if value is not None}, "flags")
+
+
+def find_site_file(file: Path | None, environment: Mapping[str, str]) -> Path | None:
+    if file is not None:
+        return file
+    if environment.get(VARIABLE):
+        return Path(environment[VARIABLE])
+    own = Path(environment.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "mnist_dist" / "slurm.yaml"
+    return own if own.is_file() else None
+
+
+def job_environment(site: Site, container: str | None, mounts: list[str]) -> dict[str, str]:
+    """Returns the variables that tell the batch files (see lib.sh) where and how their tasks start."""
+    environment = {"MNIST_DIST_HOME": str(Path(__file__).resolve().parents[1])}
+    venv = site.venv or (sys.prefix if sys.prefix != sys.base_prefix else None)
+    if venv:
+        environment["MNIST_DIST_VENV"] = venv
+    if site.modules:
+        environment["MNIST_DIST_MODULES"] = " ".join(site.modules)
+    if site.network_interface:
+        environment["MNIST_DIST_INTERFACE"] = site.network_interface
+    if container:
+        environment["MNIST_DIST_CONTAINER"] = container
+        environment["MNIST_DIST_CONTAINER_RUNTIME"] = site.container_runtime
+        environment["MNIST_DIST_MOUNTS"] = ",".join(
+            mount if ":" in mount else f"{mount}:{mount}" for mount in [*mounts, *site.container_mounts]
+        )
+    return environment
+
+
+def sbatch_flags(site: Site) -> list[str]:
+    """Returns the site's part of every sbatch command."""
+    named = {
+        "partition": site.partition,
+        "account": site.account,
+        "qos": site.qos,
+        "constraint": site.constraint,
+        "time": site.time,
+    }
+    return [f"--{name}={value}" for name, value in named.items() if value] + site.sbatch_flags
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise UserError(f"--site: cannot read '{path}': {reason}; expected a YAML file like {DEFAULTS_FILE}.") from None
+
+
+def _validated(content: Mapping[str, Any], source: str) -> Site:
+    try:
+        return Site.model_validate(dict(content))
+    except ValidationError as error:
+        raise UserError(f"{source}: {explain(error)}") from None

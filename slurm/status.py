@@ -1,0 +1,72 @@
+"""What has become of a study: the state of its jobs, and the results of its points so far."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mnist_dist.errors import UserError
+from slurm.scheduler import JobState
+from slurm.submission import ENDED, Submitted, SubmittedJob
+
+HEADER = ("strategy", "devices", "job", "state", "time", "measured", "failed")
+
+
+def render_status(submitted: Submitted, states: Sequence[JobState], results: Path) -> str:
+    """Returns a table with a line for each point, and what comes of the report."""
+    by_job = {state.job: state for state in states}
+    counts = count_results(results)
+    rows = [HEADER]
+    for job in submitted.jobs:
+        state = find_state(job, by_job)
+        for point in job.points:
+            measured, failed = counts.get(point, (0, 0))
+            rows.append((point[0], str(point[1]), job.job, describe(state), state.elapsed, str(measured), str(failed)))
+    report = by_job.get(submitted.report_job)
+    return "\n".join([*_aligned(rows), "", describe_report(submitted, report, results)])
+
+
+def find_state(job: SubmittedJob, by_job: Mapping[str, JobState]) -> JobState:
+    return by_job.get(job.job, JobState(job.job, "unknown", "-", "Slurm no longer knows it"))
+
+
+def describe(state: JobState) -> str:
+    """Returns the state, with the reason where there is more to say."""
+    return f"{state.state} ({state.reason})" if state.reason and state.reason != "Prolog" else state.state
+
+
+def describe_report(submitted: Submitted, state: JobState | None, results: Path) -> str:
+    report = results / "report.html"
+    if report.exists():
+        return f"report: {report}"
+    if state is None or state.state in ENDED:
+        return (
+            f"report: none; job {submitted.report_job} has ended. Make it with `python -m benchmarks report {results}`."
+        )
+    return f"report: will be in {results} (job {submitted.report_job}: {describe(state)})"
+
+
+def count_results(results: Path) -> dict[tuple[str, int], tuple[int, int]]:
+    """Counts, by strategy and devices, the records of measurements that succeeded and that failed."""
+    counts: dict[tuple[str, int], tuple[int, int]] = {}
+    for status, point in _read_records(results):
+        measured, failed = counts.get(point, (0, 0))
+        counts[point] = (measured + (status == "ok"), failed + (status not in ("ok", "skipped")))
+    return counts
+
+
+def _read_records(results: Path) -> Iterator[tuple[str, tuple[str, int]]]:
+    """Yields status and point of each record; reads only what it needs, as a study may have thousands."""
+    for file in sorted((results / "records").glob("[!.]*.json")):
+        try:
+            content = json.loads(file.read_text())
+            yield content["status"], (content["case"]["strategy"], content["case"]["devices"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"STUDY: cannot read '{file}' ({error!r}); it may be damaged.") from None
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -1,0 +1,155 @@
+"""The jobs of a scaling study: which there are, and the sbatch command of each. Text only; nothing is run here."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mnist_dist.errors import UserError, nearest
+from slurm.site import Site, sbatch_flags
+
+STRATEGIES = ("mirrored", "multiworker", "horovod")  # Beside `single`, the baseline on one device.
+SCRIPTS = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for.
+
+    Attributes:
+        devices: numbers of devices to measure on.
+        devices_per_node: that a node has, or as many of them as are to be used.
+        gpus: whether a device is a GPU, or else a share of a node's cores.
+        mode: "jobs" (one for each number of devices), "array" (of those) or "nested" (one job for all).
+        options: further options of `python -m benchmarks run`.
+    """
+
+    devices: Sequence[int]
+    devices_per_node: int
+    gpus: bool
+    strategies: Sequence[str]
+    suite: str
+    results: Path
+    mode: str
+    site: Site
+    options: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One submission: a job, or an array.
+
+    Attributes:
+        points: (strategy, devices) that it measures; of an array, those of each member.
+        command: program and arguments that submit it.
+    """
+
+    name: str
+    points: tuple[tuple[tuple[str, int], ...], ...]
+    command: tuple[str, ...]
+    is_array: bool = False
+
+
+def plan_jobs(request: Request) -> list[Job]:
+    """Returns the jobs that measure all points, the report's left out.
+
+    Strategies that share a number of devices share a job, and so its nodes.
+
+    Raises:
+        UserError: strategies and numbers of devices do not go together.
+    """
+    check_request(request)
+    if request.mode == "nested":
+        return [_job(request, "all", "scaling", request.devices)]
+    if request.mode == "array":
+        return [_job(request, "array", "bench", request.devices)]
+    return [_job(request, str(count), "bench", [count]) for count in request.devices]
+
+
+def report_command(request: Request, job_ids: Sequence[str]) -> list[str]:
+    """Returns the command that submits the report behind the given jobs, however they end."""
+    return [
+        *("sbatch", "--parsable", f"--job-name={request.results.name}-report"),
+        f"--dependency=afterany:{':'.join(job_ids)}",
+        *sbatch_flags(request.site),
+        f"--output={log_pattern(request.results)}",
+        *(str(SCRIPTS / "report.sbatch"), str(request.results)),
+    ]
+
+
+def render_commands(request: Request, jobs: Sequence[Job], environment: Mapping[str, str]) -> str:
+    """Returns a shell script that does what `scaling` does."""
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    lines.append(f"mkdir -p {shlex.quote(str(request.results / 'logs'))}")
+    names = [f"job{number}" for number in range(1, len(jobs) + 1)]
+    lines += [f"{name}=$({shlex.join(job.command)})" for name, job in zip(names, jobs, strict=True)]
+    command = shlex.join(report_command(request, ["JOBS"]))
+    lines.append(command.replace("afterany:JOBS", "afterany:" + ":".join(f"${name}" for name in names)))
+    return "\n".join(lines)
+
+
+def log_pattern(results: Path) -> str:
+    return str(results / "logs" / "%x-%j.out")
+
+
+def strategies_on(request: Request, count: int) -> list[str]:
+    """Returns the strategies that are measured on so many devices; the baseline of all curves is `single` on one."""
+    chosen = [name for name in request.strategies if name != "mirrored" or count <= request.devices_per_node]
+    return ["single", *chosen] if count == 1 else chosen
+
+
+def nodes_of(request: Request, count: int) -> int:
+    return -(-count // request.devices_per_node)
+
+
+def check_request(request: Request) -> None:
+    kind = "gpus" if request.gpus else "devices"
+    for name in request.strategies:
+        if name not in STRATEGIES:
+            raise UserError(
+                f"--strategies: received '{name}', expected some of {','.join(STRATEGIES)} ('single' is measured as "
+                f"the baseline of all).{nearest(name, STRATEGIES)}"
+            )
+    for count in request.devices:
+        if count > request.devices_per_node and count % request.devices_per_node:
+            raise UserError(
+                f"--{kind}: received {count}, expected at most, or a multiple of, the {request.devices_per_node} of "
+                f"--{kind}-per-node, so that all nodes take an equal part."
+            )
+        if not strategies_on(request, count):
+            raise UserError(
+                f"--strategies: 'mirrored' is one process on one node, which has {request.devices_per_node} devices, "
+                f"not {count}; add multiworker or horovod, or leave {count} out."
+            )
+
+
+def _job(request: Request, suffix: str, script: str, devices: Sequence[int]) -> Job:
+    """Returns a job that measures on some of the study's numbers of devices, on as many nodes as the largest takes."""
+    name, is_array = f"{request.results.name}-{suffix}", request.mode == "array"
+    nodes = nodes_of(request, max(devices))
+    per_node = max(devices) // nodes
+    cores = request.site.cpus_per_task or (None if request.gpus else 1)
+    command = [
+        *("sbatch", "--parsable", f"--job-name={name}"),
+        *([f"--array=0-{len(devices) - 1}"] if is_array else []),
+        *sbatch_flags(request.site),
+        *(f"--nodes={nodes}", f"--ntasks-per-node={per_node}"),
+        *([f"--gpus-per-node={per_node}"] if request.gpus else []),
+        *([f"--cpus-per-task={cores}"] if cores else []),
+        f"--output={log_pattern(request.results)}",
+        str(SCRIPTS / f"{script}.sbatch"),
+        *(request.suite, "--results", str(request.results)),
+        # All jobs of a study state the whole of it, and then their part.
+        *("--devices", ",".join(map(str, request.devices))),
+        *(["--only", ",".join(map(str, devices))] if request.mode != "nested" else []),
+        *("--devices-per-host", str(request.devices_per_node)),
+        *("--strategies", ",".join(["single", *request.strategies])),
+        *(["--cores-per-device", str(cores)] if cores else []),
+        *request.options,
+        "--no-report",
+    ]
+    groups = [tuple((name, count) for name in strategies_on(request, count)) for count in devices]
+    points = groups if is_array else [tuple(point for group in groups for point in group)]
+    return Job(name, tuple(points), tuple(command), is_array)

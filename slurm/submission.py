@@ -1,0 +1,148 @@
+"""Submits a study whole or not at all, and keeps the record by which others find its jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from mnist_dist.errors import UserError
+from mnist_dist.files import write_json
+from slurm import scheduler
+from slurm.study import Job, Request, report_command
+
+ENDED = (
+    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"),
+    "REVOKED",
+)
+
+
+@dataclass(frozen=True)
+class SubmittedJob:
+    """A job of a study, or a member of an array, and the points (strategy, devices) that it measures.
+
+    Attributes:
+        job: Slurm's number, as "17" or "17_2".
+    """
+
+    job: str
+    name: str
+    points: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What `slurm.json` in a results folder says: who measures what there."""
+
+    jobs: tuple[SubmittedJob, ...]
+    report_job: str
+
+    @property
+    def ids(self) -> list[str]:
+        """The numbers that scancel and squeue take, arrays once, the report last."""
+        return [*dict.fromkeys(job.job.split("_")[0] for job in self.jobs), self.report_job]
+
+
+def record_file(results: Path) -> Path:
+    return results / "slurm.json"
+
+
+def check_submission(request: Request, jobs: Sequence[Job], environment: Mapping[str, str]) -> None:
+    """Finds what would make a study fail, before anything of it is submitted.
+
+    Raises:
+        UserError: Slurm is not there or would refuse a job, or the results folder cannot be used.
+    """
+    scheduler.require_sbatch()
+    most = max(request.devices)
+    per_node = min(most, request.devices_per_node) if request.gpus else 0
+    scheduler.check_partition(request.site.partition, per_node)
+    check_results(request.results)
+    for job in jobs:
+        scheduler.test_submission(job.command, environment)
+
+
+def check_results(results: Path) -> None:
+    """Checks that jobs can write into the folder, and that no study is under way in it."""
+    token = results / "logs" / f".writable-{os.getpid()}"
+    try:
+        token.parent.mkdir(parents=True, exist_ok=True)
+        token.write_text("")
+        token.unlink()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UserError(
+            f"--results: cannot write into '{results}': {reason}; expected a folder on a disk that all nodes share."
+        ) from None
+    if record_file(results).exists():
+        submitted = read_submitted(results)
+        active = [state.job for state in scheduler.job_states(submitted.ids) if state.state not in ENDED]
+        if active:
+            raise UserError(
+                f"--results: the jobs {', '.join(active)} of '{results}' have not ended; wait for them, cancel them "
+                f"with `python -m slurm cancel {results}`, or name another folder."
+            )
+
+
+def submit_study(request: Request, jobs: Sequence[Job], environment: Mapping[str, str]) -> Submitted:
+    """Submits all jobs and the report behind them; on a failure in between, cancels those that were submitted.
+
+    Raises:
+        TrainingError: Slurm refused a job.
+        UserError: the record cannot be written.
+    """
+    ids: list[str] = []
+    try:
+        for job in jobs:
+            ids.append(scheduler.submit(job.command, environment))
+        members = [member for job, number in zip(jobs, ids, strict=True) for member in _members(job, number)]
+        ids.append(scheduler.submit(report_command(request, ids), environment))
+        submitted = Submitted(tuple(members), ids[-1])
+        write_json(record_file(request.results), _to_json(submitted))
+    except BaseException:  # Ctrl-C as well.
+        if ids:
+            with contextlib.suppress(UserError):
+                scheduler.cancel(ids)
+        raise
+    return submitted
+
+
+def read_submitted(results: Path) -> Submitted:
+    """Reads who measures what in a results folder.
+
+    Raises:
+        UserError: no study was submitted there, or the record is damaged.
+    """
+    file = record_file(results)
+    try:
+        content = json.loads(file.read_text())
+        jobs = [
+            SubmittedJob(item["job"], item["name"], tuple((name, int(count)) for name, count in item["points"]))
+            for item in content["jobs"]
+        ]
+        return Submitted(tuple(jobs), content["report_job"])
+    except FileNotFoundError:
+        raise UserError(
+            f"STUDY: '{results}' holds no '{file.name}', expected the results folder of a study that "
+            "`python -m slurm scaling` has submitted."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"STUDY: cannot read '{file}' ({error!r}); it may be damaged.") from None
+
+
+def _members(job: Job, number: str) -> list[SubmittedJob]:
+    numbers = [f"{number}_{index}" for index in range(len(job.points))] if job.is_array else [number]
+    return [SubmittedJob(name, job.name, points) for name, points in zip(numbers, job.points, strict=True)]
+
+
+def _to_json(submitted: Submitted) -> dict[str, Any]:
+    return {
+        "submitted_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "report_job": submitted.report_job,
+        "jobs": [{"job": job.job, "name": job.name, "points": job.points} for job in submitted.jobs],
+    }

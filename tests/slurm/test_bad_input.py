@@ -1,0 +1,135 @@
+"""What a study would fail on is one line, found before anything is submitted; and a study is submitted whole or not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slurm.submission import read_submitted
+from tests.slurm.cluster import PAID, Cluster
+from tests.slurm.conftest import ROOT
+
+
+def scaling(cluster: Cluster, results: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "slurm", "scaling", "--suite", "quick", "--results", str(results), *arguments]
+    return cluster.run(*command, check=False, env={"XDG_CONFIG_HOME": "/nowhere"}, cwd=ROOT)
+
+
+def known_jobs(cluster: Cluster, states: str = "all") -> set[str]:
+    """Returns the numbers of all jobs that were ever submitted, of an array its own."""
+    return set(cluster.run("squeue", "--noheader", f"--states={states}", "--format=%F").stdout.split())
+
+
+GPUS = ("--gpus", "1,2,4", "--gpus-per-node", "2", "--partition", "gpu")
+CORES = ("--devices", "1,2,4", "--devices-per-node", "2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            (*GPUS[:4], "--partition", "gpus"),
+            "--partition: received 'gpus', expected one of cpu, gpu, ib, paid, urgent. Did you mean 'gpu'?",
+        ),
+        (
+            ("--gpus", "1,3", "--gpus-per-node", "3", "--partition", "gpu"),
+            "--gpus-per-node: received 3, but the nodes of the partition 'gpu' have 2 GPUs.",
+        ),
+        (
+            GPUS[:4],
+            "--gpus-per-node: received 2, but the nodes of the partition 'cpu' have no GPUs; to share out the cores of "
+            "its nodes instead, say --devices and --devices-per-node.",
+        ),
+        (
+            (*CORES, "--partition", PAID),
+            "sbatch: allocation failure: Invalid account or account/partition combination specified. Name yours with "
+            "--account or in the site's file. Slurm would not take: sbatch --parsable",
+        ),
+        (
+            ("--devices", "8", "--devices-per-node", "1"),
+            "sbatch: allocation failure: Requested node configuration is not available. Slurm would not take: sbatch",
+        ),
+        (
+            (*CORES, "--time", "soon"),
+            "sbatch: Invalid --time specification. Slurm would not take: sbatch --parsable",
+        ),
+    ],
+)
+def test_nothing_is_submitted(slurm: Cluster, tmp_path: Path, arguments: tuple[str, ...], line: str) -> None:
+    before = known_jobs(slurm)
+    done = scaling(slurm, tmp_path / "study", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"slurm: error: {line}"), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert known_jobs(slurm) == before
+    assert not (tmp_path / "study" / "slurm.json").exists()
+
+
+def test_a_results_folder_that_cannot_be_written(slurm: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    before = known_jobs(slurm)
+    done = scaling(slurm, tmp_path / "file" / "study", *CORES)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"slurm: error: --results: cannot write into '{tmp_path}/file/study': Not a directory; expected a folder on a "
+        "disk that all nodes share.\n"
+    )
+    assert known_jobs(slurm) == before
+
+
+def test_an_account_where_one_is_asked_for(slurm: Cluster, tmp_path: Path) -> None:
+    done = scaling(slurm, tmp_path / "study", *CORES, "--partition", PAID, "--account", "physics")
+    assert done.returncode == 0, done.stderr
+    end = slurm.run(sys.executable, "-m", "slurm", "cancel", str(tmp_path / "study"), cwd=ROOT)
+    assert end.stdout.startswith("cancelled: ")
+
+
+@pytest.mark.parametrize("refused", [2, 3, 4])
+def test_refused_in_the_middle(slurm: Cluster, tmp_path: Path, refused: int) -> None:
+    """Slurm takes some jobs and then no more, as when a limit is reached: what was submitted is cancelled."""
+    count = tmp_path / "count"
+    (tmp_path / "sbatch").write_text(
+        "#!/bin/bash\n"
+        f"export PATH={slurm.environment['PATH']}\n"
+        f"[[ $1 == --test-only ]] || echo >>{count}\n"
+        f'[[ $1 != --test-only && $(wc -l <{count}) == {refused} ]] && set -- --time=no "$@"\n'
+        'exec sbatch "$@"\n'
+    )
+    (tmp_path / "sbatch").chmod(0o755)
+    before = known_jobs(slurm)
+    command = [sys.executable, "-m", "slurm", "scaling", "--suite", "quick", *CORES]
+    path = f"{tmp_path}:{slurm.environment['PATH']}"
+    done = slurm.run(*command, "--results", str(tmp_path / "study"), check=False, env={"PATH": path}, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr == "slurm: error: sbatch: Invalid --time specification. Nothing was submitted.\n"
+    submitted = sorted(known_jobs(slurm) - before)
+    assert len(submitted) == refused - 1
+    assert {slurm.wait(job, 30)["JobState"] for job in submitted} == {"CANCELLED"}
+    assert not (tmp_path / "study" / "slurm.json").exists()
+
+
+def test_a_study_that_is_under_way_is_left_alone(slurm: Cluster, tmp_path: Path) -> None:
+    assert scaling(slurm, tmp_path / "study", *CORES).returncode == 0
+    before = known_jobs(slurm)
+    again = scaling(slurm, tmp_path / "study", *CORES)
+    assert again.returncode == 2
+    assert "have not ended; wait for them, cancel them with `python -m slurm cancel" in again.stderr
+    assert known_jobs(slurm) == before
+    slurm.run(sys.executable, "-m", "slurm", "cancel", str(tmp_path / "study"), cwd=ROOT)
+
+
+def test_a_cancelled_study_leaves_no_job(slurm: Cluster, tmp_path: Path) -> None:
+    assert scaling(slurm, tmp_path / "study", *CORES, "--array").returncode == 0
+    command = (sys.executable, "-m", "slurm")
+    status = slurm.run(*command, "status", str(tmp_path / "study"), cwd=ROOT).stdout
+    assert "horovod" in status and "report: will be in " in status, status
+    cancelled = slurm.run(*command, "cancel", str(tmp_path / "study"), cwd=ROOT).stdout
+    assert cancelled.startswith("cancelled: ") and "_2" in cancelled
+    assert not known_jobs(slurm, "PENDING,RUNNING") & set(read_submitted(tmp_path / "study").ids)
+    again = slurm.run(*command, "cancel", str(tmp_path / "study"), cwd=ROOT).stdout
+    assert again == "nothing to cancel: all jobs have ended\n"
+    status = slurm.run(*command, "status", str(tmp_path / "study"), cwd=ROOT).stdout
+    assert status.count("CANCELLED") >= 3, status

@@ -1,0 +1,88 @@
+"""The shell functions that the batch files share: arguments, and signals at awkward moments."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.conftest import ROOT
+
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "17"}
+
+
+def start(script: str, folder: Path) -> subprocess.Popen[str]:
+    command = ["bash", "-c", f"source {ROOT}/slurm/lib.sh; {script}"]
+    return subprocess.Popen(
+        command, env=ENVIRONMENT, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def run(script: str, folder: Path) -> str:
+    process = start(script, folder)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        ("--epochs 3", ""),
+        ("--workdir 'a b' --epochs 3", "a b"),
+        ("--workdir='a b'", "a b"),
+        ("--workdir a --workdir=b", "b"),
+        ("--workdirs a", ""),
+        ("--workdir", ""),
+        ("--workdir=a=b", "a=b"),
+    ],
+)
+def test_option_value(arguments: str, value: str, tmp_path: Path) -> None:
+    assert run(f"option_value --workdir {arguments}", tmp_path) == value
+
+
+@pytest.mark.parametrize("code", [0, 3, 127, 137])
+def test_the_exit_code_of_what_was_watched(code: int, tmp_path: Path) -> None:
+    assert run(f"run_watched bash -c 'exit {code}'; echo $status", tmp_path) == f"{code}\n"
+
+
+# What a training does: on the signal it saves, which takes a while, and ends well.
+SAVES = (
+    "import os, signal, sys, time\n"
+    "def stop(number, frame):\n"
+    "    os.write(1, signal.Signals(number).name.encode() + bytes([10])); time.sleep(0.5); sys.exit(7)\n"
+    "for number in (signal.SIGUSR2, signal.SIGTERM): signal.signal(number, stop)\n"
+    "print('started', flush=True); time.sleep(30)"
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_signal_is_handed_on_and_the_end_awaited(number: signal.Signals, tmp_path: Path) -> None:
+    process = start(f'run_watched {sys.executable} -c "{SAVES}"; echo $status ${{warned-no}}', tmp_path)
+    assert process.stdout and process.stdout.readline() == "started\n"
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert output == f"{number.name}\n7 {'yes' if number == signal.SIGUSR2 else 'no'}\n"
+
+
+def test_a_signal_before_the_command_begins(tmp_path: Path) -> None:
+    """As while modules are loaded: the shell survives, and nothing is begun for which there is no time."""
+    process = start("echo ready; sleep 1; run_watched echo begun; echo $status", tmp_path)
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGUSR2)
+    output, _ = process.communicate(timeout=30)
+    assert output == "140\n"
+
+
+def test_many_signals(tmp_path: Path) -> None:
+    process = start(f'run_watched {sys.executable} -c "{SAVES}"; echo $status', tmp_path)
+    assert process.stdout and process.stdout.readline() == "started\n"
+    for _ in range(3):
+        process.send_signal(signal.SIGUSR2)
+        time.sleep(0.1)
+    output, _ = process.communicate(timeout=30)
+    assert output.splitlines()[-1] == "7"

@@ -1,0 +1,111 @@
+"""Ranks find their place under a real srun, for every form of node list and uneven tasks."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from mnist_dist.cluster import expand_tasks_per_node, find_cluster
+from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import ROOT
+
+PLACE = (
+    "import dataclasses, json, os; from mnist_dist.cluster import find_cluster; place = find_cluster(os.environ); "
+    "names = ('SLURM_STEP_NODELIST', 'SLURM_STEP_TASKS_PER_NODE', 'SLURMD_NODENAME'); "
+    "print(json.dumps(dataclasses.asdict(place) | {name: os.environ[name] for name in names}), flush=True)"
+)
+
+
+@pytest.mark.parametrize(
+    ("flags", "nodes", "tasks", "hosts"),
+    [
+        (["--nodes=2", "--ntasks=2"], "n[9-10]", "1(x2)", ["n9", "n10"]),
+        (["--nodes=2", "--ntasks=3"], "n[9-10]", "2,1", ["n9", "n9", "n10"]),
+        (
+            ["--partition=ib", "--nodes=2", "--ntasks=4", "--ntasks-per-node=2"],
+            "n1-ib,n2-ib",
+            "2(x2)",
+            ["n1-ib"] * 2 + ["n2-ib"] * 2,
+        ),
+        (
+            ["--partition=gpu", "--nodes=4", "--ntasks=8", "--ntasks-per-node=2"],
+            "rack1n[1-2],rack2n[1-2]",
+            "2(x4)",
+            [name for name in ("rack1n1", "rack1n2", "rack2n1", "rack2n2") for _ in range(2)],
+        ),
+        (
+            ["--partition=gpu", "--nodes=4", "--ntasks=7", "--cpus-per-task=2"],
+            "rack1n[1-2],rack2n[1-2]",
+            "2(x3),1",
+            ["rack1n1", "rack1n1", "rack1n2", "rack1n2", "rack2n1", "rack2n1", "rack2n2"],
+        ),
+    ],
+)
+def test_places_under_srun(slurm: Cluster, flags: list[str], nodes: str, tasks: str, hosts: list[str]) -> None:
+    command = ["srun", "--mpi=none", "--distribution=block", *flags, sys.executable, "-c", PLACE]
+    done = slurm.run(*command, env={"PYTHONPATH": str(ROOT)})
+    places = sorted((json.loads(line) for line in done.stdout.splitlines()), key=lambda place: place["rank"])
+    assert {place["SLURM_STEP_NODELIST"] for place in places} == {nodes}
+    assert {place["SLURM_STEP_TASKS_PER_NODE"] for place in places} == {tasks}
+    here = [place["SLURMD_NODENAME"] for place in places]
+    assert here == hosts
+    counts = [here.count(host) for host in dict.fromkeys(here)]
+    assert expand_tasks_per_node(tasks) == counts
+    for rank, place in enumerate(places):
+        assert (place["rank"], place["size"], place["launcher"]) == (rank, len(places), "srun")
+        assert place["hosts"] == here
+        assert place["local_rank"] == here[:rank].count(here[rank])
+        assert place["local_size"] == here.count(here[rank])
+    assert len({place["port"] for place in places}) == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "tasks", "hosts"),
+    [
+        ("n[9-10]", "2(x2)", ["n9", "n9", "n10", "n10"]),
+        ("rack[1-2]n[1-2]", "1(x3),2", ["rack1n1", "rack1n2", "rack2n1", "rack2n2", "rack2n2"]),
+        ("n[1-2]-ib", "1,2", ["n1-ib", "n2-ib", "n2-ib"]),
+        ("rack1n1,n10,n1-ib", "1(x3)", ["rack1n1", "n10", "n1-ib"]),
+    ],
+)
+def test_every_form_of_node_list(
+    slurm: Cluster, monkeypatch: pytest.MonkeyPatch, nodes: str, tasks: str, hosts: list[str]
+) -> None:
+    """Also those forms that this version of Slurm reads, but does not write itself."""
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, slurm.environment[name])
+    for rank in range(len(hosts)):
+        environment = {
+            "SLURM_PROCID": str(rank),
+            "SLURM_STEP_NUM_TASKS": str(len(hosts)),
+            "SLURM_LOCALID": str(hosts[:rank].count(hosts[rank])),
+            "SLURM_STEP_NODELIST": nodes,
+            "SLURM_STEP_TASKS_PER_NODE": tasks,
+            "SLURMD_NODENAME": hosts[rank],
+            "SLURM_JOB_ID": "1",
+            "SLURM_STEP_ID": "0",
+        }
+        place = find_cluster(environment)
+        assert place.hosts == tuple(hosts)
+        assert place.addresses == ("127.0.0.1",) * len(hosts)
+
+
+def test_steps_of_one_job_have_ports_of_their_own(slurm: Cluster) -> None:
+    step = f"srun --mpi=none --ntasks=2 {sys.executable} -c '{PLACE.replace(chr(39), chr(34))}'"
+    done = slurm.run("salloc", "--quiet", "--ntasks=2", "bash", "-c", f"{step}; {step}", env={"PYTHONPATH": str(ROOT)})
+    ports = [json.loads(line)["port"] for line in done.stdout.splitlines()]
+    assert len(ports) == 4 and len(set(ports)) == 2
+
+
+def test_scattered_ranks_are_refused_with_the_remedy(slurm: Cluster) -> None:
+    command = ["srun", "--mpi=none", "--nodes=2", "--ntasks=4", "--distribution=cyclic", sys.executable, "-c", PLACE]
+    done = slurm.run(*command, env={"PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode != 0
+    assert "srun --distribution=block" in done.stderr
+
+
+def test_one_task_is_no_rank(slurm: Cluster) -> None:
+    done = slurm.run("srun", "--mpi=none", "--ntasks=1", sys.executable, "-c", PLACE, env={"PYTHONPATH": str(ROOT)})
+    assert json.loads(done.stdout)["launcher"] == "none"

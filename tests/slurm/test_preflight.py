@@ -1,0 +1,232 @@
+"""What is found before a job starts: by the rules on reports, and by real ranks under srun."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from slurm.preflight import Clock, Report, compare, ranges, visible_gpus
+from tests.slurm.cluster import Cluster, start_cluster
+from tests.slurm.conftest import ROOT
+
+VERSIONS = {"python": "3.11.7", "tensorflow": "2.21.0"}
+
+
+def make_reports(**changes: object) -> list[Report]:
+    """Four ranks on two nodes with two GPUs each, as they should be, but for changes to rank 3."""
+    reports = [
+        Report(
+            rank=rank,
+            node=f"n{9 + rank // 2}",
+            cores=(4 * (rank % 2), 4 * (rank % 2) + 1),
+            host_cores=8,
+            asked_cores=2,
+            bound=True,
+            gpus=("GPU-a", "GPU-b"),
+            promised_gpus=2,
+            versions=VERSIONS,
+        )
+        for rank in range(4)
+    ]
+    return [*reports[:3], dataclasses.replace(reports[3], **changes)]  # type: ignore[arg-type]
+
+
+CLOCKS = {rank: Clock() for rank in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "finding"),
+    [
+        ({"cores": (4,)}, "node n10: rank 3 may use 1 of the host's 8 cores (4), expected the 2 of --cpus-per-task"),
+        ({"cores": (0, 1)}, "node n10: rank 2 and rank 3 are bound to the same cores (0-1); see --cpu-bind"),
+        ({"gpus": ()}, "node n10: rank 3 sees no GPU, though Slurm gave 2 to the job there"),
+        ({"gpus": ("GPU-a",)}, "node n10: rank 3 would use the same GPU as rank 2 (GPU-a)"),
+        (
+            {"versions": {**VERSIONS, "tensorflow": "2.20.0"}},
+            "node n10: rank 3 has tensorflow 2.20.0, but rank 0 on node n9 has 2.21.0",
+        ),
+        (
+            {"versions": {"python": "3.11.7"}},
+            "node n10: rank 3 has tensorflow none, but rank 0 on node n9 has 2.21.0",
+        ),
+        ({"troubles": ("node n10: cannot reach node n9",)}, "node n10: cannot reach node n9"),
+    ],
+)
+def test_one_finding_for_one_fault(changes: dict[str, object], finding: str) -> None:
+    assert compare(make_reports(), CLOCKS) == []
+    assert compare(make_reports(**changes), CLOCKS) == [finding]
+
+
+@pytest.mark.parametrize(
+    ("clock", "finding"),
+    [
+        (Clock(0.9, 0.0), None),
+        (Clock(3.0, 2.5), None),  # The way there and back may be all of it.
+        (Clock(3.0, 0.1), "node n10: rank 3 has a clock 3.0 s ahead of rank 0's; start NTP there"),
+        (Clock(-60.04, 0.1), "node n10: rank 3 has a clock 60.0 s behind rank 0's; start NTP there"),
+    ],
+)
+def test_clocks(clock: Clock, finding: str | None) -> None:
+    assert compare(make_reports(), CLOCKS | {3: clock}) == ([finding] if finding else [])
+
+
+def test_gpus_shared_out_by_slurm() -> None:
+    """Bound tasks see one GPU each, which without the driver's word has the same name in each task."""
+    own = [dataclasses.replace(report, gpus=(f"GPU-{report.rank}",)) for report in make_reports()]
+    assert compare(own, CLOCKS) == []
+    nameless = [dataclasses.replace(report, gpus=("0",)) for report in make_reports()]
+    assert compare(nameless, CLOCKS) == []
+
+
+def test_fewer_gpus_than_ranks() -> None:
+    reports = [dataclasses.replace(report, node="n9", cores=(report.rank,), asked_cores=1) for report in make_reports()]
+    findings = compare(reports, CLOCKS)
+    assert len(findings) == 4
+    assert findings[0].startswith("node n9: rank 0 sees 2 GPUs for the 4 ranks there, expected one each")
+
+
+def test_cores_without_binding_may_be_shared() -> None:
+    unbound = [dataclasses.replace(report, cores=tuple(range(8)), bound=False) for report in make_reports()]
+    assert compare(unbound, CLOCKS) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "uuids", "expected"),
+    [
+        ({}, None, []),
+        ({}, ["GPU-a", "GPU-b"], ["GPU-a", "GPU-b"]),
+        ({"CUDA_VISIBLE_DEVICES": "1,0"}, ["GPU-a", "GPU-b"], ["GPU-b", "GPU-a"]),
+        ({"CUDA_VISIBLE_DEVICES": "0,7,1"}, ["GPU-a", "GPU-b"], ["GPU-a"]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-b"}, ["GPU-a", "GPU-b"], ["GPU-b"]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, ["GPU-a"], []),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, None, ["0", "1"]),
+        ({"ROCR_VISIBLE_DEVICES": "0,1"}, None, ["0", "1"]),
+    ],
+)
+def test_visible_gpus(environment: dict[str, str], uuids: list[str] | None, expected: list[str]) -> None:
+    assert visible_gpus(environment, uuids) == expected
+
+
+@pytest.mark.parametrize(("numbers", "text"), [([], ""), ([3], "3"), ([0, 1, 2, 5, 7, 8], "0-2,5,7-8")])
+def test_ranges(numbers: list[int], text: str) -> None:
+    assert ranges(numbers) == text
+
+
+# --- Under a real srun ---
+
+
+def preflight(
+    cluster: Cluster, folder: Path, *flags: str, before: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    command = ["srun", "--mpi=none", "--distribution=block", *flags, *before, sys.executable, "-m", "slurm.preflight"]
+    return cluster.run(*command, str(folder), env={"PYTHONPATH": str(ROOT)}, check=False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--nodes=2", "--ntasks=3"], "3 ranks on 2 nodes (n9 n10), no GPUs"),
+        (["--nodelist=n9", "--ntasks=1"], "1 rank on 1 node (n9), no GPUs"),
+        (
+            ["--partition=gpu", "--nodes=4", "--ntasks-per-node=2", "--gpus-per-node=2"],
+            "8 ranks on 4 nodes (rack1n1 rack1n2 rack2n1 rack2n2), 8 GPUs",
+        ),
+    ],
+)
+def test_all_is_well(slurm: Cluster, tmp_path: Path, flags: list[str], line: str) -> None:
+    begun = time.monotonic()
+    done = preflight(slurm, tmp_path / "new folder", *flags)
+    assert done.returncode == 0 and "pre-flight" not in done.stderr, done.stderr
+    assert done.stdout.startswith(f"pre-flight: {line}; the folder is shared, versions are equal, clocks within 0.0")
+    assert time.monotonic() - begun < 15
+    assert list((tmp_path / "new folder").iterdir()) == []
+
+
+def test_gpus_that_slurm_gave_but_a_rank_does_not_see(slurm: Cluster, tmp_path: Path) -> None:
+    flags = ["--partition=gpu", "--nodelist=rack1n[1-2]", "--ntasks-per-node=2", "--gpus-per-node=2"]
+    done = preflight(slurm, tmp_path, *flags, before=("env", "CUDA_VISIBLE_DEVICES="))
+    assert done.returncode == 1
+    assert "pre-flight: node rack1n2: rank 3 sees no GPU, though Slurm gave 2 to the job there" in done.stderr
+    done = preflight(slurm, tmp_path, *flags[:2], "--ntasks-per-node=3", flags[3])
+    assert "pre-flight: node rack1n1: rank 0 sees 2 GPUs for the 3 ranks there" in done.stderr
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_tasks_that_slurm_has_bound(slurm: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "bound").mkdir()
+    with start_cluster(tmp_path / "bound", task_plugin="affinity") as cluster:
+        done = preflight(cluster, tmp_path, "--nodes=2", "--ntasks-per-node=2")
+        assert done.returncode == 0, done.stderr
+        done = preflight(cluster, tmp_path, "--nodes=2", "--ntasks-per-node=2", "--cpu-bind=map_cpu:0,0")
+    assert done.returncode == 1
+    assert "pre-flight: node n10: rank 2 and rank 3 are bound to the same cores (0); see --cpu-bind" in done.stderr
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_fewer_cores_than_asked_for(slurm: Cluster, tmp_path: Path) -> None:
+    core = str(min(os.sched_getaffinity(0)))
+    done = preflight(slurm, tmp_path, "--nodes=2", "--ntasks=2", "--cpus-per-task=2", before=("taskset", "-c", core))
+    assert done.returncode == 1
+    assert f"pre-flight: node n10: rank 1 may use 1 of the host's {os.cpu_count()} cores ({core})" in done.stderr
+
+
+def test_a_folder_that_only_one_node_has(slurm: Cluster, tmp_path: Path) -> None:
+    link = tmp_path / "results"
+    node = f"mkdir -p {tmp_path}/$SLURMD_NODENAME && exec unshare --mount bash -c "
+    mount = f'\'mkdir -p {link}; mount --bind {tmp_path}/$SLURMD_NODENAME {link} && exec "$0" "$@"\''
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("a folder of each node's own needs the right to mount")
+    done = preflight(slurm, link, "--nodes=2", "--ntasks=2", before=("bash", "-c", f'{node}{mount} "$0" "$@"'))
+    assert done.returncode == 1
+    assert (
+        f"pre-flight: node n10: rank 1 does not see in '{link}' what rank 0 on node n9 has written "
+        "(No such file or directory); expected a folder that all nodes share"
+    ) in done.stderr
+
+
+def test_a_folder_that_cannot_be_written(slurm: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = preflight(slurm, tmp_path / "file" / "results", "--nodes=2", "--ntasks=2")
+    assert done.returncode == 1
+    assert "pre-flight: node n9: rank 0 cannot write into the folder" in done.stderr
+
+
+def test_another_version_on_one_node(slurm: Cluster, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "numpy-1.0.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 1.0\n")
+    script = f'[ $SLURM_PROCID = 1 ] && export PYTHONPATH={other.parent}:$PYTHONPATH; exec "$0" "$@"'
+    done = preflight(slurm, tmp_path, "--nodes=2", "--ntasks=2", before=("bash", "-c", script))
+    assert done.returncode == 1
+    assert "pre-flight: node n10: rank 1 has numpy 1.0, but rank 0 on node n9 has " in done.stderr
+
+
+def test_a_rank_that_never_comes_is_named(slurm: Cluster, tmp_path: Path) -> None:
+    script = f'[ $SLURM_PROCID = 2 ] && exec sleep 100; exec {sys.executable} -m slurm.preflight --join-seconds 3 "$0"'
+    command = ["srun", "--mpi=none", "--kill-on-bad-exit=1", "--nodes=2", "--ntasks=3", "bash", "-c", script]
+    begun = time.monotonic()
+    done = slurm.run(*command, str(tmp_path), env={"PYTHONPATH": str(ROOT)}, check=False)
+    assert time.monotonic() - begun < 30
+    assert done.returncode in (1, 128 + signal.SIGTERM, 128 + signal.SIGKILL)
+    assert "pre-flight: rank 2 on node n10 did not reach node n9 within 3 s" in done.stderr
+
+
+def test_a_rank_that_dies_in_between_is_named(slurm: Cluster, tmp_path: Path) -> None:
+    """It has come, but ends before it has reported."""
+    dies = "import os, slurm.preflight as check; check.look_around = lambda *_: os._exit(0); check.main()"
+    script = (
+        f"[ $SLURM_PROCID = 1 ] && exec {sys.executable} -c '{dies}' $0; exec {sys.executable} -m slurm.preflight $0"
+    )
+    command = ["srun", "--mpi=none", "--nodes=2", "--ntasks=3", "bash", "-c", script, str(tmp_path)]
+    done = slurm.run(*command, env={"PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == 1
+    assert "pre-flight: node n9: rank 1 fell silent (it has ended)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

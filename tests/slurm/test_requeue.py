@@ -1,0 +1,80 @@
+"""The end of a job's time: a signal, one checkpoint, the queue again, and the same weights in the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.conftest import Run, StartRun
+from tests.slurm.cluster import URGENT, Cluster
+from tests.slurm.conftest import SGD, TRAIN, Job, Submit, assert_close
+
+pytestmark = pytest.mark.slow
+
+STEPS = ["--steps", "60", "--set", "runtime.steps_per_call=2", "--set", "checkpoint.every_steps=1000"]
+
+
+def test_signalled_requeued_and_resumed(
+    submit: Submit, training: list[str], start_once: StartRun, slurm: Cluster
+) -> None:
+    job = submit("--nodes=2", "--ntasks-per-node=2", TRAIN, "--strategy", "multiworker", *training, *STEPS)
+    job.wait_for("step    12/")
+    slurm.run("scancel", "--batch", "--signal=USR2", job.id)  # What --signal=B:USR2 sends, now.
+    job.succeed()
+    assert "its time has run out; back into the queue" in job.output
+    check_resumed(slurm, job, job.workdir, start_once)
+
+
+def test_a_preempted_member_of_an_array(
+    submit: Submit, training: list[str], start_once: StartRun, slurm: Cluster
+) -> None:
+    """Slurm itself takes the nodes away for a job of a higher partition."""
+    job = submit("--array=3", "--output=%x-%A.out", TRAIN, *training, *STEPS)
+    job.wait_for("step    12/")
+    urgent = submit(f"--partition={URGENT}", "--nodes=2", "--exclusive", "--wrap", "sleep 1")
+    urgent.succeed()
+    job.succeed()
+    assert "it was preempted; back into the queue" in job.output
+    check_resumed(slurm, job, job.folder / "runs" / f"train-{job.id}_3", start_once)
+
+
+def check_resumed(slurm: Cluster, job: Job, workdir: Path, start_once: StartRun) -> None:
+    """One restart, nothing repeated, and the weights of a run that was never interrupted."""
+    assert slurm.job(job.id)["Restarts"] == "1"
+    assert job.output.count("Resuming after step") == 1, job.output
+    result = json.loads((workdir / "result.json").read_text())
+    assert (result["status"], result["steps"]) == ("completed", 60)
+    expected = start_once("60 steps", *SGD, *STEPS)
+    # Another order of summation may flip single ReLUs, and then grows.
+    assert_close(Run.weights_in(workdir), expected.weights, tolerance=0.05)
+
+
+def test_the_time_limit(submit: Submit, training: list[str], slurm: Cluster) -> None:
+    """Slurm itself gives the signal, half a minute or more before a limit; another job gets none."""
+    endless = ["--steps", "9999999", "--set", "logging.every_steps=100000", "--set", "runtime.guard=false"]
+    endless += ["--set", "evaluation.every_epochs=0", "--set", "checkpoint.every_steps=1000000"]
+    warned = submit("--time=1", "--signal=B:USR2@30", TRAIN, *training, *endless, "--workdir", "warned")
+    unwarned = submit("--time=1", "--signal=CONT@1", TRAIN, *training, *endless, "--workdir", "unwarned")
+    warned.wait_for("its time has run out; back into the queue")
+    slurm.run("scancel", warned.id)
+    result = json.loads((warned.folder / "warned" / "result.json").read_text())
+    assert (result["status"], result["signal"]) == ("preempted", "SIGUSR2")
+
+    assert unwarned.finish()["JobState"] == "TIMEOUT"
+    result = json.loads((unwarned.folder / "unwarned" / "result.json").read_text())
+    assert (result["status"], result["signal"]) == ("preempted", "SIGTERM"), unwarned.output
+    for folder, ended in (("warned", "SIGUSR2"), ("unwarned", "SIGTERM")):
+        assert len(list((warned.folder / folder / "checkpoints").glob("*.npz"))) == 1, ended
+    assert slurm.job(unwarned.id)["Restarts"] == "0"
+
+
+def test_a_cancelled_training_stays_cancelled(submit: Submit, training: list[str], slurm: Cluster) -> None:
+    endless = ["--steps", "9999999", "--set", "runtime.steps_per_call=2"]
+    job = submit(TRAIN, *training, *endless)
+    job.wait_for("step     8/")
+    slurm.run("scancel", job.id)
+    ended = job.finish(30)
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), job.output
+    assert json.loads((job.workdir / "result.json").read_text())["signal"] == "SIGTERM"

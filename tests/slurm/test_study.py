@@ -1,0 +1,219 @@
+"""The commands of a study, as text; and what the command line accepts."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slurm.scheduler import count_gpus
+from slurm.site import load_site
+from slurm.study import Request, plan_jobs, render_commands, report_command, strategies_on
+from tests.slurm.conftest import ROOT
+
+
+def make_request(**changes: object) -> Request:
+    settings: dict[str, object] = {
+        "devices": [1, 2, 4, 8],
+        "devices_per_node": 4,
+        "gpus": True,
+        "strategies": ["mirrored", "horovod"],
+        "suite": "scaling",
+        "results": Path("/shared/my study"),
+        "mode": "jobs",
+        "site": load_site(None, {"partition": "a100", "account": "physics"}, {"XDG_CONFIG_HOME": "/nowhere"}),
+    }
+    return Request(**settings | changes)  # type: ignore[arg-type]
+
+
+def test_a_job_for_each_number_of_devices() -> None:
+    jobs = plan_jobs(make_request())
+    assert [job.name for job in jobs] == ["my study-1", "my study-2", "my study-4", "my study-8"]
+    assert [job.points for job in jobs] == [
+        ((("single", 1), ("mirrored", 1), ("horovod", 1)),),
+        ((("mirrored", 2), ("horovod", 2)),),
+        ((("mirrored", 4), ("horovod", 4)),),
+        ((("horovod", 8),),),  # mirrored is one process on one node.
+    ]
+    assert jobs[3].command == (
+        *("sbatch", "--parsable", "--job-name=my study-8", "--partition=a100", "--account=physics"),
+        *("--time=01:00:00", "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4"),
+        *("--output=/shared/my study/logs/%x-%j.out", str(ROOT / "slurm" / "bench.sbatch")),
+        *("scaling", "--results", "/shared/my study", "--devices", "1,2,4,8", "--only", "8"),
+        *("--devices-per-host", "4", "--strategies", "single,mirrored,horovod", "--no-report"),
+    )
+    assert jobs[1].command[6:9] == ("--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2")
+
+
+def test_an_array_gives_all_members_the_nodes_of_the_largest() -> None:
+    (job,) = plan_jobs(make_request(mode="array"))
+    assert job.is_array and len(job.points) == 4
+    assert {"--array=0-3", "--nodes=2", "--ntasks-per-node=4"} <= set(job.command)
+    assert job.command[job.command.index("--only") + 1] == "1,2,4,8"
+
+
+def test_nested_points_share_one_job() -> None:
+    (job,) = plan_jobs(make_request(mode="nested"))
+    assert len(job.points) == 1 and len(job.points[0]) == 8
+    assert job.command[-len(("--no-report",)) :] == ("--no-report",)
+    assert str(ROOT / "slurm" / "scaling.sbatch") in job.command and "--only" not in job.command
+
+
+def test_cpu_devices_ask_for_cores_instead_of_gpus() -> None:
+    site = load_site(None, {"cpus_per_task": 3}, {"XDG_CONFIG_HOME": "/nowhere"})
+    for job in plan_jobs(make_request(gpus=False, site=site)):
+        assert not any("gpu" in part for part in job.command)
+        assert "--cpus-per-task=3" in job.command
+        assert job.command[job.command.index("--cores-per-device") + 1] == "3"
+
+
+def test_the_report_waits_for_all_jobs_however_they_end() -> None:
+    command = report_command(make_request(), ["17", "18"])
+    assert "--dependency=afterany:17:18" in command
+    assert command[-2:] == [str(ROOT / "slurm" / "report.sbatch"), "/shared/my study"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"devices": [6]}, "--gpus: received 6, expected at most, or a multiple of, the 4 of --gpus-per-node, so that"),
+        ({"devices": [6], "gpus": False}, "--devices: received 6, expected at most, or a multiple of, the 4 of --dev"),
+        ({"strategies": ["horovd"]}, "--strategies: received 'horovd', expected some of mirrored,multiworker,horovod"),
+        ({"strategies": ["mirrored"]}, "--strategies: 'mirrored' is one process on one node, which has 4 devices, no"),
+    ],
+)
+def test_what_does_not_go_together(changes: dict[str, object], line: str, user_error: Callable[..., str]) -> None:
+    assert user_error(plan_jobs, make_request(**changes)).startswith(line)
+
+
+def test_the_baseline_is_measured_on_one_device_only() -> None:
+    assert strategies_on(make_request(), 1) == ["single", "mirrored", "horovod"]
+    assert strategies_on(make_request(), 8) == ["horovod"]
+
+
+def test_the_printed_script_runs_as_it_stands(tmp_path: Path) -> None:
+    """A shell with another `sbatch` calls it with the very arguments, the numbers of the jobs handed on."""
+    request = make_request(results=tmp_path / "a study's results $HOME")
+    jobs = plan_jobs(request)
+    script = render_commands(request, jobs, {"MNIST_DIST_HOME": "/some where"})
+    (tmp_path / "sbatch").write_text(
+        f"#!{sys.executable}\nimport json, sys\n"
+        f"with open({str(tmp_path / 'calls')!r}, 'a+') as file:\n"
+        "    print(json.dumps(['sbatch', *sys.argv[1:]]), file=file, flush=True)\n"
+        "    file.seek(0)\n    print(100 + len(file.readlines()))\n"
+    )
+    (tmp_path / "sbatch").chmod(0o755)
+    subprocess.run(["bash", "-eu"], input=script, text=True, check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    assert calls == [*(list(job.command) for job in jobs), report_command(request, ["101", "102", "103", "104"])]
+    assert (request.results / "logs").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("gres", "count"),
+    [
+        ("(null)", 0),
+        ("gpu:2", 2),
+        ("gpu", 1),
+        ("gpu:a100:4(S:0-1)", 4),
+        ("gpu:a100:3(S:0,1),gpu:t4:1,nvme:8", 4),
+        ("shard:8,craynetwork:4", 0),
+    ],
+)
+def test_count_gpus(gres: str, count: int) -> None:
+    assert count_gpus(gres) == count
+
+
+# --- The command line, without Slurm ---
+
+
+def run(*arguments: str, path: str = "/nowhere") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "slurm", *arguments]
+    environment = {"PATH": path, "PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": "/nowhere"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+POINTS = ("scaling", "--gpus", "1,2,4", "--gpus-per-node", "2")
+
+
+def test_dry_run_needs_no_slurm_and_leaves_nothing(tmp_path: Path) -> None:
+    done = run(
+        *POINTS, "--dry-run", "--results", str(tmp_path / "study"), "--repeats", "5", "--set", "model.filters=[16, 32]"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (tmp_path / "study").exists()
+    lines = done.stdout.splitlines()
+    assert len([line for line in lines if "bench.sbatch" in line]) == 3
+    assert shlex.split(lines[-1])[:2] == ["sbatch", "--parsable"]
+    assert "--repeats 5 --set 'model.filters=[16, 32]' --no-report" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (POINTS, "slurm: error: sbatch: it is not on PATH; run this where jobs are submitted, or add --dry-run."),
+        (
+            ("scaling", "--gpus", "1,x", "--gpus-per-node", "2"),
+            "slurm: error: argument --gpus: received 'x'",
+        ),
+        (("scaling", "--gpus", "0", "--gpus-per-node", "2"), "slurm: error: argument --gpus: received '0'"),
+        (
+            ("scaling", "--gpus", "1"),
+            "slurm: error: one of the arguments --gpus-per-node --devices-per-node",
+        ),
+        (("scaling", "--gpus", "1", "--devices-per-node", "2"), "slurm: error: --gpus goes with --gpus-per-node, and"),
+        ((*POINTS, "--array", "--nested"), "slurm: error: argument --nested: not allowed with argument --array"),
+        ((*POINTS, "--suite", "scalng"), "slurm: error: SUITE: received 'scalng', expected one of "),
+        ((*POINTS, "--set", "model.filter=[1, 2]"), "slurm: error: model.filter: no such setting. Did you mean"),
+        ((*POINTS, "--set", "model.filters"), "slurm: error: --set: received 'model.filters', expected key=value"),
+        ((*POINTS, "--site", "nowhere.yaml"), "slurm: error: --site: cannot read 'nowhere.yaml': No such file"),
+        (("status", "nowhere"), "slurm: error: STUDY: 'nowhere' holds no 'slurm.json', expected the results folder of"),
+        (("cancel", "nowhere"), "slurm: error: STUDY: 'nowhere' holds no 'slurm.json', expected the results folder of"),
+        ((), "slurm: error: the following arguments are required: COMMAND"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: tuple[str, ...], line: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(line), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_damaged_record_of_jobs_is_named(tmp_path: Path) -> None:
+    (tmp_path / "slurm.json").write_text('{"jobs": [{}]}')
+    done = run("status", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"slurm: error: STUDY: cannot read '{tmp_path}/slurm.json' (KeyError('job'))")
+
+
+@pytest.mark.parametrize("command", [(), ("scaling",), ("status",), ("cancel",)])
+def test_help_is_quick(command: tuple[str, ...]) -> None:
+    seconds = []
+    for _ in range(3):
+        begun = time.monotonic()
+        done = run(*command, "--help")
+        seconds.append(time.monotonic() - begun)
+        assert done.returncode == 0 and done.stdout.startswith("usage: ")
+    assert min(seconds) < 0.5
+
+
+def test_tensorflow_is_not_imported() -> None:
+    script = "import sys, slurm.__main__, slurm.preflight, slurm.status, slurm.submission, slurm.site; "
+    script += "print([name for name in ('tensorflow', 'keras', 'numpy', 'matplotlib') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "slurm").glob("*.sbatch")))
+def test_batch_files_are_valid_bash(script: str) -> None:
+    file = ROOT / "slurm" / script
+    subprocess.run(["bash", "-n", str(file)], check=True)
+    text = file.read_text()
+    assert text.startswith("#!/bin/bash\n# ") and "sbatch " in text.split("#SBATCH")[0], "it shows its own use"
+    assert '"$@"' in text, "arguments stay arguments"

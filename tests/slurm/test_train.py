@@ -1,0 +1,96 @@
+"""Trainings on several nodes through the batch file, and what ends them early."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.conftest import Run, StartRun
+from tests.slurm.cluster import Cluster, wait_until
+from tests.slurm.conftest import SGD, TRAIN, Job, Submit, assert_close
+
+pytestmark = pytest.mark.slow
+
+TWO_BY_TWO = ["--nodes=2", "--ntasks-per-node=2"]
+# Long enough to be hit in the middle, with a checkpoint every 10 steps.
+LONG = ["--steps", "100000", "--set", "checkpoint.every_steps=10", "--set", "runtime.steps_per_call=5"]
+SECONDS_TO_END = 30
+
+
+@pytest.mark.parametrize(
+    ("strategy", "partition", "nodes"),
+    [("horovod", "cpu", "n9 n10"), ("multiworker", "ib", "n1-ib n2-ib")],
+)
+def test_two_nodes_with_two_tasks(
+    submit: Submit, training: list[str], start_once: StartRun, strategy: str, partition: str, nodes: str
+) -> None:
+    job = submit(*TWO_BY_TWO, f"--partition={partition}", TRAIN, "--strategy", strategy, *training).succeed()
+    assert f"4 ranks on 2 nodes ({nodes})" in job.output
+    result = json.loads((job.workdir / "result.json").read_text())
+    assert (result["strategy"], result["replicas"], result["status"]) == (strategy, 4, "completed")
+    expected = start_once("single on plain data", *SGD)
+    assert_close(Run.weights_in(job.workdir), expected.weights, tolerance=1e-4)
+
+
+def test_arguments_stay_arguments(submit: Submit) -> None:
+    """Spaces, quotes and what a shell would expand reach the command as they are."""
+    job = submit(TRAIN, "--config", "a run's $HOME *", "--workdir=else where")
+    assert job.finish()["ExitCode"] == "2:0"
+    assert "mnist-dist: error: --config: there is no file 'a run's $HOME *'" in job.output
+
+
+def test_bad_arguments_end_the_job_with_their_line(submit: Submit, training: list[str]) -> None:
+    job = submit(TRAIN, *training, "--strategy", "horrovod")
+    assert job.finish()["ExitCode"] == "2:0"
+    assert "mnist-dist: error: runtime.strategy: received 'horrovod'" in job.output
+
+
+def test_submitted_from_elsewhere(submit: Submit) -> None:
+    job = submit(TRAIN, env={"MNIST_DIST_HOME": ""})
+    assert job.finish()["JobState"] == "FAILED"
+    assert "slurm/lib.sh: No such file" in job.output
+
+
+def test_a_killed_task_ends_the_job(submit: Submit, training: list[str], slurm: Cluster) -> None:
+    job = submit(*TWO_BY_TWO, TRAIN, "--strategy", "multiworker", *training, *LONG)
+    job.wait_for("step     8/")
+    os.kill(rank_process(slurm, job, 3), signal.SIGKILL)
+    killed = time.monotonic()
+    ended = job.finish(SECONDS_TO_END)
+    assert time.monotonic() - killed < SECONDS_TO_END
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), job.output
+    assert "n10: task 3: Killed" in job.output, job.output
+
+
+def test_a_lost_node_ends_the_job_and_requeues_it(submit: Submit, training: list[str], slurm: Cluster) -> None:
+    """Long before Slurm itself takes the node for lost."""
+    steps = ["--steps", "200", "--set", "checkpoint.every_steps=10", "--set", "runtime.steps_per_call=5"]
+    job = submit(*TWO_BY_TWO, TRAIN, "--strategy", "horovod", *training, *steps)
+    job.wait_for("step    16/")
+    slurm.cut_power("n10")
+    try:
+        job.wait_for("a node was lost; back into the queue", seconds=90)
+    finally:
+        slurm.restore_power("n10")
+    job.succeed()
+    assert slurm.job(job.id)["Restarts"] == "1"
+    assert "Resuming after step" in job.output
+
+
+def rank_process(cluster: Cluster, job: Job, rank: int) -> int:
+    """Returns the process of one rank on n9 or n10."""
+    wanted = {f"SLURM_PROCID={rank}".encode(), f"SLURM_JOB_ID={job.id}".encode()}
+    found = [
+        pid
+        for node in ("n9", "n10")
+        for pid in cluster.processes_of(node)
+        if wanted <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+        and b"mnist_dist" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    assert len(found) == 1, found
+    return found[0]
