@@ -4,16 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 HOROVOD := $(VENV)/.horovod
+VARIANT ?= cpu
 
-.PHONY: help bench test test-fast lint lock clean
+.PHONY: help bench train test test-fast lint lock image image-test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-bench: $(INSTALLED) ## train the default configuration on the embedded MNIST and time it
-	@$(BIN)/mnist-dist train --workdir runs/bench-$$(date +%Y%m%d-%H%M%S)
+bench: $(HOROVOD) ## measure throughput and accuracy of every strategy on 1 and 2 devices; builds Horovod the first time
+	@$(BIN)/python -m benchmarks run quick
 
-test: $(HOROVOD) ## run the whole test suite; builds Horovod the first time
+train: $(INSTALLED) ## train the default configuration on the embedded MNIST
+	@$(BIN)/mnist-dist train
+
+test: $(HOROVOD) ## run the whole test suite; installs Slurm where it may, builds Horovod the first time
+	@slurm/install_for_tests.sh
 	@$(BIN)/python -m pytest
 
 test-fast: $(INSTALLED) ## run the unit tests, in under a minute
@@ -28,6 +33,12 @@ lock: $(INSTALLED) ## renew constraints.txt for every supported Python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate \
 		--extra dev --extra gpu --extra mlperf setup.cfg --upgrade --output-file constraints.txt
+
+image: ## build the container image; VARIANT=gpu for GPUs (see docker/README.md)
+	@docker/build.sh $(VARIANT) $(IMAGE_OPTIONS)
+
+image-test: ## run the quick suite inside the built image and check its report
+	@docker/test.sh $(VARIANT)
 
 clean: ## remove the environment and caches (not your runs)
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info
