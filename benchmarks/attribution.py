@@ -487,7 +487,8 @@ def _points(part: Part) -> str:
 
 
 def _percent(share: Estimate) -> str:
-    return f"{100 * share.value:.0f} % (95 % interval {100 * share.low:.0f} to {100 * share.high:.0f})"
+    within = ", within single runs" if share.repeats == 1 else ""
+    return f"{100 * share.value:.0f} % (95 % interval {100 * share.low:.0f} to {100 * share.high:.0f}{within})"
 
 
 def _advice(attribution: Attribution, cause: PartName) -> Iterator[str]:

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -208,12 +209,17 @@ def launch_command(command: Sequence[str], study: Study, case: Case) -> list[str
     # Without a number, each task would get a single core.
     per_rank = (case.cores_per_device or 0) * case.devices // ranks
     cores = per_rank or max(study.machine.cores * case.hosts // ranks, 1)
+    # A job that runs its tasks in containers says how; slurm/lib.sh writes both as words of a shell.
+    container_flags = shlex.split(os.environ.get("MNIST_DIST_SRUN_FLAGS", ""))
+    python = shlex.split(os.environ.get("MNIST_DIST_TASK_PYTHON", "")) or [sys.executable]
+    task = [*python, *command[1:]] if command[0] == sys.executable else command
     return [
         *("srun", "--mpi=none", "--distribution=block", "--kill-on-bad-exit=1", "--exact", "--unbuffered", "--label"),
         *(f"--nodes={case.hosts}", f"--ntasks={ranks}", f"--ntasks-per-node={ranks // case.hosts}"),
         f"--cpus-per-task={cores}",
         *([f"--gpus-per-node={case.devices // case.hosts}"] if study.machine.gpus else []),
-        *command,
+        *container_flags,
+        *task,
     ]
 
 

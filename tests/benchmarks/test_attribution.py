@@ -219,6 +219,7 @@ class TestMissingRuns:
         assert part.step_seconds.repeats == 1
         assert part.step_seconds.low < part.step_seconds.value < part.step_seconds.high
         assert found.biggest == part
+        assert ", within single runs) of the ideal throughput" in explain(found)
 
 
 class TestStrongScaling:

@@ -232,6 +232,14 @@ class TestPlace:
             assert f"--{flag}={value}" in command
         assert ("--gpus-per-node=2" in command) == bool(machine)
 
+    def test_a_job_with_a_container_runs_its_tasks_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MNIST_DIST_SRUN_FLAGS", r"--container-image=a.sqsh --container-mounts=/my\ folder ")
+        monkeypatch.setenv("MNIST_DIST_TASK_PYTHON", "apptainer exec a.sif python3 ")
+        study = make_study(tmp_path, machine=Machine(cores=4, gpus=0, devices_per_host=4, hosts=1))
+        command = launch_command([sys.executable, "-m", "mnist_dist"], study, CASE)
+        task = ["apptainer", "exec", "a.sif", "python3", "-m", "mnist_dist"]
+        assert command[-8:] == ["--container-image=a.sqsh", "--container-mounts=/my folder", *task]
+
     def test_without_a_job_there_is_no_srun(self, tmp_path: Path) -> None:
         assert launch_command(["train"], make_study(tmp_path), CASE) == ["train"]
 

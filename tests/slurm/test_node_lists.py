@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 
 import pytest
 
-from mnist_dist.cluster import expand_tasks_per_node, find_cluster
+from mnist_dist.cluster import expand_node_list, expand_tasks_per_node, find_cluster
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import ROOT
 
@@ -90,6 +91,25 @@ def test_every_form_of_node_list(
         place = find_cluster(environment)
         assert place.hosts == tuple(hosts)
         assert place.addresses == ("127.0.0.1",) * len(hosts)
+
+
+def test_node_lists_expand_as_scontrol_does(slurm: Cluster) -> None:
+    numbers = random.Random(0)  # noqa: S311 - cases, not secrets.
+    lists = [",".join(random_nodes(numbers) for _ in range(numbers.randint(1, 3))) for _ in range(40)]
+    for text in lists:
+        expected = slurm.run("scontrol", "show", "hostnames", text).stdout.split()
+        assert expand_node_list(text) == expected, text
+
+
+def random_nodes(numbers: random.Random) -> str:
+    """Returns a form such as rack[1-3]n[08-11,7], with its brackets at the end."""
+    parts = []
+    for _ in range(numbers.randint(1, 2)):
+        first, digits = numbers.randint(0, 120), numbers.randint(1, 3)
+        last = first + numbers.randint(0, 4)
+        ranges = [f"{first:0{digits}}-{last:0{digits}}", f"{numbers.randint(0, 99)}"]
+        parts.append(f"{numbers.choice(['n', 'rack', 'gpu-'])}[{','.join(ranges[: numbers.randint(1, 2)])}]")
+    return "".join(parts)
 
 
 def test_steps_of_one_job_have_ports_of_their_own(slurm: Cluster) -> None:
