@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 HOROVOD := $(VENV)/.horovod
+PEERS := .venv-peers
 VARIANT ?= cpu
 
-.PHONY: help bench train test test-fast lint lock image image-test clean
+.PHONY: help bench train peers test test-fast lint lock image image-test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -16,6 +17,9 @@ bench: $(HOROVOD) ## measure throughput and accuracy of every strategy on 1 and 
 
 train: $(INSTALLED) ## train the default configuration on the embedded MNIST
 	@$(BIN)/mnist-dist train
+
+peers: $(HOROVOD) $(PEERS)/.installed ## measure Keras' fit, Horovod's example and PyTorch beside ours
+	@$(BIN)/python -m benchmarks peers --pytorch-python $(PEERS)/bin/python
 
 test: $(HOROVOD) ## run the whole test suite; installs Slurm where it may, builds Horovod the first time
 	@slurm/install_for_tests.sh
@@ -41,7 +45,12 @@ image-test: ## run the quick suite inside the built image and check its report
 	@docker/test.sh $(VARIANT)
 
 clean: ## remove the environment and caches (not your runs)
-	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	@rm -rf $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache *.egg-info
+
+$(PEERS)/.installed: benchmarks/peers/requirements-pytorch.txt
+	@$(PYTHON) -m venv --clear $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
 
 $(HOROVOD): $(INSTALLED) mnist_dist/horovod_build.py
 	@$(BIN)/mnist-dist install-horovod

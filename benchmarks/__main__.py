@@ -41,6 +41,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
+    from benchmarks.peers.command import add_peers, add_perf
+
     parser = Parser(
         prog="python -m benchmarks",
         description="Measure throughput and accuracy on 1 to N devices, explain the losses, compare two studies.",
@@ -51,6 +53,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_report(commands)
     add_compare(commands)
     add_predict(commands)
+    add_peers(commands)
+    add_perf(commands)
     return parser
 
 

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -165,21 +165,30 @@ def _measure(
         command = [sys.executable, "-m", "benchmarks.worker", str(scratch / "case.yaml"), str(result)]
         collect = lambda: (dict(json.loads(result.read_text())), ())  # noqa: E731
     log = scratch / "output.log"
-    ooms = _kernel_ooms()
-    code = _run(launch_command(command, study, case), _environment(study), _cores(case, study), log, study, tick)
-    lines = _last_lines(log)
-    tail = lines[-TAIL_LINES:]
-    if code is None:
-        return Outcome("timeout", f"not done after {study.timeout_seconds:g} s", tail, config=content)
-    if code != 0:
-        says_so = any(OUT_OF_MEMORY.search(line) for line in lines)
-        status: Status = "out_of_memory" if says_so or _kernel_ooms() > ooms else "failed"
-        return Outcome(status, _reason(code, tail), tail, config=content)
+    outcome = run_command(launch_command(command, study, case), _cores(case, study), log, study, tick)
+    if outcome.status != "ok":
+        return replace(outcome, config=content)
     try:
         measurements, hosts = collect()
     except (OSError, ValueError, TypeError, LookupError, UserError) as error:
-        return Outcome("failed", one_line(f"it ended well, but left no whole result: {error!r}"), tail, config=content)
+        reason = one_line(f"it ended well, but left no whole result: {error!r}")
+        return Outcome("failed", reason, outcome.tail, config=content)
     return Outcome("ok", None, (), measurements, hosts, content)
+
+
+def run_command(command: Sequence[str], cores: set[int], log: Path, study: Study, tick: Callable[[], None]) -> Outcome:
+    """Runs a command as a process group of its own, on some cores, and says how it ended, with its last lines."""
+    ooms = _kernel_ooms()
+    code = _run(command, _environment(study), cores, log, study, tick)
+    lines = _last_lines(log)
+    tail = lines[-TAIL_LINES:]
+    if code is None:
+        return Outcome("timeout", f"not done after {study.timeout_seconds:g} s", tail)
+    if code != 0:
+        says_so = any(OUT_OF_MEMORY.search(line) for line in lines)
+        status: Status = "out_of_memory" if says_so or _kernel_ooms() > ooms else "failed"
+        return Outcome(status, _reason(code, tail), tail)
+    return Outcome("ok", None, tail)
 
 
 def _training(workdir: Path) -> tuple[dict[str, Any], Sequence[str]]:

@@ -1,0 +1,189 @@
+"""The table of peers, as Markdown and JSON: throughput, time to 98 % and 99 %, and how many times ahead we are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.labels import MISSING, label_range
+from benchmarks.peers.contestants import OURS, OURS_ACCURACY, Contestant
+from benchmarks.peers.estimates import Throughput, TimeTo, throughput, throughput_ratio, time_ratio, time_to
+from benchmarks.peers.runs import PeerStudy, Run
+from benchmarks.stats import Estimate
+from mnist_dist.files import write_json, write_text
+
+TARGETS = (0.98, 0.99)
+VERSIONS = ("python", "tensorflow", "keras", "horovod", "torch")
+HEADS = ("", "network", "images/s, all devices", "ours/peer", "time to 98 %", "time to 99 %", "peer/ours", "runs")
+NOTES = """\
+Images/s: trained by all devices together in the steady state, with 95 % intervals; ours/peer: how many times more
+`{ours}` trains. Time: from the beginning of the first step, so with tracing and compiling, to the end of the first
+evaluation on the whole test set that reaches the accuracy, all evaluations until then included; without checkpoints,
+which only ours writes. Where not all runs reach it: the expected time of repeating until one does. Peer/ours: how many
+times longer than `{fast}` it takes to 99 %. Runs: for throughput + for time, each a fresh process with a seed of its
+own, interleaved in a random order; the ratios compare runs of the same repeat. Images/s of different networks are
+different work."""
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """What is known of one contestant.
+
+    Attributes:
+        ratio: our throughput over its own; None for ourselves.
+        times: by accuracy.
+        time_ratio: its time to the highest accuracy over ours; None for ourselves.
+        failures: reasons of runs that did not end well, each once.
+    """
+
+    contestant: Contestant
+    throughput: Throughput
+    ratio: Estimate | None
+    times: dict[float, TimeTo | None]
+    time_ratio: Estimate | None
+    runs: tuple[int, int]
+    failures: list[str]
+
+
+def make_rows(contestants: Mapping[str, Contestant], runs: Sequence[Run]) -> list[Row]:
+    """Returns a row for each contestant that is one of the table."""
+    by_name = {name: [run for run in runs if run.contestant == name] for name in contestants}
+    fast = OURS_ACCURACY if OURS_ACCURACY in contestants else OURS
+    rate_of_ours = throughput(by_name.get(OURS, []))
+    time_of_ours = time_to(by_name.get(fast, []), TARGETS[-1])
+    rows = []
+    for name, contestant in contestants.items():
+        if not contestant.in_table:
+            continue
+        own, peer = by_name[name], name not in (OURS, OURS_ACCURACY)
+        rate, times = throughput(own), {target: time_to(own, target) for target in TARGETS}
+        last = times[TARGETS[-1]]
+        rows.append(
+            Row(
+                contestant,
+                rate,
+                throughput_ratio(rate, rate_of_ours) if peer else None,
+                times,
+                time_ratio(last, time_of_ours) if peer and last and time_of_ours else None,
+                (_count_ok(own, "throughput"), _count_ok(own, "accuracy")),
+                sorted({f"{run.status.replace('_', ' ')}: {run.reason}" for run in own if run.reason}),
+            )
+        )
+    return rows
+
+
+def write_table(folder: Path, command: str, study: PeerStudy, rows: Sequence[Row]) -> str:
+    """Writes peers.md and peers.json into a folder and returns the Markdown."""
+    text = render(command, study, rows)
+    write_text(folder / "peers.md", text)
+    write_json(folder / "peers.json", to_json(command, study, rows))
+    return text
+
+
+def render(command: str, study: PeerStudy, rows: Sequence[Row]) -> str:
+    """Renders the table as Markdown."""
+    names = {row.contestant.name for row in rows}
+    lines = [
+        f"Measured with `{command}` on {study.date}, on {describe_machine(study)}.",
+        "",
+        f"| {' | '.join(HEADS)} |",
+        "|---|---|" + "---:|" * (len(HEADS) - 2),
+        *(f"| {' | '.join(_cells(row))} |" for row in rows),
+        "",
+        NOTES.format(ours=OURS, fast=OURS_ACCURACY if OURS_ACCURACY in names else OURS),
+    ]
+    lines += [f"\n{row.contestant.name}: {reason}" for row in rows for reason in _remarks(row)]
+    return "\n".join(lines) + "\n"
+
+
+def describe_machine(study: PeerStudy) -> str:
+    """Returns processor, cores, GPUs and the versions that matter, in one line."""
+    hardware = study.hardware
+    parts = [f"{hardware.cpu_model}, {hardware.cores} core{'s' if hardware.cores != 1 else ''}"]
+    parts += [gpu.name for gpu in hardware.gpus] or ["no GPU"]
+    versions = dict(study.software) | ({"torch": study.pytorch} if study.pytorch else {})
+    shown = [f"{name} {versions[name]}" for name in VERSIONS if name in versions]
+    variables = [f"{name}={value}" for name, value in study.environment.items()]
+    return "; ".join(", ".join(part) for part in (parts, shown, variables) if part)
+
+
+def to_json(command: str, study: PeerStudy, rows: Sequence[Row]) -> dict[str, Any]:
+    """Returns the table with its raw numbers; what is not known is null."""
+    return {
+        "command": command,
+        "study": study.model_dump(mode="json"),
+        "rows": [
+            {
+                "name": row.contestant.name,
+                "label": row.contestant.label,
+                "network": row.contestant.network,
+                "images_per_second": estimate_to_json(row.throughput.rate),
+                "ours_over_peer": estimate_to_json(row.ratio),
+                "seconds_to_accuracy": {
+                    f"{target:g}": time
+                    and {
+                        "reached": time.reached,
+                        "runs": time.runs,
+                        "expected_seconds": _finite(time.expected_seconds),
+                    }
+                    for target, time in row.times.items()
+                },
+                "peer_over_ours_time": estimate_to_json(row.time_ratio),
+                "runs": {"throughput": row.runs[0], "accuracy": row.runs[1]},
+                "remarks": _remarks(row),
+            }
+            for row in rows
+        ],
+    }
+
+
+def estimate_to_json(estimate: Estimate | None) -> dict[str, Any] | None:
+    return {name: _finite(value) for name, value in asdict(estimate).items()} if estimate else None
+
+
+def estimate_text(estimate: Estimate | None) -> str:
+    """Returns, for example, `4.1 (3.9-4.3)`."""
+    if estimate is None:
+        return MISSING
+    interval = label_range(estimate.low, estimate.high, number)
+    return number(estimate.value) + (f" ({interval})" if interval else "")
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _cells(row: Row) -> list[str]:
+    contestant = row.contestant
+    return [
+        f"`{contestant.name}`: {contestant.label}",
+        contestant.network,
+        estimate_text(row.throughput.rate),
+        estimate_text(row.ratio),
+        *(_time_text(row.times[target]) for target in TARGETS),
+        estimate_text(row.time_ratio),
+        f"{row.runs[0]} + {row.runs[1]}",
+    ]
+
+
+def _time_text(time: TimeTo | None) -> str:
+    if time is None:
+        return MISSING
+    seconds = f"{time.expected_seconds:.1f} s" if math.isfinite(time.expected_seconds) else "never"
+    return seconds if time.reached == time.runs else f"{seconds} ({time.reached} of {time.runs})"
+
+
+def _remarks(row: Row) -> list[str]:
+    unstable = row.throughput.why_unknown
+    return row.failures + ([unstable] if unstable and unstable.startswith("unstable") else [])
+
+
+def _count_ok(runs: Sequence[Run], mode: str) -> int:
+    return sum(run.mode == mode and run.status == "ok" for run in runs)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

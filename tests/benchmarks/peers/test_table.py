@@ -1,0 +1,64 @@
+"""The table of peers."""
+
+import json
+from pathlib import Path
+
+from benchmarks.labels import MISSING
+from benchmarks.peers.contestants import OURS, make_contestants
+from benchmarks.peers.goals import contestant_of
+from benchmarks.peers.table import make_rows, render, write_table
+from benchmarks.suite import Machine
+from tests.benchmarks.peers.runs import STUDY, bad_run, rate_runs, time_run
+
+CONTESTANTS = make_contestants(5.0, Machine(cores=2, gpus=0, devices_per_host=2))
+FAST = contestant_of("speedrun", CONTESTANTS).name
+RUNS = [
+    *rate_runs(OURS, [4000] * 3),
+    *rate_runs("keras-fit", [1000] * 3),
+    *(time_run(FAST, repeat, (2.0, 0.991)) for repeat in range(3)),
+    *(time_run("keras-fit", repeat, (20.0, 0.981), (60.0, 0.99)) for repeat in range(2)),
+    time_run("keras-fit", 2, (20.0, 0.981), (60.0, 0.989)),
+    bad_run("pytorch-float32", "throughput", 0, "skipped"),
+]
+
+
+def cells(name: str, text: str) -> list[str]:
+    line = next(line for line in text.splitlines() if line.startswith(f"| `{name}`"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_row_compares_a_peer_with_ours() -> None:
+    text = render("a command", STUDY, make_rows(CONTESTANTS, RUNS))
+    _, network, rate, ratio, to_98, to_99, times, runs = cells("keras-fit", text)
+    assert network == "its own"
+    assert 980 < float(rate.split(" ")[0].replace(",", "")) < 1020
+    assert ratio.startswith(("4", "3.9")) and "(" in ratio
+    assert to_98 == "20.0 s"
+    assert to_99 == "90.0 s (2 of 3)", "180 s for two successes"
+    assert times.startswith("45 (")
+    assert runs == "3 + 3"
+
+
+def test_ours_is_not_compared_with_itself_and_what_is_unknown_is_a_dash() -> None:
+    text = render("a command", STUDY, make_rows(CONTESTANTS, RUNS))
+    assert cells(OURS, text)[3] == cells(FAST, text)[6] == MISSING
+    assert cells("pytorch-float32", text)[2:] == [MISSING] * 5 + ["0 + 0"]
+    assert "pytorch-float32: skipped: exit code 1: SomeError: of its own" in text
+    assert "independent" not in text, "serves the goals alone"
+
+
+def test_the_head_says_when_where_and_with_what() -> None:
+    text = render("python -m benchmarks peers", STUDY, [])
+    assert text.startswith("Measured with `python -m benchmarks peers` on 2026-01-01, on Example CPU, 2 cores, no GPU;")
+    assert "tensorflow 2.21.0" in text.splitlines()[0]
+    changed = STUDY.model_copy(update={"environment": {"OMP_NUM_THREADS": "1"}, "pytorch": "2.13.0"})
+    assert "torch 2.13.0; OMP_NUM_THREADS=1" in render("a", changed, []).splitlines()[0]
+
+
+def test_json_holds_the_numbers(tmp_path: Path) -> None:
+    write_table(tmp_path, "a command", STUDY, make_rows(CONTESTANTS, RUNS))
+    content = json.loads((tmp_path / "peers.json").read_text())
+    row = next(row for row in content["rows"] if row["name"] == "keras-fit")
+    assert row["seconds_to_accuracy"]["0.99"] == {"reached": 2, "runs": 3, "expected_seconds": 90.0}
+    assert row["ours_over_peer"]["repeats"] == 3
+    assert (tmp_path / "peers.md").is_file()
