@@ -223,7 +223,8 @@ def launch_command(command: Sequence[str], study: Study, case: Case) -> list[str
     python = shlex.split(os.environ.get("MNIST_DIST_TASK_PYTHON", "")) or [sys.executable]
     task = [*python, *command[1:]] if command[0] == sys.executable else command
     return [
-        *("srun", "--mpi=none", "--distribution=block", "--kill-on-bad-exit=1", "--exact", "--unbuffered", "--label"),
+        *("srun", "--mpi=none", "--distribution=block", "--exact", "--unbuffered", "--label"),
+        *("--kill-on-bad-exit=1", "--wait=20"),  # Ranks end together: one that does not is on a lost node.
         *(f"--nodes={case.hosts}", f"--ntasks={ranks}", f"--ntasks-per-node={ranks // case.hosts}"),
         f"--cpus-per-task={cores}",
         *([f"--gpus-per-node={case.devices // case.hosts}"] if study.machine.gpus else []),
@@ -352,7 +353,8 @@ def find_machine(devices_per_host: int | None = None) -> Machine:
     from benchmarks.environment import find_hardware
 
     hardware = find_hardware()
-    has_horovod = importlib.util.find_spec("horovod") is not None
+    in_container = "MNIST_DIST_CONTAINER" in os.environ  # Of which this process knows nothing.
+    has_horovod = in_container or importlib.util.find_spec("horovod") is not None
     gpus = len(hardware.gpus)
     in_job = "SLURM_JOB_ID" in os.environ and shutil.which("srun") is not None
     hosts = int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) if in_job else None

@@ -7,6 +7,7 @@ own, `srun`, `horovodrun`, `mpirun`, and none at all (one process on its own).
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import re
 import socket
@@ -105,15 +106,13 @@ def find_cluster(environment: Mapping[str, str]) -> Cluster:
 def _srun_cluster(environment: Mapping[str, str]) -> Cluster:
     """Reads the place of a task of `srun` from Slurm's variables for the job step."""
     rank, size, local_rank = _integers(environment, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-    nodes = _scontrol("show", "hostnames", environment.get("SLURM_STEP_NODELIST", "")).split()
+    nodes = expand_node_list(environment.get("SLURM_STEP_NODELIST", ""))
     tasks = expand_tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
     if len(nodes) != len(tasks) or sum(tasks) != size:
         raise UserError(
             f"srun: received {len(nodes)} nodes and {sum(tasks)} tasks on {len(tasks)} of them, expected {size} tasks."
         )
-    known = dict(
-        re.findall(r"NodeName=(\S+).*?NodeAddr=(\S+)", _scontrol("--oneliner", "show", "nodes", ",".join(nodes)))
-    )
+    known = _node_addresses(nodes)
     hosts = tuple(node for node, count in zip(nodes, tasks, strict=True) for _ in range(count))
     here = environment.get("SLURMD_NODENAME", hosts[rank])
     if hosts[rank] != here:
@@ -137,14 +136,42 @@ def expand_tasks_per_node(text: str) -> list[int]:
     return counts
 
 
-def _scontrol(*arguments: str) -> str:
-    """Asks Slurm, which alone knows every form of its node lists."""
+def expand_node_list(text: str) -> list[str]:
+    """Expands Slurm's short form, in Slurm's order: "rack[1-2]n[09-10]" is rack1n09, rack1n10, rack2n09, rack2n10.
+
+    `scontrol show hostnames` does the same, but is not there within containers, and may refuse "n[1-2]-ib".
+    """
+    nodes: list[str] = []
+    for part in re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", text):
+        pieces = re.split(r"\[([^\[\]]*)\]", part)  # Every second one stood in brackets.
+        choices = [_expand_ranges(piece, text) if number % 2 else [piece] for number, piece in enumerate(pieces)]
+        nodes += ["".join(names) for names in itertools.product(*choices)]
+    return nodes
+
+
+def _expand_ranges(ranges: str, text: str) -> list[str]:
+    """Expands what stands in brackets: "1,08-10" is 1, 08, 09, 10."""
+    numbers: list[str] = []
+    for part in ranges.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if not match:
+            raise UserError(f"SLURM_STEP_NODELIST: received '{text}', expected a form like n[1-4,7] or rack[1-2]n[3].")
+        first, last = match[1], match[2] or match[1]
+        numbers += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    return numbers
+
+
+def _node_addresses(nodes: Sequence[str]) -> dict[str, str]:
+    """Asks Slurm at which address it reaches each node; without Slurm's commands, as in containers, the name serves."""
+    command = ["scontrol", "--oneliner", "show", "nodes", ",".join(nodes)]
     try:
-        done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except FileNotFoundError:
+        return {}
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or error
-        raise UserError(f"srun: `scontrol {' '.join(arguments)}` failed: {str(detail).strip()}.") from None
-    return done.stdout
+        raise UserError(f"srun: `{' '.join(command)}` failed: {str(detail).strip()}.") from None
+    return dict(re.findall(r"NodeName=(\S+).*?NodeAddr=(\S+)", done.stdout))
 
 
 def job_port(job: str) -> int:

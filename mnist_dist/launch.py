@@ -95,15 +95,19 @@ def join_ranks(cluster: Cluster, config: RuntimeConfig) -> Iterator[None]:
                 stack.enter_context(rendezvous("", cluster.port, cluster.hosts))
             address = roll_call(cluster, config.join_timeout_seconds)
             if config.strategy == "horovod":
-                interface = interface_of(address)
+                interface = os.environ.get("HOROVOD_GLOO_IFACE") or interface_of(address)
                 os.environ.update(horovod_environment(cluster, interface, config.join_timeout_seconds))
         yield
 
 
 def bind_cores(cluster: Cluster) -> None:
-    """Binds this process to its share of the host's cores, unless the launcher has bound it already."""
+    """Binds this process to its share of the cores it may use, unless the launcher has bound it already."""
     mine = sorted(os.sched_getaffinity(0))
-    if cluster.launcher in ("mpirun", "srun") and len(mine) < (os.cpu_count() or 1):
+    if cluster.launcher == "srun":  # Fewer cores than the host has may be the job's, which its ranks then share.
+        is_bound = os.environ.get("SLURM_CPU_BIND_TYPE", "none") not in ("", "none")
+    else:
+        is_bound = cluster.launcher == "mpirun" and len(mine) < (os.cpu_count() or 1)
+    if is_bound:
         return
     os.sched_setaffinity(0, cores_of(cluster.local_rank, cluster.local_size, mine))
 

@@ -24,17 +24,21 @@ container_flags=()
 if [[ ${MNIST_DIST_CONTAINER-} ]]; then
     mounts=$home:$home,$PWD:$PWD${MNIST_DIST_MOUNTS:+,$MNIST_DIST_MOUNTS}
     case ${MNIST_DIST_CONTAINER_RUNTIME:-apptainer} in
-        apptainer) python=(apptainer exec ${SLURM_GPUS_ON_NODE:+--nv} --bind "$mounts" --pwd "$PWD" "$MNIST_DIST_CONTAINER" python3) ;;
-        pyxis) container_flags=(--container-image="$MNIST_DIST_CONTAINER" --container-mounts="$mounts" --container-workdir="$PWD") ;;
+        apptainer)
+            python=(apptainer exec ${SLURM_GPUS_ON_NODE:+--nv} --bind "$mounts" --pwd "$PWD")
+            python+=("$MNIST_DIST_CONTAINER" python3)
+            ;;
+        pyxis)
+            container_flags=(--container-image="$MNIST_DIST_CONTAINER" --container-mounts="$mounts")
+            container_flags+=(--container-workdir="$PWD")
+            ;;
         *)
             echo "MNIST_DIST_CONTAINER_RUNTIME: received '$MNIST_DIST_CONTAINER_RUNTIME', expected apptainer or pyxis." >&2
             exit 2
             ;;
     esac
     # For `python -m benchmarks`, which runs outside of the container and starts its tasks within.
-    MNIST_DIST_SRUN_FLAGS=$(printf '%q ' "${container_flags[@]}")
-    MNIST_DIST_TASK_PYTHON=$(printf '%q ' "${python[@]}")
-    export MNIST_DIST_SRUN_FLAGS MNIST_DIST_TASK_PYTHON
+    export MNIST_DIST_SRUN_FLAGS=${container_flags[*]@Q} MNIST_DIST_TASK_PYTHON=${python[*]@Q}
 fi
 srun=(srun --mpi=none --distribution=block --kill-on-bad-exit=1 --wait=20 "${container_flags[@]}")
 

@@ -66,24 +66,30 @@ def test_commands_of_the_tasks(tmp_path: Path, runtime: str, gpus: int) -> None:
         assert python == f"apptainer exec {nv}--bind {mounts} --pwd {tmp_path} docker://a/b:1 python3"
 
 
-def test_what_the_benchmarks_are_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("runtime", ["apptainer", "pyxis"])
+def test_what_the_benchmarks_are_told(tmp_path: Path, runtime: str) -> None:
     """As words of a shell, which keep the spaces of a folder's name."""
     folder = tmp_path / "my folder"
     folder.mkdir()
     environment = {"PATH": "/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "17"}
-    environment |= {"MNIST_DIST_CONTAINER": "a.sqsh", "MNIST_DIST_CONTAINER_RUNTIME": "pyxis"}
+    environment |= {"MNIST_DIST_CONTAINER": "an image", "MNIST_DIST_CONTAINER_RUNTIME": runtime}
     script = (
         f"source {ROOT}/slurm/lib.sh; python3 -c 'import json, os; print(json.dumps([os.environ[name] for name in "
         '("MNIST_DIST_SRUN_FLAGS", "MNIST_DIST_TASK_PYTHON")]))\''
     )
     done = subprocess.run(["bash", "-c", script], env=environment, cwd=folder, capture_output=True, text=True)
-    flags, python = json.loads(done.stdout)
-    assert shlex.split(python) == ["python3"]
-    assert shlex.split(flags) == [
-        "--container-image=a.sqsh",
-        f"--container-mounts={ROOT}:{ROOT},{folder}:{folder}",
-        f"--container-workdir={folder}",
-    ]
+    flags, python = (shlex.split(words) for words in json.loads(done.stdout))
+    mounts = f"{ROOT}:{ROOT},{folder}:{folder}"
+    if runtime == "pyxis":
+        assert python == ["python3"]
+        assert flags == [
+            "--container-image=an image",
+            f"--container-mounts={mounts}",
+            f"--container-workdir={folder}",
+        ]
+    else:
+        assert flags == []
+        assert python == ["apptainer", "exec", "--bind", mounts, "--pwd", str(folder), "an image", "python3"]
 
 
 def test_an_unknown_runtime(tmp_path: Path) -> None:
