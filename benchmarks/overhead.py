@@ -95,7 +95,7 @@ def measure_window_cost(config: Config, workdir: Path) -> WindowCost:
     with (
         mock.patch.object(StepClock, "start", start),
         mock.patch.object(StepClock, "stop_window", timed(StepClock.stop_window, marks)),
-        mock.patch.object(trainer, "agree_to_stop", timed(trainer.agree_to_stop, agreements)),
+        mock.patch.object(trainer, "agree", timed(trainer.agree, agreements)),
     ):
         trainer.train(config, workdir)
     windows = clocks[0].window_seconds

@@ -162,9 +162,10 @@ def plan_cases(suite: Suite, machine: Machine, narrowing: Narrowing = Narrowing(
     planned: dict[str, PlannedCase] = {}
     for block, of_block in zip(suite.blocks, counts, strict=True):
         for case in _expand(block, suite, machine, narrowing, of_block, cores_per_device):
-            repeats = narrowing.repeats or block.repeats or suite.repeats
+            repeats = block.repeats or suite.repeats
             if case.is_ablation and block.ablation_repeats:
                 repeats = min(repeats, block.ablation_repeats)
+            repeats = narrowing.repeats or repeats
             before = planned.get(case.case_id)
             if before is None or before.repeats < repeats:
                 planned[case.case_id] = PlannedCase(case, repeats, _skip_reason(case, machine))

@@ -20,4 +20,5 @@ esac
 [[ $ENGINE = docker ]] || options+=(--format docker)
 # The cache that the others always have; with vfs each of its layers would be a copy of the whole file system.
 [[ $ENGINE = buildah && ${STORAGE_DRIVER-} != vfs ]] && options+=(--layers)
+export DOCKER_BUILDKIT=1 # Docker before version 23 takes its old builder, which does not know --mount.
 exec "$ENGINE" build --file docker/Dockerfile --tag "mnist-dist:$variant" "${options[@]}" "$@" .

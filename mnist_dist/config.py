@@ -145,6 +145,9 @@ class RuntimeConfig(Section):
         "auto", description="Type of the arithmetic; weights are always float32."
     )
     xla: Switch = Field("auto", description="Compile the training step with XLA: on, off or auto.")
+    kernels: Literal["auto", "plain", "fused"] = Field(
+        "auto", description="plain: the layers of Keras; fused: the same function in a form that suits CPUs; or auto."
+    )
     tf32: bool = Field(True, description="Let float32 matrix products use TF32 on GPUs that have it.")
     intra_op_threads: Threads = Field(0, description="Threads within one operation; 0: TensorFlow decides.")
     inter_op_threads: Threads = Field(0, description="Operations run at once; 0: TensorFlow decides.")
@@ -198,6 +201,7 @@ RESUMABLE_CHANGES = (
     "runtime.strategy",
     "runtime.devices",
     "runtime.xla",
+    "runtime.kernels",
     "runtime.tf32",
     "runtime.intra_op_threads",
     "runtime.inter_op_threads",

@@ -12,11 +12,14 @@ if TYPE_CHECKING:
     import keras
 
 
-def build_optimizer(config: OptimizerConfig, learning_rates: np.ndarray, *, loss_scaling: bool) -> keras.Optimizer:
+def build_optimizer(
+    config: OptimizerConfig, learning_rates: np.ndarray, *, loss_scaling: bool, fused: bool = False
+) -> keras.Optimizer:
     """Builds a Keras optimizer; step i uses `learning_rates[i]` (float32 [total_steps]).
 
     With `loss_scaling` it multiplies the loss by a factor found while running, so that float16 gradients neither
-    vanish nor overflow, and leaves out a step whose gradients do overflow.
+    vanish nor overflow, and leaves out a step whose gradients do overflow. With `fused`, Adam and AdamW update each
+    variable in one operation instead of ten; the values are the same.
     """
     import keras
 
@@ -28,10 +31,13 @@ def build_optimizer(config: OptimizerConfig, learning_rates: np.ndarray, *, loss
     }
     adaptive = {"epsilon": config.epsilon}
     moments = {"beta_1": config.beta_1, "beta_2": config.beta_2}
+    adam, adamw = keras.optimizers.Adam, keras.optimizers.AdamW
+    if fused:
+        adam, adamw = _fused(adam), _fused(adamw)
     classes = {
-        "adam": (keras.optimizers.Adam, moments | adaptive),
+        "adam": (adam, moments | adaptive),
         # AdamW insists on a number.
-        "adamw": (keras.optimizers.AdamW, moments | adaptive | {"weight_decay": config.weight_decay}),
+        "adamw": (adamw, moments | adaptive | {"weight_decay": config.weight_decay}),
         "rmsprop": (keras.optimizers.RMSprop, adaptive | {"momentum": config.momentum}),
         "sgd": (keras.optimizers.SGD, {"momentum": config.momentum, "nesterov": True}),
         "lamb": (keras.optimizers.Lamb, moments | adaptive),
@@ -44,6 +50,30 @@ def build_optimizer(config: OptimizerConfig, learning_rates: np.ndarray, *, loss
     # the same way under every strategy.
     optimizer._all_reduce_sum_gradients = list
     return keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale") if loss_scaling else optimizer
+
+
+def _fused(adam: type[keras.optimizers.Adam]) -> type[keras.optimizers.Adam]:
+    """Returns the class with its update done by TensorFlow's own operation for Adam, on the variables of Keras."""
+    import tensorflow as tf
+
+    class FusedAdam(adam):
+        def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
+            index = self._get_variable_index(variable)
+            step = tf.cast(self.iterations.value + 1, tf.float32)
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=self._momentums[index].value.handle,
+                v=self._velocities[index].value.handle,
+                beta1_power=self.beta_1**step,
+                beta2_power=self.beta_2**step,
+                lr=tf.cast(learning_rate, tf.float32),
+                beta1=self.beta_1,
+                beta2=self.beta_2,
+                epsilon=self.epsilon,
+                grad=gradient,
+            )
+
+    return FusedAdam
 
 
 def _table(learning_rates: np.ndarray) -> keras.optimizers.schedules.LearningRateSchedule:

@@ -1,10 +1,11 @@
-"""How this process computes: device, precision, XLA, TF32, threads, seeds, determinism.
+"""How this process computes: device, precision, XLA, kernels, TF32, threads, seeds, determinism.
 
 `auto` settings are decided here by pure functions of the device, and every decision carries its reason.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
@@ -42,6 +43,8 @@ class Runtime:
     device: Device
     precision: Decision
     xla: Decision
+    kernels: Decision
+    branches: int  # Parts of each replica's batch that are computed side by side.
 
 
 def import_tensorflow() -> ModuleType:
@@ -78,7 +81,7 @@ def configure_runtime(config: RuntimeConfig, seed: int, cluster: Cluster, *, bat
 
     Args:
         config: with the strategy resolved.
-        batch_norm: whether the model exchanges batch statistics between replicas.
+        batch_norm: whether the model normalises over the batch, of all replicas.
 
     Raises:
         UserError: a setting asks for what the device lacks, or TensorFlow already runs in another way.
@@ -94,8 +97,12 @@ def configure_runtime(config: RuntimeConfig, seed: int, cluster: Cluster, *, bat
         tf.config.experimental.enable_op_determinism()
     select_devices(config, cluster)
     device = find_device()
-    exchanges = batch_norm and config.devices > 1
-    return Runtime(device, decide_precision(config.precision, device), decide_xla(config.xla, device, exchanges))
+    precision = decide_precision(config.precision, device)
+    xla = decide_xla(config.xla, device, batch_norm and config.devices > 1)
+    kernels = decide_kernels(config.kernels, device, precision.value, xla.value, batch_norm)
+    replicas = config.devices if config.strategy == "mirrored" else 1
+    branches = _start_branches(replicas, tf.config.threading) if kernels.value == "fused" else 1
+    return Runtime(device, precision, xla, kernels, branches)
 
 
 def select_devices(config: RuntimeConfig, cluster: Cluster) -> None:
@@ -202,11 +209,61 @@ def decide_xla(requested: str, device: Device, exchanges_in_model: bool = False)
     return Decision("off", "XLA's CPU convolutions are slower than oneDNN's")
 
 
+def decide_kernels(requested: str, device: Device, precision: str, xla: str, batch_norm: bool = False) -> Decision:
+    """Picks the layers of Keras (plain), or the same function in a form that CPUs compute faster (fused).
+
+    Args:
+        precision, xla: as decided.
+
+    Raises:
+        UserError: the fused form was requested where there is none.
+    """
+    if requested == "plain":
+        return Decision("plain", "as configured")
+    obstacle = None
+    if device.kind == "GPU":
+        obstacle = "a GPU computes the layers well as they are"
+    elif not _has_onednn(device):
+        obstacle = "TensorFlow runs without oneDNN on this CPU"
+    elif precision == "mixed_float16":
+        obstacle = "the fused form is not made for float16"
+    elif xla == "on":
+        obstacle = "XLA compiles the layers"
+    elif batch_norm:
+        obstacle = "the fused form has no batch normalisation"
+    if obstacle is None:
+        return Decision(
+            "fused", "as configured" if requested == "fused" else "oneDNN computes this form of the network faster"
+        )
+    if requested == "fused":
+        raise UserError(f"runtime.kernels: received 'fused', but {obstacle}; expected plain or auto.")
+    return Decision("plain", obstacle)
+
+
+def count_branches(cores: int, replicas: int, intra_op: int, inter_op: int) -> int:
+    """Returns how many parts of its batch a replica may compute side by side without two of them sharing a core.
+
+    Args:
+        cores: that this process may use.
+        replicas: in this process.
+        intra_op, inter_op: threads of TensorFlow; 0 stands for one for each core.
+    """
+    at_once = min(inter_op or cores, cores // min(intra_op or cores, cores))
+    return max(1, at_once // replicas)
+
+
 def cpu_name() -> str:
     for line in _cpuinfo():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _has_onednn(device: Device) -> bool:
+    """Tells whether TensorFlow computes with oneDNN: by its own default where the CPU has one of these, or as told."""
+    told = os.environ.get("TF_ENABLE_ONEDNN_OPTS")
+    known = device.cpu_flags & {"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile"}
+    return told == "1" if told in ("0", "1") else bool(known)
 
 
 def _has_float16(device: Device) -> bool:
@@ -240,3 +297,12 @@ def _set_threads(pool: str, threads: int, threading: Any) -> None:
             f"runtime.{pool}_threads: received {threads}, but TensorFlow already runs in this process with {running}; "
             "set it before the first training of the process."
         ) from None
+
+
+def _start_branches(replicas: int, threading: Any) -> int:
+    """Gives each operation one thread, so that several run at once, unless the threads are set or run already."""
+    with contextlib.suppress(RuntimeError):
+        if not threading.get_intra_op_parallelism_threads():
+            threading.set_intra_op_parallelism_threads(1)
+    intra_op, inter_op = threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads()
+    return count_branches(len(os.sched_getaffinity(0)), replicas, intra_op, inter_op)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mnist_dist.cpu_kernels import count_parts, make_forward
 from mnist_dist.strategies import Strategy
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def make_train_steps(
     accumulation_steps: int = 1,
     gradient_compression: str = "none",
     xla: bool = False,
+    fused: bool = False,
+    branches: int = 1,
 ) -> TrainSteps:
     """Compiles a call that trains several steps without returning to Python.
 
@@ -36,6 +39,8 @@ def make_train_steps(
             batch normalisation, which sees the parts one by one.
         gradient_compression: "float16" to halve what travels between replicas, or "none".
         xla: compile the computation of the gradients with XLA.
+        fused: compute with `mnist_dist.cpu_kernels` instead of the layers of Keras.
+        branches: with `fused`, parts of each replica's batch that are computed side by side, one by each core.
 
     Returns:
         `train_steps(batches, count)` takes `count` steps and returns float32 [count, 2]: for each step the mean
@@ -45,10 +50,11 @@ def make_train_steps(
     import tensorflow as tf
 
     loss_scaling = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    forward = make_forward(model) if fused else model
 
     def compute_gradients(images: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         with tf.GradientTape() as tape:
-            log_probabilities = tf.nn.log_softmax(model(images, training=True))
+            log_probabilities = tf.nn.log_softmax(forward(images, training=True))
             true_class = tf.gather(log_probabilities, labels, batch_dims=1)
             objective = (1 - label_smoothing) * true_class
             if label_smoothing:
@@ -60,20 +66,21 @@ def make_train_steps(
         sums = tf.stack([-tf.reduce_sum(true_class), tf.reduce_sum(tf.cast(correct, tf.float32))])
         return gradients, sums / batch_size
 
-    if xla:
-        compute_gradients = tf.function(compute_gradients, jit_compile=True)
+    if xla or fused:  # Traced once for all parts; not possible where the model exchanges values between replicas.
+        compute_gradients = tf.function(compute_gradients, jit_compile=xla or None, autograph=False)
 
-    def accumulate_gradients(images: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
-        parts = [
-            compute_gradients(*part)
-            for part in zip(tf.split(images, accumulation_steps), tf.split(labels, accumulation_steps), strict=True)
-        ]
+    def sum_gradients(images: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+        count = max(accumulation_steps, count_parts(images.shape[0], branches) if fused else 1)
+        if count == 1:
+            return compute_gradients(images, labels)
+        parts = [compute_gradients(*part) for part in _split(count, images, labels)]
         gradients = [tf.add_n(slices) for slices in zip(*(gradients for gradients, _ in parts), strict=True)]
         return gradients, tf.add_n([metrics for _, metrics in parts])
 
+    # Converting what holds no loop over tensors costs most of the time to trace it.
+    @tf.autograph.experimental.do_not_convert
     def replica_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        compute = accumulate_gradients if accumulation_steps > 1 else compute_gradients
-        gradients, metrics = compute(images, labels)
+        gradients, metrics = sum_gradients(images, labels)
         if strategy.shard.num_replicas > 1:
             gradients = reduce_gradients(strategy, gradients, gradient_compression)
         optimizer.apply(gradients, model.trainable_variables)
@@ -107,8 +114,11 @@ def reduce_gradients(strategy: Strategy, gradients: Sequence[tf.Tensor], compres
     return [tf.reshape(part, gradient.shape) for part, gradient in zip(parts, gradients, strict=True)]
 
 
-def make_eval_steps(model: keras.Model, strategy: Strategy) -> EvalSteps:
+def make_eval_steps(model: keras.Model, strategy: Strategy, *, fused: bool = False, branches: int = 1) -> EvalSteps:
     """Compiles a call that evaluates a whole set.
+
+    Args:
+        fused, branches: as in training.
 
     Returns:
         `eval_steps(batches, count)` consumes `count` batches of (images, labels, weights) and returns float32 [3]:
@@ -116,8 +126,13 @@ def make_eval_steps(model: keras.Model, strategy: Strategy) -> EvalSteps:
     """
     import tensorflow as tf
 
+    forward = make_forward(model) if fused else model
+    compute_logits = tf.function(lambda images: forward(images, training=False), autograph=False)  # Once for all parts.
+
+    @tf.autograph.experimental.do_not_convert
     def replica_step(images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-        logits = model(images, training=False)
+        parts = _split(count_parts(images.shape[0], branches) if fused else 1, images)
+        logits = tf.concat([compute_logits(part) for (part,) in parts], axis=0)
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         correct = tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels), tf.float32)
         return tf.stack([tf.reduce_sum(loss * weights), tf.reduce_sum(correct * weights), tf.reduce_sum(weights)])
@@ -130,3 +145,12 @@ def make_eval_steps(model: keras.Model, strategy: Strategy) -> EvalSteps:
         return strategy.all_reduce(sums)
 
     return lambda batches, count: eval_steps(batches, tf.constant(count))
+
+
+def _split(count: int, *tensors: tf.Tensor) -> Iterator[tuple[tf.Tensor, ...]]:
+    """Splits tensors of one length into parts that differ by one row at most."""
+    import tensorflow as tf
+
+    short, longer = divmod(tensors[0].shape[0], count)
+    sizes = [short + (part < longer) for part in range(count)]
+    return zip(*(tf.split(tensor, sizes) for tensor in tensors), strict=True)

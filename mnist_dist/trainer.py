@@ -67,6 +67,8 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
+WINDOW_SECONDS = 0.2  # Of a window of a run that only measures, about.
+
 
 def train(config: Config, workdir: Path, resume: bool = False) -> dict[str, Any]:
     """Trains in `workdir` and returns the content of its result.json.
@@ -137,10 +139,11 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
         console.say(line)
 
     precision = session.runtime.precision.value
+    fused = session.runtime.kernels.value == "fused"
     with strategy.scope():
         replica_mean = functools.partial(mean_over_replicas, strategy)
         model = build_model(config.model, precision=precision, seed=config.seed, replica_mean=replica_mean)
-        optimizer = build_optimizer(config.optimizer, rates, loss_scaling=precision == "mixed_float16")
+        optimizer = build_optimizer(config.optimizer, rates, loss_scaling=precision == "mixed_float16", fused=fused)
         optimizer.build(model.trainable_variables)
     variables = variables_by_name(model, optimizer)
     checkpoints = Checkpoints(session.folder.checkpoints, config.checkpoint.keep, report=console.say)
@@ -168,6 +171,8 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
         accumulation_steps=config.training.accumulation_steps,
         gradient_compression=config.optimizer.gradient_compression,
         xla=session.runtime.xla.value == "on",
+        fused=fused,
+        branches=session.runtime.branches,
     )
     if config.runtime.guard:
         check_shards(session)
@@ -176,8 +181,9 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
     clock.start()
     first_call = True
     signalled = time_is_up = False
+    window = 1 if config.training.measure_seconds else config.runtime.steps_per_call
     while progress.step < plan.total_steps and not signalled and not time_is_up:
-        count = min(config.runtime.steps_per_call, steps_until_due(actions, progress.step, plan.total_steps))
+        count = min(window, steps_until_due(actions, progress.step, plan.total_steps))
         count = 1 if first_call else count  # Alone, so that compiling is timed apart.
         session.watchdog.enter(f"step {progress.step + count}")
         metrics = train_steps(batches, count).numpy()
@@ -194,7 +200,9 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
         session.watchdog.enter(f"agreement after step {progress.step}")
         # Ranks that run freely must not show each other's pace in their windows.
         with contextlib.nullcontext() if config.runtime.all_reduce else clock.paused():
-            signalled, time_is_up = agree_to_stop(session, clock)
+            signalled, time_is_up, slowest_step_seconds = agree(session, clock, seconds / count)
+        if config.training.measure_seconds:  # Windows long enough by time, and enough of them to see them settle.
+            window = min(max(round(WINDOW_SECONDS / slowest_step_seconds), 1), config.runtime.steps_per_call)
 
     session.watchdog.enter(f"results after step {progress.step}")
     step_times = gather_step_times(clock, strategy, session.cluster.hosts)
@@ -247,6 +255,7 @@ def introduce(session: Session, peak_learning_rate: float) -> Iterator[str]:
     yield f"strategy   {session.strategy.name}, {replicas} replica{'s' if replicas > 1 else ''}"
     yield f"precision  {runtime.precision.value} ({runtime.precision.reason})"
     yield f"XLA        {runtime.xla.value} ({runtime.xla.reason})"
+    yield f"kernels    {runtime.kernels.value} ({runtime.kernels.reason})"
     yield (
         f"training   {session.plan.total_steps:,} steps of {config.training.batch_size} images (all replicas), "
         f"{config.optimizer.name}, peak learning rate {peak_learning_rate:.3g}"
@@ -319,6 +328,7 @@ def make_actions(
 def make_evaluate(session: Session, model: keras.Model, writers: list[Writer]) -> Evaluate:
     """Evaluates between epochs on the held-out images where there are some, or else on the test images."""
     arrays, strategy, evaluation = session.arrays, session.strategy, session.config.evaluation
+    fused = session.runtime.kernels.value == "fused"
     held_out = len(arrays.holdout_images) > 0
     images, labels = (
         (arrays.holdout_images, arrays.holdout_labels) if held_out else (arrays.test_images, arrays.test_labels)
@@ -326,7 +336,7 @@ def make_evaluate(session: Session, model: keras.Model, writers: list[Writer]) -
     return Evaluate(
         period=round(evaluation.every_epochs * session.plan.steps_per_epoch) or session.plan.total_steps,
         split="holdout" if held_out else "test",
-        eval_steps=make_eval_steps(model, strategy),
+        eval_steps=make_eval_steps(model, strategy, fused=fused, branches=session.runtime.branches),
         make_batches=lambda: strategy.distribute(
             lambda shard: make_eval_dataset(images, labels, batch_size=evaluation.batch_size, shard=shard)
         ),
@@ -361,12 +371,16 @@ def stop_unless_finite(losses: np.ndarray, progress: Progress) -> None:
         raise diverged(f"the loss at step {step}", losses[bad[0]])
 
 
-def agree_to_stop(session: Session, clock: StepClock) -> tuple[bool, bool]:
-    """Lets all ranks agree, after the same step, whether a signal or the end of the measuring time came to any."""
+def agree(session: Session, clock: StepClock, step_seconds: float) -> tuple[bool, bool, float]:
+    """Lets all ranks agree, after the same step, on what must not differ between them.
+
+    Returns:
+        Whether a signal, and whether the end of the measuring time, came to any; the slowest rank's seconds of a step.
+    """
     limit = session.config.training.measure_seconds or float("inf")
-    own = [float(session.preemption.received is not None), float(clock.measured_seconds >= limit)]
-    signalled, time_is_up = all_gather(session.strategy, own).sum(axis=0) > 0
-    return bool(signalled), bool(time_is_up)
+    own = [float(session.preemption.received is not None), float(clock.measured_seconds >= limit), step_seconds]
+    signalled, time_is_up, slowest = all_gather(session.strategy, own).max(axis=0)
+    return bool(signalled), bool(time_is_up), float(slowest)
 
 
 def describe_run(session: Session, progress: Progress) -> dict[str, Any]:
@@ -385,6 +399,7 @@ def describe_run(session: Session, progress: Progress) -> dict[str, Any]:
         "device": f"{session.runtime.device.kind}, {session.runtime.device.name}",
         "precision": session.runtime.precision.value,
         "xla": session.runtime.xla.value,
-        "flops_per_image": flops_per_image(session.config.model),
+        "kernels": session.runtime.kernels.value,
+        "flops_per_image": flops_per_image(session.config.model, cropped=session.runtime.kernels.value == "fused"),
         "versions": library_versions(),
     }

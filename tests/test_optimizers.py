@@ -26,10 +26,16 @@ def variable(value: np.ndarray, name: str = "kernel") -> Any:
 
 
 def build(
-    name: Any, variables: list[Any], *, rates: np.ndarray = RATES, loss_scaling: bool = False, **options: Any
+    name: Any,
+    variables: list[Any],
+    *,
+    rates: np.ndarray = RATES,
+    loss_scaling: bool = False,
+    fused: bool = False,
+    **options: Any,
 ) -> Any:
     config = OptimizerConfig(name=name, **options)
-    optimizer = build_optimizer(config, rates, loss_scaling=loss_scaling)
+    optimizer = build_optimizer(config, rates.astype(np.float32), loss_scaling=loss_scaling, fused=fused)
     optimizer.build(variables)
     return optimizer
 
@@ -122,6 +128,39 @@ def test_by_default_no_weight_decays(name: str) -> None:
     x = variable(START)
     build(name, [x]).apply([np.zeros_like(START)], [x])
     assert np.array_equal(x.numpy(), START)
+
+
+# --- Adam in one operation ---
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.3}, {"loss_scaling": True}])
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_fused_updates_are_those_of_keras(tf: ModuleType, name: str, options: dict[str, Any]) -> None:
+    random = np.random.default_rng(0)
+    shapes = {"kernel": (3, 4), "bias": (4,)}
+    pairs = []
+    for fused in (False, True):
+        variables = [variable(np.full(shape, 0.5, np.float32), part) for part, shape in shapes.items()]
+        pairs.append((build(name, variables, fused=fused, rates=np.linspace(0.01, 0.1, 30), **options), variables))
+
+    @tf.function
+    def step(gradients: list[Any]) -> None:
+        for optimizer, variables in pairs:
+            optimizer.apply(gradients, variables)
+
+    for _ in range(30):
+        step(
+            [
+                tf.constant(random.normal(size=shape) * 10.0 ** random.integers(-6, 3), tf.float32)
+                for shape in shapes.values()
+            ]
+        )
+    (plain, plain_variables), (fused, fused_variables) = pairs
+    plain_variables, fused_variables = plain_variables + plain.variables, fused_variables + fused.variables
+    assert [one.path for one in fused_variables] == [one.path for one in plain_variables]
+    assert not np.allclose(plain_variables[0].numpy(), 0.5, atol=0.1)
+    for one, other in zip(plain_variables, fused_variables, strict=True):
+        np.testing.assert_allclose(other.numpy(), one.numpy(), rtol=1e-5, atol=1e-6, err_msg=one.path)
 
 
 # --- Loss scaling ---

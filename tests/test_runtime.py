@@ -1,7 +1,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +15,9 @@ from mnist_dist.runtime import (
     Device,
     choose_gpus,
     configure_runtime,
+    count_branches,
     cpu_name,
+    decide_kernels,
     decide_precision,
     decide_xla,
     find_device,
@@ -30,6 +32,7 @@ V100 = Device("GPU", "Tesla V100", (7, 0))
 P100 = Device("GPU", "Tesla P100", (6, 0))
 K80 = Device("GPU", "Tesla K80", (3, 7))
 UNKNOWN_GPU = Device("GPU", "GPU")
+VNNI_CPU = Device("CPU", "Xeon", cpu_flags=frozenset({"avx2", "avx512f", "avx512_vnni"}))
 OLD_CPU = Device("CPU", "Xeon", cpu_flags=frozenset({"sse4_2", "avx2", "avx512f"}))
 BF16_CPU = Device("CPU", "EPYC", cpu_flags=frozenset({"avx2", "avx512_bf16"}))
 AMX_CPU = Device("CPU", "Xeon", cpu_flags=frozenset({"avx512_bf16", "amx_bf16", "avx512_fp16"}))
@@ -96,6 +99,79 @@ def test_xla_of_a_model_that_exchanges_statistics(user_error: Callable[..., str]
     assert user_error(decide_xla, "on", A100, True).startswith("runtime.xla: received 'on' with model.batch_norm")
 
 
+@pytest.fixture
+def onednn_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+
+
+# Device, precision, XLA, batch normalisation, and a word of why the fused form is not taken.
+OBSTACLES = [
+    (A100, "mixed_bfloat16", "off", False, "GPU"),
+    (OLD_CPU, "float32", "off", False, "oneDNN"),
+    (ARM_CPU, "mixed_bfloat16", "off", False, "oneDNN"),
+    (AMX_CPU, "mixed_float16", "off", False, "float16"),
+    (BF16_CPU, "mixed_bfloat16", "on", False, "XLA"),
+    (BF16_CPU, "mixed_bfloat16", "off", True, "batch normalisation"),
+]
+
+
+@pytest.mark.usefixtures("onednn_by_default")
+@pytest.mark.parametrize(
+    ("device", "precision"),
+    [(BF16_CPU, "mixed_bfloat16"), (BF16_CPU, "float32"), (AMX_CPU, "mixed_bfloat16"), (VNNI_CPU, "float32")],
+)
+def test_fused_kernels_on_cpus_with_onednn(device: Device, precision: str) -> None:
+    decision = decide_kernels("auto", device, precision, "off")
+    assert decision.value == "fused" and "oneDNN" in decision.reason
+    assert decide_kernels("fused", device, precision, "off") == Decision("fused", "as configured")
+    assert decide_kernels("plain", device, precision, "off") == Decision("plain", "as configured")
+
+
+@pytest.mark.usefixtures("onednn_by_default")
+@pytest.mark.parametrize(("device", "precision", "xla", "batch_norm", "reason"), OBSTACLES)
+def test_plain_kernels_where_the_fused_ones_do_not_fit(
+    device: Device, precision: str, xla: str, batch_norm: bool, reason: str, user_error: Callable[..., str]
+) -> None:
+    decision = decide_kernels("auto", device, precision, xla, batch_norm)
+    assert decision.value == "plain" and reason in decision.reason
+    assert decide_kernels("plain", device, precision, xla, batch_norm).value == "plain"
+    line = user_error(decide_kernels, "fused", device, precision, xla, batch_norm)
+    assert line.startswith("runtime.kernels: received 'fused', but ") and reason in line
+
+
+@pytest.mark.parametrize(
+    ("told", "device", "value"),
+    [("0", BF16_CPU, "plain"), ("1", OLD_CPU, "fused"), ("1", BF16_CPU, "fused"), ("", BF16_CPU, "fused")],
+)
+def test_onednn_by_its_variable(told: str, device: Device, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", told)
+    assert decide_kernels("auto", device, "float32", "off").value == value
+
+
+@pytest.mark.parametrize(
+    ("cores", "replicas", "intra_op", "inter_op", "branches"),
+    [
+        (2, 1, 1, 0, 2),
+        (2, 1, 1, 2, 2),
+        (2, 2, 1, 0, 1),
+        (2, 3, 1, 0, 1),
+        (8, 2, 1, 0, 4),
+        (1, 1, 1, 0, 1),
+        (1, 1, 0, 0, 1),
+        (8, 1, 0, 0, 1),  # Each operation takes all cores.
+        (8, 1, 2, 0, 4),
+        (8, 1, 3, 0, 2),
+        (8, 1, 1, 3, 3),
+        (8, 1, 1, 100, 8),
+        (2, 1, 100, 0, 1),
+    ],
+)
+def test_branches_that_do_not_share_cores(
+    cores: int, replicas: int, intra_op: int, inter_op: int, branches: int
+) -> None:
+    assert count_branches(cores, replicas, intra_op, inter_op) == branches
+
+
 @pytest.mark.parametrize(
     ("visible", "replicas", "cluster", "chosen"),
     [
@@ -150,9 +226,9 @@ def test_the_seed_decides_every_random_number(tf: ModuleType) -> None:
     assert all(a != b for a, b in zip(draw(1), draw(2), strict=True))
 
 
-def python(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(script: str, arguments: Sequence[str] = (), **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
-    command = [sys.executable, "-c", script]
+    command = [sys.executable, "-c", script, *arguments]
     return subprocess.run(command, cwd=REPOSITORY, env=inherited | environment, capture_output=True, text=True)
 
 
@@ -182,6 +258,44 @@ def test_settings_reach_a_fresh_tensorflow_which_stays_quiet() -> None:
     assert lines[0] == "3 2"
     assert lines[1].startswith("False float32 ")
     assert "determinism is enabled" in lines[2]
+
+
+BRANCHES = """
+import os, sys
+from mnist_dist.cluster import Cluster
+from mnist_dist.config import RuntimeConfig
+from mnist_dist.runtime import configure_runtime
+cores = sorted(os.sched_getaffinity(0))
+settings = dict(pair.split("=") for pair in sys.argv[1:])
+os.sched_setaffinity(0, cores[: int(settings.pop("cores", len(cores)))])
+settings = {name: int(value) if value.isdigit() else value for name, value in settings.items()}
+runtime = configure_runtime(RuntimeConfig(**{"strategy": "single", "precision": "float32"} | settings), 0, Cluster())
+import tensorflow as tf
+threads = tf.config.threading.get_intra_op_parallelism_threads()
+print(runtime.kernels.value, runtime.branches - (0 if runtime.branches == 1 else len(cores)), threads)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ([], "fused 0 1"),
+        (["kernels=plain"], "plain 1 0"),
+        (["cores=1"], "fused 1 1"),
+        (["intra_op_threads=64"], "fused 1 64"),
+        (["inter_op_threads=1"], "fused 1 1"),
+        (["strategy=mirrored", "devices=64"], "fused 1 1"),
+    ],
+)
+def test_threads_for_branches(settings: list[str], expected: str) -> None:
+    """The second number is 0 for one branch on each core, if there are several."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("branches need two cores")
+    if decide_kernels("auto", find_device(), "float32", "off").value != "fused":
+        pytest.skip("there is no fused form here")
+    done = python(BRANCHES, arguments=settings)
+    assert done.stdout.strip() == expected, done.stderr
 
 
 def test_a_failing_import_tells_why(tmp_path: Path) -> None:

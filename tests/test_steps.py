@@ -14,6 +14,7 @@ from mnist_dist.config import ModelConfig, OptimizerConfig
 from mnist_dist.dataset import Arrays, Shard, make_eval_dataset, make_train_dataset
 from mnist_dist.model import build_model
 from mnist_dist.optimizers import build_optimizer
+from mnist_dist.runtime import decide_kernels, find_device
 from mnist_dist.steps import make_eval_steps, make_train_steps, reduce_gradients
 from mnist_dist.strategies import Single, Strategy
 
@@ -38,7 +39,8 @@ class Training:
     precision: str = "float32"
     loss_scaling: bool = False
     strategy: Strategy = field(default_factory=Single)
-    batch_size: int = BATCH_SIZE
+    batch_size: int = BATCH_SIZE  # Of the loss; the pipeline gives BATCH_SIZE or `images`.
+    images: int = BATCH_SIZE
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,7 +55,7 @@ class Training:
 
     def make_batches(self) -> Iterator[Any]:
         images, labels = self.arrays.train_images[:200], self.arrays.train_labels[:200]
-        return iter(make_train_dataset(images, labels, batch_size=BATCH_SIZE, seed=0))
+        return iter(make_train_dataset(images, labels, batch_size=self.images, seed=0))
 
     def take(self, *counts: int) -> np.ndarray:
         """Takes the steps in calls of so many; returns the metrics of all, float32 [steps, 2]."""
@@ -144,6 +146,59 @@ def test_xla_computes_the_same(arrays: Arrays) -> None:
     metrics = [training.take(2) for training in (plain, compiled)]
     np.testing.assert_allclose(metrics[0], metrics[1], rtol=1e-4)
     assert_same_weights(plain, compiled, 1e-4)
+
+
+@pytest.fixture
+def fused() -> dict[str, Any]:
+    """The options for the fused form, where this machine's TensorFlow can compute it."""
+    decision = decide_kernels("auto", find_device(), "float32", "off")
+    if decision.value != "fused":
+        pytest.skip(f"there is no fused form here: {decision.reason}")
+    return {"fused": True}
+
+
+@pytest.mark.parametrize("options", [{}, {"branches": 2}, {"branches": 3}, {"branches": 2, "accumulation_steps": 5}])
+def test_the_fused_form_trains_to_the_same_weights(
+    arrays: Arrays, fused: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """In parts too, also where the 50 images do not divide into equal ones."""
+    plain = Training(arrays, batch_size=50, images=50)
+    other = Training(arrays, batch_size=50, images=50, options=fused | options)
+    metrics = [training.take(1, 3) for training in (plain, other)]
+    np.testing.assert_allclose(metrics[0], metrics[1], rtol=1e-5)
+    assert_same_weights(plain, other, 1e-5)
+
+
+def test_the_fused_form_in_bfloat16(arrays: Arrays, fused: dict[str, Any]) -> None:
+    plain, other = (
+        Training(arrays, precision="mixed_bfloat16", batch_size=64, images=64, options=options)
+        for options in ({}, fused | {"branches": 2})
+    )
+    metrics = [training.take(10) for training in (plain, other)]
+    np.testing.assert_allclose(metrics[0][:, 0], metrics[1][:, 0], rtol=0.01)
+    assert_same_weights(plain, other, 0.01)
+
+
+def test_the_fused_form_drops_out_anew_in_each_part_and_step(arrays: Arrays, fused: dict[str, Any]) -> None:
+    config = ModelConfig(filters=(3, 4), dense_units=6, dropout=0.5)
+    together, apart, exact = (
+        Training(arrays, config=one, batch_size=64, images=64, options=fused | {"branches": 2})
+        for one in (config, config, SMALL)
+    )
+    metrics = [together.take(3), apart.take(1, 2), exact.take(3)]
+    np.testing.assert_allclose(metrics[0], metrics[1], rtol=1e-5)
+    assert_same_weights(together, apart, 1e-5)
+    assert not np.allclose(metrics[0], metrics[2], rtol=1e-3)
+
+
+def test_the_fused_form_on_one_of_two_replicas(arrays: Arrays, fused: dict[str, Any]) -> None:
+    strategy = TwoReplicas()
+    alone = Training(arrays, batch_size=64, images=64)
+    one_of_two = Training(arrays, strategy=strategy, batch_size=128, images=64, options=fused | {"branches": 2})
+    for training in (alone, one_of_two):
+        training.take(2)
+    assert_same_weights(alone, one_of_two, 1e-5)
+    assert len(strategy.sent) == 1, "more than one message in a step"
 
 
 def test_it_compiles_once(arrays: Arrays, tf: ModuleType) -> None:
@@ -273,6 +328,16 @@ def test_an_evaluation_counts_each_image_once(arrays: Arrays) -> None:
         dataset = make_eval_dataset(images, labels, batch_size=batch_size)
         np.testing.assert_allclose(eval_steps(iter(dataset), steps), expected, rtol=1e-4)
     assert all(np.array_equal(*pair) for pair in zip(before, model.get_weights(), strict=True)), "it trained"
+
+
+@pytest.mark.parametrize("branches", [1, 3])
+def test_the_fused_form_evaluates_the_same(arrays: Arrays, fused: dict[str, Any], branches: int) -> None:
+    images, labels = arrays.test_images[:130], arrays.test_labels[:130]
+    model = build_model(ModelConfig(filters=(3, 4), dense_units=6, dropout=0.5), seed=1)
+    plain = make_eval_steps(model, Single())
+    other = make_eval_steps(model, Single(), **fused, branches=branches)
+    sums = [steps(iter(make_eval_dataset(images, labels, batch_size=70)), 2) for steps in (plain, other)]
+    np.testing.assert_allclose(sums[1], sums[0], rtol=1e-5)
 
 
 def test_images_that_fill_up_the_last_batch_do_not_count(arrays: Arrays, tf: ModuleType) -> None:

@@ -145,7 +145,8 @@ def test_the_result_is_what_train_returns(finished: tuple[Path, dict[str, Any]])
     assert json.loads((workdir / "result.json").read_text()) == result
     assert list(result) == [
         *("status", "epochs", "steps", "global_batch_size", "images_per_second", "training_seconds"),
-        *("first_step_seconds", "strategy", "replicas", "device", "precision", "xla", "flops_per_image", "versions"),
+        *("first_step_seconds", "strategy", "replicas", "device", "precision", "xla", "kernels"),
+        *("flops_per_image", "versions"),
         *("test_accuracy", "test_loss", "seconds"),
     ]
     expected = {
@@ -236,13 +237,13 @@ def test_the_configuration_is_written_complete(finished: tuple[Path, dict[str, A
 def test_what_is_said(short: tuple[Path, dict[str, Any], list[str]], configure: Configure) -> None:
     workdir, _, lines = short
     assert [line.split()[0] for line in lines] == [
-        *("device", "strategy", "precision", "XLA", "training", "workdir", "No", "step", "step")
+        *("device", "strategy", "precision", "XLA", "kernels", "training", "workdir", "No", "step", "step")
     ]
     assert lines[1:3] == ["strategy   single, 1 replica", "precision  float32 (as configured)"]
     config = configure()
     peak = peak_learning_rate(config.schedule, config.optimizer.learning_rate, BATCH_SIZE)
-    assert lines[4] == f"training   7 steps of 100 images (all replicas), adam, peak learning rate {peak:.3g}"
-    assert lines[5] == f"workdir    {workdir}"
+    assert lines[5] == f"training   7 steps of 100 images (all replicas), adam, peak learning rate {peak:.3g}"
+    assert lines[6] == f"workdir    {workdir}"
     assert "test accuracy" in lines[-1]
 
 
@@ -364,7 +365,7 @@ def test_resuming_a_finished_run_returns_its_result_at_once(
 
 def test_resuming_a_new_folder_starts_anew(short: tuple[Path, dict[str, Any], list[str]]) -> None:
     _, result, lines = short
-    assert lines[6] == "No checkpoint to resume from: starting anew."
+    assert lines[7] == "No checkpoint to resume from: starting anew."
     assert result["steps"] == 7
 
 

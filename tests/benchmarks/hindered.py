@@ -2,6 +2,9 @@
 
 The launcher starts its ranks as `python -m mnist_dist`. What this program changes in its own process would not reach
 them, so it makes the launcher start its ranks through this program as well, and leaves all else as it is.
+
+Every step, that of a single device too, takes a little longer, as with a larger network. The few milliseconds of the
+tests' small one would otherwise drown in the noise of a machine that does other work.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-DELAY_SECONDS = 0.05  # In each step, which without it takes some milliseconds.
+STEP_SECONDS = 0.05  # Of each step on each rank, at least.
+DELAY_SECONDS = 0.1  # Of what is hindered, in each step.
 SLOW_RANK = 1
 
 
@@ -22,6 +26,7 @@ def main() -> None:
     from mnist_dist import launch
     from mnist_dist.__main__ import run
     from mnist_dist.cluster import find_cluster
+    from mnist_dist.strategies import Horovod, Single
 
     original = launch.run_ranks
 
@@ -30,6 +35,8 @@ def main() -> None:
         original([sys.executable, __file__, what, *command[3:]], ranks, **options)
 
     launch.run_ranks = run_hindered_ranks
+    lengthen_steps(Single)
+    lengthen_steps(Horovod)
     cluster = find_cluster(os.environ)
     if cluster.size > 1:
         hinder = {"input": hinder_input, "rank": hinder_rank, "all-reduce": hinder_all_reduce}[what]
@@ -39,12 +46,18 @@ def main() -> None:
 
 def hinder_input(rank: int) -> None:
     """Each batch comes late."""
+    import tensorflow as tf
+
     from mnist_dist import trainer
 
     original = trainer.make_train_dataset
 
     def make_slow_dataset(*arguments: Any, **options: Any) -> Any:
-        return original(*arguments, **options).map(lambda images, labels: tuple(late([images, labels])))
+        batches = original(*arguments, **options)
+        slow = batches.map(lambda images, labels: tuple(late([images, labels], DELAY_SECONDS)))
+        pipeline = tf.data.Options()
+        pipeline.experimental_optimization.inject_prefetch = False  # It would hide the delay behind the step.
+        return slow.with_options(pipeline)
 
     trainer.make_train_dataset = make_slow_dataset
 
@@ -53,11 +66,8 @@ def hinder_rank(rank: int) -> None:
     """One rank computes each step for longer."""
     from mnist_dist.strategies import Horovod
 
-    def run_slowly(self: Horovod, step: Callable[..., Any], batch: Any) -> Any:
-        return step(*late(batch))
-
     if rank == SLOW_RANK:
-        Horovod.run = run_slowly
+        lengthen_steps(Horovod, DELAY_SECONDS)
 
 
 def hinder_all_reduce(rank: int) -> None:
@@ -65,16 +75,25 @@ def hinder_all_reduce(rank: int) -> None:
     from mnist_dist.strategies import Horovod
 
     original = Horovod.reduce
-    Horovod.reduce = lambda self, tensor: original(self, *late([tensor]))
+    Horovod.reduce = lambda self, tensor: original(self, *late([tensor], DELAY_SECONDS))
 
 
-def late(tensors: Sequence[Any]) -> list[Any]:
-    """Returns the tensors, DELAY_SECONDS after they are there."""
+def lengthen_steps(strategy: type, seconds: float = STEP_SECONDS) -> None:
+    original = strategy.run
+
+    def run(self: Any, step: Callable[..., Any], batch: Any) -> Any:
+        return original(self, step, late(batch, seconds))
+
+    strategy.run = run
+
+
+def late(tensors: Sequence[Any], seconds: float) -> list[Any]:
+    """Returns the tensors, so many seconds after they are there."""
     import numpy as np
     import tensorflow as tf
 
     def wait() -> np.int32:
-        time.sleep(DELAY_SECONDS)
+        time.sleep(seconds)
         return np.int32(0)
 
     with tf.control_dependencies(list(tensors)):

@@ -28,8 +28,8 @@ from tests.benchmarks.hindered import DELAY_SECONDS, SLOW_RANK
 
 pytestmark = pytest.mark.slow
 
-MEASURE_SECONDS = 2.5
-STEPS_PER_CALL = 2  # So that windows of a hindered rank take 0.1 s.
+MEASURE_SECONDS = 3.5  # About twenty windows of a hindered step.
+MOST_REPEATS = 4
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def cases(tiny_mnist: Path) -> list[PlannedCase]:
         images_per_device=[BATCH_SIZE],
         measure_seconds=MEASURE_SECONDS,
         ablations=True,
-        settings=small_settings(tiny_mnist) | {"runtime.steps_per_call": STEPS_PER_CALL},
+        settings=small_settings(tiny_mnist) | {"runtime.steps_per_call": 1},
     )
     suite = Suite(
         description="d", minutes=1.0, repeats=1, strategies=["single", "horovod"], devices=[1, 2], blocks=[block]
@@ -47,28 +47,32 @@ def cases(tiny_mnist: Path) -> list[PlannedCase]:
     return [item for item in planned if item.case.strategy == "single" or item.case.devices == 2]
 
 
-def measure(study: Study, cases: Sequence[PlannedCase]) -> list[Record]:
-    store = Store(study.scratch.parent)
-    run_study(study, store, [(item, 0) for item in cases], Progress(len(cases)))
-    records = store.records()
-    assert [record.status for record in records] == ["ok"] * len(cases), [record.output_tail for record in records]
-    return records
+def measure(what: str, folder: Path, cases: Sequence[PlannedCase]) -> list[Record]:
+    program = (sys.executable, str(Path(__file__).with_name("hindered.py")), what)
+    study = Study("planted", "planted", 120.0, MACHINE, folder / "scratch", program=program)
+    return [measure_until_steady(study, Store(folder), item) for item in cases]
+
+
+def measure_until_steady(study: Study, store: Store, planned: PlannedCase) -> Record:
+    """A machine that does other work too can unsettle a run. That this is noticed is not what is tested here."""
+    for repeat in range(MOST_REPEATS):
+        (record,) = run_study(study, store, [(planned, repeat)], Progress(1))
+        assert record.status == "ok", record.output_tail
+        if summarize([record]).unstable is None:
+            return record
+    pytest.fail(f"no steady run in {MOST_REPEATS}: {summarize([record]).unstable}")
 
 
 @pytest.fixture(scope="module")
 def single(cases: list[PlannedCase], tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     folder = tmp_path_factory.mktemp("single")
-    study = Study("single", "planted", 120.0, MACHINE, folder / "scratch")
-    return measure(study, [item for item in cases if item.case.devices == 1])
+    return measure("input", folder, [item for item in cases if item.case.devices == 1])
 
 
 def attribute_planted(what: str, cases: list[PlannedCase], single: list[Record], folder: Path) -> Attribution:
-    program = (sys.executable, str(Path(__file__).with_name("hindered.py")), what)
-    study = Study(what, "planted", 120.0, MACHINE, folder / "scratch", program=program)
-    records = single + measure(study, [item for item in cases if item.case.devices == 2])
+    records = single + measure(what, folder, [item for item in cases if item.case.devices == 2])
     by_case = sorted(records, key=lambda record: record.case_id)
     summaries = [summarize(list(group)) for _, group in itertools.groupby(by_case, key=lambda record: record.case_id)]
-    assert not [summary.unstable for summary in summaries if summary.unstable]
     (curve,) = find_curves(summaries)
     (attribution,) = attribute(curve, summaries)
     print("\n" + explain(attribution))

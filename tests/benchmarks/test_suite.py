@@ -204,7 +204,7 @@ class TestNarrowing:
 
     def test_repeats_widen_and_narrow(self) -> None:
         for repeats in (1, 9):
-            planned = plan(make_suite({"repeats": 3}), repeats=repeats)
+            planned = plan(make_suite({"repeats": 3, "ablations": True, "ablation_repeats": 2}), repeats=repeats)
             assert {item.repeats for item in planned} == {repeats}
 
     def test_settings_replace_those_of_the_suite(self) -> None:

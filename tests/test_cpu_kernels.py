@@ -1,0 +1,218 @@
+"""The fused form against the layers of Keras: values, gradients, and what it leaves out."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mnist_dist.config import ModelConfig
+from mnist_dist.cpu_kernels import MAX_PART, count_parts, images_first, make_forward, pooled_edges
+from mnist_dist.dataset import Arrays
+from mnist_dist.flops import flops_per_image
+from mnist_dist.model import build_model
+from mnist_dist.runtime import decide_kernels, find_device
+
+KERNEL_SIZES = [(3, 3), (5, 3), (2, 4), (4, 5), (1, 1), (25, 1), (1, 13), (3, 12), (23, 2)]
+
+
+@pytest.fixture(autouse=True)
+def onednn(tf: ModuleType) -> None:
+    decision = decide_kernels("auto", find_device(), "float32", "off")
+    if decision.value != "fused":
+        pytest.skip(f"there is no fused form here: {decision.reason}")
+
+
+def build(kernel_sizes: tuple[int, int] = (3, 3), *, filters: tuple[int, int] = (5, 7), **options: Any) -> Any:
+    """A model whose biases are not zero, so that ReLU cuts and ties of pooling come out positive."""
+    precision = options.pop("precision", "float32")
+    config = ModelConfig(filters=filters, kernel_sizes=kernel_sizes, dense_units=9, **options)
+    model = build_model(config, precision=precision, seed=2)
+    random = np.random.default_rng(3)
+    for variable in model.trainable_variables:
+        if variable.path.endswith("bias"):
+            variable.assign(0.3 * random.normal(size=variable.shape))
+    return model
+
+
+def draw_images(count: int) -> np.ndarray:
+    """Noise, and images of one grey, on which all windows of a pooling tie."""
+    images = np.random.default_rng(4).integers(0, 256, (count, 28, 28, 1), np.uint8)
+    images[::3] = np.array([0, 255, 40], np.uint8)[np.arange(len(images[::3])) % 3, None, None, None]
+    return images
+
+
+def compute(model: Any, forward: Any, images: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Returns the logits and the gradient of each variable, of a sum with random factors."""
+    import tensorflow as tf
+
+    factors = np.random.default_rng(5).normal(size=(len(images), 10)).astype(np.float32)
+
+    @tf.function
+    def run() -> tuple[Any, Any]:
+        with tf.GradientTape() as tape:
+            logits = forward(images, training=True)
+            objective = tf.reduce_sum(factors * logits)
+        return logits, tape.gradient(objective, [variable.value for variable in model.trainable_variables])
+
+    logits, gradients = run()
+    names = [variable.path for variable in model.trainable_variables]
+    return logits.numpy(), {name: array.numpy() for name, array in zip(names, gradients, strict=True)}
+
+
+def distance(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Returns the length of the difference, relative to that of what was expected."""
+    return float(np.linalg.norm(actual - expected) / (np.linalg.norm(expected) + 1e-12))
+
+
+# --- The same function ---
+
+
+@pytest.mark.parametrize("kernel_sizes", KERNEL_SIZES)
+def test_values_and_gradients_in_float32(kernel_sizes: tuple[int, int]) -> None:
+    model, images = build(kernel_sizes), draw_images(7)
+    expected_logits, expected = compute(model, model, images)
+    logits, gradients = compute(model, make_forward(model), images)
+    np.testing.assert_allclose(logits, expected_logits, rtol=1e-5, atol=1e-5)
+    for name, gradient in gradients.items():
+        assert distance(gradient, expected[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize("filters", [(1, 1), (3, 16), (17, 2), (32, 64)])
+@pytest.mark.parametrize("images", [1, 2, 33])
+def test_any_number_of_images_and_filters(filters: tuple[int, int], images: int) -> None:
+    model, batch = build(filters=filters), draw_images(images)
+    expected_logits, expected = compute(model, model, batch)
+    logits, gradients = compute(model, make_forward(model), batch)
+    np.testing.assert_allclose(logits, expected_logits, rtol=1e-5, atol=1e-5)
+    for name, gradient in gradients.items():
+        assert distance(gradient, expected[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize("kernel_sizes", [(3, 3), (5, 3), (4, 5)])
+def test_bfloat16_is_as_near_to_float32_as_the_layers_are(kernel_sizes: tuple[int, int]) -> None:
+    images = draw_images(16)
+    exact, rounded = build(kernel_sizes), build(kernel_sizes, precision="mixed_bfloat16")
+    exact_logits, exact_gradients = compute(exact, exact, images)
+    of_layers = compute(rounded, rounded, images)
+    logits, gradients = compute(rounded, make_forward(rounded), images)
+    assert distance(logits, of_layers[0]) < 0.005
+    assert distance(logits, exact_logits) < 0.02
+    for name, gradient in gradients.items():
+        assert gradient.dtype == np.float32
+        assert distance(gradient, of_layers[1][name]) < 0.01, name
+        error = distance(of_layers[1][name], exact_gradients[name])
+        assert distance(gradient, exact_gradients[name]) < 1.2 * error + 0.002, name
+
+
+def test_digits(arrays: Arrays) -> None:
+    model = build_model(ModelConfig(), seed=6)
+    images = arrays.test_images[:50, ..., np.newaxis]
+    np.testing.assert_allclose(make_forward(model)(images, training=False), model(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shade", [0, 128, 255])
+def test_of_equal_pixels_one_has_the_gradient(shade: int) -> None:
+    """An image of one grey: each window of the first pooling ties, and its gradient must not count four times."""
+    model = build()
+    images = np.full((3, 28, 28, 1), shade, np.uint8)
+    _, expected = compute(model, model, images)
+    _, gradients = compute(model, make_forward(model), images)
+    assert np.abs(expected["conv_1/kernel"]).max() > 0.1
+    for name, gradient in gradients.items():
+        assert distance(gradient, expected[name]) < 1e-5, name
+
+
+def test_where_nothing_is_positive_there_is_no_gradient() -> None:
+    model = build()
+    model.get_layer("conv_2").bias.assign(np.full(7, -1e3))
+    logits, gradients = compute(model, make_forward(model), draw_images(4))
+    assert np.isfinite(logits).all()
+    for name in ("conv_1/kernel", "conv_1/bias", "conv_2/kernel", "conv_2/bias", "dense/kernel"):
+        assert not gradients[name].any(), name
+    assert gradients["dense/bias"].any()
+
+
+def test_dropout_while_training_only() -> None:
+    model, images = build(dropout=0.5), draw_images(64)
+    forward = make_forward(model)
+    inference = np.asarray(forward(images, training=False))
+    np.testing.assert_allclose(inference, model(images, training=False), rtol=1e-5, atol=1e-5)
+    dropped = [np.asarray(forward(images, training=True)) for _ in range(20)]
+    assert not np.allclose(dropped[0], dropped[1], atol=1e-3)
+    assert distance(np.mean(dropped, axis=0), inference) < 0.3 < distance(dropped[0], inference)
+
+
+def test_probabilities() -> None:
+    model = build_model(ModelConfig(filters=(2, 3), dense_units=5), probabilities=True)
+    images = draw_images(5)
+    np.testing.assert_allclose(make_forward(model)(images, training=False), model(images), atol=1e-6)
+
+
+def test_the_model_stays_as_it_was() -> None:
+    model = build()
+    names, weights = [variable.path for variable in model.variables], model.get_weights()
+    compute(model, make_forward(model), draw_images(4))
+    assert [variable.path for variable in model.variables] == names
+    assert all(np.array_equal(*pair) for pair in zip(weights, model.get_weights(), strict=True))
+
+
+# --- Its parts ---
+
+
+@pytest.mark.parametrize("kernel_sizes", KERNEL_SIZES)
+def test_what_reaches_the_dense_layer(kernel_sizes: tuple[int, int]) -> None:
+    first, second = pooled_edges(*kernel_sizes)
+    model = build(kernel_sizes)
+    assert model.get_layer("pool_2").output.shape[1] == second
+    whole = model.get_layer("pool_1").output.shape[1]
+    assert whole - 1 <= first <= whole
+    assert first - kernel_sizes[1] + 1 == 2 * second
+
+
+@pytest.mark.parametrize("kernel_sizes", [(3, 3), (5, 4), (2, 7)])
+def test_what_pooling_discards_is_not_computed(tf: ModuleType, kernel_sizes: tuple[int, int]) -> None:
+    from tensorflow.python.profiler import model_analyzer, option_builder
+
+    config = ModelConfig(filters=(6, 10), kernel_sizes=kernel_sizes, dense_units=14)
+    forward = make_forward(build_model(config))
+    run = tf.function(lambda images: forward(images, training=False), autograph=False)
+    graph = run.get_concrete_function(tf.TensorSpec([1, 28, 28, 1], tf.uint8)).graph
+    options = option_builder.ProfileOptionBuilder(option_builder.ProfileOptionBuilder.float_operation())
+    node, counted = model_analyzer.profile(graph, cmd="op", options=options.with_empty_output().build()), 0
+    while node.children:  # A chain, with a link for each type of operation.
+        node = node.children[0]
+        counted += node.float_ops if node.name in ("Conv2D", "MatMul") else 0
+    patches = (2 * pooled_edges(*kernel_sizes)[0]) ** 2
+    first_layer, bias = 2 * patches * kernel_sizes[0] ** 2 * 6, 2 * patches * 6
+    assert 3 * (counted - bias) - first_layer == flops_per_image(config, cropped=True)
+
+
+def test_images_first(tf: ModuleType) -> None:
+    x = tf.Variable(np.arange(5 * 3 * 2, dtype=np.float32).reshape(5, 3, 2))
+    factors = np.random.default_rng(7).normal(size=(3, 5, 2)).astype(np.float32)
+    with tf.GradientTape() as tape:
+        result = images_first(x.value())
+        objective = tf.reduce_sum(factors * result)
+    assert np.array_equal(result, x.numpy().transpose(1, 0, 2))
+    assert np.array_equal(tape.gradient(objective, x), factors.transpose(1, 0, 2))
+
+
+@pytest.mark.parametrize(
+    ("images", "branches", "parts"),
+    [
+        (128, 1, 1),
+        (128, 2, 2),
+        (100, 3, 3),
+        (128, 16, 8),  # None below 16 images.
+        (20, 4, 1),
+        (1, 2, 1),
+        (1000, 2, 4),  # None above 256.
+        (1000, 8, 8),
+        (MAX_PART + 1, 1, 2),
+    ],
+)
+def test_parts_of_a_batch(images: int, branches: int, parts: int) -> None:
+    assert count_parts(images, branches) == parts
