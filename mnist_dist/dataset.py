@@ -129,7 +129,7 @@ def make_train_dataset(
             batch = shift_images(batch, _shifts(shift_pixels, batch_size, seed, step)[mine])
         return batch, tf.gather(resident_labels, indices)
 
-    return (
+    return _untuned(
         tf.data.Dataset.range(start_epoch, np.iinfo(np.int64).max)
         .flat_map(batches_of_epoch)
         .skip(steps_to_skip)
@@ -146,7 +146,7 @@ def make_synthetic_dataset(
 
     mine = shard.slice_of(batch_size)
     batch = (tf.constant(images[mine, ..., np.newaxis]), tf.constant(labels[mine].astype(np.int32)))
-    return tf.data.Dataset.from_tensors(batch).repeat()
+    return _untuned(tf.data.Dataset.from_tensors(batch).repeat())
 
 
 def make_eval_dataset(
@@ -175,7 +175,7 @@ def make_eval_dataset(
         return tf.gather(resident_images, rows), tf.gather(resident_labels, rows), tf.cast(index >= 0, tf.float32)
 
     dataset = tf.data.Dataset.from_tensor_slices(mine).map(gather, num_parallel_calls=2, deterministic=True)
-    return dataset.prefetch(2)
+    return _untuned(dataset.prefetch(2))
 
 
 def num_eval_steps(num_images: int, batch_size: int, num_replicas: int) -> int:
@@ -200,6 +200,15 @@ def shift_images(images: tf.Tensor, shifts: tf.Tensor) -> tf.Tensor:
         interpolation="NEAREST",
         fill_mode="CONSTANT",
     )
+
+
+def _untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Switches tf.data's tuning off: nothing is left to it, and its thread holds a released iterator for seconds."""
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def _shifts(shift_pixels: int, batch_size: int, seed: int, step: tf.Tensor) -> tf.Tensor:
