@@ -1,7 +1,7 @@
 """Builds Horovod for the installed TensorFlow, installs it and proves it with two real ranks.
 
 Horovod 0.28.1, its last release, does not compile against TensorFlow 2.16 and later. Its source distribution is
-fetched with pip, repaired in four places and built once per combination of versions; the wheel is kept.
+fetched with pip, repaired in seven places and built once per combination of versions; the wheel is kept.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from mnist_dist.errors import EXIT_FAILED, UserError
 
 VERSION = "0.28.1"
 SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
-PATCH_VERSION = 1  # Part of the wheel's key: raise it with every change to PATCHES or `build_environment`.
+PATCH_VERSION = 2  # Part of the wheel's key: raise it with every change to PATCHES or `build_environment`.
 
 # (file, text found exactly once, its replacement)
 PATCHES = (
@@ -42,6 +42,25 @@ PATCHES = (
     ),
     # The vector is filled through data() and its size() stays 0, so that no stalled rank is ever reported or ended.
     ("horovod/common/gloo/gloo_controller.cc", "global_ranks_.reserve(size_);", "global_ranks_.resize(size_);"),
+    # The second device of a rank ignores HOROVOD_GLOO_IFACE and looks its host's name up; one that has no address, as
+    # in a container without network, crashes it.
+    (
+        "horovod/common/gloo/gloo_context.cc",
+        "  device_attr.ai_family = AF_UNSPEC;\n  auto dev = CreateDevice(device_attr);\n\n  global_ctx = global",
+        "  device_attr.ai_family = AF_UNSPEC;\n  gloo_iface_ = global_context.gloo_iface_;\n"
+        "  device_attr.iface = gloo_iface_;\n  auto dev = CreateDevice(device_attr);\n\n  global_ctx = global",
+    ),
+    # Newer C++ libraries no longer include it through others.
+    (
+        "horovod/common/common.h",
+        "#include <memory>\n#include <string>\n",
+        "#include <memory>\n#include <stdexcept>\n#include <string>\n",
+    ),
+    (
+        "horovod/common/group_table.h",
+        "#include <queue>\n#include <unordered_map>\n",
+        "#include <queue>\n#include <string>\n#include <unordered_map>\n",
+    ),
     # TensorFlow no longer exports the function that only its GPU operations need, but has a virtual one in its place.
     (
         "horovod/tensorflow/mpi_ops.cc",
