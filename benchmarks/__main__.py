@@ -7,40 +7,21 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError
+from mnist_dist.command import Parser, run_command
+from mnist_dist.errors import EXIT_FAILED, UserError
 
 if TYPE_CHECKING:
     from benchmarks.record import Record
 
-EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 a case failed or is slower, 2 bad input, 3 cannot tell."""
-    args = make_parser().parse_args(arguments)
-    try:
-        code = args.command(args)
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        print(f"benchmarks: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("benchmarks: interrupted; what has been measured is kept, --resume goes on", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        return EXIT_BROKEN_PIPE
+    return run_command(make_parser(), arguments, "interrupted; what has been measured is kept, --resume goes on")
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Ends with one line, as for all bad input; argparse would print all flags before it."""
-        self.exit(EXIT_BAD_INPUT, f"benchmarks: error: {message}; see `{self.prog} --help`.\n")
-
-
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     from benchmarks.peers.command import add_peers, add_perf
 
     parser = Parser(

@@ -9,17 +9,15 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from mnist_dist import __version__
-from mnist_dist.errors import EXIT_BAD_INPUT, UserError
+from mnist_dist.command import EXIT_INTERRUPTED, Parser, run_command
+from mnist_dist.errors import UserError
 
 if TYPE_CHECKING:
     from mnist_dist.cluster import Cluster
     from mnist_dist.config import Config
-
-# As shells say of a process that Ctrl-C ended, or that wrote to a pipe which nobody reads.
-EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
 
 # Flags for the settings that most runs change; --set reaches all of them.
 FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -40,28 +38,10 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 the run failed, 2 bad input."""
-    args = make_parser().parse_args(arguments)
-    try:
-        code = args.command(args)
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        print(f"mnist-dist: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("mnist-dist: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `| head` has read enough.
-        return EXIT_BROKEN_PIPE
+    return run_command(make_parser(), arguments)
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Ends with one line, as for all bad input; argparse would print all flags before it."""
-        self.exit(EXIT_BAD_INPUT, f"mnist-dist: error: {message}; see `{self.prog} --help`.\n")
-
-
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     parser = Parser(
         prog="mnist-dist",
         description="Train, evaluate and use a CNN on MNIST, on one device or many.",

@@ -9,32 +9,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from mnist_dist.errors import EXIT_BAD_INPUT, UserError
-
-EXIT_INTERRUPTED = 130
+from mnist_dist.command import Parser, run_command
+from mnist_dist.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 Slurm refused, 2 bad input."""
-    args = make_parser().parse_args(arguments)
-    try:
-        return args.command(args)
-    except UserError as error:
-        print(f"slurm: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("slurm: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    return run_command(make_parser(), arguments)
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_BAD_INPUT, f"slurm: error: {message}; see `{self.prog} --help`.\n")
-
-
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     parser = Parser(prog="python -m slurm", description="Scaling studies on a Slurm cluster.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_scaling(commands)

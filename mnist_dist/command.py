@@ -1,0 +1,44 @@
+"""What the command lines have in common: one line for bad input, and exit codes. Standard library only."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from mnist_dist.errors import EXIT_BAD_INPUT, UserError
+
+# As shells say of a process that Ctrl-C ended, or that wrote to a pipe which nobody reads.
+EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as for all bad input; argparse would print all flags before it."""
+
+    def error(self, message: str) -> NoReturn:
+        name = self.prog.removeprefix("python -m ").split()[0]
+        self.exit(EXIT_BAD_INPUT, f"{name}: error: {message}; see `{self.prog} --help`.\n")
+
+
+def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: str = "interrupted") -> int:
+    """Parses, runs the chosen command's function, and returns its exit code.
+
+    Args:
+        parser: its commands set `command` to a function from their arguments to an exit code.
+        interrupted: what to say after Ctrl-C.
+    """
+    args = parser.parse_args(arguments)
+    name = parser.prog.removeprefix("python -m ")
+    try:
+        code: int = args.command(args)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{name}: {interrupted}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `| head` has read enough.
+        return EXIT_BROKEN_PIPE
