@@ -25,7 +25,7 @@ test: $(HOROVOD) ## run the whole test suite; installs Slurm where it may, build
 	@slurm/install_for_tests.sh
 	@$(BIN)/python -m pytest
 
-test-fast: $(INSTALLED) ## run the unit tests, in under a minute
+test-fast: $(INSTALLED) ## run the unit tests, in about two minutes
 	@$(BIN)/python -m pytest -m "not slow" --durations 3
 
 lint: $(INSTALLED) ## check style and types
