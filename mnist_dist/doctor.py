@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mnist_dist import __version__
 from mnist_dist.errors import UserError
+from mnist_dist.horovod_build import IDLE_CYCLE_MILLISECONDS, waits_for_tensors
 
 OK, ABSENT, BROKEN = "ok", "-", "BROKEN"  # ABSENT: optional, and not there.
 MIN_FREE_BYTES = 500_000_000  # Of a run with its checkpoints and logs, about 20 MB are used.
@@ -60,7 +61,14 @@ def check_data() -> Iterator[Finding]:
 
 
 def check_devices() -> Iterator[Finding]:
-    from mnist_dist.runtime import cpu_name, decide_precision, decide_xla, find_device, import_tensorflow
+    from mnist_dist.runtime import (
+        cpu_name,
+        decide_kernels,
+        decide_precision,
+        decide_xla,
+        find_device,
+        import_tensorflow,
+    )
 
     tf = import_tensorflow()
     usable = len(os.sched_getaffinity(0))
@@ -80,6 +88,20 @@ def check_devices() -> Iterator[Finding]:
     precision, xla = decide_precision("auto", device), decide_xla("auto", device)
     yield Finding("precision", OK, f"auto picks {precision.value}: {precision.reason}")
     yield Finding("XLA", OK, f"auto picks {xla.value}: {xla.reason}")
+    kernels = decide_kernels("auto", device, precision.value, xla.value)
+    yield Finding("kernels", OK, f"auto picks {kernels.value}: {kernels.reason}")
+    yield Finding("ranks", OK, explain_ranks(len(gpus), usable))
+
+
+def explain_ranks(gpus: int, cores: int) -> str:
+    """Tells how several processes share this host and how they sum their gradients."""
+    if gpus:
+        share = f"each sees one of {gpus} GPUs" if gpus > 1 else "one sees the GPU"
+    elif cores > 1:
+        share = f"each is bound to its share of {cores} cores"
+    else:
+        share = "all share one core, which measures nothing"
+    return f"{share}, and sums all gradients in one all-reduce a step, without buckets (docs/distributed.md)"
 
 
 def check_training() -> Iterator[Finding]:
@@ -124,7 +146,11 @@ def check_horovod() -> Iterator[Finding]:
         yield Finding("Horovod", BROKEN, f"{version} does not load ({reason}); `mnist-dist install-horovod --force`")
         return
     built = {"Gloo": hvd.gloo_built(), "MPI": hvd.mpi_built(), "NCCL": hvd.nccl_built()}
-    yield Finding("Horovod", OK, f"{version} with {', '.join(name for name, there in built.items() if there)}")
+    if waits_for_tensors():
+        cycle = f"its cycle starts with each tensor, or after {IDLE_CYCLE_MILLISECONDS:g} ms"
+    else:
+        cycle = "as released, its ranks wake every ms; `mnist-dist install-horovod` builds one that waits for tensors"
+    yield Finding("Horovod", OK, f"{version} with {', '.join(name for name, there in built.items() if there)}; {cycle}")
 
 
 def check_slurm() -> Iterator[Finding]:

@@ -1,7 +1,8 @@
 """Builds Horovod for the installed TensorFlow, installs it and proves it with two real ranks.
 
 Horovod 0.28.1, its last release, does not compile against TensorFlow 2.16 and later. Its source distribution is
-fetched with pip, repaired in seven places and built once per combination of versions; the wheel is kept.
+fetched with pip, repaired and built once per combination of versions; the wheel is kept. Its version has a local part,
+as in 0.28.1+mnistdist.3, which tells it from Horovod as released.
 """
 
 import contextlib
@@ -30,7 +31,8 @@ from mnist_dist.errors import EXIT_FAILED, UserError
 
 VERSION = "0.28.1"
 SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
-PATCH_VERSION = 2  # Part of the wheel's key: raise it with every change to PATCHES or `build_environment`.
+PATCH_VERSION = 3  # Part of the wheel's key: raise it with every change to PATCHES or `build_environment`.
+LOCAL_VERSION = "mnistdist"
 
 # (file, text found exactly once, its replacement)
 PATCHES = (
@@ -70,7 +72,49 @@ PATCHES = (
     ),
     # horovodrun imports distutils, which Python 3.12 no longer has.
     ("horovod/runner/js_run.py", "distutils.spawn import find_executable", "shutil import which as find_executable"),
+    # Gloo's thread for events leaves a connection alone while another thread holds its lock, and is told of it again at
+    # once. Where the two share a core, it then spins through its time slice while the other waits to let go.
+    (
+        "third_party/gloo/gloo/transport/tcp/pair.cc",
+        "std::try_to_lock);\n  if (!lock) {\n    return;",
+        "std::try_to_lock);\n  if (!lock) {\n    std::this_thread::yield();\n    return;",
+    ),
+    ("third_party/gloo/gloo/transport/tcp/pair.cc", "#include <sstream>\n", "#include <sstream>\n#include <thread>\n"),
+    # All ranks ask one another for news in every cycle, which costs the cores that compute. A cycle now begins as soon
+    # as there is something to send, so that without news it may be long; see IDLE_CYCLE_MILLISECONDS.
+    (
+        "horovod/common/operations.cc",
+        "    std::this_thread::sleep_for(sleep_duration);\n  }\n  state.last_cycle_start",
+        "    state.process_set_table.Get(0).tensor_queue.WaitForMessages(sleep_duration);\n  }\n"
+        "  state.last_cycle_start",
+    ),
+    (
+        "horovod/common/tensor_queue.h",
+        "  void PopMessagesFromQueue(",
+        "  template <class Duration> void WaitForMessages(Duration at_most) {\n"
+        "    std::unique_lock<std::mutex> guard(mutex_);\n"
+        "    messages_added_.wait_for(guard, at_most, [this] { return !message_queue_.empty(); });\n"
+        "  }\n\n"
+        "  void PopMessagesFromQueue(",
+    ),
+    (
+        "horovod/common/tensor_queue.h",
+        "  mutable std::mutex mutex_;\n",
+        "  mutable std::mutex mutex_;\n  std::condition_variable messages_added_;\n",
+    ),
+    ("horovod/common/tensor_queue.h", "#include <iostream>\n", "#include <condition_variable>\n#include <iostream>\n"),
+    (
+        "horovod/common/tensor_queue.cc",
+        "  message_queue_.push(std::move(message));\n  return Status::OK();",
+        "  message_queue_.push(std::move(message));\n  messages_added_.notify_one();\n  return Status::OK();",
+    ),
+    (
+        "horovod/common/tensor_queue.cc",
+        "    message_queue_.push(std::move(messages[i]));\n  }\n",
+        "    message_queue_.push(std::move(messages[i]));\n  }\n  messages_added_.notify_one();\n",
+    ),
 )
+IDLE_CYCLE_MILLISECONDS = 20.0  # How often ranks that have nothing to send ask for news, such as a shutdown.
 
 RUNTIME_PACKAGES = ("cloudpickle", "psutil", "pyyaml", "packaging")
 BUILD_PACKAGES = ("setuptools", "wheel", *RUNTIME_PACKAGES)  # Horovod's setup.py wants the latter even to build.
@@ -104,6 +148,14 @@ def is_installed() -> bool:
         built_for = json.loads((Path(spec.origin).parent / "metadata.json").read_text())["tensorflow"]
         return bool(built_for == _tensorflow()[1].partition("+")[0])
     except (OSError, ValueError, KeyError, UserError):
+        return False
+
+
+def waits_for_tensors() -> bool:
+    """Tells whether the installed Horovod was built here, so that its cycles begin when there is something to send."""
+    try:
+        return f"+{LOCAL_VERSION}." in importlib.metadata.version("horovod")
+    except importlib.metadata.PackageNotFoundError:
         return False
 
 
@@ -263,6 +315,7 @@ def build_environment(nccl: Mapping[str, str], mpi: bool, folder: Path) -> dict[
         environment[f"HOROVOD_{name}"] = "1"
     environment["HOROVOD_WITH_MPI" if mpi else "HOROVOD_WITHOUT_MPI"] = "1"
     environment["HOROVOD_CPU_OPERATIONS"] = "MPI" if mpi else "GLOO"
+    environment["HOROVOD_LOCAL_VERSION"] = f"{LOCAL_VERSION}.{PATCH_VERSION}"
     environment["CMAKE_POLICY_VERSION_MINIMUM"] = "3.5"  # CMake 4 refuses Gloo's CMakeLists.txt without it.
     environment |= nccl
     environment["PATH"] = _search_path()

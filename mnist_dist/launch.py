@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mnist_dist import horovod_build
 from mnist_dist.cluster import Cluster, cores_of, free_port
 from mnist_dist.config import Config, RuntimeConfig, config_to_yaml
 from mnist_dist.dataset import load_arrays
@@ -89,6 +90,8 @@ def join_ranks(cluster: Cluster, config: RuntimeConfig) -> Iterator[None]:
         return
     _die_with_launcher()
     bind_cores(cluster)
+    if config.strategy == "horovod" and horovod_build.waits_for_tensors():
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", f"{horovod_build.IDLE_CYCLE_MILLISECONDS:g}")
     with contextlib.ExitStack() as stack:
         if cluster.launcher != "horovodrun":  # It has its own roll call and rendezvous.
             if config.strategy == "horovod" and cluster.is_chief and cluster.launcher != "mnist-dist":

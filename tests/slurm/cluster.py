@@ -89,6 +89,17 @@ class Cluster:
         managers = {parent_of(pid) for pid in tasks} - set(tasks)
         return [pid for pid in managers if "slurmstepd" in command_of(pid)] + tasks
 
+    def rank_processes(self, job_id: str) -> list[int]:
+        """Returns the training processes of a job, in the order of their ranks."""
+        found = {}
+        for pid, values in environments():
+            is_ours = values.get("SLURM_CONF") == self.environment["SLURM_CONF"]
+            if is_ours and job_id in (values.get("SLURM_JOB_ID"), values.get("SLURM_ARRAY_JOB_ID")):
+                program, *arguments = command_of(pid).split()
+                if "python" in program and {"mnist_dist", "train"} <= set(arguments):
+                    found[int(values["SLURM_PROCID"])] = pid
+        return [pid for _, pid in sorted(found.items())]
+
     def _is_task_on(self, node: str, values: Mapping[str, str]) -> bool:
         return values.get("SLURMD_NODENAME") == node and values.get("SLURM_CONF") == self.environment["SLURM_CONF"]
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.distributed.conftest import Run, StartRun
-from tests.slurm.cluster import URGENT, Cluster
+from tests.slurm.cluster import URGENT, Cluster, wait_until
 from tests.slurm.conftest import SGD, TRAIN, Job, Submit, assert_close
 
 pytestmark = pytest.mark.slow
@@ -21,7 +25,8 @@ def test_signalled_requeued_and_resumed(
 ) -> None:
     job = submit("--nodes=2", "--ntasks-per-node=2", TRAIN, "--strategy", "multiworker", *training, *STEPS)
     job.wait_for("step    12/")
-    slurm.run("scancel", "--batch", "--signal=USR2", job.id)  # What --signal=B:USR2 sends, now.
+    with paused(slurm, job):
+        slurm.run("scancel", "--batch", "--signal=USR2", job.id)  # What --signal=B:USR2 sends, now.
     job.succeed()
     assert "its time has run out; back into the queue" in job.output
     check_resumed(slurm, job, job.workdir, start_once)
@@ -33,11 +38,37 @@ def test_a_preempted_member_of_an_array(
     """Slurm itself takes the nodes away for a job of a higher partition."""
     job = submit("--array=3", "--output=%x-%A.out", TRAIN, *training, *STEPS)
     job.wait_for("step    12/")
-    urgent = submit(f"--partition={URGENT}", "--nodes=2", "--exclusive", "--wrap", "sleep 1")
+    with paused(slurm, job):
+        urgent = submit(f"--partition={URGENT}", "--nodes=2", "--exclusive", "--wrap", "sleep 1")
     urgent.succeed()
     job.succeed()
     assert "it was preempted; back into the queue" in job.output
     check_resumed(slurm, job, job.folder / "runs" / f"train-{job.id}_3", start_once)
+
+
+@contextlib.contextmanager
+def paused(slurm: Cluster, job: Job) -> Iterator[None]:
+    """Stops the ranks until a signal has come for each of them: they could train to the end before it comes."""
+    ranks = slurm.rank_processes(job.id)
+    assert ranks
+    for rank in ranks:
+        os.kill(rank, signal.SIGSTOP)
+    yield
+    try:
+        assert wait_until(lambda: all(is_signalled(rank) for rank in ranks), 60)
+    finally:
+        for rank in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGCONT)
+
+
+def is_signalled(pid: int) -> bool:
+    """Whether a signal waits for a stopped process, or it goes on: where Slurm preempts, it sends SIGCONT, too."""
+    try:
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    except FileNotFoundError:
+        return True
+    return int(status["ShdPnd"], 16) != 0 or not status["State"].strip().startswith("T")
 
 
 def check_resumed(slurm: Cluster, job: Job, workdir: Path, start_once: StartRun) -> None:

@@ -6,13 +6,12 @@ import json
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.distributed.conftest import Run, StartRun
 from tests.slurm.cluster import Cluster
-from tests.slurm.conftest import SGD, TRAIN, Job, Submit, assert_close
+from tests.slurm.conftest import SGD, TRAIN, Submit, assert_close
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +58,7 @@ def test_submitted_from_elsewhere(submit: Submit) -> None:
 def test_a_killed_task_ends_the_job(submit: Submit, training: list[str], slurm: Cluster) -> None:
     job = submit(*TWO_BY_TWO, TRAIN, "--strategy", "multiworker", *training, *LONG)
     job.wait_for("step     8/")
-    os.kill(rank_process(slurm, job, 3), signal.SIGKILL)
+    os.kill(slurm.rank_processes(job.id)[3], signal.SIGKILL)
     killed = time.monotonic()
     ended = job.finish(SECONDS_TO_END)
     assert time.monotonic() - killed < SECONDS_TO_END
@@ -86,17 +85,3 @@ def test_a_lost_node_ends_the_job_and_requeues_it(submit: Submit, training: list
     assert ended["Restarts"] == "1"
     assert lost not in slurm.run("scontrol", "show", "hostnames", ended["NodeList"]).stdout.split()
     assert "Resuming after step" in job.output
-
-
-def rank_process(cluster: Cluster, job: Job, rank: int) -> int:
-    """Returns the process of one rank on n9 or n10."""
-    wanted = {f"SLURM_PROCID={rank}".encode(), f"SLURM_JOB_ID={job.id}".encode()}
-    found = [
-        pid
-        for node in ("n9", "n10")
-        for pid in cluster.processes_of(node)
-        if wanted <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
-        and b"mnist_dist" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
-    assert len(found) == 1, found
-    return found[0]
