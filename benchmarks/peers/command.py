@@ -89,8 +89,8 @@ def run_peers(args: argparse.Namespace) -> int:
     from benchmarks.peers.table import make_rows, write_table
 
     environment, contestants = _prepare(args)
-    rows = choose(contestants, args.only)
     modes = MODES if args.mode == "both" else (args.mode,)
+    rows = choose(contestants, args.only, modes)
     folder, runs = _measure(args, "peers", wanted_runs(rows, modes), environment)
     print(write_table(folder.path, _command(), folder.study(), make_rows(rows, runs)), end="")
     return _exit_code([run for run in runs if run.contestant in rows and run.mode in modes])

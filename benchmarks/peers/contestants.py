@@ -16,7 +16,7 @@ from benchmarks.case import Case
 from benchmarks.environment import PACKAGE_FOLDER
 from benchmarks.peers.runs import Mode
 from benchmarks.suite import Machine
-from mnist_dist.config import get_setting, load_config, setting_descriptions, shipped_configs
+from mnist_dist.config import get_setting, load_config, setting_descriptions
 from mnist_dist.errors import UserError, nearest
 
 DATA = PACKAGE_FOLDER.parent / "mnist_dist" / "data" / "mnist.npz"
@@ -135,10 +135,12 @@ def make_contestants(seconds: float, machine: Machine) -> dict[str, Contestant]:
         seconds: of steady training that a throughput is measured over.
     """
     ours = Case(measure_seconds=seconds)
-    fast = case_of(OURS_ACCURACY) if OURS_ACCURACY in shipped_configs() else None
     contestants = [
         Contestant(OURS, "mnist-dist train", "seed CNN", ours, case_of("default")),
-        *([Contestant(OURS_ACCURACY, "mnist-dist train --config speedrun", "its own", None, fast)] if fast else []),
+        *(
+            Contestant(config, f"mnist-dist train --config {config}", "its own", None, case_of(config))
+            for config in (OURS_ACCURACY, "speedrun-995")
+        ),
         _peer("keras-fit", "Keras fit, published MNIST convnet", "its own", Script("keras_fit")),
         _peer("keras-fit-seed", "Keras fit", "seed CNN", Script("keras_fit", ("--network", "seed"))),
         _peer("horovod-1", "Horovod's example on Keras 3, 1 rank", "seed CNN", Script("horovod_example", ranks=1)),
@@ -221,8 +223,10 @@ def case_of(config: str) -> Case:
     return Case(global_batch_size=wanted.training.batch_size, settings=settings)
 
 
-def choose(contestants: Mapping[str, Contestant], only: Sequence[str] | None) -> dict[str, Contestant]:
-    """Returns the rows of the table, or those of them that a user names, with ours always among them.
+def choose(
+    contestants: Mapping[str, Contestant], only: Sequence[str] | None, modes: Sequence[Mode]
+) -> dict[str, Contestant]:
+    """Returns the rows of the table, or those of them that a user names and what they are compared with.
 
     Raises:
         UserError: a name is not known.
@@ -233,7 +237,8 @@ def choose(contestants: Mapping[str, Contestant], only: Sequence[str] | None) ->
     for name in only:
         if name not in rows:
             raise UserError(f"--only: received '{name}', expected some of {','.join(rows)}." + nearest(name, rows))
-    return {name: row for name, row in rows.items() if name in {*only, OURS, OURS_ACCURACY}}
+    bases: dict[Mode, str] = {"throughput": OURS, "accuracy": OURS_ACCURACY}
+    return {name: row for name, row in rows.items() if name in {*only, *(bases[mode] for mode in modes)}}
 
 
 def python_of(work: Script, environment: Environment) -> str:

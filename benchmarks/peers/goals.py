@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from benchmarks.case import Case
-from benchmarks.peers.contestants import OURS, OURS_ACCURACY, Contestant
+from benchmarks.peers.contestants import Contestant
 from benchmarks.peers.estimates import Throughput, TimeTo, throughput, throughput_ratio, time_ratio, time_to, why_none
 from benchmarks.peers.runs import Mode, PeerStudy, Run
 from benchmarks.peers.table import describe_machine, estimate_text, estimate_to_json, number
@@ -90,14 +90,9 @@ def needed_runs(
     needed: dict[tuple[str, Mode], Contestant] = {}
     for goal in goals:
         for name in () if goal.cpu_only and on_gpus else (goal.numerator, *goal.denominators):
-            found = contestant_of(name, contestants)
+            found = contestants[name]
             needed[found.name, goal.mode] = found
     return [(contestant, mode) for (_, mode), contestant in needed.items()]
-
-
-def contestant_of(name: str, contestants: Mapping[str, Contestant]) -> Contestant:
-    """Returns a contestant; for the speedrun, where no such configuration is shipped, the default one."""
-    return contestants[OURS if name == OURS_ACCURACY and name not in contestants else name]
 
 
 def judge(goal: Goal, contestants: Mapping[str, Contestant], runs: Sequence[Run], *, on_gpus: bool = False) -> Verdict:
@@ -111,7 +106,7 @@ def judge(goal: Goal, contestants: Mapping[str, Contestant], runs: Sequence[Run]
 
 
 def _judge_one(goal: Goal, denominator: str, contestants: Mapping[str, Contestant], runs: Sequence[Run]) -> Verdict:
-    sides = [contestant_of(name, contestants) for name in (denominator, goal.numerator)]
+    sides = [contestants[name] for name in (denominator, goal.numerator)]
     base, new = ([run for run in runs if run.contestant == side.name and run.mode == goal.mode] for side in sides)
     failed = any(run.status not in ("ok", "skipped") for run in (*base, *new))
     if goal.mode == "accuracy":

@@ -5,13 +5,12 @@ from pathlib import Path
 
 from benchmarks.labels import MISSING
 from benchmarks.peers.contestants import OURS, make_contestants
-from benchmarks.peers.goals import contestant_of
 from benchmarks.peers.table import make_rows, render, write_table
 from benchmarks.suite import Machine
 from tests.benchmarks.peers.runs import STUDY, bad_run, rate_runs, time_run
 
 CONTESTANTS = make_contestants(5.0, Machine(cores=2, gpus=0, devices_per_host=2))
-FAST = contestant_of("speedrun", CONTESTANTS).name
+FAST = "speedrun"
 RUNS = [
     *rate_runs(OURS, [4000] * 3),
     *rate_runs("keras-fit", [1000] * 3),
@@ -29,20 +28,23 @@ def cells(name: str, text: str) -> list[str]:
 
 def test_a_row_compares_a_peer_with_ours() -> None:
     text = render("a command", STUDY, make_rows(CONTESTANTS, RUNS))
-    _, network, rate, ratio, to_98, to_99, times, runs = cells("keras-fit", text)
+    _, network, rate, ratio, to_98, to_99, to_995, times, accuracy, runs = cells("keras-fit", text)
     assert network == "its own"
     assert 980 < float(rate.split(" ")[0].replace(",", "")) < 1020
     assert ratio.startswith(("4", "3.9")) and "(" in ratio
     assert to_98 == "20.0 s"
     assert to_99 == "90.0 s (2 of 3)", "180 s for two successes"
     assert times.startswith("45 (")
+    assert to_995 == accuracy == MISSING, "it ended at 99 %"
     assert runs == "3 + 3"
 
 
 def test_ours_is_not_compared_with_itself_and_what_is_unknown_is_a_dash() -> None:
     text = render("a command", STUDY, make_rows(CONTESTANTS, RUNS))
-    assert cells(OURS, text)[3] == cells(FAST, text)[6] == MISSING
-    assert cells("pytorch-float32", text)[2:] == [MISSING] * 5 + ["0 + 0"]
+    assert cells(OURS, text)[3] == cells(FAST, text)[7] == MISSING
+    assert cells(FAST, text)[6] == "never (0 of 3)"
+    assert cells(FAST, text)[8] == "99.10 % (99.10 to 99.10)"
+    assert cells("pytorch-float32", text)[2:] == [MISSING] * 7 + ["0 + 0"]
     assert "pytorch-float32: skipped: exit code 1: SomeError: of its own" in text
     assert "independent" not in text, "serves the goals alone"
 
