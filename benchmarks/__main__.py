@@ -252,7 +252,8 @@ def add_compare(commands: Any) -> None:
 
 
 def run_compare(args: argparse.Namespace) -> int:
-    from benchmarks.compare import compare, render
+    from benchmarks.compare import compare
+    from benchmarks.compare_table import render
 
     allow = set(args.allow)
     if args.interleave:

@@ -42,9 +42,9 @@ from benchmarks.labels import on_gpus
 from benchmarks.record import Record
 from benchmarks.scaling import Curve, Point, Scaling, is_oversubscribed
 from benchmarks.scaling_models import gradient_bytes
-from benchmarks.stats import Estimate, student_quantile
+from benchmarks.stats import Estimate, block_length, student_quantile
 from benchmarks.steady_state import merge_windows
-from benchmarks.stragglers import SlowPlace, block_length, find_slow_place
+from benchmarks.stragglers import SlowPlace, find_slow_place
 from benchmarks.summary import CaseSummary, steady_state_of
 from mnist_dist.config import Config
 

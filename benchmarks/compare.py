@@ -14,17 +14,17 @@ Accuracy must not pay for speed: a case that became less accurate than seeds exp
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from benchmarks.case import Case
 from benchmarks.labels import label_case, on_gpus
+from benchmarks.matching import Difference, find_differences, match_cases, show_value
 from benchmarks.record import Record, one_line
 from benchmarks.stats import (
     CONFIDENCE,
@@ -48,16 +48,12 @@ from benchmarks.summary import (
 from mnist_dist.errors import UserError
 
 Outcome = Literal["slower", "inconclusive", "faster", "same"]
-Difference = Literal["hardware", "software", "config"]
 
 OUTCOMES: tuple[Outcome, ...] = ("slower", "inconclusive", "faster", "same")  # In the order of the table.
 SIGNIFICANCE = 0.05  # Of the whole comparison, however many cases it has.
 SMALLEST_ACCURACY_DROP = 0.0005  # Five of the 10,000 test images.
 FEWEST_PAIRS = 3
-MEMORY_TOLERANCE = 0.02  # Of the same memory a kernel leaves a little more or less at each boot.
-MOST_RUNS_TOLD = 100
 KINDS = {"input": "input alone: ", "matmul": "matrix products: ", "collectives": "all-reduce: "}
-WHICH_DEVICES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")  # A scheduler gives whichever are free.
 
 
 @dataclass(frozen=True)
@@ -151,11 +147,11 @@ def compare(
             f"--smallest-effect: received {100 * smallest_effect:g} percent, expected between 0 and 100, such as 5."
         )
     base, new = ([record for record in side if record.status != "skipped"] for side in (base, new))
-    pairs, only_in_base, only_in_new = _match(_by_case(base), _by_case(new), "config" in allow)
+    pairs, only_in_base, only_in_new = match_cases(_by_case(base), _by_case(new), "config" in allow)
     incomparable: list[Incomparable] = []
     measured: list[_Measured] = []
     for base_records, new_records in sorted(pairs, key=lambda pair: _label(pair[1])):
-        differing = [text for kind, text in _differences(base_records, new_records) if kind not in allow]
+        differing = [text for kind, text in find_differences(base_records, new_records) if kind not in allow]
         if differing:
             incomparable.append(Incomparable(_label(new_records), "; ".join(differing)))
         else:
@@ -172,130 +168,11 @@ def compare(
     )
 
 
-def render(comparison: Comparison) -> str:
-    """Returns the comparison as Markdown."""
-    lines = [f"Base: {comparison.base_name}", "", f"New: {comparison.new_name}", "", _headline(comparison), ""]
-    if comparison.verdicts:
-        lines += [
-            "| case | new / base | 95 % interval | corrected | verdict | runs, base and new | remark |",
-            "|---|---:|---:|---:|---|---:|---|",
-            *(_row(verdict) for verdict in comparison.verdicts),
-            "",
-            _explanation(comparison),
-            "",
-        ]
-    for title, texts in (
-        ("Not comparable", [f"{each.label}: {each.reason}" for each in comparison.incomparable]),
-        ("Only in the base", comparison.only_in_base),
-        ("Only in the new study", comparison.only_in_new),
-    ):
-        if texts:
-            lines += [f"{title}:", "", *(f"- {_cell(text)}" for text in texts), ""]
-    return "\n".join(lines).rstrip() + "\n"
-
-
 def _by_case(records: Sequence[Record]) -> dict[str, list[Record]]:
     found: dict[str, list[Record]] = {}
     for record in records:
         found.setdefault(record.case_id, []).append(record)
     return found
-
-
-def _match(
-    base: dict[str, list[Record]], new: dict[str, list[Record]], across_settings: bool
-) -> tuple[list[tuple[list[Record], list[Record]]], list[list[Record]], list[list[Record]]]:
-    """Returns the records of matching cases, and those of cases of only one study."""
-    pairs = [(base.pop(case_id), new.pop(case_id)) for case_id in sorted(base.keys() & new.keys())]
-    if across_settings:
-        subject = _subject(
-            [records[0].case for records in base.values()], [records[0].case for records in new.values()]
-        )
-        base_keys, new_keys = _by_rest(base, subject), _by_rest(new, subject)
-        for key in sorted(base_keys.keys() & new_keys.keys()):
-            if len(base_keys[key]) == len(new_keys[key]) == 1:
-                pairs.append((base.pop(base_keys[key][0]), new.pop(new_keys[key][0])))
-    return pairs, list(base.values()), list(new.values())
-
-
-def _subject(base: Sequence[Case], new: Sequence[Case]) -> set[str]:
-    """Returns the settings of which the studies have no value in common."""
-    names = {name for case in (*base, *new) for name in case.settings}
-    return {name for name in names if not _values(base, name) & _values(new, name)}
-
-
-def _values(cases: Sequence[Case], name: str) -> set[str]:
-    return {json.dumps(case.settings.get(name)) for case in cases}
-
-
-def _by_rest(cases: dict[str, list[Record]], subject: set[str]) -> dict[str, list[str]]:
-    """Returns the identifiers of cases by everything else that they are."""
-    found: dict[str, list[str]] = {}
-    for case_id, records in cases.items():
-        case = records[0].case
-        rest = {name: value for name, value in case.settings.items() if name not in subject}
-        found.setdefault(case.model_copy(update={"settings": rest}).case_id, []).append(case_id)
-    return found
-
-
-def _differences(base: Sequence[Record], new: Sequence[Record]) -> Iterator[tuple[Difference, str]]:
-    """Yields what is not the same in all runs of a case, in words."""
-    runs = (*base, *new)
-    settings = set.intersection(*(set(_settings(record)) for record in runs))  # A commit may add some or drop some.
-    aspects: list[tuple[Difference, Callable[[Record], dict[str, Any]]]] = [
-        ("hardware", _hardware),
-        ("software", _software),
-        ("config", lambda record: {name: _settings(record)[name] for name in settings}),
-        ("config", _surroundings),
-    ]
-    for kind, aspect in aspects:
-        sides = [[aspect(record) for record in side] for side in (base, new)]
-        for name in sorted({name for side in sides for values in side for name in values}):
-            found = [sorted({_shown(values.get(name)) for values in side}) for side in sides]
-            if len(set(found[0] + found[1])) > 1:
-                yield kind, f"{kind} differs: {name}: base {' and '.join(found[0])}, new {' and '.join(found[1])}"
-    memory = [record.identity.hardware.memory_bytes for record in runs]
-    if max(memory) > (1 + MEMORY_TOLERANCE) * min(memory):
-        yield "hardware", f"hardware differs: memory: from {min(memory) / 2**30:.1f} to {max(memory) / 2**30:.1f} GiB"
-
-
-def _hardware(record: Record) -> dict[str, Any]:
-    hardware = record.identity.hardware
-    return {
-        "architecture": hardware.architecture,
-        "processor": hardware.cpu_model,
-        "cores": hardware.cores,
-        "GPUs": [f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB" for gpu in hardware.gpus],
-    }
-
-
-def _software(record: Record) -> dict[str, Any]:
-    """The package's own version belongs to the commit; a library that does not run does not matter."""
-    unused = {"mnist_dist"} | ({"horovod"} if record.case.strategy != "horovod" else set())
-    versions = {name: version for name, version in record.identity.software.items() if name not in unused}
-    return versions | {"GPU driver": record.identity.hardware.gpu_driver}
-
-
-def _settings(record: Record) -> dict[str, Any]:
-    """Returns the settings of the training run by dotted key, without the seed, which repeats vary."""
-    return {name: value for name, value in _flat(record.identity.config) if name != "seed"}
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in section.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _surroundings(record: Record) -> dict[str, Any]:
-    environment = record.identity.environment
-    variables = {name: value for name, value in environment.items() if name not in WHICH_DEVICES}
-    return variables | {"launcher": record.identity.launcher}
-
-
-def _shown(value: Any) -> str:
-    return "none" if value in (None, []) else one_line(value if isinstance(value, str) else json.dumps(value), 80)
 
 
 def _measure(base: Sequence[Record], new: Sequence[Record]) -> _Measured:
@@ -368,7 +245,7 @@ def _all_reduce_seconds(record: Record) -> dict[int, float]:
 
 def _changed_settings(base: Case, new: Case) -> str:
     names = sorted(base.settings.keys() | new.settings.keys())
-    changes = [(name, _shown(base.settings.get(name)), _shown(new.settings.get(name))) for name in names]
+    changes = [(name, show_value(base.settings.get(name)), show_value(new.settings.get(name))) for name in names]
     return ", ".join(f"{name}: {before} became {after}" for name, before, after in changes if before != after)
 
 
@@ -443,61 +320,6 @@ def _accuracy_drops(measured: Sequence[_Measured]) -> list[tuple[Accuracy, Accur
     return drops
 
 
-def _headline(comparison: Comparison) -> str:
-    if not comparison.verdicts:
-        return "**Nothing could be compared.**"
-    counts = {name: sum(each.outcome == name for each in comparison.verdicts) for name in OUTCOMES}
-    parts = [f"{count} {name}" for name, count in counts.items() if count]
-    lost = sum(each.less_accurate is not None for each in comparison.verdicts)
-    parts += [f"{lost} less accurate"] if lost else []
-    parts += [f"{len(comparison.incomparable)} not comparable"] if comparison.incomparable else []
-    cases = len(comparison.verdicts) + len(comparison.incomparable)
-    return f"**Of {cases} case{'s' * (cases != 1)}: {', '.join(parts)}.**"
-
-
-def _row(verdict: Verdict) -> str:
-    ratio = verdict.ratio
-    outcome = verdict.outcome if verdict.outcome in ("same", "inconclusive") else f"**{verdict.outcome}**"
-    cells = (
-        verdict.label,
-        f"{ratio.value:.3f}" if ratio else "unknown",
-        _interval(ratio),
-        _interval(verdict.corrected),
-        outcome + (", **less accurate**" if verdict.less_accurate else ""),
-        f"{verdict.base_runs}, {verdict.new_runs}" + (" paired" if verdict.paired else ""),
-        "; ".join(filter(None, _remarks(verdict))),
-    )
-    return f"| {' | '.join(map(_cell, cells))} |"
-
-
-def _interval(ratio: Estimate | None) -> str:
-    return "unknown" if ratio is None or math.isnan(ratio.low) else f"{ratio.low:.3f} to {ratio.high:.3f}"
-
-
-def _remarks(verdict: Verdict) -> Iterator[str]:
-    yield verdict.remark
-    if verdict.less_accurate:
-        base, new = verdict.less_accurate
-        yield f"test accuracy {100 * base.mean:.2f} % became {100 * new.mean:.2f} % ({base.seeds}, {new.seeds} seeds)"
-    if verdict.outcome != "inconclusive" or verdict.corrected is None:
-        return
-    if verdict.more_runs is None or verdict.more_runs > MOST_RUNS_TOLD:
-        yield f"more than {MOST_RUNS_TOLD} further runs of each needed"
-    else:
-        yield f"about {verdict.more_runs} further run{'s' * (verdict.more_runs > 1)} of each needed"
-
-
-def _explanation(comparison: Comparison) -> str:
-    """Says how to read the table."""
-    tested = sum(verdict.corrected is not None for verdict in comparison.verdicts)
-    effect = f"{100 * comparison.smallest_effect:g} %"
-    return (
-        "new / base: ratio of the rates, above 1 where new is faster. Corrected: the interval after Holm's correction "
-        f"for {tested} test{'s' * (tested != 1)}. Slower or faster: the ratio is off by more than {effect} and the "
-        f"corrected interval leaves out 1. Same: the whole 95 % interval is within {effect}."
-    )
-
-
 def _label(records: Sequence[Record]) -> str:
     label = label_case(records[0].case, on_gpus(records))
     return KINDS.get(records[0].case.kind, "") + label
@@ -513,8 +335,3 @@ def _name(records: Sequence[Record]) -> str:
 def _commit(record: Record) -> str:
     git = record.identity.git
     return "no commit known" if git is None else f"commit {git.commit[:10]}{', changed' if git.dirty else ''}"
-
-
-def _cell(text: str) -> str:
-    """Labels and reasons hold what files say, which must not end a cell or a line."""
-    return one_line(text).replace("|", "\\|")

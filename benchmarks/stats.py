@@ -292,6 +292,17 @@ def lag_one_correlation(values: np.ndarray) -> float:
     return float(ranks[1:] @ ranks[:-1]) / power if power else 0.0
 
 
+def block_length(values: np.ndarray) -> int:
+    """Returns Politis and White's block length for noise of the first order (Econometric Reviews 23, 2004).
+
+    Args:
+        values: float64 [windows].
+    """
+    memory = min(max(lag_one_correlation(values), 0.0), 0.9)
+    best = (6 * len(values)) ** (1 / 3) * (memory / (1 - memory**2)) ** (2 / 3)
+    return max(1, min(round(best), len(values) // 3))
+
+
 class _Arm:
     """The repeats of one case, ready to be resampled.
 
@@ -341,7 +352,7 @@ def _resample_windows(series: Series, rng: np.random.Generator) -> np.ndarray:
     Blocks of neighbouring windows are drawn, as these resemble one another; they may wrap round the end (Politis and
     Romano, "A circular block-resampling procedure for stationary data", 1992).
     """
-    windows, length = len(series.work), _block_length(series)
+    windows, length = len(series.work), block_length(series.seconds / series.work)
     if windows == 1:
         return np.zeros(WITHIN_RESAMPLES)
     count = math.ceil(windows / length)
@@ -358,16 +369,8 @@ def _block_sums(values: np.ndarray, length: int) -> np.ndarray:
     return sums[length:] - sums[:-length]
 
 
-def _block_length(series: Series) -> int:
-    """Returns Politis and White's block length for noise of the first order (Econometric Reviews 23, 2004)."""
-    windows = len(series.work)
-    memory = min(max(lag_one_correlation(series.seconds / series.work), 0.0), 0.9)
-    best = (6 * windows) ** (1 / 3) * (memory / (1 - memory**2)) ** (2 / 3)
-    return max(1, min(round(best), windows // 3))
-
-
 def _blocks(series: Series) -> int:
-    return len(series.work) // _block_length(series)
+    return len(series.work) // block_length(series.seconds / series.work)
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float, float]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.stats import lag_one_correlation
+from benchmarks.stats import block_length
 
 NOTABLE_EXCESS = 0.05  # By which a rank must be slower than the others to be named.
 SIGNIFICANCE = 0.05
@@ -115,10 +115,3 @@ def _block_means(times: np.ndarray) -> np.ndarray:
     length = max(block_length(row) for row in relative)
     blocks = max(times.shape[1] // length, 1)
     return np.stack([part.mean(axis=1) for part in np.array_split(times, blocks, axis=1)], axis=1)
-
-
-def block_length(values: np.ndarray) -> int:
-    """Returns Politis and White's block length for noise of the first order (Econometric Reviews 23, 2004)."""
-    memory = min(max(lag_one_correlation(values), 0.0), 0.9)
-    best = (6 * len(values)) ** (1 / 3) * (memory / (1 - memory**2)) ** (2 / 3)
-    return max(1, min(round(best), len(values) // 3))

@@ -32,13 +32,13 @@ HEADS = (
 )
 NOTES = """\
 Images/s: trained by all devices together in the steady state, with 95 % intervals; ours/peer: how many times more
-`{ours}` trains. Time: from the beginning of the first step, so with tracing and compiling, to the end of the first
-evaluation on the whole test set that reaches the accuracy, all evaluations until then included; without checkpoints,
-which only ours writes. Where not all runs reach it: the expected time of repeating until one does. Peers end at 99 %.
-Peer/ours: how many times longer than `{fast}` it takes to 99 %. Accuracy: on the test set at the end, mean (lowest to
-highest). Runs: for throughput + for time, each a fresh process with a seed of its
-own, interleaved in a random order; the ratios compare runs of the same repeat. Images/s of different networks are
-different work."""
+`{ours}` trains. Images/s of different networks are different work.
+Time: from the beginning of the first step, so with tracing and compiling, to the end of the first evaluation on the
+whole test set that reaches the accuracy, all evaluations until then included; without checkpoints, which only ours
+writes. Where not all runs reach it: the expected time of repeating until one does. Peers end at 99 %. Peer/ours: how
+many times longer than `{fast}` it takes to 99 %. Accuracy: on the test set at the end, mean (lowest to highest).
+Runs: for throughput + for time, each a fresh process with a seed of its own, interleaved in a random order; the ratios
+compare runs of the same repeat."""
 
 
 @dataclass(frozen=True, eq=False)

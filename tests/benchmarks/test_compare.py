@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.case import Case
-from benchmarks.compare import Comparison, Verdict, compare, render
+from benchmarks.compare import Comparison, Verdict, compare
+from benchmarks.compare_table import render
 from benchmarks.record import Record
 from benchmarks.stats import Estimate
 from tests.benchmarks.simulation import CASE, WINDOW_SECONDS, make_record, make_runs

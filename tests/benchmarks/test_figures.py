@@ -16,6 +16,7 @@ from PIL import Image
 from benchmarks import figures
 from benchmarks.collectives import measured_all_reduces
 from benchmarks.drawing import COLOURS, INK, ON_DARK, PAPER, Label, Picture, make_picture, new_figure, place_labels
+from benchmarks.figures import accuracy, all_reduces, losses, scaling, step_times
 from benchmarks.findings import Findings, find_out
 from benchmarks.record import Record
 from tests.benchmarks.factory import SLOW_RANK, ablations, collectives, make_study, strong, train, whole_study
@@ -55,7 +56,8 @@ def keep_figures() -> Iterator[list[Figure]]:
         return make_picture(figure, *texts)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "make_picture", keep)
+        for module in (accuracy, all_reduces, losses, scaling, step_times):
+            patch.setattr(module, "make_picture", keep)
         yield kept
 
 

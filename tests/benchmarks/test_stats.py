@@ -85,8 +85,8 @@ def test_block_bootstrap_has_the_variance_of_theory(memory: float) -> None:
 
 def test_blocks_are_of_one_window_where_windows_are_independent() -> None:
     rng = np.random.default_rng(0)
-    independent = stats._block_length(Series(np.ones(200), np.exp(0.02 * rng.standard_normal(200))))
-    correlated = stats._block_length(Series(np.ones(200), np.exp(correlated_noise(rng, 200, 0.02, 0.8)[0])))
+    independent = stats.block_length(np.exp(0.02 * rng.standard_normal(200)))
+    correlated = stats.block_length(np.exp(correlated_noise(rng, 200, 0.02, 0.8)[0]))
     assert independent <= 3 < 8 <= correlated <= 66
 
 
