@@ -351,6 +351,7 @@ def find_machine(devices_per_host: int | None = None) -> Machine:
     import importlib.util
 
     from benchmarks.environment import find_hardware
+    from mnist_dist.runtime import cpu_has_float16
 
     hardware = find_hardware()
     in_container = "MNIST_DIST_CONTAINER" in os.environ  # Of which this process knows nothing.
@@ -359,4 +360,5 @@ def find_machine(devices_per_host: int | None = None) -> Machine:
     in_job = "SLURM_JOB_ID" in os.environ and shutil.which("srun") is not None
     hosts = int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) if in_job else None
     cores = int(os.environ.get("SLURM_CPUS_ON_NODE", hardware.cores)) if in_job else hardware.cores
-    return Machine(cores, gpus, devices_per_host or gpus or cores, hosts, has_horovod)
+    has_float16 = gpus > 0 or cpu_has_float16()
+    return Machine(cores, gpus, devices_per_host or gpus or cores, hosts, has_horovod, has_float16)

@@ -99,6 +99,7 @@ class Machine:
     devices_per_host: int
     hosts: int | None = None  # Of a job in which `srun` starts the ranks; None: this host alone.
     has_horovod: bool = True
+    has_float16: bool = True  # Arithmetic, not only storage.
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,9 @@ def training_settings(case: Case, seed: int) -> dict[str, Any]:
         "training.measure_seconds": case.measure_seconds,
         "data.kind": "synthetic" if case.synthetic_input else "mnist",
     }
+    if case.kind == "matmul":
+        # One product at a time has to keep all cores busy; the fused form would give it one thread, to run several.
+        settings["runtime.kernels"] = "plain"
     load_config("default", settings)
     return settings
 
@@ -339,6 +343,8 @@ def _skip_reason(case: Case, machine: Machine) -> str | None:
         return f"{on_host} devices on one host, which has {machine.gpus} GPU{'s' if machine.gpus > 1 else ''}"
     if case.global_batch_size % case.devices:
         return f"a global batch of {case.global_batch_size} images does not divide over {case.devices} devices"
+    if case.settings.get("runtime.precision") == "mixed_float16" and not machine.has_float16:
+        return "the CPU has no float16 arithmetic"
     if case.strategy == "horovod" and not machine.has_horovod:
         return "Horovod is not installed; run `mnist-dist install-horovod`"
     return None

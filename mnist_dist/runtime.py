@@ -19,6 +19,8 @@ from mnist_dist.cluster import Cluster
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.errors import UserError
 
+FLOAT16_FLAGS = frozenset({"avx512_fp16", "amx_fp16"})  # Of CPUs that compute with it.
+
 
 @dataclass(frozen=True)
 class Device:
@@ -266,10 +268,15 @@ def _has_onednn(device: Device) -> bool:
     return told == "1" if told in ("0", "1") else bool(known)
 
 
+def cpu_has_float16() -> bool:
+    """Tells whether this CPU computes with float16; imports no TensorFlow."""
+    return bool(_cpu_flags() & FLOAT16_FLAGS)
+
+
 def _has_float16(device: Device) -> bool:
     if device.kind == "GPU":
         return (device.compute_capability or (0, 0)) >= (5, 3)
-    return bool(device.cpu_flags & {"avx512_fp16", "amx_fp16"})
+    return bool(device.cpu_flags & FLOAT16_FLAGS)
 
 
 def _cpu_flags() -> frozenset[str]:

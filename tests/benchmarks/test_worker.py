@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,18 @@ def test_matrix_products_with_a_setting_that_is_compared(tmp_path: Path, tiny_mn
     assert all(1e8 < rate < FASTEST_CORE for rate in measured["flops_per_second"])
     assert record.identity.config["runtime"]["precision"] == "mixed_bfloat16"
     assert record.case == case, "what is compared is no part of the case"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_matrix_products_use_all_cores_of_a_device(tmp_path: Path, tiny_mnist: Path) -> None:
+    rates = []
+    for cores in (1, 2):
+        case = small_case(tiny_mnist, kind="matmul", measure_seconds=None, cores_per_device=cores)
+        record = run_case(make_study(tmp_path), case, 0)
+        assert record.status == "ok", record.output_tail
+        rates.append(max((record.measurements or {})["flops_per_second"]))
+    assert rates[1] > 1.3 * rates[0]
 
 
 @pytest.mark.slow
