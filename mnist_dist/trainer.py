@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,13 +138,7 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
     for line in introduce(session, float(rates.max())):
         console.say(line)
 
-    precision = session.runtime.precision.value
-    fused = session.runtime.kernels.value == "fused"
-    with strategy.scope():
-        replica_mean = functools.partial(mean_over_replicas, strategy)
-        model = build_model(config.model, precision=precision, seed=config.seed, replica_mean=replica_mean)
-        optimizer = build_optimizer(config.optimizer, rates, loss_scaling=precision == "mixed_float16", fused=fused)
-        optimizer.build(model.trainable_variables)
+    model, optimizer = build(session, rates)
     variables = variables_by_name(model, optimizer)
     checkpoints = Checkpoints(session.folder.checkpoints, config.checkpoint.keep, report=console.say)
     progress = restore(session, checkpoints, variables) if resume else Progress()
@@ -155,12 +149,46 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
         period=config.checkpoint.every_steps or plan.steps_per_epoch,
         checkpoints=checkpoints if strategy.is_chief else None,
         variables=variables,
-        precision=precision,
+        precision=session.runtime.precision.value,
         wall_seconds=lambda: earlier_seconds + time.perf_counter() - session.started,
     )
     actions = make_actions(session, model, optimizer, rates, progress)
     if config.training.measure_seconds is None:
         actions.append(save_checkpoint)
+    if config.runtime.guard:
+        check_shards(session)
+
+    clock = StepClock()
+    train_steps_to_the_end(session, model, optimizer, progress, actions, clock)
+    return leave_results(session, model, progress, save_checkpoint, clock)
+
+
+def build(session: Session, rates: np.ndarray) -> tuple[keras.Model, keras.Optimizer]:
+    """Returns the model and its optimizer, within the strategy's scope.
+
+    Args:
+        rates: float32 [total steps].
+    """
+    config, strategy = session.config, session.strategy
+    precision, fused = session.runtime.precision.value, session.runtime.kernels.value == "fused"
+    with strategy.scope():
+        replica_mean = functools.partial(mean_over_replicas, strategy)
+        model = build_model(config.model, precision=precision, seed=config.seed, replica_mean=replica_mean)
+        optimizer = build_optimizer(config.optimizer, rates, loss_scaling=precision == "mixed_float16", fused=fused)
+        optimizer.build(model.trainable_variables)
+    return model, optimizer
+
+
+def train_steps_to_the_end(
+    session: Session,
+    model: keras.Model,
+    optimizer: keras.Optimizer,
+    progress: Progress,
+    actions: Sequence[Action],
+    clock: StepClock,
+) -> None:
+    """Trains until the plan or the time to measure is over, or a rank was told to stop; `progress` says how far."""
+    config, plan, strategy = session.config, session.plan, session.strategy
     batches = make_batches(session, session.arrays.train_labels, progress.step)
     train_steps = make_train_steps(
         model,
@@ -171,13 +199,9 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
         accumulation_steps=config.training.accumulation_steps,
         gradient_compression=config.optimizer.gradient_compression,
         xla=session.runtime.xla.value == "on",
-        fused=fused,
+        fused=session.runtime.kernels.value == "fused",
         branches=session.runtime.branches,
     )
-    if config.runtime.guard:
-        check_shards(session)
-
-    clock = StepClock()
     clock.start()
     first_call = True
     signalled = time_is_up = False
@@ -191,7 +215,7 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
         progress.advance(metrics, seconds, first_call)
         first_call = False
         stop_unless_finite(metrics[:, 0], progress)
-        console.advance(progress.step, seconds / count)
+        session.console.advance(progress.step, seconds / count)
         for action in actions:
             if is_due(action, progress.step, plan.total_steps):
                 session.watchdog.enter(f"{type(action).__name__} after step {progress.step}")
@@ -204,12 +228,18 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
         if config.training.measure_seconds:  # Windows long enough by time, and enough of them to see them settle.
             window = min(max(round(WINDOW_SECONDS / slowest_step_seconds), 1), config.runtime.steps_per_call)
 
+
+def leave_results(
+    session: Session, model: keras.Model, progress: Progress, save_checkpoint: SaveCheckpoint, clock: StepClock
+) -> dict[str, Any]:
+    """Writes what a run leaves in its workdir, or a checkpoint where it was stopped, and returns result.json."""
+    config, strategy = session.config, session.strategy
     session.watchdog.enter(f"results after step {progress.step}")
     step_times = gather_step_times(clock, strategy, session.cluster.hosts)
     result = describe_run(session, progress)
     if config.training.measure_seconds:
         result["status"] = "measured"
-    elif progress.step < plan.total_steps:
+    elif progress.step < session.plan.total_steps:
         save_checkpoint(progress)
         result |= {"status": "preempted", "signal": session.preemption.received}
     elif strategy.is_chief:
