@@ -142,7 +142,7 @@ class RuntimeConfig(Section):
     )
     devices: PositiveInt = Field(1, description="Devices (replicas) in total: GPUs, or shares of the CPU's cores.")
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = Field(
-        "auto", description="Type of the arithmetic; weights are always float32."
+        "auto", description="float32, mixed_float16, mixed_bfloat16 or auto; weights are always float32."
     )
     xla: Switch = Field("auto", description="Compile the training step with XLA: on, off or auto.")
     kernels: Literal["auto", "plain", "fused"] = Field(

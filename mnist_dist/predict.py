@@ -60,9 +60,8 @@ def run(model: Any, paths: Sequence[Path], as_json: bool) -> int:
         The exit code: 0, or 2 if any file was rejected.
     """
     width = max(len("file"), *(len(_printable(path)) for path in paths))
-    if not as_json:
-        print(f"{'file':<{width}}  digit  probability")
     exit_code = 0
+    head = "" if as_json else f"{'file':<{width}}  digit  probability\n"  # Only where there is something below it.
     for outcome in predict_files(model, paths):
         if isinstance(outcome, UserError):
             print(f"mnist-dist: error: {outcome}", file=sys.stderr, flush=True)
@@ -71,7 +70,8 @@ def run(model: Any, paths: Sequence[Path], as_json: bool) -> int:
             print(json.dumps(asdict(outcome)), flush=True)
         else:
             line = f"{_printable(outcome.file):<{width}}  {outcome.digit:>5}  {outcome.probability:>11.4f}"
-            print(line, flush=True)
+            print(head + line, flush=True)
+            head = ""
     return exit_code
 
 
