@@ -25,8 +25,8 @@ test: $(HOROVOD) ## run the whole test suite; installs Slurm where it may, build
 	@slurm/install_for_tests.sh
 	@$(BIN)/python -m pytest
 
-test-fast: $(INSTALLED) ## run the unit tests, in about two minutes
-	@$(BIN)/python -m pytest -m "not slow" --durations 3
+test-fast: $(INSTALLED) ## run the unit tests, in about a minute
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile --durations 3
 
 lint: $(INSTALLED) ## check style and types
 	@$(BIN)/ruff check .
