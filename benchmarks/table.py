@@ -30,7 +30,7 @@ MISSING_ORDER = math.inf  # Sorts behind every number.
 TERMINAL_WIDTH = 120
 WRAPPED_WIDTH = 8  # To which text may be wrapped, numbers never.
 TERMINAL_TARGET = 0.99
-TERMINAL_STYLES = {MISSING: "dim", "unstable": "yellow", "failed": "red"}
+TERMINAL_STYLES = {MISSING: "dim", "skipped": "dim", "unstable": "yellow", "failed": "red"}
 # What the head of a group adds to a column, where there are no such heads.
 MARKDOWN_PREFIXES = {
     "Noise of images/s": "noise of images/s ",
@@ -190,8 +190,8 @@ def _terminal_columns(rows: Sequence[Row]) -> Iterator[Column]:
     unit = "" if any(row.on_gpus for row in rows) else f"{TIMES} cores"
     yield Column("", "devices", unit, _terminal_devices, numeric=False)
     yield Column("", "batch", "/device", lambda row: Cell(_batch_cell(row).text))
-    if len({_precision_cell(row).text for row in rows} - {MISSING}) > 1:
-        yield Column("", "type", "", lambda row: Cell(_precision_cell(row).text.replace("mixed_", "")), numeric=False)
+    if len({_terminal_precision(row).text for row in rows} - {MISSING}) > 1:
+        yield Column("", "type", "", _terminal_precision, numeric=False)
     yield Column("", "trained", "", lambda row: Cell(label_duration(row.case).replace("the ", "")), numeric=False)
     yield Column("", "images/s", "total", _throughput_with_margin)
     yield Column("", "images/s", "/device", lambda row: _estimate(row.images_per_second_per_device, _count))
@@ -314,15 +314,25 @@ def _batch_cell(row: Row) -> Cell:
 
 
 def _precision_cell(row: Row) -> Cell:
-    precision, xla = (measured_setting(row.summary, name) for name in ("precision", "xla"))
-    return Cell(precision, f"XLA {xla}", precision) if precision else Cell()
+    # Where nothing ran: what was asked for.
+    precision, xla = (
+        measured_setting(row.summary, name) or str(row.case.settings.get(f"runtime.{name}", ""))
+        for name in ("precision", "xla")
+    )
+    return Cell(precision, f"XLA {xla}" if xla else "", precision) if precision else Cell()
+
+
+def _terminal_precision(row: Row) -> Cell:
+    cell = _precision_cell(row)
+    return Cell(cell.text.removeprefix("mixed_") + (", XLA" if cell.detail == "XLA on" else ""))
 
 
 def _throughput_cell(row: Row) -> Cell:
     summary = row.summary
     runs = f"{len(summary.records)} run{'s' if len(summary.records) != 1 else ''}"
     if not summary.records:
-        return Cell("failed" if summary.failures else MISSING)
+        reasons = {record.status for record in summary.failures}
+        return Cell("failed" if reasons - {"skipped"} else "skipped" if reasons else MISSING)
     if summary.images_per_second is None:
         return Cell("unstable" if summary.unstable else MISSING, runs)
     cell = _estimate(summary.images_per_second, _count)

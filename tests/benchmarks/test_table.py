@@ -38,6 +38,7 @@ from tests.benchmarks.factory import (
     matmul,
     train,
 )
+from tests.benchmarks.simulation import make_record
 
 SINGLE, HOROVOD = train("single", 1), train("horovod", 2)
 CASES = [
@@ -117,6 +118,16 @@ def test_rows_without_a_throughput_say_why_and_sort_last(rows: list[Row]) -> Non
     assert cells(rows, UNSTABLE)["images/s", "total"] == Cell("unstable", "3 runs", MISSING_ORDER)
     assert cells(rows, FAILING)["images/s", "total"] == Cell("failed", "", MISSING_ORDER)
     assert cells(rows, FAILING)["images/s", "per device"] == Cell(MISSING, "", MISSING_ORDER)
+
+
+def test_what_was_skipped_is_not_called_failed_and_says_what_it_would_have_been() -> None:
+    asked = {"runtime.precision": "mixed_float16", "runtime.xla": "on"}
+    case = SINGLE.model_copy(update={"settings": dict(SINGLE.settings) | asked})
+    skipped = make_record(case, status="skipped", reason="the CPU has no float16 arithmetic")
+    lines = render_terminal_table(rows_of([*make_study([SINGLE], 2), skipped])).splitlines()
+    (line,) = [line for line in lines if "skipped" in line]
+    assert "float16, XLA" in line
+    assert not any("failed" in line for line in lines)
 
 
 def test_accuracy_has_the_range_of_the_seeds(rows: list[Row]) -> None:
