@@ -71,12 +71,13 @@ def write_report(folder: Path, records: Sequence[Record], warnings: Sequence[str
 
 
 def render_terminal_text(findings: Findings, colour: bool = False) -> str:
-    """Returns the main table, or all others where nothing was trained, and the warnings, a paragraph each."""
-    if findings.main_rows:
-        parts = [render_terminal_table(findings.main_rows, TERMINAL_WIDTH, colour)]
-    else:
-        tables = [table for section in build_sections(findings) for table in section.tables if not table.folded]
-        parts = [render_terminal_texts(table, TERMINAL_WIDTH, colour) for table in tables]
+    """Returns the main table and that of input pipelines that differ, or all tables where nothing was trained, and the
+    warnings, a paragraph each."""
+    parts = [render_terminal_table(findings.main_rows, TERMINAL_WIDTH, colour)] if findings.main_rows else []
+    for section in build_sections(findings):
+        if not findings.main_rows or (section.name == "input" and len(findings.inputs) > 1):
+            tables = [table for table in section.tables if not table.folded]
+            parts += [render_terminal_texts(table, TERMINAL_WIDTH, colour) for table in tables]
     wrap = functools.partial(textwrap.fill, width=TERMINAL_WIDTH, initial_indent="! ", subsequent_indent="  ")
     return "\n\n".join([*parts, "\n".join(wrap(caveat.text) for caveat in findings.caveats)]).rstrip()
 

@@ -192,6 +192,7 @@ def _terminal_columns(rows: Sequence[Row]) -> Iterator[Column]:
     yield Column("", "batch", "/device", lambda row: Cell(_batch_cell(row).text))
     if len({_terminal_precision(row).text for row in rows} - {MISSING}) > 1:
         yield Column("", "type", "", _terminal_precision, numeric=False)
+    yield Column("", "other settings", "", lambda row: _text(label_other_settings(row.case)), numeric=False)
     yield Column("", "trained", "", lambda row: Cell(label_duration(row.case).replace("the ", "")), numeric=False)
     yield Column("", "images/s", "total", _throughput_with_margin)
     yield Column("", "images/s", "/device", lambda row: _estimate(row.images_per_second_per_device, _count))
