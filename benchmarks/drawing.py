@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 DOTS_PER_INCH = 130
+LINE_POINTS = 14.0  # From one line of a label to the next.
 CSS_PIXELS_PER_INCH = 96
 WIDTH = 5.7  # Inches; half of a wide page, and still readable when a phone shrinks it.
 # Okabe and Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/), some darkened
@@ -149,6 +150,22 @@ def place_labels(axes: Axes, labels: Sequence[Label]) -> None:
         for index, candidate in enumerate(candidates):
             if index != best:
                 candidate.remove()
+
+
+def stack_labels(axes: Axes, labels: Sequence[Label]) -> None:
+    """Writes labels to the right of points that lie above one another, in their order, moved as little as need be."""
+    from scipy.optimize import isotonic_regression
+
+    figure = axes.figure
+    figure.draw_without_rendering()  # type: ignore[union-attr]
+    points_per_pixel = 72 / figure.dpi
+    ordered = sorted(labels, key=lambda label: label.y)
+    heights = points_per_pixel * axes.transData.transform([(label.x, label.y) for label in ordered])[:, 1]
+    steps = LINE_POINTS * np.arange(len(ordered))
+    # Places that rise by a line at least, with the least squared distance from the points.
+    places = isotonic_regression(heights - steps).x + steps
+    for label, place, height in zip(ordered, places, heights, strict=True):
+        _annotate(axes, label, (8, float(place - height), "left", "center"))
 
 
 def _annotate(axes: Axes, label: Label, place: tuple[float, float, str, str]) -> Any:

@@ -18,6 +18,7 @@ from benchmarks.drawing import (
     new_figure,
     place_labels,
     set_title,
+    stack_labels,
 )
 from benchmarks.figures.shared import draw_point, error_bars, join_name, plain_log_ticks, variant_of
 from benchmarks.labels import (
@@ -155,7 +156,10 @@ def _label_curves(axes: Axes, curves: Sequence[Curve], value_of: Callable[[Point
         Label(curve.points[-1].devices, value_of(curve.points[-1]).value, name, COLOURS[curve.strategy], bold=True)
         for curve, name in zip(curves, names, strict=True)
     ]
-    place_labels(axes, labels)
+    last = max(label.x for label in labels)
+    stack_labels(axes, [label for label in labels if label.x == last])
+    if inner := [label for label in labels if label.x != last]:
+        place_labels(axes, inner)
 
 
 def _curve_names(curves: Sequence[Curve]) -> list[str]:
