@@ -208,12 +208,12 @@ def run_report(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_records(folder: Path) -> list[Record]:
+def read_records(folder: Path, argument: str = "DIR") -> list[Record]:
     from benchmarks.store import Store
 
     records = Store(folder).records()
     if not records:
-        raise UserError(f"DIR: '{folder}' holds no records; expected the folder of `python -m benchmarks run`.")
+        raise UserError(f"{argument}: '{folder}' holds no records; expected the folder of `python -m benchmarks run`.")
     return records
 
 
@@ -262,7 +262,7 @@ def run_compare(args: argparse.Namespace) -> int:
         base, new, subject = measure_both(args.base, args.new, args.suite, args.results, read_narrowing(args))
         allow |= subject
     else:
-        base, new = read_records(Path(args.base)), read_records(Path(args.new))
+        base, new = read_records(Path(args.base), "BASE"), read_records(Path(args.new), "NEW")
     comparison = compare(base, new, smallest_effect=args.smallest_effect / 100, allow=frozenset(allow))
     print(render(comparison))
     return comparison.exit_code

@@ -17,6 +17,13 @@ from mnist_dist.errors import UserError
 
 # For estimates, before a case has run: what starting TensorFlow and leaving the results takes, and a pace.
 STARTUP_SECONDS, IMAGES_PER_SECOND, EPOCH_IMAGES = 6.0, 18_000.0, 60_000
+HOW_LONG = {
+    "training.epochs",
+    "training.steps",
+    "evaluation.every_epochs",
+    "logging.every_steps",
+    "runtime.steps_per_call",
+}
 OTHER_KIND_SECONDS = {"input": 6.0, "collectives": 20.0, "matmul": 4.0}
 
 Run = tuple[PlannedCase, int]
@@ -106,7 +113,7 @@ def run_study(study: Study, store: Store, runs: Sequence[Run], progress: Progres
 def label_run(case: Case, machine: Machine) -> str:
     """Names a case in a few words; for a training, without the settings that say only how long it lasts."""
     kind = "" if case.kind == "train" else f"{case.kind}, "
-    quiet = {key: value for key, value in case.settings.items() if key.startswith(("runtime.p", "runtime.x", "model."))}
+    quiet = {key: value for key, value in case.settings.items() if key not in HOW_LONG}
     return kind + label_case(case.model_copy(update={"settings": quiet}), bool(machine.gpus))
 
 

@@ -88,7 +88,8 @@ def load_model(workdir: Path) -> keras.Model:
     """
     file = workdir / "model.keras"
     if not workdir.is_dir():
-        raise UserError(f"WORKDIR: '{workdir}' does not exist; expected a folder written by `mnist-dist train`.")
+        what = "is a file" if workdir.exists() else "does not exist"
+        raise UserError(f"WORKDIR: '{workdir}' {what}; expected a folder written by `mnist-dist train`.")
     if not file.is_file() and not (workdir / "config.yaml").is_file():
         raise UserError(f"WORKDIR: '{workdir}' is not the folder of a run; expected one written by `mnist-dist train`.")
     if not file.is_file():

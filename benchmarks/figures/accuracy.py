@@ -30,6 +30,8 @@ from benchmarks.summary import TimeToAccuracy
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+LEAST_ACCURACY_SPAN = 0.1  # Of the axis, in percent.
+
 
 def draw_accuracy(rows: Sequence[Row]) -> Picture | None:
     """Throughput against test accuracy: up and to the right is better."""
@@ -59,6 +61,9 @@ def draw_accuracy(rows: Sequence[Row]) -> Picture | None:
     rates = [throughput.value for _, throughput, _ in shown]
     axes.set_xlim(min(rates) / 1.3, max(rates) * 1.3)  # Wider intervals run off the picture.
     axes.margins(y=0.12)
+    low, high = axes.get_ylim()
+    middle, half = (low + high) / 2, max(high - low, LEAST_ACCURACY_SPAN) / 2  # Equal accuracies have no span.
+    axes.set_ylim(middle - half, min(middle + half, 100.0))
     axes.locator_params(axis="y", nbins=8, steps=[1, 2, 5, 10])
     plain_log_ticks(axes.xaxis)
     place_labels(axes, labels)

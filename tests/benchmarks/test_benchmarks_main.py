@@ -79,7 +79,7 @@ class TestBadInput:
             (["run", "quick", "--set", "seed=1"], "seed: received as a setting of a case"),
             (["report", "nowhere"], "DIR: 'nowhere' holds no records"),
             (["predict", "nowhere"], "DIR: 'nowhere' holds no records"),
-            (["compare", "nowhere", "nowhere"], "DIR: 'nowhere' holds no records"),
+            (["compare", "nowhere", "nowhere"], "BASE: 'nowhere' holds no records"),
             (["compare", "a", "b", "--smallest-effect", "nan"], "argument --smallest-effect: received 'nan'"),
             (["compare", "a", "b", "--smallest-effect", "0"], "argument --smallest-effect: received '0'"),
             (["compare", "a", "b", "--interleave", "--suite", "qick"], "SUITE: received 'qick'"),
