@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mnist_dist.errors import EXIT_BAD_INPUT, UserError
 
@@ -14,7 +14,13 @@ EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as for all bad input; argparse would print all flags before it."""
+    """A parser whose errors are one line, as for all bad input; argparse would print all flags before it.
+
+    Nor does it guess from an abbreviation what was meant.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False} | options)
 
     def error(self, message: str) -> NoReturn:
         name = self.prog.removeprefix("python -m ").split()[0]

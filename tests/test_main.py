@@ -155,6 +155,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--epochs", "x"], "argument --epochs: invalid int value: 'x'; see `mnist-dist train --help`."),
         (["train", "--learning-rate", ""], r"argument --learning-rate: invalid float value: ''; see .*"),
         (["train", "--turbo"], r"unrecognized arguments: --turbo; see .*"),
+        (["train", "--epoch", "1"], r"unrecognized arguments: --epoch 1; see .*"),
         (["evaluate"], r"the following arguments are required: WORKDIR; see `mnist-dist evaluate --help`\."),
         (["export", "run", "--format", "onnx"], r"argument --format: invalid choice: 'onnx' .*"),
         (["predict", "run"], r"the following arguments are required: IMAGE; see .*"),
