@@ -8,22 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.drawing import (
-    COLOURS,
-    INK,
-    PAPER,
-    Label,
-    Picture,
-    make_picture,
-    new_figure,
-    place_labels,
-)
+from benchmarks.drawing import COLOURS, INK, PAPER, Label, Picture, make_picture, new_figure, place_labels
 from benchmarks.figures.shared import draw_point, error_bars, group_by, join_name, plain_log_ticks, variant_of
-from benchmarks.labels import (
-    TIMES,
-    label_number,
-    label_point,
-)
+from benchmarks.labels import TIMES, label_number, label_point
 from benchmarks.rows import Row, seed_accuracies
 from benchmarks.summary import TimeToAccuracy
 

@@ -8,21 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.collectives import AllReduce
-from benchmarks.drawing import (
-    COLOURS,
-    MARKERS,
-    Label,
-    Picture,
-    make_picture,
-    new_figure,
-    place_labels,
-    set_title,
-)
+from benchmarks.drawing import COLOURS, MARKERS, Label, Picture, make_picture, new_figure, place_labels, set_title
 from benchmarks.figures.shared import group_by
-from benchmarks.labels import (
-    label_bytes,
-    label_point,
-)
+from benchmarks.labels import label_bytes, label_point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

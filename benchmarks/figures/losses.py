@@ -8,23 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.attribution import Attribution
-from benchmarks.drawing import (
-    GAIN,
-    INK,
-    LARGEST_LOSS,
-    LOSS,
-    MUTED,
-    PAPER,
-    Picture,
-    make_picture,
-    new_figure,
-    set_title,
-)
+from benchmarks.drawing import GAIN, INK, LARGEST_LOSS, LOSS, MUTED, PAPER, Picture, make_picture, new_figure, set_title
 from benchmarks.figures.shared import group_by
-from benchmarks.labels import (
-    label_point,
-    label_three_digits,
-)
+from benchmarks.labels import label_point, label_three_digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,9 +21,7 @@ from benchmarks.drawing import (
     stack_labels,
 )
 from benchmarks.figures.shared import draw_point, error_bars, join_name, plain_log_ticks, variant_of
-from benchmarks.labels import (
-    label_number,
-)
+from benchmarks.labels import label_number
 from benchmarks.prediction import Prediction
 from benchmarks.scaling import Curve, Point
 from benchmarks.stats import Estimate

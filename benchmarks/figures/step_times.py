@@ -8,19 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.attribution import steady_step_seconds
-from benchmarks.drawing import (
-    COLOURS,
-    INK,
-    MUTED,
-    PAPER,
-    Picture,
-    make_picture,
-    new_figure,
-    set_title,
-)
-from benchmarks.labels import (
-    label_point,
-)
+from benchmarks.drawing import COLOURS, INK, MUTED, PAPER, Picture, make_picture, new_figure, set_title
+from benchmarks.labels import label_point
 from benchmarks.scaling import is_oversubscribed
 from benchmarks.summary import CaseSummary
 
