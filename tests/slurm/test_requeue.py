@@ -83,10 +83,13 @@ def check_resumed(slurm: Cluster, job: Job, workdir: Path, start_once: StartRun)
 
 
 def test_the_time_limit(submit: Submit, training: list[str], slurm: Cluster) -> None:
-    """Slurm itself gives the signal, half a minute or more before a limit; another job gets none."""
+    """Slurm itself gives the signal, before a limit; another job gets none.
+
+    Slurm looks at its jobs each half minute and rather gives the signal too early: here 45 to 75 s after the start.
+    """
     endless = ["--steps", "9999999", "--set", "logging.every_steps=100000", "--set", "runtime.guard=false"]
     endless += ["--set", "evaluation.every_epochs=0", "--set", "checkpoint.every_steps=1000000"]
-    warned = submit("--time=1", "--signal=B:USR2@30", TRAIN, *training, *endless, "--workdir", "warned")
+    warned = submit("--time=2", "--signal=B:USR2@45", TRAIN, *training, *endless, "--workdir", "warned")
     unwarned = submit("--time=1", "--signal=CONT@1", TRAIN, *training, *endless, "--workdir", "unwarned")
     warned.wait_for("its time has run out; back into the queue")
     slurm.run("scancel", warned.id)
