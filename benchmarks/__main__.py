@@ -196,15 +196,17 @@ def add_report(commands: Any) -> None:
 
 def run_report(args: argparse.Namespace) -> int:
     records = read_records(args.results)
+    show_report(args.results, records)
     if args.mlperf:
         from benchmarks.exports import write_mlperf_log
 
-        write_mlperf_log(records, args.results / "mlperf")
+        logs = write_mlperf_log(records, args.results / "mlperf")
+        print(f"MLPerf logs: {len(logs)} in {args.results / 'mlperf'}")
     if args.tensorboard:
         from benchmarks.exports import write_tensorboard
 
-        write_tensorboard(records, args.results / "tensorboard")
-    show_report(args.results, records)
+        runs = write_tensorboard(records, args.results / "tensorboard")
+        print(f"TensorBoard: {len(runs)} runs; look with: tensorboard --logdir {args.results / 'tensorboard'}")
     return 0
 
 
@@ -244,6 +246,7 @@ def add_compare(commands: Any) -> None:
         choices=("hardware", "software", "config"),
         help="compare although this differs, being the subject; may be given several times",
     )
+    parser.add_argument("--markdown", action="store_true", help="print Markdown, for a page or a pull request")
     parser.add_argument("--interleave", action="store_true", help="measure both now, in one go")
     parser.add_argument("--suite", default="quick", metavar="SUITE", help="with --interleave (default: %(default)s)")
     add_results(parser)
@@ -253,7 +256,7 @@ def add_compare(commands: Any) -> None:
 
 def run_compare(args: argparse.Namespace) -> int:
     from benchmarks.compare import compare
-    from benchmarks.compare_table import render
+    from benchmarks.compare_table import render_markdown, render_terminal
 
     allow = set(args.allow)
     if args.interleave:
@@ -264,7 +267,7 @@ def run_compare(args: argparse.Namespace) -> int:
     else:
         base, new = read_records(Path(args.base), "BASE"), read_records(Path(args.new), "NEW")
     comparison = compare(base, new, smallest_effect=args.smallest_effect / 100, allow=frozenset(allow))
-    print(render(comparison))
+    print(render_markdown(comparison) if args.markdown else render_terminal(comparison, sys.stdout.isatty()), end="")
     return comparison.exit_code
 
 
@@ -279,9 +282,9 @@ def add_predict(commands: Any) -> None:
 
 
 def run_predict(args: argparse.Namespace) -> int:
-    from benchmarks.findings import predictions_text
+    from benchmarks.report import render_predictions
 
-    print(predictions_text(read_records(args.results)))
+    print(render_predictions(read_records(args.results), sys.stdout.isatty()))
     return 0
 
 

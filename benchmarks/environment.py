@@ -120,18 +120,28 @@ def find_software() -> dict[str, str]:
 
 
 def find_git(folder: Path = PACKAGE_FOLDER) -> Git | None:
-    """Returns the commit of the checkout that tracks `folder`, or None where none does.
+    """Returns the commit of the checkout that tracks `folder`, or that of its image, or None where neither is known.
 
     Dirty means that a tracked file differs; results written into the checkout do not count.
     """
     try:
         # An installed package can lie in somebody else's checkout, which does not track it.
-        if not _git(folder, "ls-files", "--", "."):
-            return None
-        commit = _git(folder, "rev-parse", "HEAD")
-        return Git(commit=commit, dirty=bool(_git(folder, "status", "--porcelain", "--untracked-files=no")))
+        if _git(folder, "ls-files", "--", "."):
+            commit = _git(folder, "rev-parse", "HEAD")
+            return Git(commit=commit, dirty=bool(_git(folder, "status", "--porcelain", "--untracked-files=no")))
     except (OSError, subprocess.SubprocessError):
+        pass
+    return _git_of_image(folder.parent / "REVISION")
+
+
+def _git_of_image(file: Path) -> Git | None:
+    """Reads what docker/Dockerfile leaves beside the code: a commit, with `-dirty` where the files differed from it."""
+    try:
+        commit, _, dirty = file.read_text().strip().partition("-")
+    except (OSError, UnicodeDecodeError):
         return None
+    is_commit = len(commit) == 40 and set(commit) <= set("0123456789abcdef")
+    return Git(commit=commit, dirty=bool(dirty)) if is_commit else None
 
 
 def find_job_id(environment: Mapping[str, str]) -> str | None:

@@ -11,12 +11,11 @@ from benchmarks.attribution import Attribution, attribute
 from benchmarks.collectives import AllReduce, measured_all_reduces
 from benchmarks.labels import TIMES, common_settings, label_bytes, label_case, on_gpus
 from benchmarks.matmul import MatmulRate, measured_rates
-from benchmarks.prediction import Prediction, predict, render
+from benchmarks.prediction import Prediction, predict
 from benchmarks.record import Hardware, Record, one_line
 from benchmarks.rows import Row, build_rows, main_rows
 from benchmarks.scaling import Curve, find_curves
 from benchmarks.summary import CaseSummary, summarize
-from mnist_dist.errors import UserError
 
 FEWEST_REPEATS = 3
 MOST_NAMES = 6  # Hosts or cases that are listed by name; of more, the number.
@@ -81,7 +80,7 @@ def find_out(records: Sequence[Record], warnings: Sequence[str] = ()) -> Finding
     Args:
         warnings: further caveats, which stand first.
     """
-    summaries = _summarize_cases(records)
+    summaries = summarize_cases(records)
     curves = tuple(find_curves(summaries))
     rows = tuple(build_rows(summaries, curves))
     caveats = (*map(Caveat, warnings), *_caveats(records, summaries, rows))
@@ -101,23 +100,7 @@ def find_out(records: Sequence[Record], warnings: Sequence[str] = ()) -> Finding
     )
 
 
-def predictions_text(records: Sequence[Record]) -> str:
-    """Returns what the models say of each curve of a study, as Markdown.
-
-    Raises:
-        UserError: there is no curve.
-    """
-    summaries = _summarize_cases(records)
-    curves = find_curves(summaries)
-    if not curves:
-        raise UserError(
-            "DIR: its records hold no scaling curve, expected steady runs of `single` on one device and of a strategy "
-            "on several, with equal cores and settings; run the suite scaling."
-        )
-    return "\n\n".join(render(predict(curve, summaries)) for curve in curves)
-
-
-def _summarize_cases(records: Iterable[Record]) -> tuple[CaseSummary, ...]:
+def summarize_cases(records: Iterable[Record]) -> tuple[CaseSummary, ...]:
     by_case: dict[str, list[Record]] = {}
     for record in records:
         by_case.setdefault(record.case_id, []).append(record)
@@ -199,8 +182,8 @@ def _caveats(records: Sequence[Record], summaries: Sequence[CaseSummary], rows: 
     if few:
         most = max(len(each.records) for each in few)
         yield Caveat(
-            f"Fewer than three runs ({most} at most) of {_count(few, 'case')}: their intervals say little about how "
-            "much another run would differ. Use --repeats 3 or more."
+            f"{_count(few, 'case')} with {'one run' if most == 1 else 'one or two runs'} each: their intervals say "
+            "little about how much another run would differ. Use --repeats 3 or more."
         )
     crowded = [row.summary for row in rows if row.oversubscribed and not row.case.is_ablation]
     if crowded:

@@ -87,6 +87,7 @@ class Prediction:
     """What the models say of one curve.
 
     Attributes:
+        images: per device in weak scaling, of all devices together in strong scaling.
         measured: images per second of all devices together, by number of devices.
         held_out_devices: the largest measured number of devices.
         models: the fitted ones, the trusted one first; none where there are too few points.
@@ -97,6 +98,7 @@ class Prediction:
 
     strategy: str
     scaling: Scaling
+    images: int
     measured: dict[int, float]
     held_out_devices: int
     models: tuple[FittedModel, ...]
@@ -118,7 +120,8 @@ def predict(
     """
     points, notes = _usable_points(curve)
     measured = {point.devices: point.throughput.value for point in points}
-    result = Prediction(curve.strategy, curve.scaling, measured, max(measured), (), {}, "", tuple(notes))
+    images = curve.baseline.case.global_batch_size
+    result = Prediction(curve.strategy, curve.scaling, images, measured, max(measured), (), {}, "", tuple(notes))
     if len(measured) < FEWEST_POINTS:
         few = f"{len(measured)} measured numbers of devices; at least {FEWEST_POINTS} are needed, such as 1, 2 and 4"
         return replace(result, refused={"all models": few})
@@ -138,37 +141,6 @@ def predict(
     if len(measured) == FEWEST_POINTS:
         notes.append("Three points fix the three parameters of USL: its intervals hold their noise, not its own error.")
     return replace(result, models=tuple(models), refused=refused, reason=reason, notes=tuple(notes))
-
-
-def render(prediction: Prediction) -> str:
-    """Returns a table in Markdown and, below it, what to make of it."""
-    if not prediction.models:
-        reasons = "; ".join(prediction.refused.values())
-        return " ".join([f"No prediction for {_title(prediction)}: {reasons}.", *prediction.notes])
-    trusted, *others = prediction.models
-    head = [
-        "devices",
-        "measured images/s, total",
-        f"predicted ({trusted.name})",
-        "95 % interval",
-        "efficiency",
-        "95 % interval",
-        *(f"{model.name}: images/s, total" for model in others),
-    ]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---:|" * len(head)]
-    for row, *other_rows in zip(*(model.forecasts for model in prediction.models), strict=True):
-        measured = prediction.measured.get(row.devices)
-        cells = [
-            f"{row.devices:,}",
-            _number(measured) if measured else "",
-            _number(row.images_per_second),
-            f"{_number(row.low)} to {_number(row.high)}",
-            _percent(row.efficiency),
-            f"{_percent(row.efficiency_low)} to {_percent(row.efficiency_high)}",
-            *(_number(other.images_per_second) for other in other_rows),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", " ".join(_sentences(prediction))])
 
 
 def _usable_points(curve: Curve) -> tuple[tuple[Point, ...], list[str]]:
@@ -439,34 +411,3 @@ def _deviation(throughput: Estimate) -> float:
         return 0.0
     quantile = student_quantile(0.975, throughput.repeats - 1) if throughput.repeats > 1 else 1.96
     return math.log(throughput.high / throughput.low) / (2 * float(quantile))
-
-
-def _sentences(prediction: Prediction) -> Iterator[str]:
-    """Yields what to make of the table."""
-    trusted = prediction.models[0]
-    yield f"{_title(prediction)}: trusted is the model '{trusted.name}' ({prediction.reason})."
-    low, value, high = (_count(devices) for devices in trusted.paying_devices)
-    yield (
-        f"The largest sensible number of devices is {value} (95 % interval {low} to {high}): beyond it, doubling them "
-        "gains less than half of the ideal."
-    )
-    for name, reason in prediction.refused.items():
-        yield f"Not fitted: {name} ({reason})."
-    yield from prediction.notes
-
-
-def _title(prediction: Prediction) -> str:
-    return f"{prediction.strategy}, {prediction.scaling} scaling"
-
-
-def _count(devices: int) -> str:
-    return f"{devices:,}" + (" or more" if devices == POWERS_OF_TWO[-1] else "")
-
-
-def _number(value: float) -> str:
-    """Returns three digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

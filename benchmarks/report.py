@@ -14,10 +14,12 @@ from benchmarks.csv_table import render_csv
 from benchmarks.definitions import DEFINITIONS
 from benchmarks.drawing import Picture
 from benchmarks.figures import draw_all
-from benchmarks.findings import Caveat, Findings, find_out
+from benchmarks.findings import Caveat, Findings, find_out, summarize_cases
 from benchmarks.html import render_html
+from benchmarks.prediction import predict
 from benchmarks.record import Record
-from benchmarks.sections import Section, build_sections
+from benchmarks.scaling import find_curves
+from benchmarks.sections import Section, build_sections, prediction_section
 from benchmarks.table import (
     TERMINAL_WIDTH,
     escape_markdown,
@@ -80,6 +82,25 @@ def render_terminal_text(findings: Findings, colour: bool = False) -> str:
             parts += [render_terminal_texts(table, TERMINAL_WIDTH, colour) for table in tables]
     wrap = functools.partial(textwrap.fill, width=TERMINAL_WIDTH, initial_indent="! ", subsequent_indent="  ")
     return "\n\n".join([*parts, "\n".join(wrap(caveat.text) for caveat in findings.caveats)]).rstrip()
+
+
+def render_predictions(records: Sequence[Record], colour: bool = False) -> str:
+    """Returns, for a terminal, what the models say of each curve of a study.
+
+    Raises:
+        UserError: there is no curve.
+    """
+    summaries = summarize_cases(records)
+    curves = find_curves(summaries)
+    if not curves:
+        raise UserError(
+            "DIR: its records hold no scaling curve, expected steady runs of `single` on one device and of a strategy "
+            "on several, with equal cores and settings; run the suite scaling."
+        )
+    section = prediction_section([predict(curve, summaries) for curve in curves])
+    overview, *forecasts = [render_terminal_texts(table, TERMINAL_WIDTH, colour) for table in section.tables] or [""]
+    points = [textwrap.fill(f"- {point}", width=TERMINAL_WIDTH, subsequent_indent="  ") for point in section.points]
+    return "\n\n".join(filter(None, [*forecasts, overview, "\n".join(points)]))
 
 
 def render_markdown(findings: Findings, sections: Sequence[Section], pictures: Sequence[Picture]) -> str:

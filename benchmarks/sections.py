@@ -15,12 +15,13 @@ from benchmarks.labels import (
     label_bytes,
     label_case,
     label_devices,
+    label_number,
     label_point,
     label_range,
     label_three_digits,
 )
 from benchmarks.matmul import MatmulRate
-from benchmarks.prediction import Prediction
+from benchmarks.prediction import POWERS_OF_TWO, Prediction
 from benchmarks.stats import Estimate
 from benchmarks.table import TextTable
 
@@ -39,7 +40,7 @@ def build_sections(findings: Findings) -> list[Section]:
     """Returns those parts for which the study has data."""
     parts: list[Iterable[Section]] = [
         _scaling(findings),
-        _prediction(findings.predictions),
+        [prediction_section(findings.predictions)] if findings.predictions else [],
         _all_reduces(findings.all_reduces),
         _matmuls(findings.matmuls),
         _input(findings),
@@ -91,11 +92,9 @@ def _share(estimate: Estimate) -> str:
     return f"{value} ({low} to {high})" if math.isfinite(estimate.low) and math.isfinite(estimate.high) else value
 
 
-def _prediction(predictions: Sequence[Prediction]) -> Iterator[Section]:
-    if not predictions:
-        return
+def prediction_section(predictions: Sequence[Prediction]) -> Section:
     predicted = [each for each in predictions if each.models]
-    yield Section(
+    return Section(
         "prediction",
         "Prediction",
         points=[*map(_describe_prediction, predicted), *_describe_refused(predictions)],
@@ -105,7 +104,8 @@ def _prediction(predictions: Sequence[Prediction]) -> Iterator[Section]:
 
 
 def _describe_prediction(each: Prediction) -> str:
-    return " ".join([f"{_name(each)}: trusted is {each.models[0].name}; {each.reason}.", *each.notes])
+    refused = [f"Not fitted: {name} ({reason})." for name, reason in each.refused.items()]
+    return " ".join([f"{_name(each)}: trusted is {each.models[0].name}; {each.reason}.", *refused, *each.notes])
 
 
 def _describe_refused(predictions: Iterable[Prediction]) -> Iterator[str]:
@@ -127,14 +127,15 @@ def _prediction_overview(predictions: Sequence[Prediction]) -> TextTable:
         forecasts = [f"{_number(next_.images_per_second)} on {next_.devices:,}" for next_ in beyond]
         tested = f"{error} at {each.held_out_devices}"
         two = [*forecasts, MISSING, MISSING][:2]
-        rows.append((_name(each), model.name, tested, *two, f"{sensible:,} ({low:,} to {high:,})"))
+        rows.append((_name(each), model.name, tested, *two, f"{_count(sensible)} ({_count(low)} to {_count(high)})"))
     further = ("predicted images/s, total", "and further", "largest sensible number of devices")
     heads = ("curve", "model", "error at the held-out devices", *further)
     return TextTable("Predictions", heads, rows, (False, False, True, True, True, True))
 
 
 def _forecast_table(each: Prediction) -> TextTable:
-    model = each.models[0]
+    """The trusted model with its intervals, and for comparison what the others say."""
+    model, *others = each.models
     rows = [
         (
             f"{forecast.devices:,}",
@@ -143,16 +144,23 @@ def _forecast_table(each: Prediction) -> TextTable:
             label_range(forecast.low, forecast.high, _number),
             _percent(forecast.efficiency),
             label_range(forecast.efficiency_low, forecast.efficiency_high, _percent),
+            *(_number(other.images_per_second) for other in of_others),
         )
-        for forecast in model.forecasts
+        for forecast, *of_others in zip(*(fitted.forecasts for fitted in each.models), strict=True)
     ]
-    heads = ("devices", "measured images/s, total", "predicted images/s, total", "95 % interval")
+    heads: tuple[str, ...] = ("devices", "measured images/s, total", "predicted images/s, total", "95 % interval")
     caption = f"{_name(each)}, by {model.name}, at each number of devices"
-    return TextTable(caption, (*heads, "efficiency, %", "95 % interval"), rows, [True] * 6, folded=True)
+    heads += ("efficiency, %", "95 % interval", *(f"by {other.name}" for other in others))
+    return TextTable(caption, heads, rows, [True] * len(heads), folded=True)
 
 
 def _name(each: Prediction) -> str:
-    return f"{each.strategy}, {each.scaling} scaling"
+    images = f"{label_number(each.images)} images {'per device' if each.scaling == 'weak' else 'in total'}"
+    return f"{each.strategy}, {each.scaling} scaling, {images}"
+
+
+def _count(devices: int) -> str:
+    return f"{devices:,}" + (" or more" if devices == POWERS_OF_TWO[-1] else "")
 
 
 def _percent(share: float) -> str:

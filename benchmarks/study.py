@@ -13,6 +13,7 @@ from benchmarks.record import Record
 from benchmarks.runner import Study
 from benchmarks.store import Store
 from benchmarks.suite import Machine, PlannedCase, Suite, order_of_runs
+from benchmarks.summary import steady_series, steady_state_of
 from mnist_dist.errors import UserError
 
 # For estimates, before a case has run: what starting TensorFlow and leaving the results takes, and a pace.
@@ -124,9 +125,10 @@ def describe(record: Record) -> str:
     measured = record.measurements or {}
     parts = []
     if "window_steps" in measured:
-        steps = sum(measured["window_steps"])
-        slowest = max(sum(windows) for windows in measured["window_seconds"])
-        parts.append(f"{steps * record.case.global_batch_size / slowest:,.0f} images/s")
+        state = steady_state_of(record)
+        steady = steady_series(record, state)
+        rate = f"{steady.work.sum() / steady.seconds.sum():,.0f} images/s"
+        parts.append(f"{rate} (not settled)" if state.reason_unstable else rate)
     if measured.get("test_accuracy") is not None:
         parts.append(f"test accuracy {100 * measured['test_accuracy']:.2f} %")
     if "flops_per_second" in measured:

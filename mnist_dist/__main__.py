@@ -106,13 +106,15 @@ def run_train(args: argparse.Namespace) -> int:
     workdir = args.workdir or Path("runs") / f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
     from mnist_dist.cluster import find_cluster
+    from mnist_dist.workdir import Workdir
 
     cluster = find_cluster(os.environ)
+    before = Workdir(workdir).read_result() if args.resume and workdir.is_dir() else None
     result = train_here_or_in_ranks(config, workdir, args.resume, cluster)
     if cluster.launcher == "mnist-dist":  # It says once for all ranks how they ended.
         return 0
     if cluster.is_chief:
-        print(describe_result(result, workdir))
+        print(("nothing left to train; " if result == before else "") + describe_result(result, workdir))
     return EXIT_INTERRUPTED if result.get("signal") == "SIGINT" else 0
 
 

@@ -123,8 +123,13 @@ def _curves_title(train: Sequence[Entry], evaluations: Mapping[str, Sequence[Ent
     for split in ("test", "holdout"):
         if evaluations[split]:
             last = evaluations[split][-1]
-            return f"Accuracy {100 * last['accuracy']:.2f} % on the {split} images after {last['epoch']:.3g} epochs"
-    return f"Training for {train[-1]['epoch']:.3g} epochs" if train else "Nothing was logged"
+            return f"Accuracy {100 * last['accuracy']:.2f} % on the {split} images after {_epochs(last['epoch'])}"
+    return f"Training for {_epochs(train[-1]['epoch'])}" if train else "Nothing was logged"
+
+
+def _epochs(count: float) -> str:
+    text = f"{count:.3g}"
+    return f"{text} epoch{'s' if text != '1' else ''}"
 
 
 def save_confusion_matrix(path: Path, confusion: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """What several tests share: the embedded MNIST, a small part of it, a quiet TensorFlow, and a disk to fill."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from mnist_dist.dataset import Arrays, load_arrays
 from mnist_dist.errors import UserError
 from mnist_dist.runtime import import_tensorflow
 
+# A shell's background jobs ignore it, and so would the programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # For the processes that tests start, too.
 
 

@@ -391,7 +391,7 @@ def test_a_finished_run_tells_its_result_again(
     result = json.loads((run / "result.json").read_text())
     said = capsys.readouterr().out
     accuracy = f"{100 * result['test_accuracy']:.2f} % (saved model, float32)"
-    assert said.startswith(f"completed: test accuracy {accuracy} after 6.00 epochs; ")
+    assert said.startswith(f"nothing left to train; completed: test accuracy {accuracy} after 6.00 epochs; ")
     assert f"{result['images_per_second']:,.0f} images/s of all devices in training steps" in said
     assert f"{result['seconds']:.1f} s from start to end; see {run}" in said
 

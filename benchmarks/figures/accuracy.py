@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.drawing import COLOURS, INK, PAPER, Label, Picture, make_picture, new_figure, place_labels
+from benchmarks.drawing import COLOURS, INK, MUTED, PAPER, Label, Picture, make_picture, new_figure, place_labels
 from benchmarks.figures.shared import draw_point, error_bars, group_by, join_name, plain_log_ticks, variant_of
 from benchmarks.labels import TIMES, label_number, label_point
 from benchmarks.rows import Row, seed_accuracies
@@ -78,7 +78,7 @@ def draw_time_to_accuracy(rows: Sequence[Row]) -> Picture | None:
         _draw_targets(axes, place, row, close_seconds=longest / 12)
     axes.set_yticks(range(len(shown)), [_short_name(row, shown) for row in shown])
     axes.set_ylim(len(shown) - 0.5, -0.7)
-    axes.set_xlim(0, 1.12 * longest)
+    axes.set_xlim(0, (1.25 if any(map(_missed, shown)) else 1.12) * longest)
     axes.set_xlabel("training and evaluating, s")
     axes.grid(axis="y", visible=False)
     return make_picture(
@@ -86,13 +86,19 @@ def draw_time_to_accuracy(rows: Sequence[Row]) -> Picture | None:
         "time_to_accuracy",
         "Time to accuracy",
         "Number above a point: the accuracy, in %. Point: the median over the seeds, hollow if not all of them reached "
-        "it (in brackets how many did), and the expected running time if fewer than half did.",
+        "it (in brackets how many did), and the expected running time if fewer than half did. Never: by no seed.",
         f"Seconds until {', '.join(f'{100 * target:g} %' for target in targets)} test accuracy for {len(shown)} cases.",
     )
 
 
 def _reached(row: Row) -> list[tuple[float, TimeToAccuracy]]:
     return [(target, found) for target, found in sorted(row.summary.time_to_accuracy.items()) if found.reached]
+
+
+def _missed(row: Row) -> str:
+    return ", ".join(
+        f"{100 * target:g}" for target, found in sorted(row.summary.time_to_accuracy.items()) if not found.reached
+    )
 
 
 def _typical_seconds(found: TimeToAccuracy) -> float:
@@ -112,6 +118,10 @@ def _draw_targets(axes: Axes, place: int, row: Row, close_seconds: float) -> Non
             texts[-1][1].append(text)
         else:
             texts.append((seconds, [text]))
+    if missed := _missed(row):
+        end = (max(_typical_seconds(found) for _, found in reached), place)
+        quiet: dict[str, Any] = {"va": "center", "color": MUTED, "fontsize": 10}
+        axes.annotate(f"{missed} never", end, (8, 0), textcoords="offset points", **quiet)
     for seconds, parts in texts:
         style: dict[str, Any] = {"ha": "center", "color": INK, "fontsize": 10}
         axes.annotate(", ".join(parts), (seconds, place), (0, 6), textcoords="offset points", **style)

@@ -163,7 +163,7 @@ def test_from_a_suite_to_its_report(tmp_path: Path, tiny_mnist: Path) -> None:
     done = run("run", "own.yaml", "--results", "results", "--repeats", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("[1/1] single"))
-    assert re.search(r": [\d,]+ images/s, test accuracy \d\d?\.\d\d %, \d+ s; 0:00 left$", line)
+    assert re.search(r": [\d,]+ images/s( \(not settled\))?, test accuracy \d\d?\.\d\d %, \d+ s; 0:00 left$", line)
     assert "report: results/report.html" in done.stdout
     assert all((tmp_path / "results" / f"report.{form}").stat().st_size for form in ("md", "csv", "html"))
     (record,) = Store(tmp_path / "results").records()

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.case import Case
 from benchmarks.compare import Comparison, Verdict, compare
-from benchmarks.compare_table import render
+from benchmarks.compare_table import render_markdown, render_terminal
 from benchmarks.record import Record
 from benchmarks.stats import Estimate
 from tests.benchmarks.simulation import CASE, WINDOW_SECONDS, make_record, make_runs
@@ -111,7 +111,7 @@ def test_noisy_studies_are_inconclusive_and_say_how_many_runs_they_need() -> Non
     assert outcomes(comparison) == ["inconclusive"] and comparison.exit_code == 3
     more_runs = comparison.verdicts[0].more_runs
     assert more_runs is not None and more_runs > 2
-    assert f"about {more_runs} further runs of each needed" in render(comparison)
+    assert f"about {more_runs} further runs of each needed" in render_markdown(comparison)
 
 
 @pytest.mark.slow
@@ -158,8 +158,8 @@ def test_order_of_records_does_not_matter() -> None:
 def test_one_run_of_each_is_never_enough() -> None:
     comparison = compare(*studies(0, slower=2.0, repeats=1))
     assert outcomes(comparison) == ["inconclusive"] and comparison.exit_code == 3
-    assert "one run of each: how much runs differ is not known" in render(comparison)
-    assert "| 0.5" in render(comparison)
+    assert "one run of each: how much runs differ is not known" in render_markdown(comparison)
+    assert "| 0.5" in render_markdown(comparison)
 
 
 def test_one_new_run_is_judged_by_the_spread_of_the_base() -> None:
@@ -200,7 +200,7 @@ def test_different_runs_are_not_compared_unless_allowed(change: dict[str, Any], 
     comparison = compare(base, new)
     assert comparison.verdicts == () and comparison.exit_code == 3
     assert comparison.incomparable[0].reason == f"{subject} differs: {reason}"
-    assert reason in render(comparison)
+    assert reason in render_markdown(comparison)
     assert len(compare(base, new, allow={subject}).verdicts) == 1
     others: set[Any] = {"hardware", "software", "config"} - {subject}
     assert compare(base, new, allow=others).verdicts == ()
@@ -240,7 +240,7 @@ def test_cases_of_one_study_only_are_listed() -> None:
     comparison = compare(base[5:], new[:5])
     assert comparison.only_in_base == ("single, 1 × 1 core, 200 images per device, trained 5 s",)  # noqa: RUF001
     assert len(comparison.only_in_new) == 1 and comparison.exit_code == 3
-    text = render(comparison)
+    text = render_markdown(comparison)
     assert "Nothing could be compared" in text and "Only in the base:\n\n- single" in text
 
 
@@ -250,9 +250,19 @@ def test_skipped_cases_were_not_measured() -> None:
     assert comparison.only_in_new == () and comparison.exit_code == 0
 
 
+def test_in_a_terminal_remarks_stand_below_the_table() -> None:
+    """Where a line holds them, and nothing is marked up."""
+    base, new = studies(0, cases=CASES[:2], between=0.08)
+    text = render_terminal(compare(base, new[:5]))
+    assert max(map(len, text.splitlines())) <= 120 and "**" not in text and "|" not in text
+    table, _, below = text.partition("Of 1 case: 1 inconclusive.")
+    assert "inconclusive" in table and "further run" not in table
+    assert "Remarks:\n- single" in below and "further run" in below and "Only in the base:\n- single" in below
+
+
 def test_nothing_at_all() -> None:
     comparison = compare([], [])
-    assert comparison.exit_code == 3 and "Nothing could be compared" in render(comparison)
+    assert comparison.exit_code == 3 and "Nothing could be compared" in render_markdown(comparison)
 
 
 def with_setting(value: str, rng: np.random.Generator, first_minute: int, **settings: Any) -> list[Record]:
@@ -299,8 +309,8 @@ def test_less_accurate_is_not_nothing() -> None:
     (verdict,) = comparison.verdicts
     assert verdict.outcome == "same" and verdict.less_accurate is not None
     assert comparison.exit_code == 1
-    assert "**less accurate**" in render(comparison)
-    assert "test accuracy 99.22 % became 98.81 % (4, 4 seeds)" in render(comparison)
+    assert "**less accurate**" in render_markdown(comparison)
+    assert "test accuracy 99.22 % became 98.81 % (4, 4 seeds)" in render_markdown(comparison)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +341,7 @@ def test_case_that_fails_now_is_inconclusive_with_its_reason() -> None:
     base, _ = studies(0, between=0.01)
     comparison = compare(base, [make_record(status="out_of_memory", reason="the | kernel ended it")])
     assert outcomes(comparison) == ["inconclusive"] and comparison.exit_code == 3
-    assert "no run of new ended well: out_of_memory: the \\| kernel ended it" in render(comparison)
+    assert "no run of new ended well: out_of_memory: the \\| kernel ended it" in render_markdown(comparison)
 
 
 def of_kind(kind: str, measured: Callable[[float], dict[str, Any]], factor: float, minute: int) -> list[Record]:
@@ -382,7 +392,7 @@ def test_table_reads_well() -> None:
     for case, slower, between in zip(CASES, (1.0, 1.2, 1.0), (0.003, 0.003, 0.2), strict=False):
         new += make_runs(rng, 5, case, slower=slower, **(QUIET | {"between": between}), **options)
     comparison = compare(base, new)
-    text = render(comparison)
+    text = render_markdown(comparison)
     lines = text.splitlines()
     assert lines[0] == "Base: monday (commit 0123456789)"
     assert lines[2] == "New: tuesday (commit fedcba9876, changed)"

@@ -204,6 +204,16 @@ def test_a_folder_outside_any_checkout(tmp_path: Path) -> None:
     assert find_git(tmp_path / "missing") is None
 
 
+def test_in_an_image(tmp_path: Path) -> None:
+    """Which has no checkout, but a file beside the code."""
+    lay_out(tmp_path, {"code/module.py": "a = 1\n", "REVISION": f"{'0123456789' * 4}-dirty\n"})
+    found = find_git(tmp_path / "code")
+    assert found is not None and (found.commit, found.dirty) == ("0123456789" * 4, True)
+    for other in ("HEAD\n", "", "x" * 40):
+        lay_out(tmp_path, {"REVISION": other})
+        assert find_git(tmp_path / "code") is None
+
+
 def test_a_host_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_git(PACKAGE_FOLDER) is None

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import re
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
@@ -204,6 +205,25 @@ def test_one_run_without_intervals_is_drawn() -> None:
         warnings.simplefilter("error")
         drawn = figures.draw_all(find_out(make_study([SINGLE, *ablations(SINGLE), HOROVOD, *ablations(HOROVOD)], 1)))
     assert {"throughput", "efficiency", "losses", "step_times"} <= {picture.name for picture in drawn}
+
+
+def test_targets_that_no_seed_reaches_are_named() -> None:
+    """The factory's runs reach 99.3 % late."""
+    record = make_study([SINGLE], 1)[0]
+    measured = dict(record.measurements or {})
+    measured["evaluations"] = [each for each in measured["evaluations"] if each["accuracy"] < 0.99]
+    assert measured["evaluations"][-1]["accuracy"] > 0.98
+    short = record.model_copy(update={"measurements": measured})
+    pictures = {picture.name: picture for picture in figures.draw_all(find_out([short]))}
+    assert "99, 99.3 never" in texts(pictures["time_to_accuracy"].svg)
+
+
+def test_no_accuracy_above_all_is_shown() -> None:
+    record = make_study([SINGLE], 1)[0]
+    perfect = record.model_copy(update={"measurements": {**(record.measurements or {}), "test_accuracy": 0.9999}})
+    pictures = {picture.name: picture for picture in figures.draw_all(find_out([perfect]))}
+    ticks = [float(text) for text in texts(pictures["throughput_accuracy"].svg) if re.fullmatch(r"[\d.]+", text)]
+    assert len(ticks) > 1 and max(ticks) <= 100
 
 
 def test_settings_are_no_formulas() -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from benchmarks.case import Case
-from benchmarks.prediction import FittedModel, Forecast, Prediction, predict, render
+from benchmarks.labels import MISSING
+from benchmarks.prediction import FittedModel, Forecast, Prediction, predict
 from benchmarks.scaling import Curve, find_curves
 from benchmarks.scaling_models import Ring, ScalingLaw, ScalingLawModel, gradient_bytes
+from benchmarks.sections import prediction_section
 from benchmarks.stats import Estimate
 from benchmarks.summary import CaseSummary, summarize
 from tests.benchmarks import factory
@@ -21,6 +23,16 @@ from tests.benchmarks.planted import train
 LAW = ScalingLaw(rate=8000, contention=0.03, coherency=0.0005)
 REPEATS = 3
 T_OF_TWO = 4.303  # The 97.5th percentile of Student's t with two degrees of freedom.
+
+
+def said(prediction: Prediction) -> str:
+    (text,) = prediction_section([prediction]).points
+    return text
+
+
+def overview(prediction: Prediction) -> Sequence[str]:
+    (row,) = prediction_section([prediction]).tables[0].rows
+    return row
 
 
 MEASURED: dict[str, CaseSummary] = {}
@@ -132,7 +144,7 @@ class TestScalingLaws:
         amdahl = model(prediction, "Amdahl")
         assert amdahl.held_out_error is not None and amdahl.held_out_error > 0.1
         assert prediction.models[0].name == "USL"
-        assert f"{100 * amdahl.held_out_error:+.1f} % (Amdahl)" in render(prediction)
+        assert f"{100 * amdahl.held_out_error:+.1f} % (Amdahl)" in said(prediction)
 
     def test_amdahl_is_no_more_certain_than_the_law_it_is_a_case_of(self) -> None:
         prediction = predict_from(points(ScalingLaw(8000, 0.03, 0.0), (1, 2, 4, 8), 0.02))
@@ -179,7 +191,7 @@ class TestStepTimes:
         prediction = predict_from(points(RingLaw(), (1, 2, 4, 8)))
         assert "no all-reduce of horovod was measured" in prediction.refused["step times"]
         assert {each.name for each in prediction.models} == {"USL", "Amdahl"}
-        assert prediction.refused["step times"] in render(prediction)
+        assert prediction.refused["step times"] in said(prediction)
 
     def test_links_between_hosts_are_used_beyond_a_host(self) -> None:
         far = Ring(10 * RING.latency_seconds, 10 * RING.seconds_per_byte)
@@ -258,7 +270,9 @@ class TestHonesty:
         prediction = predict_from(summaries)
         assert prediction.models == ()
         assert "2 measured numbers of devices; at least 3 are needed" in prediction.refused["all models"]
-        assert render(prediction).startswith("No prediction for horovod, weak scaling: 2 measured numbers")
+        assert said(prediction) == (
+            f"Not predicted: horovod, weak scaling, 128 images per device: {prediction.refused['all models']}."
+        )
 
     def test_intervals_widen_with_the_distance(self) -> None:
         for fitted in predict_from(points(LAW, (1, 2, 4, 8), 0.02)).models:
@@ -321,12 +335,12 @@ class TestPayingDevices:
         prediction = predict_from(points(ScalingLaw(8000, 0.1, 0.0), (1, 2, 4, 8)))
         low, devices, high = model(prediction, "Amdahl").paying_devices
         assert devices == 8 and low <= 8 <= high
-        assert "The largest sensible number of devices is 8 (" in render(prediction)
+        assert f"8 ({low} to {high})" in overview(prediction)
 
     def test_ideal_scaling_has_no_end_in_sight(self) -> None:
         prediction = predict_from(points(ScalingLaw(8000, 0.0, 0.0), (1, 2, 4, 8)))
         assert model(prediction, "Amdahl").paying_devices[1] == 4096
-        assert "is 4,096 or more" in render(prediction)
+        assert overview(prediction)[-1].startswith("4,096 or more (")
 
     def test_nothing_to_gain(self) -> None:
         prediction = predict_from(points(ScalingLaw(8000, 0.9, 0.0), (1, 2, 4, 8)))
@@ -335,15 +349,12 @@ class TestPayingDevices:
 
 def test_table_has_a_row_for_each_number_of_devices_and_a_column_for_each_model() -> None:
     prediction = predict_from(points(LAW, (1, 2, 4, 8)), devices=(16,))
-    head, rule, *rows = render(prediction).split("\n\n")[0].splitlines()
-    assert [each.strip() for each in head.strip("|").split("|")][:3] == [
-        "devices",
-        "measured images/s, total",
-        f"predicted ({prediction.models[0].name})",
-    ]
-    assert len(rows) == 5 and {line.count("|") for line in (head, rule, *rows)} == {head.count("|")}
-    assert rows[0].startswith("| 1 | 8,000 | 8,000 |")
-    assert rows[-1].startswith("| 16 |  | ")
+    *_, table = prediction_section([prediction]).tables
+    trusted, *others = prediction.models
+    assert trusted.name in table.caption and list(table.heads[-len(others) :]) == [f"by {each.name}" for each in others]
+    assert len(table.rows) == 5 and {len(row) for row in table.rows} == {len(table.heads)} == {len(table.numeric)}
+    assert table.rows[0][:3] == ("1", "8,000", "8,000")
+    assert table.rows[-1][:2] == ("16", MISSING)
 
 
 def test_windows_and_timings_as_they_are_measured() -> None:
