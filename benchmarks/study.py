@@ -163,7 +163,13 @@ def list_cases(cases: Sequence[PlannedCase], machine: Machine) -> str:
     for planned in cases:
         label = label_run(planned.case, machine)
         reason = f"  (skipped: {planned.skip_reason})" if planned.skip_reason else ""
+        reason = reason or _crowded(planned.case, machine)
         lines.append(f"{planned.case.case_id}  {planned.repeats} x  {label}{reason}")
     runs = order_of_runs(cases, 0)
     lines.append(f"{len(cases)} cases, {len(runs)} runs, about {clock(estimate_seconds(runs, []))}")
     return "\n".join(lines)
+
+
+def _crowded(case: Case, machine: Machine) -> str:
+    cores = case.devices // case.hosts * (case.cores_per_device or 0)
+    return f"  (oversubscribed: {cores} cores on a host of {machine.cores})" if cores > machine.cores else ""

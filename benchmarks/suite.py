@@ -269,6 +269,8 @@ def _expand(
             continue
         if block.kind == "matmul" and strategy != "single":
             continue  # A process measures its own products only.
+        # One device with all cores is the whole machine already, and would be measured twice.
+        whole = cores_per_device if (devices, cores_per_device) == (1, machine.cores) else None
         for batch in _batches(block, devices):
             for values in itertools.product(*varied):
                 case = Case(
@@ -276,7 +278,7 @@ def _expand(
                     strategy=strategy,
                     devices=devices,
                     hosts=_hosts(strategy, devices, machine),
-                    cores_per_device=None if block.whole_machine else cores_per_device,
+                    cores_per_device=whole if block.whole_machine else cores_per_device,
                     global_batch_size=batch,
                     measure_seconds=block.measure_seconds,
                     settings=block.settings | dict(values) | dict(narrowing.settings or {}),

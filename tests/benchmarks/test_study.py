@@ -130,10 +130,12 @@ class TestEstimate:
 
     def test_the_list_names_cases_reasons_and_total(self) -> None:
         cases = [*planned(BAD, repeats=2), *planned(train("mirrored", 2), skip_reason="no second GPU")]
+        cases += planned(train("horovod", 4, cores_per_device=1))
         *lines, total = list_cases(cases, MACHINE).splitlines()
         assert [line.split()[0] for line in lines] == [item.case.case_id for item in cases]
         assert "(skipped: no second GPU)" in lines[1]
-        assert total.startswith("2 cases, 3 runs, about 0:")
+        assert lines[2].endswith("(oversubscribed: 4 cores on a host of 2)") and "oversubscribed" not in lines[0]
+        assert total.startswith("3 cases, 4 runs, about 0:")
 
 
 def test_a_failing_case_does_not_stop_the_rest(tmp_path: Path) -> None:

@@ -146,9 +146,16 @@ class TestCores:
         assert {case.cores_per_device for case in cases_of(plan(make_suite(), cores_per_device=7))} == {7}
 
     def test_whole_machine_and_gpus_have_no_limit(self) -> None:
-        suite = make_suite({"whole_machine": True, "strategies": "single"})
-        assert {case.cores_per_device for case in cases_of(plan(suite))} == {None}
+        suite = make_suite({"whole_machine": True, "strategies": "single"}, {"devices": 2})
+        assert {case.cores_per_device for case in cases_of(plan(suite)) if case.devices == 1} == {None}
         assert {case.cores_per_device for case in cases_of(plan(make_suite(), MACHINES["8 GPUs"]))} == {None}
+
+    def test_the_whole_machine_is_not_measured_twice(self) -> None:
+        blocks: list[dict[str, Any]] = [{}, {"whole_machine": True}]
+        suite = make_suite(*blocks, strategies="single", devices=1)
+        assert [case.cores_per_device for case in cases_of(plan(suite, cores_per_device=1))] == [1, None]
+        (only,) = cases_of(plan(suite))
+        assert only.cores_per_device == 2
 
 
 class TestHosts:
