@@ -14,6 +14,8 @@ from benchmarks.stats import block_length
 
 NOTABLE_EXCESS = 0.05  # By which a rank must be slower than the others to be named.
 SIGNIFICANCE = 0.05
+SMALLEST_DEVIATION = 1e-6  # Of logarithms: no clock tells less.
+FEWEST_WINDOWS = 10  # For the second test; of fewer, it is not known how much they resemble one another.
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,10 @@ class SlowPlace:
 def find_slow_place(repeats: Sequence[np.ndarray], hosts: Sequence[str] | None) -> SlowPlace | None:
     """Returns the host or rank that is slower than the others in far more windows than chance, and by more than 5 %.
 
-    Neighbouring windows resemble one another, so blocks of them vote, each for the slowest by its mean. A binomial
-    test, corrected for the number of candidates, decides about the one with the most votes. As the level of a rank
-    may last for a whole repeat, it must be slower in each of them.
+    Neighbouring windows resemble one another, so blocks of them vote, each for the slowest by its mean. Two tests,
+    corrected for their number and that of the candidates, decide about the one with the most votes: a binomial one of
+    the votes, which outliers do not disturb, and Student's of whether it was more than 5 % slower, which needs few
+    blocks where it was much slower. As the level of a rank may last for a whole repeat, it must be slower in each.
 
     Args:
         repeats: for each, step times of ranks that do not wait for each other, float64 [ranks, windows].
@@ -90,10 +93,15 @@ def _outstanding(repeats: Sequence[np.ndarray]) -> tuple[int, int, float] | None
     if candidates < 2:
         return None
     slowest = np.concatenate([times.argmax(axis=0) for times in repeats])
-    votes = np.concatenate([_block_means(times).argmax(axis=0) for times in repeats])
-    counts = np.bincount(votes, minlength=candidates)
+    means = np.concatenate([_block_means(times) for times in repeats], axis=1)
+    counts = np.bincount(means.argmax(axis=0), minlength=candidates)
     index = int(counts.argmax())
-    p_value = candidates * stats.binom.sf(counts[index] - 1, len(votes), 1 / candidates)
+    p_values = [stats.binom.sf(counts[index] - 1, means.shape[1], 1 / candidates)]
+    if len(slowest) >= FEWEST_WINDOWS:
+        excesses = np.log(means[index] / np.median(np.delete(means, index, axis=0), axis=0))
+        error = max(float(np.std(excesses, ddof=1)), SMALLEST_DEVIATION) / np.sqrt(len(excesses))
+        p_values.append(stats.t.sf((excesses.mean() - np.log1p(NOTABLE_EXCESS)) / error, len(excesses) - 1))
+    p_value = len(p_values) * candidates * min(p_values)
     excess = _excess(repeats, index, [index])
     if p_value >= SIGNIFICANCE or excess <= NOTABLE_EXCESS:
         return None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from mnist_dist.errors import EXIT_BAD_INPUT, UserError
@@ -34,11 +36,13 @@ def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: st
         parser: its commands set `command` to a function from their arguments to an exit code.
         interrupted: what to say after Ctrl-C.
     """
-    args = parser.parse_args(arguments)
     name = parser.prog.removeprefix("python -m ")
     try:
-        code: int = args.command(args)
-        sys.stdout.flush()
+        try:
+            args = parser.parse_args(arguments)
+            code: int = args.command(args)
+        finally:
+            sys.stdout.flush()  # Also of --help, after which argparse exits.
         return code
     except UserError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
@@ -47,4 +51,6 @@ def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: st
         print(f"{name}: {interrupted}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `| head` has read enough.
+        # What is still to be written goes nowhere: Python would try again at its end, and say so.
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - it stays open until the process ends.
         return EXIT_BROKEN_PIPE

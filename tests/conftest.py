@@ -18,6 +18,7 @@ from mnist_dist.runtime import import_tensorflow
 
 # A shell's background jobs ignore it, and so would the programs that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ.pop("PYTHONUNBUFFERED", None)  # Programs must show what they say without it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # For the processes that tests start, too.
 
 

@@ -142,9 +142,10 @@ class TestExitCode:
         assert exit_code(skipped) == 0
 
 
-def test_a_reader_that_leaves_early_ends_it_quietly() -> None:
+@pytest.mark.parametrize("arguments", [["run", "quick", "--dry-run"], ["run", "--help"]])
+def test_a_reader_that_leaves_early_ends_it_quietly(arguments: list[str]) -> None:
     done = subprocess.run(
-        ["bash", "-c", '"$@" | true; exit ${PIPESTATUS[0]}', "bash", *COMMAND, "run", "quick", "--dry-run"],
+        ["bash", "-c", '"$@" | true; exit ${PIPESTATUS[0]}', "bash", *COMMAND, *arguments],
         cwd=REPOSITORY,
         env=environment(),
         capture_output=True,

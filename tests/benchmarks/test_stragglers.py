@@ -44,6 +44,14 @@ def test_a_lasting_disturbance_is_one_vote_and_not_many() -> None:
     assert find_slow_place(wandering, None) is None
 
 
+def test_a_rank_that_is_much_slower_needs_few_blocks() -> None:
+    """Of a run whose slow rank drifts, so that its windows make but three blocks."""
+    (times,) = step_seconds([1.0, 3.0], windows=24, repeats=1)
+    times[1] *= np.linspace(1.0, 1.4, 24)
+    found = find_slow_place([times], None)
+    assert found is not None and found.ranks == (1,)
+
+
 def test_a_rank_must_be_slow_in_every_repeat() -> None:
     slow, not_slow = step_seconds([1.3, 1.0], repeats=4), step_seconds([0.98, 1.0], repeats=1)
     assert find_slow_place(slow, None) is not None
