@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from benchmarks.attribution import Attribution, PartName, explain
+from benchmarks.attribution import Attribution, PartName
 from benchmarks.collectives import AllReduce
+from benchmarks.explanation import explain
 from benchmarks.findings import Findings
 from benchmarks.labels import (
     MISSING,

@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.attribution import Attribution, attribute
 from benchmarks.case import Case, StrategyName
 from benchmarks.record import Record
+from benchmarks.scaling import find_curves
 from benchmarks.summary import CaseSummary, summarize
 from tests.benchmarks.factory import make_study
 
 STEP_SECONDS = 10e-3  # Of one device with 128 images, without input.
 WINDOWS, STEPS_PER_WINDOW = 40, 20
+MILLISECONDS = 1.5  # Of each planted cause, 15 % of a step.
 
 
 @dataclass(frozen=True)
@@ -115,3 +118,17 @@ def _autocorrelated(ranks: int, rng: np.random.Generator, memory: float = 0.6) -
     for window in range(1, WINDOWS):
         noise[:, window] += memory * noise[:, window - 1]
     return noise
+
+
+CAUSES = {
+    "input": Truth(input_at_n=1e-3 * MILLISECONDS),
+    "communication": Truth(all_reduce=1e-3 * MILLISECONDS),
+    "stragglers": Truth(slow_ranks={1: 1e-3 * MILLISECONDS}),
+    "rest": Truth(contention=1e-3 * MILLISECONDS),
+}
+
+
+def find(summaries: list[CaseSummary], scaling: str = "weak") -> Attribution:
+    (curve,) = (curve for curve in find_curves(summaries) if curve.scaling == scaling)
+    (found,) = attribute(curve, summaries)
+    return found

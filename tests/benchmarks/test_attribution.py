@@ -5,32 +5,28 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.attribution import Attribution, attribute, explain, steady_step_seconds
+from benchmarks.attribution import Attribution, attribute, steady_step_seconds
 from benchmarks.case import Case, StrategyName
+from benchmarks.explanation import explain
 from benchmarks.scaling import find_curves
-from benchmarks.summary import CaseSummary, summarize
+from benchmarks.summary import summarize
 from tests.benchmarks.factory import make_study
-from tests.benchmarks.planted import QUIET, STEP_SECONDS, Truth, ablation, plant, point_cases, train
-
-MILLISECONDS = 1.5  # Of each planted cause, 15 % of a step.
-
-
-def find(summaries: list[CaseSummary], scaling: str = "weak") -> Attribution:
-    (curve,) = (curve for curve in find_curves(summaries) if curve.scaling == scaling)
-    (found,) = attribute(curve, summaries)
-    return found
+from tests.benchmarks.planted import (
+    CAUSES,
+    MILLISECONDS,
+    QUIET,
+    STEP_SECONDS,
+    Truth,
+    ablation,
+    find,
+    plant,
+    point_cases,
+    train,
+)
 
 
 def milliseconds(attribution: Attribution) -> dict[str, float]:
     return {part.name: 1e3 * part.step_seconds.value for part in attribution.parts}
-
-
-CAUSES = {
-    "input": Truth(input_at_n=1e-3 * MILLISECONDS),
-    "communication": Truth(all_reduce=1e-3 * MILLISECONDS),
-    "stragglers": Truth(slow_ranks={1: 1e-3 * MILLISECONDS}),
-    "rest": Truth(contention=1e-3 * MILLISECONDS),
-}
 
 
 @pytest.mark.parametrize("devices", [2, 4])
@@ -248,54 +244,6 @@ class TestStrongScaling:
         summaries = plant(self.cases, self.truth)
         (curve,) = find_curves(summaries)
         assert find(summaries, "strong").loss.value == pytest.approx(1 - curve.points[-1].efficiency.value)
-
-
-class TestAdvice:
-    """What to try must exist in this project, and not be in force already."""
-
-    def test_communication(self) -> None:
-        alone = explain(find(plant(point_cases(), CAUSES["communication"])))
-        assert "training.batch_size" in alone and "gradient_compression" not in alone
-        far = explain(find(plant(point_cases(hosts=2), CAUSES["communication"])))
-        assert "optimizer.gradient_compression=float16" in far
-
-    def test_setting_that_is_in_force_is_not_advised(self) -> None:
-        def cases(**settings: object) -> list[Case]:
-            changed = {"runtime.precision": "float32"} | settings
-            return [case.model_copy(update={"settings": changed}) for case in point_cases(hosts=2)]
-
-        few = explain(find(plant(cases(**{"runtime.steps_per_call": 5}), CAUSES["communication"])))
-        assert "runtime.steps_per_call=50" in few
-        compressed = {"optimizer.gradient_compression": "float16", "runtime.steps_per_call": 50}
-        text = explain(find(plant(cases(**compressed), CAUSES["communication"])))
-        assert "gradient_compression" not in text and "steps_per_call" not in text
-
-    def test_a_faster_strategy_is_named(self) -> None:
-        slow, fast = plant(point_cases("multiworker"), CAUSES["communication"]), plant([train("horovod")], Truth())
-        (curve,) = (each for each in find_curves(slow + fast) if each.strategy == "multiworker")
-        (found,) = attribute(curve, slow + fast)
-        assert found.faster_strategy == ("horovod", pytest.approx(1.15, abs=0.04))
-        assert "try the strategy horovod, here 1.1" in explain(found)
-        (alone,) = attribute(curve, slow)
-        assert alone.faster_strategy is None
-
-    def test_stragglers(self) -> None:
-        on_two_hosts = explain(find(plant(point_cases(hosts=2), CAUSES["stragglers"], hosts=["n1", "n2"])))
-        assert "sbatch --exclude=n2" in on_two_hosts
-        on_one = explain(find(plant(point_cases(), CAUSES["stragglers"], hosts=["n1", "n1"])))
-        assert "--exclude" not in on_one and "what else runs on its cores" in on_one
-
-    def test_contention(self) -> None:
-        assert "--cpus-per-task" in explain(find(plant(point_cases(), CAUSES["rest"])))
-        crowded = point_cases(cores_per_device=1)
-        assert "share cores" not in explain(find(plant(crowded, CAUSES["rest"])))
-        assert "give each rank cores of its own" in explain(find(plant(point_cases("mirrored"), CAUSES["rest"])))
-
-    def test_input(self) -> None:
-        assert "data.shift_pixels" not in explain(find(plant(point_cases(), CAUSES["input"])))
-        shifted = {"runtime.precision": "float32", "data.shift_pixels": 2}
-        cases = [case.model_copy(update={"settings": shifted}) for case in point_cases()]
-        assert "data.shift_pixels=0" in explain(find(plant(cases, CAUSES["input"])))
 
 
 def test_the_same_seed_gives_the_same_intervals() -> None:

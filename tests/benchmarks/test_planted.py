@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.attribution import Attribution, attribute, explain
+from benchmarks.attribution import Attribution, attribute
+from benchmarks.explanation import explain
 from benchmarks.progress import Progress
 from benchmarks.record import Record
 from benchmarks.runner import Study
