@@ -67,7 +67,7 @@ def identity(
     hosts: Sequence[str] = (),
     launcher: Literal["mnist-dist", "srun"] = "mnist-dist",
     environment: Mapping[str, str] = os.environ,
-    code: Path = PACKAGE_FOLDER,
+    code: Path = PACKAGE_FOLDER.parent,
 ) -> Identity:
     """Describes where, with what and how a case runs.
 
@@ -75,7 +75,7 @@ def identity(
         config: the complete configuration of the training run, as JSON.
         hosts: of every rank; empty: this one.
         environment: of the case's processes.
-        code: a folder of the code that is measured.
+        code: the folder that holds the packages that are measured.
     """
     return Identity(
         hardware=find_hardware(),
@@ -119,7 +119,7 @@ def find_software() -> dict[str, str]:
     return versions
 
 
-def find_git(folder: Path = PACKAGE_FOLDER) -> Git | None:
+def find_git(folder: Path = PACKAGE_FOLDER.parent) -> Git | None:
     """Returns the commit of the checkout that tracks `folder`, or that of its image, or None where neither is known.
 
     Dirty means that a tracked file differs; results written into the checkout do not count.
@@ -131,7 +131,7 @@ def find_git(folder: Path = PACKAGE_FOLDER) -> Git | None:
             return Git(commit=commit, dirty=bool(_git(folder, "status", "--porcelain", "--untracked-files=no")))
     except (OSError, subprocess.SubprocessError):
         pass
-    return _git_of_image(folder.parent / "REVISION")
+    return _git_of_image(folder / "REVISION")
 
 
 def _git_of_image(file: Path) -> Git | None:

@@ -206,12 +206,12 @@ def test_a_folder_outside_any_checkout(tmp_path: Path) -> None:
 
 def test_in_an_image(tmp_path: Path) -> None:
     """Which has no checkout, but a file beside the code."""
-    lay_out(tmp_path, {"code/module.py": "a = 1\n", "REVISION": f"{'0123456789' * 4}-dirty\n"})
-    found = find_git(tmp_path / "code")
+    lay_out(tmp_path, {"benchmarks/module.py": "a = 1\n", "REVISION": f"{'0123456789' * 4}-dirty\n"})
+    found = find_git(tmp_path)
     assert found is not None and (found.commit, found.dirty) == ("0123456789" * 4, True)
     for other in ("HEAD\n", "", "x" * 40):
         lay_out(tmp_path, {"REVISION": other})
-        assert find_git(tmp_path / "code") is None
+        assert find_git(tmp_path) is None
 
 
 def test_a_host_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
