@@ -32,7 +32,7 @@ from mnist_dist.errors import UserError, nearest
 ONE_PROCESS = ("single", "mirrored")
 MAX_CASES = 2000
 DEFAULT_IMAGES_PER_DEVICE = 128
-ABLATION_SECONDS = 3.0  # Of a full run that trains to its end.
+ABLATION_SECONDS = 4.0  # Of a full run that trains to its end.
 
 # Settings of a training run that follow from its case, and what says them instead.
 DECIDED = {
