@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 WINDOW_SECONDS = 0.1
 COLLECTIVE_SECONDS = 0.05  # Of each timing; there are many sizes.
-INPUT_SECONDS = 3.0
+INPUT_SECONDS = 4.0  # About forty windows, or twenty where they are joined in pairs.
 MATMUL_SIZE = 2048
 MATMUL_TIMINGS = COLLECTIVE_TIMINGS = 10
 MESSAGE_BYTES = tuple(4 * 8**exponent for exponent in range(9))  # 4 B to 64 MiB.

@@ -145,13 +145,13 @@ def run_status(args: argparse.Namespace) -> int:
 
 def run_cancel(args: argparse.Namespace) -> int:
     from slurm.scheduler import cancel, job_states
-    from slurm.submission import ENDED, read_submitted
+    from slurm.submission import ENDED_OR_ENDING, read_submitted
 
     submitted = read_submitted(find_study(args.study))
-    active = [state.job for state in job_states(submitted.ids) if state.state not in ENDED]
+    active = [state.job for state in job_states(submitted.ids) if state.state not in ENDED_OR_ENDING]
     if active:
         cancel(list(dict.fromkeys(job.split("_")[0] for job in active)))
-    print(f"cancelled: {', '.join(active)}" if active else "nothing to cancel: all jobs have ended")
+    print(f"cancelled: {', '.join(active)}" if active else "nothing to cancel: all jobs have ended or are ending")
     return 0
 
 

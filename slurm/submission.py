@@ -20,6 +20,7 @@ ENDED = (
     *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"),
     "REVOKED",
 )
+ENDED_OR_ENDING = (*ENDED, "COMPLETING")  # Its processes have been told to end; Slurm waits for the last of them.
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.case import StrategyName
 from benchmarks.collectives import measured_all_reduces
 from benchmarks.runner import run_case
+from benchmarks.steady_state import FEWEST_WINDOWS, merge_windows
 from benchmarks.summary import summarize
 from benchmarks.worker import INPUT_SECONDS, MATMUL_SIZE, MATMUL_TIMINGS, MESSAGE_BYTES, WINDOW_SECONDS, calibrate
 from mnist_dist.strategies import Single
@@ -73,7 +74,8 @@ def test_input(tmp_path: Path, tiny_mnist: Path) -> None:
     (windows,) = measured["window_seconds"]
     assert sum(windows) >= INPUT_SECONDS
     assert 1e4 < 32 * sum(measured["window_steps"]) / sum(windows) < 1e8
-    assert "too short" not in (summarize([record]).unstable or "")
+    joined_steps, _, _ = merge_windows(measured["window_steps"], measured["window_seconds"])
+    assert len(joined_steps) >= FEWEST_WINDOWS  # Enough for a machine that is quiet; what a busy one does is not asked.
 
 
 @pytest.mark.parametrize("seconds_per_call", [1e-6, 1e-4, 1e-2, 1.0])
