@@ -1,0 +1,617 @@
+// What TensorFlow has no fast operations for on CPUs: the first convolution, pooling, and the gradients of both.
+//
+// The maximum of 2 x 2 values passes its gradient to one of them, and ReLU none where it is zero. After both, about one
+// in ten gradients of a convolution's outputs is not zero, and these alone are multiplied here: where a filter was
+// active, its gradient times the pixels it met goes to its weights, and times its weights to those pixels.
+//
+// Built by kernel_build.py against TensorFlow's C interface, which stays the same from one release to the next.
+// Each operation takes one thread; TensorFlow runs several of them side by side.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <iterator>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tensorflow/c/kernels.h"
+#include "tensorflow/c/ops.h"
+
+namespace {
+
+constexpr int kImageSize = 28;
+constexpr int kMaxKernelSize = 7;
+constexpr int kLanes = 16;       // Channels computed together; the compiler splits them where registers are smaller.
+constexpr int32_t kDead = 4;     // Of a window: ReLU is zero. Otherwise 0 to 3, where in the window its maximum is.
+
+using Floats = float __attribute__((vector_size(4 * kLanes)));
+using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
+using Halves = uint16_t __attribute__((vector_size(2 * kLanes)));
+using Bytes = uint8_t __attribute__((vector_size(kLanes)));
+
+struct BFloat16 {  // The upper half of a float.
+  uint16_t bits;
+};
+
+void Read(const float* from, Floats& values) { std::memcpy(&values, from, sizeof values); }
+
+void Read(const BFloat16* from, Floats& values) {
+  Halves halves;
+  std::memcpy(&halves, from, sizeof halves);
+  values = reinterpret_cast<Floats>(__builtin_convertvector(halves, Ints) << 16);
+}
+
+void Read(const uint8_t* from, Ints& values) {
+  Bytes bytes;
+  std::memcpy(&bytes, from, sizeof bytes);
+  values = __builtin_convertvector(bytes, Ints);
+}
+
+void Write(float* to, const Floats& values) { std::memcpy(to, &values, sizeof values); }
+
+void Write(BFloat16* to, const Floats& values) {  // Rounds to the nearest, half to even; NaN stays NaN.
+  const Ints bits = reinterpret_cast<Ints>(values);
+  const Ints rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  const Halves halves = __builtin_convertvector((values == values ? rounded : bits | 0x400000) >> 16, Halves);
+  std::memcpy(to, &halves, sizeof halves);
+}
+
+void Write(uint8_t* to, const Ints& values) {
+  const Bytes bytes = __builtin_convertvector(values, Bytes);
+  std::memcpy(to, &bytes, sizeof bytes);
+}
+
+float ToFloat(float value) { return value; }
+
+float ToFloat(BFloat16 value) {
+  const uint32_t bits = uint32_t{value.bits} << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+// The same for the first `count` channels, of which there may be fewer than kLanes; the others read as zero.
+template <typename T, typename Vector>
+void Read(const T* from, int count, Vector& values) {
+  if (count >= kLanes) return Read(from, values);
+  T padded[kLanes] = {};
+  std::memcpy(padded, from, count * sizeof(T));
+  Read(padded, values);
+}
+
+template <typename T, typename Vector>
+void Write(T* to, int count, const Vector& values) {
+  if (count >= kLanes) return Write(to, values);
+  T padded[kLanes];
+  Write(padded, values);
+  std::memcpy(to, padded, count * sizeof(T));
+}
+
+int BlocksOf(int channels) { return (channels + kLanes - 1) / kLanes; }
+
+// ReLU of the maximum of a window's four sums, and which of them it is.
+struct Window {
+  Floats maximum;
+  Ints winner;
+
+  void Take(int position, const Floats& sums) {
+    const Ints larger = sums > maximum;
+    maximum = position == 0 ? sums : larger ? sums : maximum;
+    winner = position == 0 ? Ints{} : larger ? Ints{} + position : winner;
+  }
+
+  void Activate(const Floats& bias) {
+    maximum += bias;
+    const Ints dead = maximum <= 0.0f;  // Not where it is NaN, which must not be lost.
+    maximum = dead ? Floats{} : maximum;
+    winner = dead ? Ints{} + kDead : winner;
+  }
+};
+
+// Convolves images of one channel, pools 2 x 2, adds the bias and applies ReLU.
+//   images [count, 28, 28], kernel [K, K, filters], bias [filters] -> features, winners [edge, edge, count, filters]
+template <typename T, int K>
+void ConvolvePixels(const float* images, const float* kernel, const float* bias, int edge, int count, int filters,
+                    T* features, uint8_t* winners) {
+  for (int start = 0; start < filters; start += kLanes) {
+    const int lanes = filters - start;
+    Floats weights[K * K], offset;
+    for (int k = 0; k < K * K; ++k) Read(kernel + k * filters + start, lanes, weights[k]);
+    Read(bias + start, lanes, offset);
+    for (int row = 0; row < edge; ++row) {
+      for (int column = 0; column < edge; ++column) {
+        for (int image = 0; image < count; ++image) {
+          const float* patch = images + (image * kImageSize + 2 * row) * kImageSize + 2 * column;
+          Window window;
+#pragma GCC unroll 4
+          for (int position = 0; position < 4; ++position) {
+            Floats sums = {};
+#pragma GCC unroll 49
+            for (int k = 0; k < K * K; ++k) {
+              sums += weights[k] * patch[(position / 2 + k / K) * kImageSize + position % 2 + k % K];
+            }
+            window.Take(position, sums);
+          }
+          window.Activate(offset);
+          const int64_t at = (int64_t{row * edge + column} * count + image) * filters + start;
+          Write(features + at, lanes, window.maximum);
+          Write(winners + at, lanes, window.winner);
+        }
+      }
+    }
+  }
+}
+
+// Pools 2 x 2, adds the bias and applies ReLU.
+//   convolved [2 * edge, 2 * edge, count, filters], bias [filters] -> features, winners [count, edge, edge, filters]
+template <typename T>
+void PoolRelu(const T* convolved, const float* bias, int edge, int count, int filters, T* features, uint8_t* winners) {
+  const int64_t stride = int64_t{count} * filters;
+  for (int row = 0; row < edge; ++row) {
+    for (int column = 0; column < edge; ++column) {
+      for (int image = 0; image < count; ++image) {
+        for (int start = 0; start < filters; start += kLanes) {
+          const int lanes = filters - start;
+          Floats offset, values;
+          Read(bias + start, lanes, offset);
+          Window window;
+          for (int position = 0; position < 4; ++position) {
+            const int pixel = (2 * row + position / 2) * 2 * edge + 2 * column + position % 2;
+            Read(convolved + pixel * stride + image * filters + start, lanes, values);
+            window.Take(position, values);
+          }
+          window.Activate(offset);
+          const int64_t at = ((int64_t{image} * edge + row) * edge + column) * filters + start;
+          Write(features + at, lanes, window.maximum);
+          Write(winners + at, lanes, window.winner);
+        }
+      }
+    }
+  }
+}
+
+// What one filter of the second convolution adds to the gradients of its weights with one image, for kLanes of its input
+// channels.
+//   active: a bit for each window in which the filter's ReLU is not zero
+//   gradients, winners: of the filter, with `stride` from one window to the next
+//   input [rows, rows] -> of_weights [K, K], which grows
+template <int K>
+void AddWeightGradients(uint64_t active, const float* gradients, const uint8_t* winners, int stride, const int* corners,
+                        int rows, const Floats* input, Floats* of_weights) {
+  const int offsets[4] = {0, 1, rows, rows + 1};
+  Floats sums[K * K];
+#pragma GCC unroll 49
+  for (int k = 0; k < K * K; ++k) sums[k] = of_weights[k];
+  for (; active != 0; active &= active - 1) {
+    const int window = __builtin_ctzll(active);
+    const float gradient = gradients[window * stride];
+    const Floats* met = input + corners[window] + offsets[winners[window * stride]];
+#pragma GCC unroll 49
+    for (int k = 0; k < K * K; ++k) sums[k] += gradient * met[k / K * rows + k % K];
+  }
+#pragma GCC unroll 49
+  for (int k = 0; k < K * K; ++k) of_weights[k] = sums[k];
+}
+
+// What one window of the second convolution adds to the gradients of its input, for kLanes channels.
+//   won [4, words]: for each position in the window, a bit for each filter whose maximum is there
+//   gradients [filters], weights [filters, K, K] -> of_input [K + 1, K + 1] with `rows` pixels in a row, which grows
+template <int K>
+void AddInputGradients(const uint64_t* won, int words, const float* gradients, const Floats* weights, int rows,
+                       Floats* of_input) {
+  constexpr int kEdge = K + 1;
+  Floats sums[kEdge * kEdge];
+#pragma GCC unroll 64
+  for (int i = 0; i < kEdge * kEdge; ++i) sums[i] = of_input[i / kEdge * rows + i % kEdge];
+#pragma GCC unroll 4
+  for (int position = 0; position < 4; ++position) {
+    for (int word = 0; word < words; ++word) {
+      for (uint64_t left = won[position * words + word]; left != 0; left &= left - 1) {
+        const int filter = 64 * word + __builtin_ctzll(left);
+        const float gradient = gradients[filter];
+        const Floats* own = weights + filter * K * K;
+#pragma GCC unroll 49
+        for (int k = 0; k < K * K; ++k) {
+          sums[(position / 2 + k / K) * kEdge + position % 2 + k % K] += gradient * own[k];
+        }
+      }
+    }
+  }
+#pragma GCC unroll 64
+  for (int i = 0; i < kEdge * kEdge; ++i) of_input[i / kEdge * rows + i % kEdge] = sums[i];
+}
+
+// Returns for 64 bytes a bit each, set where the byte equals `value`.
+uint64_t BitsWhereEqual(const uint8_t* bytes, uint8_t value) {
+  alignas(64) uint8_t equal[64];
+  for (int i = 0; i < 64; ++i) equal[i] = bytes[i] == value;
+  uint64_t bits = 0;
+  for (int i = 0; i < 8; ++i) {
+    uint64_t eight;
+    std::memcpy(&eight, equal + 8 * i, 8);
+    bits |= (eight * 0x0102040810204080) >> 56 << (8 * i);  // The product moves the lowest bits of eight bytes together.
+  }
+  return bits;
+}
+
+// One image and kLanes filters of the first convolution.
+//   image [28, 28], gradients [edge, edge] and winners with `stride` from one window to the next -> of_weights
+//   [K, K] and of_bias, each of kLanes filters; both sums grow.
+template <int K>
+void AddPixelGradients(const float* image, const Floats* gradients, const uint8_t* winners, int64_t stride, int edge,
+                       int lanes, Floats* of_weights, Floats* of_bias) {
+  Floats sums[K * K], bias_sum = *of_bias;
+#pragma GCC unroll 49
+  for (int k = 0; k < K * K; ++k) sums[k] = of_weights[k];
+  for (int row = 0; row < edge; ++row) {
+    for (int column = 0; column < edge; ++column) {
+      const float* patch = image + 2 * row * kImageSize + 2 * column;
+      const Floats gradient = gradients[row * edge + column];
+      Ints winner;
+      Read(winners + (row * edge + column) * stride, lanes, winner);
+      bias_sum += winner == kDead ? Floats{} : gradient;
+#pragma GCC unroll 4
+      for (int position = 0; position < 4; ++position) {
+        const Floats passed = winner == position ? gradient : Floats{};
+#pragma GCC unroll 49
+        for (int k = 0; k < K * K; ++k) {
+          sums[k] += passed * patch[(position / 2 + k / K) * kImageSize + position % 2 + k % K];
+        }
+      }
+    }
+  }
+#pragma GCC unroll 49
+  for (int k = 0; k < K * K; ++k) of_weights[k] = sums[k];
+  *of_bias = bias_sum;
+}
+
+template <int... K>
+struct Sizes {
+  static constexpr decltype(&AddWeightGradients<1>) add_weight_gradients[] = {AddWeightGradients<K>...};
+  static constexpr decltype(&AddInputGradients<1>) add_input_gradients[] = {AddInputGradients<K>...};
+  static constexpr decltype(&AddPixelGradients<1>) add_pixel_gradients[] = {AddPixelGradients<K>...};
+  template <typename T>
+  static constexpr decltype(&ConvolvePixels<T, 1>) convolve_pixels[] = {ConvolvePixels<T, K>...};
+};
+using EverySize = Sizes<1, 2, 3, 4, 5, 6, 7>;
+static_assert(std::size(EverySize::add_pixel_gradients) == kMaxKernelSize);
+
+// All shapes of the two convolutions.
+struct Shape {
+  int count;                     // Images.
+  int size_1, size_2;            // Of the kernels.
+  int filters_1, filters_2;
+  int edge_1, edge_2;            // Of the pooled outputs.
+};
+
+// The gradients of both convolutions, their pooling and ReLU.
+//   images [count, 28, 28], features, winners_1 [edge_1, edge_1, count, filters_1], kernel_2 [size_2, size_2,
+//   filters_1, filters_2], winners_2, upstream [count, edge_2, edge_2, filters_2] -> of_kernel_1 [size_1, size_1,
+//   filters_1], of_bias_1, of_kernel_2, of_bias_2
+template <typename T>
+void ConvolutionGradients(const Shape& s, const float* images, const uint8_t* winners_1, const T* features,
+                          const T* kernel_2, const uint8_t* winners_2, const T* upstream, float* of_kernel_1,
+                          float* of_bias_1, float* of_kernel_2, float* of_bias_2) {
+  const auto add_weight_gradients = EverySize::add_weight_gradients[s.size_2 - 1];
+  const auto add_input_gradients = EverySize::add_input_gradients[s.size_2 - 1];
+  const auto add_pixel_gradients = EverySize::add_pixel_gradients[s.size_1 - 1];
+  const int blocks = BlocksOf(s.filters_1), words = (s.filters_2 + 63) / 64, padded_2 = 64 * words;
+  const int pixels = s.edge_1 * s.edge_1, windows = s.edge_2 * s.edge_2;
+  const int weights_1 = s.size_1 * s.size_1, weights_2 = s.size_2 * s.size_2;
+  const int kernel_vectors = s.filters_2 * weights_2;
+  // Images computed together, so that a bit for each of their windows fits: this saves loading and storing the sums.
+  const int group = 64 / windows;
+
+  // Each thread keeps its own: as much memory would come from the system and go back to it every time.
+  static thread_local std::vector<Floats> memory;
+  memory.assign(blocks * (2 * (kernel_vectors + group * pixels) + weights_1 + 1) +
+                    (group * windows + 1) * padded_2 / kLanes,
+                Floats{});
+  Floats* free = memory.data();
+  const auto take = [&free](int vectors) { return (free += vectors) - vectors; };
+  Floats* weights = take(blocks * kernel_vectors);     // [blocks, filters_2, size_2, size_2]
+  Floats* of_weights = take(blocks * kernel_vectors);  // The same.
+  Floats* input = take(blocks * group * pixels);       // [blocks, group, edge_1, edge_1]
+  Floats* of_input = take(blocks * group * pixels);    // The same.
+  Floats* of_pixels = take(blocks * (weights_1 + 1));  // [blocks, size_1 * size_1 + 1], the last for the bias.
+  float* gradients = reinterpret_cast<float*>(take(group * windows * padded_2 / kLanes));  // [group, windows, padded_2]
+  float* bias_sums = reinterpret_cast<float*>(take(padded_2 / kLanes));            // [padded_2]
+  std::vector<uint8_t> winners(group * windows * padded_2, kDead);  // The same as gradients.
+  std::vector<uint64_t> active(padded_2), won(group * windows * 4 * words);
+  std::vector<int> corners(group * windows);  // The first pixel of each window in the input.
+  for (int window = 0; window < group * windows; ++window) {
+    const int row = window % windows / s.edge_2, column = window % windows % s.edge_2;
+    corners[window] = window / windows * pixels + 2 * row * s.edge_1 + 2 * column;
+  }
+
+  // Calls visit(index in the kernel, block, vector in the block, lane), near each other in both.
+  const auto for_each_weight = [&](auto visit) {
+    for (int k = 0; k < weights_2; ++k) {
+      for (int start = 0; start < s.filters_2; start += kLanes) {
+        for (int channel = 0; channel < s.filters_1; ++channel) {
+          for (int filter = start; filter < std::min(start + kLanes, s.filters_2); ++filter) {
+            visit((k * s.filters_1 + channel) * s.filters_2 + filter,
+                  channel / kLanes * kernel_vectors + filter * weights_2 + k, channel % kLanes);
+          }
+        }
+      }
+    }
+  };
+  for_each_weight([&](int from, int to, int lane) { weights[to][lane] = ToFloat(kernel_2[from]); });
+
+  for (int first = 0; first < s.count; first += group) {
+    const int images_here = std::min(group, s.count - first), windows_here = images_here * windows;
+    for (int pixel = 0; pixel < pixels; ++pixel) {
+      for (int image = 0; image < images_here; ++image) {
+        const T* channels = features + (int64_t{pixel} * s.count + first + image) * s.filters_1;
+        for (int block = 0; block < blocks; ++block) {
+          Read(channels + block * kLanes, s.filters_1 - block * kLanes, input[(block * group + image) * pixels + pixel]);
+        }
+      }
+    }
+    std::memset(of_input, 0, sizeof(Floats) * blocks * group * pixels);
+    std::fill(active.begin(), active.end(), 0);
+    for (int window = 0; window < windows_here; ++window) {
+      const int64_t from = (int64_t{first} * windows + window) * s.filters_2;
+      float* window_gradients = gradients + window * padded_2;
+      uint8_t* window_winners = winners.data() + window * padded_2;
+      std::memcpy(window_winners, winners_2 + from, s.filters_2);
+      for (int filter = 0; filter < s.filters_2; ++filter) {
+        const bool alive = window_winners[filter] != kDead;
+        window_gradients[filter] = ToFloat(upstream[from + filter]);
+        bias_sums[filter] += alive ? window_gradients[filter] : 0.0f;
+        active[filter] |= uint64_t{alive} << window;
+      }
+      for (int position = 0; position < 4; ++position) {
+        for (int word = 0; word < words; ++word) {
+          won[(window * 4 + position) * words + word] = BitsWhereEqual(window_winners + 64 * word, position);
+        }
+      }
+    }
+    for (int block = 0; block < blocks; ++block) {
+      const Floats* block_input = input + block * group * pixels;
+      Floats* of_block_input = of_input + block * group * pixels;
+      for (int filter = 0; filter < s.filters_2; ++filter) {
+        add_weight_gradients(active[filter], gradients + filter, winners.data() + filter, padded_2, corners.data(),
+                             s.edge_1, block_input, of_weights + block * kernel_vectors + filter * weights_2);
+      }
+      for (int window = 0; window < windows_here; ++window) {
+        add_input_gradients(&won[window * 4 * words], words, gradients + window * padded_2,
+                            weights + block * kernel_vectors, s.edge_1, of_block_input + corners[window]);
+      }
+      Floats* of_block = of_pixels + block * (weights_1 + 1);
+      for (int image = 0; image < images_here; ++image) {
+        add_pixel_gradients(images + int64_t{first + image} * kImageSize * kImageSize, of_block_input + image * pixels,
+                            winners_1 + int64_t{first + image} * s.filters_1 + block * kLanes,
+                            int64_t{s.count} * s.filters_1, s.edge_1, s.filters_1 - block * kLanes, of_block,
+                            of_block + weights_1);
+      }
+    }
+  }
+
+  for_each_weight([&](int to, int from, int lane) { of_kernel_2[to] = of_weights[from][lane]; });
+  for (int channel = 0; channel < s.filters_1; ++channel) {
+    const Floats* of_block = of_pixels + channel / kLanes * (weights_1 + 1);
+    for (int k = 0; k < weights_1; ++k) of_kernel_1[k * s.filters_1 + channel] = of_block[k][channel % kLanes];
+    of_bias_1[channel] = of_block[weights_1][channel % kLanes];
+  }
+  std::copy(bias_sums, bias_sums + s.filters_2, of_bias_2);
+}
+
+// ---- TensorFlow's interface ----
+
+struct Deleter {
+  void operator()(TF_Status* status) const { TF_DeleteStatus(status); }
+  void operator()(TF_Tensor* tensor) const { TF_DeleteTensor(tensor); }
+};
+using Status = std::unique_ptr<TF_Status, Deleter>;
+using Tensor = std::unique_ptr<TF_Tensor, Deleter>;
+
+// One run of an operation. After an error, Ok() is false and nothing may be computed.
+class Run {
+ public:
+  explicit Run(TF_OpKernelContext* context) : context_(context), status_(TF_NewStatus()) {}
+
+  ~Run() {
+    if (!Ok()) TF_OpKernelContext_Failure(context_, status_.get());
+  }
+
+  bool Ok() const { return TF_GetCode(status_.get()) == TF_OK; }
+
+  Tensor Input(int index) {
+    TF_Tensor* tensor = nullptr;
+    if (Ok()) TF_GetInput(context_, index, &tensor, status_.get());
+    return Tensor(tensor);
+  }
+
+  template <typename T>
+  T* Output(int index, TF_DataType type, const std::vector<int64_t>& dims) {
+    if (!Ok()) return nullptr;
+    size_t bytes = sizeof(T);
+    for (const int64_t dim : dims) bytes *= dim;
+    outputs_.emplace_back(
+        TF_AllocateOutput(context_, index, type, dims.data(), static_cast<int>(dims.size()), bytes, status_.get()));
+    return Ok() ? static_cast<T*>(TF_TensorData(outputs_.back().get())) : nullptr;
+  }
+
+  // Fails unless the tensor has this shape.
+  void Expect(const char* name, const Tensor& tensor, const std::vector<int64_t>& dims) {
+    if (!Ok()) return;
+    bool same = TF_NumDims(tensor.get()) == static_cast<int>(dims.size());
+    for (size_t i = 0; same && i < dims.size(); ++i) same = TF_Dim(tensor.get(), static_cast<int>(i)) == dims[i];
+    if (same) return;
+    std::string message = std::string(name) + ": received " + Shape(tensor) + ", expected [";
+    for (const int64_t dim : dims) message += (message.back() == '[' ? "" : ", ") + std::to_string(dim);
+    TF_SetStatus(status_.get(), TF_INVALID_ARGUMENT, (message + "]").c_str());
+  }
+
+  void ExpectRank(const char* name, const Tensor& tensor, int rank) {
+    if (!Ok() || TF_NumDims(tensor.get()) == rank) return;
+    const std::string message =
+        std::string(name) + ": received " + Shape(tensor) + ", expected " + std::to_string(rank) + " dimensions";
+    TF_SetStatus(status_.get(), TF_INVALID_ARGUMENT, message.c_str());
+  }
+
+  void Expect(const char* what, bool holds) {
+    if (Ok() && !holds) TF_SetStatus(status_.get(), TF_INVALID_ARGUMENT, (std::string("expected ") + what).c_str());
+  }
+
+ private:
+  static std::string Shape(const Tensor& tensor) {
+    std::string shape = "[";
+    for (int i = 0; i < TF_NumDims(tensor.get()); ++i) {
+      shape += (i ? ", " : "") + std::to_string(TF_Dim(tensor.get(), i));
+    }
+    return shape + "]";
+  }
+
+  TF_OpKernelContext* context_;
+  Status status_;
+  std::vector<Tensor> outputs_;
+};
+
+template <typename T>
+const T* Data(const Tensor& tensor) {
+  return static_cast<const T*>(TF_TensorData(tensor.get()));
+}
+
+int Dim(const Tensor& tensor, int axis) { return static_cast<int>(TF_Dim(tensor.get(), axis)); }
+
+template <typename T>
+struct TypeOf;
+template <>
+struct TypeOf<float> {
+  static constexpr TF_DataType value = TF_FLOAT;
+};
+template <>
+struct TypeOf<BFloat16> {
+  static constexpr TF_DataType value = TF_BFLOAT16;
+};
+
+int PooledEdge(int size, int kernel_size) { return (size - kernel_size + 1) / 2; }
+
+template <typename T>
+void RunConvolvePixels(void* edge_of_output, TF_OpKernelContext* context) {
+  Run run(context);
+  const Tensor images = run.Input(0), kernel = run.Input(1), bias = run.Input(2);
+  run.ExpectRank("images", images, 2);
+  run.ExpectRank("kernel", kernel, 4);
+  if (!run.Ok()) return;
+  const int count = Dim(images, 0), size = Dim(kernel, 0), filters = Dim(kernel, 3);
+  const int edge = static_cast<int>(*static_cast<int64_t*>(edge_of_output));
+  run.Expect("images", images, {count, kImageSize * kImageSize});
+  run.Expect("kernel", kernel, {size, size, 1, filters});
+  run.Expect("bias", bias, {filters});
+  run.Expect("a kernel of 1 to 7 pixels, and an edge that fits it",
+             size >= 1 && size <= kMaxKernelSize && edge >= 1 && edge <= PooledEdge(kImageSize, size));
+  T* features = run.Output<T>(0, TypeOf<T>::value, {edge, edge, count, filters});
+  uint8_t* winners = run.Output<uint8_t>(1, TF_UINT8, {edge, edge, count, filters});
+  if (!run.Ok()) return;
+  EverySize::convolve_pixels<T>[size - 1](Data<float>(images), Data<float>(kernel), Data<float>(bias), edge, count,
+                                          filters, features, winners);
+}
+
+template <typename T>
+void RunPoolRelu(void*, TF_OpKernelContext* context) {
+  Run run(context);
+  const Tensor convolved = run.Input(0), bias = run.Input(1);
+  run.ExpectRank("convolved", convolved, 4);
+  if (!run.Ok()) return;
+  const int edge = Dim(convolved, 0) / 2, count = Dim(convolved, 2), filters = Dim(convolved, 3);
+  run.Expect("convolved", convolved, {2 * edge, 2 * edge, count, filters});
+  run.Expect("bias", bias, {filters});
+  T* features = run.Output<T>(0, TypeOf<T>::value, {count, edge, edge, filters});
+  uint8_t* winners = run.Output<uint8_t>(1, TF_UINT8, {count, edge, edge, filters});
+  if (!run.Ok()) return;
+  PoolRelu(Data<T>(convolved), Data<float>(bias), edge, count, filters, features, winners);
+}
+
+template <typename T>
+void RunConvolutionGradients(void* kernel_size_1, TF_OpKernelContext* context) {
+  Run run(context);
+  const Tensor images = run.Input(0), winners_1 = run.Input(1), features = run.Input(2), kernel_2 = run.Input(3),
+               winners_2 = run.Input(4), upstream = run.Input(5);
+  run.ExpectRank("kernel_2", kernel_2, 4);
+  run.ExpectRank("winners_2", winners_2, 4);
+  if (!run.Ok()) return;
+  Shape s;
+  s.count = Dim(winners_2, 0);
+  s.size_1 = static_cast<int>(*static_cast<int64_t*>(kernel_size_1));
+  s.size_2 = Dim(kernel_2, 0);
+  s.filters_1 = Dim(kernel_2, 2);
+  s.filters_2 = Dim(kernel_2, 3);
+  s.edge_2 = Dim(winners_2, 1);
+  s.edge_1 = 2 * s.edge_2 + s.size_2 - 1;
+  run.Expect("images", images, {s.count, kImageSize * kImageSize});
+  run.Expect("winners_1", winners_1, {s.edge_1, s.edge_1, s.count, s.filters_1});
+  run.Expect("features", features, {s.edge_1, s.edge_1, s.count, s.filters_1});
+  run.Expect("kernel_2", kernel_2, {s.size_2, s.size_2, s.filters_1, s.filters_2});
+  run.Expect("winners_2", winners_2, {s.count, s.edge_2, s.edge_2, s.filters_2});
+  run.Expect("upstream", upstream, {s.count, s.edge_2, s.edge_2, s.filters_2});
+  run.Expect("kernels of 1 to 7 pixels that fit the images",
+             s.size_1 >= 1 && s.size_1 <= kMaxKernelSize && s.size_2 >= 1 && s.size_2 <= kMaxKernelSize &&
+                 s.edge_1 <= PooledEdge(kImageSize, s.size_1));
+  float* of_kernel_1 = run.Output<float>(0, TF_FLOAT, {s.size_1, s.size_1, 1, s.filters_1});
+  float* of_bias_1 = run.Output<float>(1, TF_FLOAT, {s.filters_1});
+  float* of_kernel_2 = run.Output<float>(2, TF_FLOAT, {s.size_2, s.size_2, s.filters_1, s.filters_2});
+  float* of_bias_2 = run.Output<float>(3, TF_FLOAT, {s.filters_2});
+  if (!run.Ok()) return;
+  ConvolutionGradients(s, Data<float>(images), Data<uint8_t>(winners_1), Data<T>(features), Data<T>(kernel_2),
+                       Data<uint8_t>(winners_2), Data<T>(upstream), of_kernel_1, of_bias_1, of_kernel_2, of_bias_2);
+}
+
+// Reads an operation's one integer attribute, once for all its runs.
+template <const char* Name>
+void* ReadAttribute(TF_OpKernelConstruction* construction) {
+  const Status status(TF_NewStatus());
+  auto* value = new int64_t(0);
+  TF_OpKernelConstruction_GetAttrInt64(construction, Name, value, status.get());
+  if (TF_GetCode(status.get()) != TF_OK) TF_OpKernelConstruction_Failure(construction, status.get());
+  return value;
+}
+
+void DeleteAttribute(void* value) { delete static_cast<int64_t*>(value); }
+
+constexpr char kEdge[] = "edge", kKernelSize1[] = "kernel_size_1";
+
+using Create = void* (*)(TF_OpKernelConstruction*);
+using Compute = void (*)(void*, TF_OpKernelContext*);
+
+void RegisterKernel(const char* operation, TF_DataType type, Create create, Compute compute) {
+  const Status status(TF_NewStatus());
+  TF_KernelBuilder* builder =
+      TF_NewKernelBuilder(operation, "CPU", create, compute, create == nullptr ? nullptr : DeleteAttribute);
+  TF_KernelBuilder_TypeConstraint(builder, "T", type, status.get());
+  TF_RegisterKernelBuilder(operation, builder, status.get());
+}
+
+void RegisterOperation(const char* name, std::vector<const char*> inputs, std::vector<const char*> outputs,
+                       const char* attribute, Create create, Compute compute_float, Compute compute_bfloat16) {
+  const Status status(TF_NewStatus());
+  TF_OpDefinitionBuilder* builder = TF_NewOpDefinitionBuilder(name);
+  TF_OpDefinitionBuilderAddAttr(builder, "T: {float, bfloat16}");
+  if (attribute != nullptr) TF_OpDefinitionBuilderAddAttr(builder, attribute);
+  for (const char* input : inputs) TF_OpDefinitionBuilderAddInput(builder, input);
+  for (const char* output : outputs) TF_OpDefinitionBuilderAddOutput(builder, output);
+  TF_OpDefinitionBuilderSetShapeInferenceFunction(builder, TF_ShapeInferenceContextSetUnknownShape);
+  TF_RegisterOpDefinition(builder, status.get());
+  RegisterKernel(name, TF_FLOAT, create, compute_float);
+  RegisterKernel(name, TF_BFLOAT16, create, compute_bfloat16);
+}
+
+__attribute__((constructor)) void RegisterAll() {
+  RegisterOperation("MnistDistConvolvePixels", {"images: float", "kernel: float", "bias: float"},
+                    {"features: T", "winners: uint8"}, "edge: int", ReadAttribute<kEdge>, RunConvolvePixels<float>,
+                    RunConvolvePixels<BFloat16>);
+  RegisterOperation("MnistDistPoolRelu", {"convolved: T", "bias: float"}, {"features: T", "winners: uint8"}, nullptr,
+                    nullptr, RunPoolRelu<float>, RunPoolRelu<BFloat16>);
+  RegisterOperation("MnistDistConvolutionGradients",
+                    {"images: float", "winners_1: uint8", "features: T", "kernel_2: T", "winners_2: uint8",
+                     "upstream: T"},
+                    {"of_kernel_1: float", "of_bias_1: float", "of_kernel_2: float", "of_bias_2: float"},
+                    "kernel_size_1: int", ReadAttribute<kKernelSize1>, RunConvolutionGradients<float>,
+                    RunConvolutionGradients<BFloat16>);
+}
+
+}  // namespace
