@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <iterator>
 #include <memory>
 #include <string>
 #include <vector>
@@ -21,9 +20,15 @@
 namespace {
 
 constexpr int kImageSize = 28;
-constexpr int kMaxKernelSize = 7;
-constexpr int kLanes = 16;       // Channels computed together; the compiler splits them where registers are smaller.
-constexpr int32_t kDead = 4;     // Of a window: ReLU is zero. Otherwise 0 to 3, where in the window its maximum is.
+// Channels computed together, as many as a register holds: compilers split longer vectors badly.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+constexpr int32_t kDead = 4;  // Of a window: ReLU is zero. Otherwise 0 to 3, where in the window its maximum is.
 
 using Floats = float __attribute__((vector_size(4 * kLanes)));
 using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
@@ -109,15 +114,26 @@ struct Window {
   }
 };
 
+// Functions with a parameter K are compiled for kernels of K x K pixels, which keeps their weights in registers, and
+// with K = 0 for those of any `size`.
+template <int K>
+constexpr int kMaxEdge = K > 0 ? K : kImageSize;
+
+template <typename Function>
+Function ForSize(int size, Function three, Function five, Function any) {
+  return size == 3 ? three : size == 5 ? five : any;
+}
+
 // Convolves images of one channel, pools 2 x 2, adds the bias and applies ReLU.
-//   images [count, 28, 28], kernel [K, K, filters], bias [filters] -> features, winners [edge, edge, count, filters]
+//   images [count, 28, 28], kernel [size, size, filters], bias [filters] -> features, winners [edge, edge, count, filters]
 template <typename T, int K>
-void ConvolvePixels(const float* images, const float* kernel, const float* bias, int edge, int count, int filters,
-                    T* features, uint8_t* winners) {
+void ConvolvePixels(const float* images, const float* kernel, const float* bias, int size, int edge, int count,
+                    int filters, T* features, uint8_t* winners) {
+  if (K > 0) size = K;
   for (int start = 0; start < filters; start += kLanes) {
     const int lanes = filters - start;
-    Floats weights[K * K], offset;
-    for (int k = 0; k < K * K; ++k) Read(kernel + k * filters + start, lanes, weights[k]);
+    Floats weights[kMaxEdge<K> * kMaxEdge<K>], offset;
+    for (int k = 0; k < size * size; ++k) Read(kernel + k * filters + start, lanes, weights[k]);
     Read(bias + start, lanes, offset);
     for (int row = 0; row < edge; ++row) {
       for (int column = 0; column < edge; ++column) {
@@ -127,9 +143,9 @@ void ConvolvePixels(const float* images, const float* kernel, const float* bias,
 #pragma GCC unroll 4
           for (int position = 0; position < 4; ++position) {
             Floats sums = {};
-#pragma GCC unroll 49
-            for (int k = 0; k < K * K; ++k) {
-              sums += weights[k] * patch[(position / 2 + k / K) * kImageSize + position % 2 + k % K];
+#pragma GCC unroll 25
+            for (int k = 0; k < size * size; ++k) {
+              sums += weights[k] * patch[(position / 2 + k / size) * kImageSize + position % 2 + k % size];
             }
             window.Take(position, sums);
           }
@@ -175,51 +191,54 @@ void PoolRelu(const T* convolved, const float* bias, int edge, int count, int fi
 // channels.
 //   active: a bit for each window in which the filter's ReLU is not zero
 //   gradients, winners: of the filter, with `stride` from one window to the next
-//   input [rows, rows] -> of_weights [K, K], which grows
+//   input [rows, rows] -> of_weights [size, size], which grows
 template <int K>
 void AddWeightGradients(uint64_t active, const float* gradients, const uint8_t* winners, int stride, const int* corners,
-                        int rows, const Floats* input, Floats* of_weights) {
+                        int size, int rows, const Floats* input, Floats* of_weights) {
+  if (K > 0) size = K;
   const int offsets[4] = {0, 1, rows, rows + 1};
-  Floats sums[K * K];
-#pragma GCC unroll 49
-  for (int k = 0; k < K * K; ++k) sums[k] = of_weights[k];
+  Floats sums[kMaxEdge<K> * kMaxEdge<K>];
+#pragma GCC unroll 25
+  for (int k = 0; k < size * size; ++k) sums[k] = of_weights[k];
   for (; active != 0; active &= active - 1) {
     const int window = __builtin_ctzll(active);
     const float gradient = gradients[window * stride];
     const Floats* met = input + corners[window] + offsets[winners[window * stride]];
-#pragma GCC unroll 49
-    for (int k = 0; k < K * K; ++k) sums[k] += gradient * met[k / K * rows + k % K];
+#pragma GCC unroll 25
+    for (int k = 0; k < size * size; ++k) sums[k] += gradient * met[k / size * rows + k % size];
   }
-#pragma GCC unroll 49
-  for (int k = 0; k < K * K; ++k) of_weights[k] = sums[k];
+#pragma GCC unroll 25
+  for (int k = 0; k < size * size; ++k) of_weights[k] = sums[k];
 }
 
 // What one window of the second convolution adds to the gradients of its input, for kLanes channels.
 //   won [4, words]: for each position in the window, a bit for each filter whose maximum is there
-//   gradients [filters], weights [filters, K, K] -> of_input [K + 1, K + 1] with `rows` pixels in a row, which grows
+//   gradients [filters], weights [filters, size, size] -> of_input [size + 1, size + 1] with `rows` pixels in a row,
+//   which grows
 template <int K>
-void AddInputGradients(const uint64_t* won, int words, const float* gradients, const Floats* weights, int rows,
+void AddInputGradients(const uint64_t* won, int words, const float* gradients, const Floats* weights, int size, int rows,
                        Floats* of_input) {
-  constexpr int kEdge = K + 1;
-  Floats sums[kEdge * kEdge];
-#pragma GCC unroll 64
-  for (int i = 0; i < kEdge * kEdge; ++i) sums[i] = of_input[i / kEdge * rows + i % kEdge];
+  if (K > 0) size = K;
+  const int edge = size + 1;
+  Floats sums[(kMaxEdge<K> + 1) * (kMaxEdge<K> + 1)];
+#pragma GCC unroll 36
+  for (int i = 0; i < edge * edge; ++i) sums[i] = of_input[i / edge * rows + i % edge];
 #pragma GCC unroll 4
   for (int position = 0; position < 4; ++position) {
     for (int word = 0; word < words; ++word) {
       for (uint64_t left = won[position * words + word]; left != 0; left &= left - 1) {
         const int filter = 64 * word + __builtin_ctzll(left);
         const float gradient = gradients[filter];
-        const Floats* own = weights + filter * K * K;
-#pragma GCC unroll 49
-        for (int k = 0; k < K * K; ++k) {
-          sums[(position / 2 + k / K) * kEdge + position % 2 + k % K] += gradient * own[k];
+        const Floats* own = weights + filter * size * size;
+#pragma GCC unroll 25
+        for (int k = 0; k < size * size; ++k) {
+          sums[(position / 2 + k / size) * edge + position % 2 + k % size] += gradient * own[k];
         }
       }
     }
   }
-#pragma GCC unroll 64
-  for (int i = 0; i < kEdge * kEdge; ++i) of_input[i / kEdge * rows + i % kEdge] = sums[i];
+#pragma GCC unroll 36
+  for (int i = 0; i < edge * edge; ++i) of_input[i / edge * rows + i % edge] = sums[i];
 }
 
 // Returns for 64 bytes a bit each, set where the byte equals `value`.
@@ -237,13 +256,14 @@ uint64_t BitsWhereEqual(const uint8_t* bytes, uint8_t value) {
 
 // One image and kLanes filters of the first convolution.
 //   image [28, 28], gradients [edge, edge] and winners with `stride` from one window to the next -> of_weights
-//   [K, K] and of_bias, each of kLanes filters; both sums grow.
+//   [size, size] and of_bias, each of kLanes filters; both sums grow.
 template <int K>
-void AddPixelGradients(const float* image, const Floats* gradients, const uint8_t* winners, int64_t stride, int edge,
-                       int lanes, Floats* of_weights, Floats* of_bias) {
-  Floats sums[K * K], bias_sum = *of_bias;
-#pragma GCC unroll 49
-  for (int k = 0; k < K * K; ++k) sums[k] = of_weights[k];
+void AddPixelGradients(const float* image, const Floats* gradients, const uint8_t* winners, int64_t stride, int size,
+                       int edge, int lanes, Floats* of_weights, Floats* of_bias) {
+  if (K > 0) size = K;
+  Floats sums[kMaxEdge<K> * kMaxEdge<K>], bias_sum = *of_bias;
+#pragma GCC unroll 25
+  for (int k = 0; k < size * size; ++k) sums[k] = of_weights[k];
   for (int row = 0; row < edge; ++row) {
     for (int column = 0; column < edge; ++column) {
       const float* patch = image + 2 * row * kImageSize + 2 * column;
@@ -254,28 +274,17 @@ void AddPixelGradients(const float* image, const Floats* gradients, const uint8_
 #pragma GCC unroll 4
       for (int position = 0; position < 4; ++position) {
         const Floats passed = winner == position ? gradient : Floats{};
-#pragma GCC unroll 49
-        for (int k = 0; k < K * K; ++k) {
-          sums[k] += passed * patch[(position / 2 + k / K) * kImageSize + position % 2 + k % K];
+#pragma GCC unroll 25
+        for (int k = 0; k < size * size; ++k) {
+          sums[k] += passed * patch[(position / 2 + k / size) * kImageSize + position % 2 + k % size];
         }
       }
     }
   }
-#pragma GCC unroll 49
-  for (int k = 0; k < K * K; ++k) of_weights[k] = sums[k];
+#pragma GCC unroll 25
+  for (int k = 0; k < size * size; ++k) of_weights[k] = sums[k];
   *of_bias = bias_sum;
 }
-
-template <int... K>
-struct Sizes {
-  static constexpr decltype(&AddWeightGradients<1>) add_weight_gradients[] = {AddWeightGradients<K>...};
-  static constexpr decltype(&AddInputGradients<1>) add_input_gradients[] = {AddInputGradients<K>...};
-  static constexpr decltype(&AddPixelGradients<1>) add_pixel_gradients[] = {AddPixelGradients<K>...};
-  template <typename T>
-  static constexpr decltype(&ConvolvePixels<T, 1>) convolve_pixels[] = {ConvolvePixels<T, K>...};
-};
-using EverySize = Sizes<1, 2, 3, 4, 5, 6, 7>;
-static_assert(std::size(EverySize::add_pixel_gradients) == kMaxKernelSize);
 
 // All shapes of the two convolutions.
 struct Shape {
@@ -293,9 +302,10 @@ template <typename T>
 void ConvolutionGradients(const Shape& s, const float* images, const uint8_t* winners_1, const T* features,
                           const T* kernel_2, const uint8_t* winners_2, const T* upstream, float* of_kernel_1,
                           float* of_bias_1, float* of_kernel_2, float* of_bias_2) {
-  const auto add_weight_gradients = EverySize::add_weight_gradients[s.size_2 - 1];
-  const auto add_input_gradients = EverySize::add_input_gradients[s.size_2 - 1];
-  const auto add_pixel_gradients = EverySize::add_pixel_gradients[s.size_1 - 1];
+  const auto add_weight_gradients =
+      ForSize(s.size_2, AddWeightGradients<3>, AddWeightGradients<5>, AddWeightGradients<0>);
+  const auto add_input_gradients = ForSize(s.size_2, AddInputGradients<3>, AddInputGradients<5>, AddInputGradients<0>);
+  const auto add_pixel_gradients = ForSize(s.size_1, AddPixelGradients<3>, AddPixelGradients<5>, AddPixelGradients<0>);
   const int blocks = BlocksOf(s.filters_1), words = (s.filters_2 + 63) / 64, padded_2 = 64 * words;
   const int pixels = s.edge_1 * s.edge_1, windows = s.edge_2 * s.edge_2;
   const int weights_1 = s.size_1 * s.size_1, weights_2 = s.size_2 * s.size_2;
@@ -374,18 +384,18 @@ void ConvolutionGradients(const Shape& s, const float* images, const uint8_t* wi
       Floats* of_block_input = of_input + block * group * pixels;
       for (int filter = 0; filter < s.filters_2; ++filter) {
         add_weight_gradients(active[filter], gradients + filter, winners.data() + filter, padded_2, corners.data(),
-                             s.edge_1, block_input, of_weights + block * kernel_vectors + filter * weights_2);
+                             s.size_2, s.edge_1, block_input, of_weights + block * kernel_vectors + filter * weights_2);
       }
       for (int window = 0; window < windows_here; ++window) {
         add_input_gradients(&won[window * 4 * words], words, gradients + window * padded_2,
-                            weights + block * kernel_vectors, s.edge_1, of_block_input + corners[window]);
+                            weights + block * kernel_vectors, s.size_2, s.edge_1, of_block_input + corners[window]);
       }
       Floats* of_block = of_pixels + block * (weights_1 + 1);
       for (int image = 0; image < images_here; ++image) {
         add_pixel_gradients(images + int64_t{first + image} * kImageSize * kImageSize, of_block_input + image * pixels,
                             winners_1 + int64_t{first + image} * s.filters_1 + block * kLanes,
-                            int64_t{s.count} * s.filters_1, s.edge_1, s.filters_1 - block * kLanes, of_block,
-                            of_block + weights_1);
+                            int64_t{s.count} * s.filters_1, s.size_1, s.edge_1, s.filters_1 - block * kLanes,
+                            of_block, of_block + weights_1);
       }
     }
   }
@@ -503,13 +513,13 @@ void RunConvolvePixels(void* edge_of_output, TF_OpKernelContext* context) {
   run.Expect("images", images, {count, kImageSize * kImageSize});
   run.Expect("kernel", kernel, {size, size, 1, filters});
   run.Expect("bias", bias, {filters});
-  run.Expect("a kernel of 1 to 7 pixels, and an edge that fits it",
-             size >= 1 && size <= kMaxKernelSize && edge >= 1 && edge <= PooledEdge(kImageSize, size));
+  run.Expect("a kernel that fits the images", size >= 1 && edge >= 1 && edge <= PooledEdge(kImageSize, size));
   T* features = run.Output<T>(0, TypeOf<T>::value, {edge, edge, count, filters});
   uint8_t* winners = run.Output<uint8_t>(1, TF_UINT8, {edge, edge, count, filters});
   if (!run.Ok()) return;
-  EverySize::convolve_pixels<T>[size - 1](Data<float>(images), Data<float>(kernel), Data<float>(bias), edge, count,
-                                          filters, features, winners);
+  const auto convolve_pixels = ForSize(size, ConvolvePixels<T, 3>, ConvolvePixels<T, 5>, ConvolvePixels<T, 0>);
+  convolve_pixels(Data<float>(images), Data<float>(kernel), Data<float>(bias), size, edge, count, filters, features,
+                  winners);
 }
 
 template <typename T>
@@ -549,9 +559,8 @@ void RunConvolutionGradients(void* kernel_size_1, TF_OpKernelContext* context) {
   run.Expect("kernel_2", kernel_2, {s.size_2, s.size_2, s.filters_1, s.filters_2});
   run.Expect("winners_2", winners_2, {s.count, s.edge_2, s.edge_2, s.filters_2});
   run.Expect("upstream", upstream, {s.count, s.edge_2, s.edge_2, s.filters_2});
-  run.Expect("kernels of 1 to 7 pixels that fit the images",
-             s.size_1 >= 1 && s.size_1 <= kMaxKernelSize && s.size_2 >= 1 && s.size_2 <= kMaxKernelSize &&
-                 s.edge_1 <= PooledEdge(kImageSize, s.size_1));
+  run.Expect("kernels that fit the images", s.size_1 >= 1 && s.size_2 >= 1 && s.edge_2 >= 1 &&
+                                                s.edge_1 <= PooledEdge(kImageSize, s.size_1));
   float* of_kernel_1 = run.Output<float>(0, TF_FLOAT, {s.size_1, s.size_1, 1, s.filters_1});
   float* of_bias_1 = run.Output<float>(1, TF_FLOAT, {s.filters_1});
   float* of_kernel_2 = run.Output<float>(2, TF_FLOAT, {s.size_2, s.size_2, s.filters_1, s.filters_2});

@@ -62,6 +62,7 @@ def check_data() -> Iterator[Finding]:
 
 def check_devices() -> Iterator[Finding]:
     from mnist_dist.runtime import (
+        compile_kernels,
         cpu_name,
         decide_kernels,
         decide_precision,
@@ -88,7 +89,7 @@ def check_devices() -> Iterator[Finding]:
     precision, xla = decide_precision("auto", device), decide_xla("auto", device)
     yield Finding("precision", OK, f"auto picks {precision.value}: {precision.reason}")
     yield Finding("XLA", OK, f"auto picks {xla.value}: {xla.reason}")
-    kernels = decide_kernels("auto", device, precision.value, xla.value)
+    kernels = compile_kernels("auto", decide_kernels("auto", device, precision.value, xla.value))
     yield Finding("kernels", OK, f"auto picks {kernels.value}: {kernels.reason}")
     yield Finding("ranks", OK, explain_ranks(len(gpus), usable))
 

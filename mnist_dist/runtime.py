@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mnist_dist import kernel_build
 from mnist_dist.cluster import Cluster
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.errors import UserError
@@ -102,6 +103,7 @@ def configure_runtime(config: RuntimeConfig, seed: int, cluster: Cluster, *, bat
     precision = decide_precision(config.precision, device)
     xla = decide_xla(config.xla, device, batch_norm and config.devices > 1)
     kernels = decide_kernels(config.kernels, device, precision.value, xla.value, batch_norm)
+    kernels = compile_kernels(config.kernels, kernels)
     replicas = config.devices if config.strategy == "mirrored" else 1
     branches = _start_branches(replicas, tf.config.threading) if kernels.value == "fused" else 1
     return Runtime(device, precision, xla, kernels, branches)
@@ -156,7 +158,7 @@ def find_device() -> Device:
     tf = import_tensorflow()
     gpus = tf.config.get_visible_devices("GPU")
     if not gpus:
-        return Device("CPU", cpu_name(), cpu_flags=_cpu_flags())
+        return Device("CPU", cpu_name(), cpu_flags=cpu_flags())
     details = tf.config.experimental.get_device_details(gpus[0])
     return Device("GPU", details.get("device_name", "GPU"), details.get("compute_capability"))
 
@@ -235,11 +237,28 @@ def decide_kernels(requested: str, device: Device, precision: str, xla: str, bat
         obstacle = "the fused form has no batch normalisation"
     if obstacle is None:
         return Decision(
-            "fused", "as configured" if requested == "fused" else "oneDNN computes this form of the network faster"
+            "fused", "as configured" if requested == "fused" else "oneDNN and own kernels compute this form faster"
         )
     if requested == "fused":
         raise UserError(f"runtime.kernels: received 'fused', but {obstacle}; expected plain or auto.")
     return Decision("plain", obstacle)
+
+
+def compile_kernels(requested: str, decided: Decision) -> Decision:
+    """Compiles what the fused form needs, the first time; where that fails, the layers of Keras take its place.
+
+    Raises:
+        UserError: the fused form was requested.
+    """
+    if decided.value == "plain":
+        return decided
+    try:
+        kernel_build.load(cpu_flags())
+    except kernel_build.KernelError as error:
+        if requested == "fused":
+            raise UserError(f"runtime.kernels: received 'fused', but {error}; or set it to plain.") from None
+        return Decision("plain", f"the faster form is not compiled: {error}")
+    return decided
 
 
 def count_branches(cores: int, replicas: int, intra_op: int, inter_op: int) -> int:
@@ -270,7 +289,7 @@ def _has_onednn(device: Device) -> bool:
 
 def cpu_has_float16() -> bool:
     """Tells whether this CPU computes with float16; imports no TensorFlow."""
-    return bool(_cpu_flags() & FLOAT16_FLAGS)
+    return bool(cpu_flags() & FLOAT16_FLAGS)
 
 
 def _has_float16(device: Device) -> bool:
@@ -279,7 +298,8 @@ def _has_float16(device: Device) -> bool:
     return bool(device.cpu_flags & FLOAT16_FLAGS)
 
 
-def _cpu_flags() -> frozenset[str]:
+def cpu_flags() -> frozenset[str]:
+    """Returns what the CPU can, as /proc/cpuinfo has it."""
     for line in _cpuinfo():
         if line.startswith(("flags", "Features")):
             return frozenset(line.partition(":")[2].split())

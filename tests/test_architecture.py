@@ -16,7 +16,7 @@ MODULES = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem != "__i
 # A module imports from its own layer or one above it in this list, never from one below.
 LAYERS = (
     {"errors"},
-    {"command", "files", "config", "cluster", "preemption", "watchdog", "rollcall", "horovod_build"},
+    {"command", "files", "config", "cluster", "preemption", "watchdog", "rollcall", "horovod_build", "kernel_build"},
     {
         "cpu_kernels",
         "flops",
