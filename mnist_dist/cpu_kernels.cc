@@ -261,7 +261,7 @@ template <int K>
 void AddPixelGradients(const float* image, const Floats* gradients, const uint8_t* winners, int64_t stride, int size,
                        int edge, int lanes, Floats* of_weights, Floats* of_bias) {
   if (K > 0) size = K;
-  Floats sums[kMaxEdge<K> * kMaxEdge<K>], bias_sum = *of_bias;
+  Floats sums[kMaxEdge<K> * kMaxEdge<K>], bias_sum = {};
 #pragma GCC unroll 25
   for (int k = 0; k < size * size; ++k) sums[k] = of_weights[k];
   for (int row = 0; row < edge; ++row) {
@@ -283,7 +283,7 @@ void AddPixelGradients(const float* image, const Floats* gradients, const uint8_
   }
 #pragma GCC unroll 25
   for (int k = 0; k < size * size; ++k) of_weights[k] = sums[k];
-  *of_bias = bias_sum;
+  *of_bias += bias_sum;
 }
 
 // All shapes of the two convolutions.
@@ -316,7 +316,7 @@ void ConvolutionGradients(const Shape& s, const float* images, const uint8_t* wi
   // Each thread keeps its own: as much memory would come from the system and go back to it every time.
   static thread_local std::vector<Floats> memory;
   memory.assign(blocks * (2 * (kernel_vectors + group * pixels) + weights_1 + 1) +
-                    (group * windows + 1) * padded_2 / kLanes,
+                    group * windows * padded_2 / kLanes,
                 Floats{});
   Floats* free = memory.data();
   const auto take = [&free](int vectors) { return (free += vectors) - vectors; };
@@ -326,8 +326,9 @@ void ConvolutionGradients(const Shape& s, const float* images, const uint8_t* wi
   Floats* of_input = take(blocks * group * pixels);    // The same.
   Floats* of_pixels = take(blocks * (weights_1 + 1));  // [blocks, size_1 * size_1 + 1], the last for the bias.
   float* gradients = reinterpret_cast<float*>(take(group * windows * padded_2 / kLanes));  // [group, windows, padded_2]
-  float* bias_sums = reinterpret_cast<float*>(take(padded_2 / kLanes));            // [padded_2]
   std::vector<uint8_t> winners(group * windows * padded_2, kDead);  // The same as gradients.
+  std::vector<float> group_sums(s.filters_2);
+  std::vector<double> bias_sums(s.filters_2);  // Of the groups' sums: long sums may nearly cancel.
   std::vector<uint64_t> active(padded_2), won(group * windows * 4 * words);
   std::vector<int> corners(group * windows);  // The first pixel of each window in the input.
   for (int window = 0; window < group * windows; ++window) {
@@ -362,6 +363,7 @@ void ConvolutionGradients(const Shape& s, const float* images, const uint8_t* wi
     }
     std::memset(of_input, 0, sizeof(Floats) * blocks * group * pixels);
     std::fill(active.begin(), active.end(), 0);
+    std::fill(group_sums.begin(), group_sums.end(), 0.0f);
     for (int window = 0; window < windows_here; ++window) {
       const int64_t from = (int64_t{first} * windows + window) * s.filters_2;
       float* window_gradients = gradients + window * padded_2;
@@ -370,7 +372,7 @@ void ConvolutionGradients(const Shape& s, const float* images, const uint8_t* wi
       for (int filter = 0; filter < s.filters_2; ++filter) {
         const bool alive = window_winners[filter] != kDead;
         window_gradients[filter] = ToFloat(upstream[from + filter]);
-        bias_sums[filter] += alive ? window_gradients[filter] : 0.0f;
+        group_sums[filter] += alive ? window_gradients[filter] : 0.0f;
         active[filter] |= uint64_t{alive} << window;
       }
       for (int position = 0; position < 4; ++position) {
@@ -379,6 +381,7 @@ void ConvolutionGradients(const Shape& s, const float* images, const uint8_t* wi
         }
       }
     }
+    for (int filter = 0; filter < s.filters_2; ++filter) bias_sums[filter] += group_sums[filter];
     for (int block = 0; block < blocks; ++block) {
       const Floats* block_input = input + block * group * pixels;
       Floats* of_block_input = of_input + block * group * pixels;
@@ -406,7 +409,7 @@ void ConvolutionGradients(const Shape& s, const float* images, const uint8_t* wi
     for (int k = 0; k < weights_1; ++k) of_kernel_1[k * s.filters_1 + channel] = of_block[k][channel % kLanes];
     of_bias_1[channel] = of_block[weights_1][channel % kLanes];
   }
-  std::copy(bias_sums, bias_sums + s.filters_2, of_bias_2);
+  std::copy(bias_sums.begin(), bias_sums.end(), of_bias_2);
 }
 
 // ---- TensorFlow's interface ----
