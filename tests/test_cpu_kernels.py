@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mnist_dist.config import ModelConfig
-from mnist_dist.cpu_kernels import MAX_PART, count_parts, make_forward, pooled_edges
+from mnist_dist.cpu_kernels import MAX_PART, convolve, count_parts, make_forward, pooled_edges
 from mnist_dist.dataset import Arrays
 from mnist_dist.flops import flops_per_image
 from mnist_dist.kernel_build import load
@@ -93,19 +93,41 @@ def test_any_number_of_images_and_filters(filters: tuple[int, int], images: int)
 
 
 @pytest.mark.parametrize("kernel_sizes", [(3, 3), (5, 3)])
-def test_bfloat16_is_as_near_to_float32_as_the_layers_are(kernel_sizes: tuple[int, int], arrays: Arrays) -> None:
-    """The logits are nearer. The gradients differ by where near ties of pooling fall, alike in many images at once."""
+def test_bfloat16_is_nearer_to_float32_than_the_layers_are(kernel_sizes: tuple[int, int], arrays: Arrays) -> None:
+    """Up to the dense layers, whose ReLU has a sharp edge: there, single units decide about the distance."""
+    import keras
+    import tensorflow as tf
+
     images = arrays.test_images[:200, ..., np.newaxis]
-    exact = build(kernel_sizes, filters=(32, 64))
-    rounded = build(kernel_sizes, filters=(32, 64), precision="mixed_bfloat16")
-    exact_logits, exact_gradients = compute(exact, exact, images)
-    layers_logits, layers_gradients = compute(rounded, rounded, images)
-    logits, gradients = compute(rounded, make_forward(rounded), images)
-    assert distance(logits, exact_logits) < distance(layers_logits, exact_logits) < 0.02
-    for name, gradient in gradients.items():
-        assert gradient.dtype == np.float32
-        error = distance(layers_gradients[name], exact_gradients[name])
-        assert distance(gradient, exact_gradients[name]) < 2 * error + 0.001, name
+
+    def compute_convolutions(precision: str, fused: bool) -> list[np.ndarray]:
+        model = build(kernel_sizes, filters=(32, 64), precision=precision)
+        layers = [model.get_layer(name) for name in ("conv_1", "conv_2")]
+        normalized = keras.Model(model.inputs, model.get_layer("normalize").output)([images])
+        of_layers = keras.Model(model.inputs, model.get_layer("flatten").output)
+        with tf.GradientTape() as tape:
+            if fused:
+                kernels, biases = (
+                    [tf.convert_to_tensor(v) for v in vs] for vs in zip(*(x.weights for x in layers), strict=True)
+                )
+                tape.watch([*kernels, *biases])
+                pixels = tf.reshape(normalized, [len(images), -1])
+                features = convolve(load(cpu_flags()), pixels, kernels, biases, model.compute_dtype)
+            else:
+                kernels, biases = (
+                    [variable.value for variable in vs] for vs in zip(*(x.weights for x in layers), strict=True)
+                )
+                features = of_layers([images])
+            factors = np.random.default_rng(5).normal(size=features.shape)
+            objective = tf.reduce_sum(tf.cast(factors, features.dtype) * features)
+        gradients = tape.gradient(objective, [*kernels, *biases])
+        return [np.asarray(tf.cast(tensor, tf.float32)) for tensor in (features, *gradients)]
+
+    exact = compute_convolutions("float32", fused=False)
+    of_layers = compute_convolutions("mixed_bfloat16", fused=False)
+    of_kernels = compute_convolutions("mixed_bfloat16", fused=True)
+    for kernels, layers, expected in zip(of_kernels, of_layers, exact, strict=True):
+        assert distance(kernels, expected) < distance(layers, expected) < 0.2
 
 
 def test_digits(arrays: Arrays) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compiles the kernels for CPUs beside their source in /opt/mnist_dist, for every level of this architecture.
+# Compiles the kernels for CPUs beside their source in /steps/mnist_dist, for every level of this architecture.
 set -euo pipefail
 
 command -v g++ >/dev/null || {
@@ -7,5 +7,5 @@ command -v g++ >/dev/null || {
     DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends g++
     rm -rf /var/lib/apt/lists/*
 }
-cd /opt/mnist_dist
+cd /steps
 /opt/venv/bin/python -c 'from mnist_dist import kernel_build; kernel_build.build_for_image()'

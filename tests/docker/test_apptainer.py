@@ -25,7 +25,7 @@ def test_sections_are_valid_shell(section: str) -> None:
 def test_same_steps_as_the_dockerfile() -> None:
     steps = re.compile(r"/(?:steps|tmp)/(\w+\.(?:sh|py))(?: |$)", re.MULTILINE)
     in_dockerfile = set(steps.findall("\n".join(line for line in DOCKERFILE.splitlines() if line.startswith("RUN"))))
-    assert len(in_dockerfile) == 6
+    assert len(in_dockerfile) == 7
     assert (
         set(steps.findall(SECTIONS["build %post"]))
         == in_dockerfile

@@ -67,17 +67,24 @@ def test_context_holds_what_is_copied_and_nothing_private(tmp_path: Path) -> Non
     assert top <= {source.split("/")[0] for source in sources} | {".dockerignore", "docker"}, "not copied: leave it out"
 
 
-def test_horovod_is_built_from_files_that_stand_alone(tmp_path: Path) -> None:
-    """Else a change of any other file would build Horovod anew."""
-    stage = DOCKERFILE[DOCKERFILE.index(" AS horovod") : DOCKERFILE.index(" AS code")]
-    modules = [source for sources, _ in copied_from_context(stage) for source in sources if source.endswith(".py")]
-    assert "mnist_dist/horovod_build.py" in modules and len(modules) == 3
+@pytest.mark.parametrize(
+    ("stage", "program"),
+    [
+        ("horovod", "from mnist_dist import horovod_build as m; print(m.__file__, m.default_wheel_dir())"),
+        ("kernels", "from mnist_dist import kernel_build as m; m.build_for_image()"),
+    ],
+)
+def test_what_is_compiled_needs_few_files(stage: str, program: str, tmp_path: Path) -> None:
+    """Else a change of any other file would compile it anew."""
+    text = DOCKERFILE[DOCKERFILE.index(f" AS {stage}") :]
+    text = text[: text.index("\nFROM ")]
+    files = [source for sources, _ in copied_from_context(text) for source in sources if "mnist_dist" in source]
+    assert f"mnist_dist/{stage.removesuffix('s')}_build.py" in files and len(files) <= 5
     (tmp_path / "mnist_dist").mkdir()
-    for module in modules:
-        shutil.copy(REPOSITORY / module, tmp_path / module)
-    program = "from mnist_dist import horovod_build; print(horovod_build.__file__, horovod_build.default_wheel_dir())"
+    for file in files:
+        shutil.copy(REPOSITORY / file, tmp_path / file)
     command = [sys.executable, "-c", program]
-    environment = {"PYTHONPATH": str(tmp_path), "HOME": "/nowhere"}
+    environment = {"PYTHONPATH": str(tmp_path), "HOME": "/nowhere", "PATH": os.environ["PATH"]}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith(f"{tmp_path}/"), done.stderr
 
