@@ -65,9 +65,10 @@ DEFINITIONS = (
     ),
     Definition(
         "MFU",
-        "FLOPs executed per second over the matrix-multiply rate measured on the same devices at the same precision "
+        "FLOPs per second over the matrix-multiply rate measured on the same devices at the same precision "
         "(of N devices: N times that of one, unless N were measured). Counted are the multiplications and additions "
-        "of convolutions and dense layers in one training step: forward, gradients of weights and of activations.",
+        "of convolutions and dense layers in one training step: forward, gradients of weights and of activations, all as "
+        "dense products, even where kernels leave out products with zero.",
         "After Chowdhery et al., PaLM, 2022, with the measured instead of the nominal peak.",
     ),
     Definition(

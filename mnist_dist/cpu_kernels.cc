@@ -1,8 +1,9 @@
 // What TensorFlow has no fast operations for on CPUs: the first convolution, pooling, and the gradients of both.
 //
-// The maximum of 2 x 2 values passes its gradient to one of them, and ReLU none where it is zero. After both, about one
-// in ten gradients of a convolution's outputs is not zero, and these alone are multiplied here: where a filter was
-// active, its gradient times the pixels it met goes to its weights, and times its weights to those pixels.
+// The maximum of 2 x 2 values passes its gradient to one of them, so that three in four gradients of a convolution's
+// outputs are zero. The fourth alone is multiplied here: where a filter found the maximum, its gradient times the pixels
+// it met goes to its weights, and times its weights to those pixels. Where ReLU is zero the gradient is so, too, but
+// leaving that out would make a step the faster the more the network has learnt, and no two runs comparable.
 //
 // Built by kernel_build.py against TensorFlow's C interface, which stays the same from one release to the next.
 // Each operation takes one thread; TensorFlow runs several of them side by side.
@@ -28,7 +29,8 @@ constexpr int kLanes = 8;
 #else
 constexpr int kLanes = 4;
 #endif
-constexpr int32_t kDead = 4;  // Of a window: ReLU is zero. Otherwise 0 to 3, where in the window its maximum is.
+constexpr int32_t kDead = 4;  // Added to the position of a window's maximum, 0 to 3, where ReLU is zero.
+constexpr int kGroup = 2;     // Images whose gradients are computed together, which saves loading and storing sums.
 
 using Floats = float __attribute__((vector_size(4 * kLanes)));
 using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
@@ -110,7 +112,7 @@ struct Window {
     maximum += bias;
     const Ints dead = maximum <= 0.0f;  // Not where it is NaN, which must not be lost.
     maximum = dead ? Floats{} : maximum;
-    winner = dead ? Ints{} + kDead : winner;
+    winner += dead & kDead;
   }
 };
 
@@ -189,23 +191,19 @@ void PoolRelu(const T* convolved, const float* bias, int edge, int count, int fi
 
 // What one filter of the second convolution adds to the gradients of its weights with one image, for kLanes of its input
 // channels.
-//   active: a bit for each window in which the filter's ReLU is not zero
-//   gradients, winners: of the filter, with `stride` from one window to the next
+//   gradients, met: of the filter, with `stride` from one window to the next; the first pixel that it met there
 //   input [rows, rows] -> of_weights [size, size], which grows
 template <int K>
-void AddWeightGradients(uint64_t active, const float* gradients, const uint8_t* winners, int stride, const int* corners,
-                        int size, int rows, const Floats* input, Floats* of_weights) {
+void AddWeightGradients(const float* gradients, const int32_t* met, int stride, int windows, int size, int rows, const Floats* input, Floats* of_weights) {
   if (K > 0) size = K;
-  const int offsets[4] = {0, 1, rows, rows + 1};
   Floats sums[kMaxEdge<K> * kMaxEdge<K>];
 #pragma GCC unroll 25
   for (int k = 0; k < size * size; ++k) sums[k] = of_weights[k];
-  for (; active != 0; active &= active - 1) {
-    const int window = __builtin_ctzll(active);
+  for (int window = 0; window < windows; ++window) {
     const float gradient = gradients[window * stride];
-    const Floats* met = input + corners[window] + offsets[winners[window * stride]];
+    const Floats* pixels = input + met[window * stride];
 #pragma GCC unroll 25
-    for (int k = 0; k < size * size; ++k) sums[k] += gradient * met[k / size * rows + k % size];
+    for (int k = 0; k < size * size; ++k) sums[k] += gradient * pixels[k / size * rows + k % size];
   }
 #pragma GCC unroll 25
   for (int k = 0; k < size * size; ++k) of_weights[k] = sums[k];
@@ -270,7 +268,7 @@ void AddPixelGradients(const float* image, const Floats* gradients, const uint8_
       const Floats gradient = gradients[row * edge + column];
       Ints winner;
       Read(winners + (row * edge + column) * stride, lanes, winner);
-      bias_sum += winner == kDead ? Floats{} : gradient;
+      bias_sum += winner < kDead ? gradient : Floats{};
 #pragma GCC unroll 4
       for (int position = 0; position < 4; ++position) {
         const Floats passed = winner == position ? gradient : Floats{};
@@ -310,28 +308,27 @@ void ConvolutionGradients(const Shape& s, const float* images, const uint8_t* wi
   const int pixels = s.edge_1 * s.edge_1, windows = s.edge_2 * s.edge_2;
   const int weights_1 = s.size_1 * s.size_1, weights_2 = s.size_2 * s.size_2;
   const int kernel_vectors = s.filters_2 * weights_2;
-  // Images computed together, so that a bit for each of their windows fits: this saves loading and storing the sums.
-  const int group = 64 / windows;
 
   // Each thread keeps its own: as much memory would come from the system and go back to it every time.
   static thread_local std::vector<Floats> memory;
-  memory.assign(blocks * (2 * (kernel_vectors + group * pixels) + weights_1 + 1) +
-                    group * windows * padded_2 / kLanes,
+  memory.assign(blocks * (2 * (kernel_vectors + kGroup * pixels) + weights_1 + 1) +
+                    kGroup * windows * padded_2 / kLanes,
                 Floats{});
   Floats* free = memory.data();
   const auto take = [&free](int vectors) { return (free += vectors) - vectors; };
   Floats* weights = take(blocks * kernel_vectors);     // [blocks, filters_2, size_2, size_2]
   Floats* of_weights = take(blocks * kernel_vectors);  // The same.
-  Floats* input = take(blocks * group * pixels);       // [blocks, group, edge_1, edge_1]
-  Floats* of_input = take(blocks * group * pixels);    // The same.
+  Floats* input = take(blocks * kGroup * pixels);       // [blocks, kGroup, edge_1, edge_1]
+  Floats* of_input = take(blocks * kGroup * pixels);    // The same.
   Floats* of_pixels = take(blocks * (weights_1 + 1));  // [blocks, size_1 * size_1 + 1], the last for the bias.
-  float* gradients = reinterpret_cast<float*>(take(group * windows * padded_2 / kLanes));  // [group, windows, padded_2]
-  std::vector<uint8_t> winners(group * windows * padded_2, kDead);  // The same as gradients.
+  float* gradients = reinterpret_cast<float*>(take(kGroup * windows * padded_2 / kLanes));  // [kGroup, windows, padded_2]
+  std::vector<uint8_t> positions(kGroup * windows * padded_2, kDead);  // The same as gradients.
+  std::vector<int32_t> met(kGroup * windows * padded_2);               // And the first pixel that each filter met.
   std::vector<float> group_sums(s.filters_2);
   std::vector<double> bias_sums(s.filters_2);  // Of the groups' sums: long sums may nearly cancel.
-  std::vector<uint64_t> active(padded_2), won(group * windows * 4 * words);
-  std::vector<int> corners(group * windows);  // The first pixel of each window in the input.
-  for (int window = 0; window < group * windows; ++window) {
+  std::vector<uint64_t> won(kGroup * windows * 4 * words);
+  std::vector<int> corners(kGroup * windows);  // The first pixel of each window in the input.
+  for (int window = 0; window < kGroup * windows; ++window) {
     const int row = window % windows / s.edge_2, column = window % windows % s.edge_2;
     corners[window] = window / windows * pixels + 2 * row * s.edge_1 + 2 * column;
   }
@@ -351,43 +348,41 @@ void ConvolutionGradients(const Shape& s, const float* images, const uint8_t* wi
   };
   for_each_weight([&](int from, int to, int lane) { weights[to][lane] = ToFloat(kernel_2[from]); });
 
-  for (int first = 0; first < s.count; first += group) {
-    const int images_here = std::min(group, s.count - first), windows_here = images_here * windows;
+  for (int first = 0; first < s.count; first += kGroup) {
+    const int images_here = std::min(kGroup, s.count - first), windows_here = images_here * windows;
     for (int pixel = 0; pixel < pixels; ++pixel) {
       for (int image = 0; image < images_here; ++image) {
         const T* channels = features + (int64_t{pixel} * s.count + first + image) * s.filters_1;
         for (int block = 0; block < blocks; ++block) {
-          Read(channels + block * kLanes, s.filters_1 - block * kLanes, input[(block * group + image) * pixels + pixel]);
+          Read(channels + block * kLanes, s.filters_1 - block * kLanes, input[(block * kGroup + image) * pixels + pixel]);
         }
       }
     }
-    std::memset(of_input, 0, sizeof(Floats) * blocks * group * pixels);
-    std::fill(active.begin(), active.end(), 0);
+    std::memset(of_input, 0, sizeof(Floats) * blocks * kGroup * pixels);
     std::fill(group_sums.begin(), group_sums.end(), 0.0f);
     for (int window = 0; window < windows_here; ++window) {
       const int64_t from = (int64_t{first} * windows + window) * s.filters_2;
       float* window_gradients = gradients + window * padded_2;
-      uint8_t* window_winners = winners.data() + window * padded_2;
-      std::memcpy(window_winners, winners_2 + from, s.filters_2);
+      uint8_t* window_positions = positions.data() + window * padded_2;
       for (int filter = 0; filter < s.filters_2; ++filter) {
-        const bool alive = window_winners[filter] != kDead;
-        window_gradients[filter] = ToFloat(upstream[from + filter]);
-        group_sums[filter] += alive ? window_gradients[filter] : 0.0f;
-        active[filter] |= uint64_t{alive} << window;
+        const uint8_t winner = winners_2[from + filter];
+        window_gradients[filter] = winner < kDead ? ToFloat(upstream[from + filter]) : 0.0f;
+        window_positions[filter] = winner % kDead;
+        met[window * padded_2 + filter] = corners[window] + winner % 2 + winner / 2 % 2 * s.edge_1;
+        group_sums[filter] += window_gradients[filter];
       }
       for (int position = 0; position < 4; ++position) {
         for (int word = 0; word < words; ++word) {
-          won[(window * 4 + position) * words + word] = BitsWhereEqual(window_winners + 64 * word, position);
+          won[(window * 4 + position) * words + word] = BitsWhereEqual(window_positions + 64 * word, position);
         }
       }
     }
     for (int filter = 0; filter < s.filters_2; ++filter) bias_sums[filter] += group_sums[filter];
     for (int block = 0; block < blocks; ++block) {
-      const Floats* block_input = input + block * group * pixels;
-      Floats* of_block_input = of_input + block * group * pixels;
+      const Floats* block_input = input + block * kGroup * pixels;
+      Floats* of_block_input = of_input + block * kGroup * pixels;
       for (int filter = 0; filter < s.filters_2; ++filter) {
-        add_weight_gradients(active[filter], gradients + filter, winners.data() + filter, padded_2, corners.data(),
-                             s.size_2, s.edge_1, block_input, of_weights + block * kernel_vectors + filter * weights_2);
+        add_weight_gradients(gradients + filter, met.data() + filter, padded_2, windows_here, s.size_2, s.edge_1, block_input, of_weights + block * kernel_vectors + filter * weights_2);
       }
       for (int window = 0; window < windows_here; ++window) {
         add_input_gradients(&won[window * 4 * words], words, gradients + window * padded_2,

@@ -7,8 +7,8 @@ What differs from the layers, and changes no result beyond rounding and the orde
 - The first convolution has one input channel, too few for these kernels. cpu_kernels.cc computes it, with its pooling
   and ReLU, in float32 whatever the precision of the rest.
 - Rows and columns that pooling discards are not computed.
-- The gradients of both convolutions are sums over the outputs that pooling and ReLU let through, about one in ten;
-  cpu_kernels.cc multiplies only these, in float32.
+- The gradients of both convolutions are sums over the outputs that pooling chose, one in four; cpu_kernels.cc
+  multiplies only these, in float32.
 """
 
 from __future__ import annotations

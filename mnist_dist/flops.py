@@ -8,10 +8,11 @@ NUM_CLASSES = 10
 
 
 def flops_per_image(config: ModelConfig, *, cropped: bool = False) -> int:
-    """Counts what a training step executes for one image: two for each multiply-add of convolutions and dense layers.
+    """Counts what a training step takes for one image: two for each multiply-add of convolutions and dense layers.
 
     A layer multiplies three times: forward, for the gradient of its weights, and for that of its input, which the
-    first layer does not need. Everything else is left out.
+    first layer does not need. Everything else is left out. All products count, also those with the zeros that pooling
+    puts into gradients, which the fused form does not compute.
 
     Args:
         cropped: leave out the rows and columns that pooling discards, where they are not computed.

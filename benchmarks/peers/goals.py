@@ -144,7 +144,7 @@ def _flops_detail(runs: Sequence[Run], of_new: Throughput, of_base: Throughput) 
     counts = sorted({run.measured.flops_per_image for run in runs if run.measured and run.measured.flops_per_image})
     shown = " or ".join(f"{count / 1e6:.2f}" for count in counts)
     rates = [each.rate.value / 1e9 if each.rate else 0.0 for each in (of_new, of_base)]
-    return f"{number(rates[0])} / {number(rates[1])} GFLOP/s, at {shown} MFLOP executed for each image"
+    return f"{number(rates[0])} / {number(rates[1])} GFLOP/s, at {shown} MFLOP for each image"
 
 
 def _time_ratio(sides: Sequence[Contestant], base: Sequence[Run], new: Sequence[Run]) -> tuple[Estimate | None, str]:
