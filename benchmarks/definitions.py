@@ -67,8 +67,8 @@ DEFINITIONS = (
         "MFU",
         "FLOPs per second over the matrix-multiply rate measured on the same devices at the same precision "
         "(of N devices: N times that of one, unless N were measured). Counted are the multiplications and additions "
-        "of convolutions and dense layers in one training step: forward, gradients of weights and of activations, all as "
-        "dense products, even where kernels leave out products with zero.",
+        "of convolutions and dense layers in one training step: forward, gradients of weights and of activations, "
+        "all as dense products, even where kernels leave out products with zero.",
         "After Chowdhery et al., PaLM, 2022, with the measured instead of the nominal peak.",
     ),
     Definition(
