@@ -1,9 +1,9 @@
 // What TensorFlow has no fast operations for on CPUs: the first convolution, pooling, and the gradients of both.
 //
 // The maximum of 2 x 2 values passes its gradient to one of them, so that three in four gradients of a convolution's
-// outputs are zero. The fourth alone is multiplied here: where a filter found the maximum, its gradient times the pixels
-// it met goes to its weights, and times its weights to those pixels. Where ReLU is zero the gradient is so, too, but
-// leaving that out would make a step the faster the more the network has learnt, and no two runs comparable.
+// outputs are zero. The fourth alone is multiplied here: where a filter found the maximum, its gradient times the
+// pixels it met goes to its weights, and times its weights to those pixels. Where ReLU is zero the gradient is so, too,
+// but leaving that out would make a step the faster the more the network has learnt, and no two runs comparable.
 //
 // Built by kernel_build.py against TensorFlow's C interface, which stays the same from one release to the next.
 // Each operation takes one thread; TensorFlow runs several of them side by side.
@@ -30,7 +30,6 @@ constexpr int kLanes = 8;
 constexpr int kLanes = 4;
 #endif
 constexpr int32_t kDead = 4;  // Added to the position of a window's maximum, 0 to 3, where ReLU is zero.
-constexpr int kGroup = 2;     // Images whose gradients are computed together, which saves loading and storing sums.
 
 using Floats = float __attribute__((vector_size(4 * kLanes)));
 using Ints = int32_t __attribute__((vector_size(4 * kLanes)));
@@ -99,8 +98,8 @@ int BlocksOf(int channels) { return (channels + kLanes - 1) / kLanes; }
 
 // ReLU of the maximum of a window's four sums, and which of them it is.
 struct Window {
-  Floats maximum;
-  Ints winner;
+  Floats maximum = {};
+  Ints winner = {};
 
   void Take(int position, const Floats& sums) {
     const Ints larger = sums > maximum;
@@ -127,7 +126,8 @@ Function ForSize(int size, Function three, Function five, Function any) {
 }
 
 // Convolves images of one channel, pools 2 x 2, adds the bias and applies ReLU.
-//   images [count, 28, 28], kernel [size, size, filters], bias [filters] -> features, winners [edge, edge, count, filters]
+//   images [count, 28, 28], kernel [size, size, filters], bias [filters] -> features, winners [edge, edge, count,
+//   filters]
 template <typename T, int K>
 void ConvolvePixels(const float* images, const float* kernel, const float* bias, int size, int edge, int count,
                     int filters, T* features, uint8_t* winners) {
@@ -189,12 +189,12 @@ void PoolRelu(const T* convolved, const float* bias, int edge, int count, int fi
   }
 }
 
-// What one filter of the second convolution adds to the gradients of its weights with one image, for kLanes of its input
-// channels.
-//   gradients, met: of the filter, with `stride` from one window to the next; the first pixel that it met there
+// What one image adds to the gradients of one filter of the second convolution, for kLanes of its input channels.
+//   gradients, met: of the filter, and the first pixel that it met, with `stride` from one window to the next
 //   input [rows, rows] -> of_weights [size, size], which grows
 template <int K>
-void AddWeightGradients(const float* gradients, const int32_t* met, int stride, int windows, int size, int rows, const Floats* input, Floats* of_weights) {
+void AddWeightGradients(const float* gradients, const int32_t* met, int stride, int windows, int size, int rows,
+                        const Floats* input, Floats* of_weights) {
   if (K > 0) size = K;
   Floats sums[kMaxEdge<K> * kMaxEdge<K>];
 #pragma GCC unroll 25
@@ -210,12 +210,12 @@ void AddWeightGradients(const float* gradients, const int32_t* met, int stride, 
 }
 
 // What one window of the second convolution adds to the gradients of its input, for kLanes channels.
-//   won [4, words]: for each position in the window, a bit for each filter whose maximum is there
+//   won [4, words]: for each position in the window, a bit for each filter that found its maximum there
 //   gradients [filters], weights [filters, size, size] -> of_input [size + 1, size + 1] with `rows` pixels in a row,
 //   which grows
 template <int K>
-void AddInputGradients(const uint64_t* won, int words, const float* gradients, const Floats* weights, int size, int rows,
-                       Floats* of_input) {
+void AddInputGradients(const uint64_t* won, int words, const float* gradients, const Floats* weights, int size,
+                       int rows, Floats* of_input) {
   if (K > 0) size = K;
   const int edge = size + 1;
   Floats sums[(kMaxEdge<K> + 1) * (kMaxEdge<K> + 1)];
@@ -247,7 +247,7 @@ uint64_t BitsWhereEqual(const uint8_t* bytes, uint8_t value) {
   for (int i = 0; i < 8; ++i) {
     uint64_t eight;
     std::memcpy(&eight, equal + 8 * i, 8);
-    bits |= (eight * 0x0102040810204080) >> 56 << (8 * i);  // The product moves the lowest bits of eight bytes together.
+    bits |= (eight * 0x0102040810204080) >> 56 << (8 * i);  // The product moves the bytes' lowest bits together.
   }
   return bits;
 }
@@ -286,10 +286,10 @@ void AddPixelGradients(const float* image, const Floats* gradients, const uint8_
 
 // All shapes of the two convolutions.
 struct Shape {
-  int count;                     // Images.
-  int size_1, size_2;            // Of the kernels.
+  int count;           // Images.
+  int size_1, size_2;  // Of the kernels.
   int filters_1, filters_2;
-  int edge_1, edge_2;            // Of the pooled outputs.
+  int edge_1, edge_2;  // Of the pooled outputs.
 };
 
 // The gradients of both convolutions, their pooling and ReLU.
@@ -311,26 +311,23 @@ void ConvolutionGradients(const Shape& s, const float* images, const uint8_t* wi
 
   // Each thread keeps its own: as much memory would come from the system and go back to it every time.
   static thread_local std::vector<Floats> memory;
-  memory.assign(blocks * (2 * (kernel_vectors + kGroup * pixels) + weights_1 + 1) +
-                    kGroup * windows * padded_2 / kLanes,
-                Floats{});
+  memory.assign(blocks * (2 * (kernel_vectors + pixels) + weights_1 + 1) + windows * padded_2 / kLanes, Floats{});
   Floats* free = memory.data();
   const auto take = [&free](int vectors) { return (free += vectors) - vectors; };
   Floats* weights = take(blocks * kernel_vectors);     // [blocks, filters_2, size_2, size_2]
   Floats* of_weights = take(blocks * kernel_vectors);  // The same.
-  Floats* input = take(blocks * kGroup * pixels);       // [blocks, kGroup, edge_1, edge_1]
-  Floats* of_input = take(blocks * kGroup * pixels);    // The same.
+  Floats* input = take(blocks * pixels);               // [blocks, edge_1, edge_1], of one image.
+  Floats* of_input = take(blocks * pixels);            // The same.
   Floats* of_pixels = take(blocks * (weights_1 + 1));  // [blocks, size_1 * size_1 + 1], the last for the bias.
-  float* gradients = reinterpret_cast<float*>(take(kGroup * windows * padded_2 / kLanes));  // [kGroup, windows, padded_2]
-  std::vector<uint8_t> positions(kGroup * windows * padded_2, kDead);  // The same as gradients.
-  std::vector<int32_t> met(kGroup * windows * padded_2);               // And the first pixel that each filter met.
-  std::vector<float> group_sums(s.filters_2);
-  std::vector<double> bias_sums(s.filters_2);  // Of the groups' sums: long sums may nearly cancel.
-  std::vector<uint64_t> won(kGroup * windows * 4 * words);
-  std::vector<int> corners(kGroup * windows);  // The first pixel of each window in the input.
-  for (int window = 0; window < kGroup * windows; ++window) {
-    const int row = window % windows / s.edge_2, column = window % windows % s.edge_2;
-    corners[window] = window / windows * pixels + 2 * row * s.edge_1 + 2 * column;
+  float* gradients = reinterpret_cast<float*>(take(windows * padded_2 / kLanes));  // [windows, padded_2]
+  std::vector<uint8_t> positions(windows * padded_2, kDead);  // Of each filter's maximum; kDead beyond the filters.
+  std::vector<int32_t> met(windows * padded_2);               // The first pixel that each filter met.
+  std::vector<uint64_t> won(windows * 4 * words);
+  std::vector<float> image_sums(s.filters_2);
+  std::vector<double> bias_sums(s.filters_2);  // Of the images' sums: long sums may nearly cancel.
+  std::vector<int> corners(windows);           // The first pixel of each window in the input.
+  for (int window = 0; window < windows; ++window) {
+    corners[window] = 2 * (window / s.edge_2) * s.edge_1 + 2 * (window % s.edge_2);
   }
 
   // Calls visit(index in the kernel, block, vector in the block, lane), near each other in both.
@@ -348,53 +345,46 @@ void ConvolutionGradients(const Shape& s, const float* images, const uint8_t* wi
   };
   for_each_weight([&](int from, int to, int lane) { weights[to][lane] = ToFloat(kernel_2[from]); });
 
-  for (int first = 0; first < s.count; first += kGroup) {
-    const int images_here = std::min(kGroup, s.count - first), windows_here = images_here * windows;
+  for (int image = 0; image < s.count; ++image) {
     for (int pixel = 0; pixel < pixels; ++pixel) {
-      for (int image = 0; image < images_here; ++image) {
-        const T* channels = features + (int64_t{pixel} * s.count + first + image) * s.filters_1;
-        for (int block = 0; block < blocks; ++block) {
-          Read(channels + block * kLanes, s.filters_1 - block * kLanes, input[(block * kGroup + image) * pixels + pixel]);
-        }
+      const T* channels = features + (int64_t{pixel} * s.count + image) * s.filters_1;
+      for (int block = 0; block < blocks; ++block) {
+        Read(channels + block * kLanes, s.filters_1 - block * kLanes, input[block * pixels + pixel]);
       }
     }
-    std::memset(of_input, 0, sizeof(Floats) * blocks * kGroup * pixels);
-    std::fill(group_sums.begin(), group_sums.end(), 0.0f);
-    for (int window = 0; window < windows_here; ++window) {
-      const int64_t from = (int64_t{first} * windows + window) * s.filters_2;
-      float* window_gradients = gradients + window * padded_2;
-      uint8_t* window_positions = positions.data() + window * padded_2;
+    std::memset(of_input, 0, sizeof(Floats) * blocks * pixels);
+    std::fill(image_sums.begin(), image_sums.end(), 0.0f);
+    for (int window = 0; window < windows; ++window) {
+      const int64_t from = (int64_t{image} * windows + window) * s.filters_2;
+      const int to = window * padded_2;
       for (int filter = 0; filter < s.filters_2; ++filter) {
         const uint8_t winner = winners_2[from + filter];
-        window_gradients[filter] = winner < kDead ? ToFloat(upstream[from + filter]) : 0.0f;
-        window_positions[filter] = winner % kDead;
-        met[window * padded_2 + filter] = corners[window] + winner % 2 + winner / 2 % 2 * s.edge_1;
-        group_sums[filter] += window_gradients[filter];
+        gradients[to + filter] = winner < kDead ? ToFloat(upstream[from + filter]) : 0.0f;
+        positions[to + filter] = winner % kDead;
+        met[to + filter] = corners[window] + winner % 2 + winner / 2 % 2 * s.edge_1;
+        image_sums[filter] += gradients[to + filter];
       }
       for (int position = 0; position < 4; ++position) {
         for (int word = 0; word < words; ++word) {
-          won[(window * 4 + position) * words + word] = BitsWhereEqual(window_positions + 64 * word, position);
+          won[(window * 4 + position) * words + word] = BitsWhereEqual(&positions[to + 64 * word], position);
         }
       }
     }
-    for (int filter = 0; filter < s.filters_2; ++filter) bias_sums[filter] += group_sums[filter];
+    for (int filter = 0; filter < s.filters_2; ++filter) bias_sums[filter] += image_sums[filter];
     for (int block = 0; block < blocks; ++block) {
-      const Floats* block_input = input + block * kGroup * pixels;
-      Floats* of_block_input = of_input + block * kGroup * pixels;
+      const int first_weight = block * kernel_vectors, first_pixel = block * pixels, first_channel = block * kLanes;
       for (int filter = 0; filter < s.filters_2; ++filter) {
-        add_weight_gradients(gradients + filter, met.data() + filter, padded_2, windows_here, s.size_2, s.edge_1, block_input, of_weights + block * kernel_vectors + filter * weights_2);
+        add_weight_gradients(gradients + filter, &met[filter], padded_2, windows, s.size_2, s.edge_1,
+                             input + first_pixel, of_weights + first_weight + filter * weights_2);
       }
-      for (int window = 0; window < windows_here; ++window) {
-        add_input_gradients(&won[window * 4 * words], words, gradients + window * padded_2,
-                            weights + block * kernel_vectors, s.size_2, s.edge_1, of_block_input + corners[window]);
+      for (int window = 0; window < windows; ++window) {
+        add_input_gradients(&won[window * 4 * words], words, gradients + window * padded_2, weights + first_weight,
+                            s.size_2, s.edge_1, of_input + first_pixel + corners[window]);
       }
       Floats* of_block = of_pixels + block * (weights_1 + 1);
-      for (int image = 0; image < images_here; ++image) {
-        add_pixel_gradients(images + int64_t{first + image} * kImageSize * kImageSize, of_block_input + image * pixels,
-                            winners_1 + int64_t{first + image} * s.filters_1 + block * kLanes,
-                            int64_t{s.count} * s.filters_1, s.size_1, s.edge_1, s.filters_1 - block * kLanes,
-                            of_block, of_block + weights_1);
-      }
+      add_pixel_gradients(images + int64_t{image} * kImageSize * kImageSize, of_input + first_pixel,
+                          winners_1 + int64_t{image} * s.filters_1 + first_channel, int64_t{s.count} * s.filters_1,
+                          s.size_1, s.edge_1, s.filters_1 - first_channel, of_block, of_block + weights_1);
     }
   }
 
