@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -62,12 +63,16 @@ def test_compiled_again_for_another_source(tmp_path: Path, monkeypatch: pytest.M
     assert len({library_name(level) for level in (None, *LEVELS)}) == 1 + len(LEVELS)
 
 
-def test_several_processes_compile_once(cache: Path) -> None:
-    environment = {"XDG_CACHE_HOME": str(cache.parents[1])}
-    assert python(LOAD, **environment).stdout == "True\n"
-    (library,) = cache.glob("*.so")
-    os.utime(library, (1, 1))
-    assert python(LOAD, **environment).stdout == "True\n" and library.stat().st_mtime == 1
+def test_processes_at_once_compile_once(cache: Path, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/sh\necho called >> {calls}\nexec {find_compiler()[0]} "$@"\n')
+    compiler.chmod(0o755)
+    environment = {"XDG_CACHE_HOME": str(cache.parents[1]), "CXX": str(compiler)}
+    with ThreadPoolExecutor() as pool:
+        outputs = list(pool.map(lambda _: python(LOAD, **environment).stdout, range(3)))
+    assert outputs == ["True\n"] * 3
+    assert calls.read_text() == "called\n" and len(list(cache.glob("*.so"))) == 1
 
 
 def test_without_a_place_to_keep_it(tmp_path: Path) -> None:
