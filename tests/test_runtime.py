@@ -16,6 +16,7 @@ from mnist_dist.runtime import (
     choose_gpus,
     configure_runtime,
     count_branches,
+    cpu_flags,
     cpu_name,
     decide_kernels,
     decide_precision,
@@ -305,6 +306,27 @@ def test_a_failing_import_tells_why(tmp_path: Path) -> None:
     done = python("from mnist_dist.runtime import import_tensorflow\nimport_tensorflow()", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert done.stderr.startswith("a library is missing\n") and "ImportError: keras is broken" in done.stderr
+
+
+ONEDNN = """
+from tensorflow.python.util import _pywrap_util_port
+from mnist_dist.runtime import decide_kernels, find_device
+print(_pywrap_util_port.IsMklEnabled(), decide_kernels("auto", find_device(), "float32", "off").value)
+"""
+
+
+@pytest.mark.parametrize("told", ["0", "1", None])
+def test_onednn_computes_wherever_it_is_faster_unless_told(told: str | None) -> None:
+    """On any CPU, what is decided must be what TensorFlow does."""
+    environment = {} if told is None else {"TF_ENABLE_ONEDNN_OPTS": told}
+    done = python("from mnist_dist.runtime import import_tensorflow\nimport_tensorflow()\n" + ONEDNN, **environment)
+    used = told == "1" if told else "avx2" in cpu_flags()
+    assert done.stdout.strip() == ("True fused" if used else "False plain"), done.stderr
+
+
+def test_tensorflow_imported_before_keeps_its_choice() -> None:
+    done = python("import tensorflow" + ONEDNN)
+    assert done.stdout.strip() in ("True fused", "False plain"), done.stderr
 
 
 def test_tensorflow_is_imported_once(tf: ModuleType) -> None:

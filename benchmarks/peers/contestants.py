@@ -190,10 +190,13 @@ def _for_goals(ours: Case, machine: Machine) -> list[Contestant]:
     works: list[tuple[str, str, Case | Script]] = [
         ("synthetic", "mnist-dist train, synthetic resident data", ours.model_copy(update={"synthetic_input": True})),
         ("input", "our input pipeline alone", Case(kind="input")),
-        (
-            "matmul-bfloat16",
-            "bfloat16 matrix product",
-            Case(kind="matmul", settings={"runtime.precision": "mixed_bfloat16"}),
+        *(
+            (
+                f"matmul-{dtype}",
+                f"{dtype} matrix product",
+                Case(kind="matmul", settings={"runtime.precision": precision}),
+            )
+            for dtype, precision in (("bfloat16", "mixed_bfloat16"), ("float32", "float32"))
         ),
         *(
             (

@@ -70,13 +70,16 @@ def test_the_hardest_denominator_decides() -> None:
 
 
 def test_operations_against_matrix_products_say_what_is_counted() -> None:
-    products = rate_runs("matmul-bfloat16", [20_000.0] * 3)
+    products = []
+    for dtype, rate in (("bfloat16", 2e10), ("float32", 1e10)):
+        for run in rate_runs(f"matmul-{dtype}", [20_000.0] * 3):
+            assert run.measured
+            run.measured.window_work[:] = [round(rate * seconds) for seconds in run.measured.window_seconds[0]]
+            products.append(run)
     runs = rate_runs(OURS, [1000] * 3, flops_per_image=12_960_000)
-    for run in products:
-        assert run.measured
-        run.measured.window_work[:] = [round(2e10 * seconds) for seconds in run.measured.window_seconds[0]]
     verdict = judge(GOALS["matmul"], CPUS, products + runs)
     assert verdict.ratio and verdict.ratio.value == pytest.approx(0.648, rel=0.02)
+    assert verdict.against == "matmul-bfloat16"
     assert "12.96 MFLOP" in verdict.detail
     assert judge(GOALS["matmul"], CPUS, products + runs, on_gpus=True).outcome == "not for GPUs"
 
