@@ -212,7 +212,9 @@ def small_model(name: Any = "adam", dense_units: int = 5, loss_scaling: bool = F
 
 def train_a_step(tf: ModuleType, model: Any, optimizer: Any) -> None:
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(model(np.full([2, 28, 28, 1], 99.0, np.float32), training=True) ** 2)
+        # Not constant images: normalised over the batch they would be zeros, and pass no gradient but rounding errors.
+        pixels = np.random.default_rng(0).uniform(0, 255, [2, 28, 28, 1]).astype(np.float32)
+        loss = tf.reduce_sum(model(pixels, training=True) ** 2)
         if hasattr(optimizer, "scale_loss"):
             loss = optimizer.scale_loss(loss)
     optimizer.apply(tape.gradient(loss, [v.value for v in model.trainable_variables]), model.trainable_variables)
