@@ -15,6 +15,10 @@
 #include <string>
 #include <vector>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include "tensorflow/c/kernels.h"
 #include "tensorflow/c/ops.h"
 
@@ -40,21 +44,38 @@ struct BFloat16 {  // The upper half of a float.
   uint16_t bits;
 };
 
+#if defined(__AVX512F__)  // What compilers make of __builtin_convertvector takes several instructions.
+Ints Widen(const Halves& halves) {
+  return reinterpret_cast<Ints>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(halves)));
+}
+
+Ints Widen(const Bytes& bytes) {
+  return reinterpret_cast<Ints>(_mm512_cvtepu8_epi32(reinterpret_cast<__m128i>(bytes)));
+}
+#else
+template <typename Narrow>
+Ints Widen(const Narrow& narrow) {
+  return __builtin_convertvector(narrow, Ints);
+}
+#endif
+
 void Read(const float* from, Floats& values) { std::memcpy(&values, from, sizeof values); }
 
 void Read(const BFloat16* from, Floats& values) {
   Halves halves;
   std::memcpy(&halves, from, sizeof halves);
-  values = reinterpret_cast<Floats>(__builtin_convertvector(halves, Ints) << 16);
+  values = reinterpret_cast<Floats>(Widen(halves) << 16);
 }
 
 void Read(const uint8_t* from, Ints& values) {
   Bytes bytes;
   std::memcpy(&bytes, from, sizeof bytes);
-  values = __builtin_convertvector(bytes, Ints);
+  values = Widen(bytes);
 }
 
 void Write(float* to, const Floats& values) { std::memcpy(to, &values, sizeof values); }
+
+void Write(int32_t* to, const Ints& values) { std::memcpy(to, &values, sizeof values); }
 
 void Write(BFloat16* to, const Floats& values) {  // Rounds to the nearest, half to even; NaN stays NaN.
   const Ints bits = reinterpret_cast<Ints>(values);
@@ -193,17 +214,20 @@ void PoolRelu(const T* convolved, const float* bias, int edge, int count, int fi
 //   gradients, met: of the filter, and the first pixel that it met, with `stride` from one window to the next
 //   input [rows, rows] -> of_weights [size, size], which grows
 template <int K>
-void AddWeightGradients(const float* gradients, const int32_t* met, int stride, int windows, int size, int rows,
-                        const Floats* input, Floats* of_weights) {
+void AddWeightGradients(const float* gradients, const int32_t* met, int64_t stride, int windows, int size,
+                        int64_t rows, const Floats* input, Floats* of_weights) {
   if (K > 0) size = K;
   Floats sums[kMaxEdge<K> * kMaxEdge<K>];
 #pragma GCC unroll 25
   for (int k = 0; k < size * size; ++k) sums[k] = of_weights[k];
-  for (int window = 0; window < windows; ++window) {
-    const float gradient = gradients[window * stride];
-    const Floats* pixels = input + met[window * stride];
-#pragma GCC unroll 25
-    for (int k = 0; k < size * size; ++k) sums[k] += gradient * pixels[k / size * rows + k % size];
+  for (int window = 0; window < windows; ++window, gradients += stride, met += stride) {
+    const float gradient = *gradients;
+    const Floats* pixels = input + *met;
+#pragma GCC unroll 5
+    for (int row = 0; row < size; ++row, pixels += rows) {
+#pragma GCC unroll 5
+      for (int column = 0; column < size; ++column) sums[row * size + column] += gradient * pixels[column];
+    }
   }
 #pragma GCC unroll 25
   for (int k = 0; k < size * size; ++k) of_weights[k] = sums[k];
@@ -225,7 +249,7 @@ void AddInputGradients(const uint64_t* won, int words, const float* gradients, c
   for (int position = 0; position < 4; ++position) {
     for (int word = 0; word < words; ++word) {
       for (uint64_t left = won[position * words + word]; left != 0; left &= left - 1) {
-        const int filter = 64 * word + __builtin_ctzll(left);
+        const int64_t filter = 64 * word + __builtin_ctzll(left);
         const float gradient = gradients[filter];
         const Floats* own = weights + filter * size * size;
 #pragma GCC unroll 25
@@ -241,6 +265,9 @@ void AddInputGradients(const uint64_t* won, int words, const float* gradients, c
 
 // Returns for 64 bytes a bit each, set where the byte equals `value`.
 uint64_t BitsWhereEqual(const uint8_t* bytes, uint8_t value) {
+#if defined(__AVX512BW__)
+  return _mm512_cmpeq_epi8_mask(_mm512_loadu_si512(bytes), _mm512_set1_epi8(static_cast<char>(value)));
+#else
   alignas(64) uint8_t equal[64];
   for (int i = 0; i < 64; ++i) equal[i] = bytes[i] == value;
   uint64_t bits = 0;
@@ -250,7 +277,51 @@ uint64_t BitsWhereEqual(const uint8_t* bytes, uint8_t value) {
     bits |= (eight * 0x0102040810204080) >> 56 << (8 * i);  // The product moves the bytes' lowest bits together.
   }
   return bits;
+#endif
 }
+
+// What one window of the second convolution hands on, filter by filter.
+//   winners, upstream [filters], `corner`: its first pixel in an input with `rows` pixels in a row -> gradients, zero
+//   where ReLU was; positions of the maxima, 0 to 3; met, the first pixels that the filters met there; sums, which grow
+template <typename T>
+void ReadWindow(const uint8_t* winners, const T* upstream, int corner, int rows, int filters, float* gradients,
+                uint8_t* positions, int32_t* met, float* sums) {
+  for (int start = 0; start < filters; start += kLanes) {
+    const int lanes = filters - start;
+    Ints winner;
+    Floats passed, sum;
+    Read(winners + start, lanes, winner);
+    Read(upstream + start, lanes, passed);
+    Read(sums + start, sum);
+    passed = winner < kDead ? passed : Floats{};
+    winner &= kDead - 1;
+    Write(gradients + start, passed);
+    Write(positions + start, lanes, winner);
+    Write(met + start, corner + (winner & 1) + (winner >> 1) * rows);
+    Write(sums + start, sum + passed);
+  }
+}
+
+// Calls visit(k, pixels) for each weight of a K x K kernel, with the pixel that it met in each lane: where the kernel's
+// first pixel lies at the lane's winner in the window at `patch`, whose image has rows of kImageSize.
+#if defined(__AVX512F__)
+template <int K, typename Visit>
+void Pick(const float* patch, const Ints& winner, Visit visit) {
+  static_assert(K + 1 <= kLanes, "a row of the patch fills one register");
+  __m512 rows[K + 1];
+#pragma GCC unroll 6
+  for (int row = 0; row <= K; ++row) rows[row] = _mm512_maskz_loadu_ps((1 << (K + 1)) - 1, patch + row * kImageSize);
+  const Ints first = (winner & 1) + (winner & 2) * (kLanes / 2);  // The second row of two follows kLanes later.
+#pragma GCC unroll 5
+  for (int column = 0; column < K; ++column) {
+    const __m512i from = reinterpret_cast<__m512i>(first + column);
+#pragma GCC unroll 5
+    for (int row = 0; row < K; ++row) {
+      visit(row * K + column, reinterpret_cast<Floats>(_mm512_permutex2var_ps(rows[row], from, rows[row + 1])));
+    }
+  }
+}
+#endif
 
 // One image and kLanes filters of the first convolution.
 //   image [28, 28], gradients [edge, edge] and winners with `stride` from one window to the next -> of_weights
@@ -268,7 +339,14 @@ void AddPixelGradients(const float* image, const Floats* gradients, const uint8_
       const Floats gradient = gradients[row * edge + column];
       Ints winner;
       Read(winners + (row * edge + column) * stride, lanes, winner);
-      bias_sum += winner < kDead ? gradient : Floats{};
+      const Floats alive = winner < kDead ? gradient : Floats{};
+      bias_sum += alive;
+#if defined(__AVX512F__)
+      if constexpr (K > 0) {
+        Pick<K>(patch, winner, [&](int k, const Floats& pixels) { sums[k] += alive * pixels; });
+        continue;
+      }
+#endif
 #pragma GCC unroll 4
       for (int position = 0; position < 4; ++position) {
         const Floats passed = winner == position ? gradient : Floats{};
@@ -323,7 +401,7 @@ void ConvolutionGradients(const Shape& s, const float* images, const uint8_t* wi
   std::vector<uint8_t> positions(windows * padded_2, kDead);  // Of each filter's maximum; kDead beyond the filters.
   std::vector<int32_t> met(windows * padded_2);               // The first pixel that each filter met.
   std::vector<uint64_t> won(windows * 4 * words);
-  std::vector<float> image_sums(s.filters_2);
+  std::vector<float> image_sums(padded_2);
   std::vector<double> bias_sums(s.filters_2);  // Of the images' sums: long sums may nearly cancel.
   std::vector<int> corners(windows);           // The first pixel of each window in the input.
   for (int window = 0; window < windows; ++window) {
@@ -357,13 +435,8 @@ void ConvolutionGradients(const Shape& s, const float* images, const uint8_t* wi
     for (int window = 0; window < windows; ++window) {
       const int64_t from = (int64_t{image} * windows + window) * s.filters_2;
       const int to = window * padded_2;
-      for (int filter = 0; filter < s.filters_2; ++filter) {
-        const uint8_t winner = winners_2[from + filter];
-        gradients[to + filter] = winner < kDead ? ToFloat(upstream[from + filter]) : 0.0f;
-        positions[to + filter] = winner % kDead;
-        met[to + filter] = corners[window] + winner % 2 + winner / 2 % 2 * s.edge_1;
-        image_sums[filter] += gradients[to + filter];
-      }
+      ReadWindow(winners_2 + from, upstream + from, corners[window], s.edge_1, s.filters_2, gradients + to,
+                 &positions[to], &met[to], image_sums.data());
       for (int position = 0; position < 4; ++position) {
         for (int word = 0; word < words; ++word) {
           won[(window * 4 + position) * words + word] = BitsWhereEqual(&positions[to + 64 * word], position);

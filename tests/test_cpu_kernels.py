@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,7 +16,7 @@ from mnist_dist.config import ModelConfig
 from mnist_dist.cpu_kernels import MAX_PART, convolve, count_parts, make_forward, pooled_edges
 from mnist_dist.dataset import Arrays
 from mnist_dist.flops import flops_per_image
-from mnist_dist.kernel_build import load
+from mnist_dist.kernel_build import LEVELS, find_level, load
 from mnist_dist.model import build_model
 from mnist_dist.runtime import cpu_flags, decide_kernels, find_device
 
@@ -90,6 +94,26 @@ def test_any_number_of_images_and_filters(filters: tuple[int, int], images: int)
     np.testing.assert_allclose(logits, expected_logits, rtol=1e-5, atol=1e-5)
     for name, gradient in gradients.items():
         assert distance(gradient, expected[name]) < 1e-5, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_code_for_lesser_cpus(level: str) -> None:
+    """Runs the tests of values and gradients again, in a process that takes this CPU for one of a lower level."""
+    own = find_level(cpu_flags())
+    if own is None or list(LEVELS).index(level) <= list(LEVELS).index(own):
+        pytest.skip(f"the other tests run the code for {own or 'this architecture'}")
+    pretend = f"from mnist_dist import kernel_build; kernel_build.find_level = lambda flags: {level!r}"
+    again = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    tests = [__file__, "-k", "float32 or any_number or equal_pixels", "-p", "no:cacheprovider", "-q"]
+    done = subprocess.run(
+        [sys.executable, "-c", f"{pretend}\n{again}", *tests],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"PYTEST_ADDOPTS": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("kernel_sizes", [(3, 3), (5, 3)])
