@@ -1,4 +1,5 @@
-// What TensorFlow has no fast operations for on CPUs: the first convolution, pooling, and the gradients of both.
+// What TensorFlow has no fast operations for on CPUs: the first convolution, in float32 the second one too, pooling, and
+// the gradients of all of these.
 //
 // The maximum of 2 x 2 values passes its gradient to one of them, so that three in four gradients of a convolution's
 // outputs are zero. The fourth alone is multiplied here: where a filter found the maximum, its gradient times the
@@ -13,6 +14,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #if defined(__AVX512F__)
@@ -208,6 +210,90 @@ void PoolRelu(const T* convolved, const float* bias, int edge, int count, int fi
       }
     }
   }
+}
+
+// Convolves one window of pooling, its four sums in each of some images, with kVectors * kLanes filters; then as PoolRelu.
+//   input: the window's first pixel in the first image, with pixels `column` apart in a row and rows `row` apart; the
+//   images' channels follow one another
+//   weights [size, size, channels, kVectors * kLanes] -> windows [images][kVectors]
+constexpr int kVectors = 2;
+
+template <int Images>
+void ConvolveWindow(const float* input, int64_t row, int64_t column, int channels, const Floats* weights, int size,
+                    Window (&windows)[Images][kVectors]) {
+  Floats sums[Images][4][kVectors] = {};
+  for (int k = 0; k < size * size; ++k) {
+    const float* pixel = input + k / size * row + k % size * column;
+    for (int channel = 0; channel < channels; ++channel, ++pixel, weights += kVectors) {
+#pragma GCC unroll 2
+      for (int image = 0; image < Images; ++image) {
+#pragma GCC unroll 4
+        for (int position = 0; position < 4; ++position) {
+          const float value = pixel[image * channels + position / 2 * row + position % 2 * column];
+#pragma GCC unroll 2
+          for (int vector = 0; vector < kVectors; ++vector) sums[image][position][vector] += value * weights[vector];
+        }
+      }
+    }
+  }
+#pragma GCC unroll 2
+  for (int image = 0; image < Images; ++image) {
+#pragma GCC unroll 4
+    for (int position = 0; position < 4; ++position) {
+#pragma GCC unroll 2
+      for (int vector = 0; vector < kVectors; ++vector) {
+        windows[image][vector].Take(position, sums[image][position][vector]);
+      }
+    }
+  }
+}
+
+// Convolves, pools 2 x 2, adds the bias and applies ReLU.
+//   input [2 * edge + size - 1, the same, count, channels], kernel [size, size, channels, filters], bias [filters] ->
+//   features, winners [count, edge, edge, filters]
+void ConvolveFeatures(const float* input, const float* kernel, const float* bias, int size, int edge, int count,
+                      int channels, int filters, float* features, uint8_t* winners) {
+  constexpr int kImages = kLanes == 16 ? 2 : 1;  // As many as there are registers for.
+  constexpr int kFilters = kVectors * kLanes;
+  const int blocks = (filters + kFilters - 1) / kFilters, products = size * size * channels;
+  const int64_t column = int64_t{count} * channels, row = (2 * edge + size - 1) * column;
+  static thread_local std::vector<Floats> packed;  // [blocks, products, kVectors]; zero beyond the filters.
+  packed.resize(blocks * products * kVectors);
+  for (int block = 0; block < blocks; ++block) {
+    for (int product = 0; product < products; ++product) {
+      for (int vector = 0; vector < kVectors; ++vector) {
+        const int start = block * kFilters + vector * kLanes;
+        Floats& weights = packed[(block * products + product) * kVectors + vector];
+        weights = Floats{};
+        if (start < filters) Read(kernel + product * filters + start, filters - start, weights);
+      }
+    }
+  }
+  const auto convolve = [&](int image, auto images) {
+    for (int block = 0; block < blocks; ++block) {
+      for (int window = 0; window < edge * edge; ++window) {
+        const int64_t corner = 2 * (window / edge) * row + 2 * (window % edge) * column;
+        Window sums[images][kVectors];
+        ConvolveWindow<images>(input + corner + image * channels, row, column, channels,
+                               &packed[block * products * kVectors], size, sums);
+        for (int each = 0; each < images; ++each) {
+          for (int vector = 0; vector < kVectors; ++vector) {
+            const int start = block * kFilters + vector * kLanes, lanes = filters - start;
+            if (lanes <= 0) break;
+            Floats offset;
+            Read(bias + start, lanes, offset);
+            sums[each][vector].Activate(offset);
+            const int64_t at = ((int64_t{image} + each) * edge * edge + window) * filters + start;
+            Write(features + at, lanes, sums[each][vector].maximum);
+            Write(winners + at, lanes, sums[each][vector].winner);
+          }
+        }
+      }
+    }
+  };
+  int image = 0;
+  for (; image + kImages <= count; image += kImages) convolve(image, std::integral_constant<int, kImages>());
+  for (; image < count; ++image) convolve(image, std::integral_constant<int, 1>());
 }
 
 // What one image adds to the gradients of one filter of the second convolution, for kLanes of its input channels.
@@ -583,6 +669,25 @@ void RunConvolvePixels(void* edge_of_output, TF_OpKernelContext* context) {
                   winners);
 }
 
+void RunConvolveFeatures(void*, TF_OpKernelContext* context) {
+  Run run(context);
+  const Tensor input = run.Input(0), kernel = run.Input(1), bias = run.Input(2);
+  run.ExpectRank("input", input, 4);
+  run.ExpectRank("kernel", kernel, 4);
+  if (!run.Ok()) return;
+  const int rows = Dim(input, 0), count = Dim(input, 2), channels = Dim(input, 3);
+  const int size = Dim(kernel, 0), filters = Dim(kernel, 3), edge = (rows - size + 1) / 2;
+  run.Expect("a kernel that fits the input", size >= 1 && edge >= 1);
+  run.Expect("input", input, {2 * edge + size - 1, 2 * edge + size - 1, count, channels});
+  run.Expect("kernel", kernel, {size, size, channels, filters});
+  run.Expect("bias", bias, {filters});
+  float* features = run.Output<float>(0, TF_FLOAT, {count, edge, edge, filters});
+  uint8_t* winners = run.Output<uint8_t>(1, TF_UINT8, {count, edge, edge, filters});
+  if (!run.Ok()) return;
+  ConvolveFeatures(Data<float>(input), Data<float>(kernel), Data<float>(bias), size, edge, count, channels, filters,
+                   features, winners);
+}
+
 template <typename T>
 void RunPoolRelu(void*, TF_OpKernelContext* context) {
   Run run(context);
@@ -666,16 +771,19 @@ void RegisterOperation(const char* name, std::vector<const char*> inputs, std::v
   for (const char* output : outputs) TF_OpDefinitionBuilderAddOutput(builder, output);
   TF_OpDefinitionBuilderSetShapeInferenceFunction(builder, TF_ShapeInferenceContextSetUnknownShape);
   TF_RegisterOpDefinition(builder, status.get());
-  RegisterKernel(name, TF_FLOAT, create, compute_float);
-  RegisterKernel(name, TF_BFLOAT16, create, compute_bfloat16);
+  if (compute_float != nullptr) RegisterKernel(name, TF_FLOAT, create, compute_float);
+  if (compute_bfloat16 != nullptr) RegisterKernel(name, TF_BFLOAT16, create, compute_bfloat16);
 }
 
 __attribute__((constructor)) void RegisterAll() {
   RegisterOperation("MnistDistConvolvePixels", {"images: float", "kernel: float", "bias: float"},
                     {"features: T", "winners: uint8"}, "edge: int", ReadAttribute<kEdge>, RunConvolvePixels<float>,
                     RunConvolvePixels<BFloat16>);
+  // oneDNN convolves in bfloat16, with instructions made for that; in float32 it may copy its input nine times first.
+  RegisterOperation("MnistDistConvolveFeatures", {"input: T", "kernel: T", "bias: float"},
+                    {"features: T", "winners: uint8"}, nullptr, nullptr, RunConvolveFeatures, nullptr);
   RegisterOperation("MnistDistPoolRelu", {"convolved: T", "bias: float"}, {"features: T", "winners: uint8"}, nullptr,
-                    nullptr, RunPoolRelu<float>, RunPoolRelu<BFloat16>);
+                    nullptr, nullptr, RunPoolRelu<BFloat16>);
   RegisterOperation("MnistDistConvolutionGradients",
                     {"images: float", "winners_1: uint8", "features: T", "kernel_2: T", "winners_2: uint8",
                      "upstream: T"},

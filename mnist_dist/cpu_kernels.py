@@ -2,10 +2,11 @@
 
 What differs from the layers, and changes no result beyond rounding and the order of sums:
 
-- The images of a batch lie side by side, [rows, columns, images, channels]. The second convolution is then one of a
-  single wide image, dilated by the number of images: long rows, which suit oneDNN's kernels.
-- The first convolution has one input channel, too few for these kernels. cpu_kernels.cc computes it, with its pooling
-  and ReLU, in float32 whatever the precision of the rest.
+- The images of a batch lie side by side, [rows, columns, images, channels]. In bfloat16, the second convolution is then
+  one of a single wide image, dilated by the number of images: long rows, which suit oneDNN's kernels. In float32,
+  cpu_kernels.cc computes it, with its pooling and ReLU.
+- The first convolution has one input channel, too few for oneDNN's kernels. cpu_kernels.cc computes it, with its
+  pooling and ReLU, in float32 whatever the precision of the rest.
 - Rows and columns that pooling discards are not computed.
 - The gradients of both convolutions are sums over the outputs that pooling chose, one in four; cpu_kernels.cc
   multiplies only these, in float32.
@@ -85,12 +86,7 @@ def convolve(
     filters_1, filters_2 = kernels[1].shape[2:]
     edge_1, edge_2 = pooled_edges(size_1, size_2)
 
-    @tf.custom_gradient
-    def convolutions(kernel_1: tf.Tensor, bias_1: tf.Tensor, kernel_2: tf.Tensor, bias_2: tf.Tensor) -> Any:
-        first, winners_1 = operations.mnist_dist_convolve_pixels(
-            images=pixels, kernel=kernel_1, bias=bias_1, edge=edge_1, T=dtype
-        )
-        kernel_2 = tf.cast(kernel_2, dtype)
+    def convolve_dilated(first: tf.Tensor, kernel_2: tf.Tensor, bias_2: tf.Tensor) -> Any:
         convolved = tf.raw_ops.Conv2D(
             input=tf.reshape(first, [1, edge_1, edge_1 * images, filters_1]),
             filter=kernel_2,
@@ -99,7 +95,18 @@ def convolve(
             dilations=[1, 1, images, 1],  # Columns that are neighbours in an image lie that far apart.
         )
         convolved = tf.reshape(convolved, [2 * edge_2, 2 * edge_2, images, filters_2])
-        second, winners_2 = operations.mnist_dist_pool_relu(convolved=convolved, bias=bias_2)
+        return operations.mnist_dist_pool_relu(convolved=convolved, bias=bias_2)
+
+    @tf.custom_gradient
+    def convolutions(kernel_1: tf.Tensor, bias_1: tf.Tensor, kernel_2: tf.Tensor, bias_2: tf.Tensor) -> Any:
+        first, winners_1 = operations.mnist_dist_convolve_pixels(
+            images=pixels, kernel=kernel_1, bias=bias_1, edge=edge_1, T=dtype
+        )
+        kernel_2 = tf.cast(kernel_2, dtype)
+        if dtype == "float32":
+            second, winners_2 = operations.mnist_dist_convolve_features(input=first, kernel=kernel_2, bias=bias_2)
+        else:
+            second, winners_2 = convolve_dilated(first, kernel_2, bias_2)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
             gradients = operations.mnist_dist_convolution_gradients(

@@ -184,8 +184,13 @@ def test_where_nothing_is_positive_there_is_no_gradient() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_not_a_number_stays_so(tf: ModuleType, dtype: str) -> None:
-    convolved, bias = tf.fill([2, 2, 1, 5], tf.constant(np.nan, dtype)), tf.zeros([5])
-    features, winners = load(cpu_flags()).mnist_dist_pool_relu(convolved=convolved, bias=bias)
+    operations, values, bias = load(cpu_flags()), tf.fill([2, 2, 1, 5], tf.constant(np.nan, dtype)), tf.zeros([5])
+    if dtype == "float32":
+        features, winners = operations.mnist_dist_convolve_features(
+            input=values, kernel=tf.ones([1, 1, 5, 5]), bias=bias
+        )
+    else:
+        features, winners = operations.mnist_dist_pool_relu(convolved=values, bias=bias)
     assert np.isnan(features.numpy().astype(np.float32)).all()
     assert not winners.numpy().any(), "a gradient passes, as at the first of equal values"
 
@@ -197,6 +202,26 @@ def test_the_same_every_time() -> None:
         again = compute(model, make_forward(model), images)
         assert np.array_equal(again[0], logits)
         assert all(np.array_equal(again[1][name], gradients[name]) for name in gradients)
+
+
+@pytest.mark.parametrize(
+    ("values", "kernel", "bias", "line"),
+    [
+        ((6, 6, 2, 3), (3, 3, 3, 4), 5, "bias: received [5], expected [4]"),
+        ((6, 6, 2, 3), (3, 3, 2, 4), 4, "kernel: received [3, 3, 2, 4], expected [3, 3, 3, 4]"),
+        ((6, 5, 2, 3), (3, 3, 3, 4), 4, "input: received [6, 5, 2, 3], expected [6, 6, 2, 3]"),
+        ((5, 5, 2, 3), (3, 3, 3, 4), 4, "input: received [5, 5, 2, 3], expected [4, 4, 2, 3]"),
+        ((2, 2, 2, 3), (3, 3, 3, 4), 4, "expected a kernel that fits the input"),
+        ((6, 6, 3), (3, 3, 3, 4), 4, "input: received [6, 6, 3], expected 4 dimensions"),
+    ],
+)
+def test_features_that_do_not_fit(
+    tf: ModuleType, values: tuple[int, ...], kernel: tuple[int, ...], bias: int, line: str
+) -> None:
+    inputs = {"input": tf.zeros(values), "kernel": tf.zeros(kernel), "bias": tf.zeros([bias])}
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        load(cpu_flags()).mnist_dist_convolve_features(**inputs)
+    assert line in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +285,7 @@ def test_what_pooling_discards_is_not_computed(tf: ModuleType, kernel_sizes: tup
     from tensorflow.python.profiler import model_analyzer, option_builder
 
     config = ModelConfig(filters=(6, 10), kernel_sizes=kernel_sizes, dense_units=14)
-    forward = make_forward(build_model(config))
+    forward = make_forward(build_model(config, precision="mixed_bfloat16"))  # Of float32, TensorFlow counts less.
     run = tf.function(lambda images: forward(images, training=False), autograph=False)
     graph = run.get_concrete_function(tf.TensorSpec([1, 28, 28, 1], tf.uint8)).graph
     options = option_builder.ProfileOptionBuilder(option_builder.ProfileOptionBuilder.float_operation())
