@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     MakeDataset = Callable[[Shard], tf.data.Dataset]
 
 
+GATHER_GROUP_KEY = 1_000_000  # TensorFlow counts its own groups from 1.
 LAST_WAIT_SECONDS = 600.0  # For the chief to save, test and draw, while the others have nothing left to do.
 
 
@@ -38,6 +40,7 @@ class Strategy(Protocol):
     name: str
     shard: Shard
     is_chief: bool  # Whether this process reads and writes the workdir.
+    gathers: bool  # Whether `gather` of a message takes less time than `reduce` of one twice as long.
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which model and optimizer are built."""
@@ -54,6 +57,9 @@ class Strategy(Protocol):
     def reduce(self, tensor: tf.Tensor) -> tf.Tensor:
         """Within `run`: sums a tensor over all replicas; differentiable."""
 
+    def gather(self, vector: tf.Tensor) -> tf.Tensor:
+        """Within `run`, where `gathers`: returns the vectors of all replicas in their order, [replicas, n]."""
+
     def all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
         """Outside `run`: sums a tensor over all processes."""
 
@@ -64,7 +70,16 @@ class Strategy(Protocol):
         """Waits, at the end, until all processes have come here."""
 
 
-class Single:
+class Summing:
+    """What strategies have in common that only sum."""
+
+    gathers = False
+
+    def gather(self, vector: tf.Tensor) -> tf.Tensor:
+        raise NotImplementedError
+
+
+class Single(Summing):
     """One replica in one process."""
 
     name = "single"
@@ -96,7 +111,7 @@ class Single:
         pass
 
 
-class Mirrored:
+class Mirrored(Summing):
     """Several replicas in one process: one per GPU, or per logical CPU device where there is no GPU."""
 
     name = "mirrored"
@@ -156,6 +171,9 @@ class MultiWorker:
         self._cluster = cluster
         self.is_chief = cluster.is_chief
         self.shard = Shard(cluster.rank, 1, cluster.size)
+        # A rank sends a message of n bytes (N - 1) n times to gather it, and 2 (N - 1) / N 2 n to sum one of 2 n.
+        self.gathers = cluster.size < 4 and not tf.config.get_visible_devices("GPU")
+        self._gather_keys = itertools.count(1)  # The same on all ranks, as they build the same graphs in one order.
         # Compiled once: eager calls through a multi-worker strategy are slow.
         self._compiled_all_reduce = tf.function(self._all_reduce, reduce_retracing=True)
 
@@ -175,6 +193,19 @@ class MultiWorker:
 
     def reduce(self, tensor: tf.Tensor) -> tf.Tensor:
         return _reduce_in_replica_context(tensor)
+
+    def gather(self, vector: tf.Tensor) -> tf.Tensor:
+        import tensorflow as tf
+
+        # Not the strategy's own: it asks for all lengths first, with a message for that.
+        gathered = tf.raw_ops.CollectiveGatherV2(
+            input=vector,
+            group_size=self._cluster.size,
+            group_key=GATHER_GROUP_KEY,
+            instance_key=next(self._gather_keys),
+            ordering_token=[],
+        )
+        return tf.reshape(gathered, [self._cluster.size, vector.shape[0]])
 
     def all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
         return self._compiled_all_reduce(tensor)
@@ -199,7 +230,7 @@ class MultiWorker:
         return self._strategy.run(lambda: _reduce_in_replica_context(tf.identity(tensor)))
 
 
-class Horovod:
+class Horovod(Summing):
     """One replica in each of several processes, joined by Horovod."""
 
     name = "horovod"
@@ -245,7 +276,7 @@ class Horovod:
         self._hvd.shutdown()
 
 
-class Unreduced:
+class Unreduced(Summing):
     """A strategy whose replicas keep their gradients and metrics to themselves, and never wait for one another.
 
     What it trains is wrong; how long its steps take says what communication costs.

@@ -297,6 +297,65 @@ def test_gradients_travel_in_one_message(tf: ModuleType, compression: str, trave
         np.testing.assert_allclose(total, 2 * gradient.numpy(), rtol=digits)
 
 
+class Gathering(TwoReplicas):
+    """Two replicas that gather, the other one with given gradients; or with the same."""
+
+    gathers = True
+
+    def __init__(self, other: Any = None) -> None:
+        super().__init__()
+        self.other = other
+
+    def gather(self, vector: Any) -> Any:
+        import tensorflow as tf
+
+        self.sent.append(vector)
+        return tf.stack([vector, vector if self.other is None else self.other])
+
+
+@pytest.mark.parametrize("length", [4, 7])
+def test_gradients_in_bfloat16_travel_as_such_and_are_summed_in_float32(tf: ModuleType, length: int) -> None:
+    random = np.random.default_rng(0)
+
+    def draw() -> list[Any]:
+        types = {(2, 3): tf.float32, (length,): tf.bfloat16, (): tf.float32, (3, 2): tf.bfloat16}
+        return [tf.cast(random.normal(size=shape), dtype) for shape, dtype in types.items()]
+
+    one, two = draw(), draw()
+    sender = Gathering()
+    reduce_gradients(sender, two, "none")
+    strategy = Gathering(sender.sent[0])
+    reduced = reduce_gradients(strategy, one, "none")
+    assert [tuple(tensor.shape) for tensor in strategy.sent] == [(7 + (length + 7) // 2,)]
+    for total, *of_replicas in zip(reduced, one, two, strict=True):
+        exact = sum(np.asarray(tf.cast(gradient, tf.float64)) for gradient in of_replicas)
+        assert total.dtype == tf.float32
+        assert np.array_equal(total, exact.astype(np.float32))
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_gathered_gradients_train_the_same(arrays: Arrays, precision: str, accumulation_steps: int) -> None:
+    """Bit for bit; and only with one part of the batch and bfloat16 is there anything to gather."""
+    summed, gathered = (
+        Training(arrays, precision=precision, strategy=strategy, options={"accumulation_steps": accumulation_steps})
+        for strategy in (TwoReplicas(), Gathering())
+    )
+    for training in (summed, gathered):
+        training.take(3)
+    assert all(np.array_equal(*pair) for pair in zip(summed.weights, gathered.weights, strict=True))
+    (all_floats,), (message,) = summed.strategy.sent, gathered.strategy.sent
+    assert (message.shape[0] < all_floats.shape[0]) == (precision == "mixed_bfloat16" and accumulation_steps == 1)
+
+
+def test_the_fused_form_gathers_what_the_dense_layer_computes(arrays: Arrays, fused: dict[str, Any]) -> None:
+    strategy = Gathering()
+    Training(arrays, precision="mixed_bfloat16", strategy=strategy, options=fused).take(1)
+    convolutions, logits = 9 * 3 + 3 + 9 * 3 * 4 + 4, 6 * 10 + 10
+    dense = 5 * 5 * 4 * 6 + 6
+    assert [tuple(tensor.shape) for tensor in strategy.sent] == [(convolutions + logits + dense // 2,)]
+
+
 @pytest.mark.parametrize("compression", ["none", "float16"])
 def test_an_overflow_on_one_replica_reaches_all(tf: ModuleType, compression: str) -> None:
     reduced = reduce_gradients(TwoReplicas(), [tf.constant([1.0, np.inf]), tf.constant([2.0])], compression)

@@ -1,5 +1,6 @@
 """N replicas on a global batch compute what one replica computes on it, whatever makes them work together."""
 
+import numpy as np
 import pytest
 
 from tests.distributed.conftest import STRATEGIES, TEST_IMAGES, StartRun, assert_close
@@ -19,6 +20,17 @@ def test_equal_weights(start: StartRun, start_once: StartRun, strategy: str, dev
     assert actual.result["replicas"] == devices
     assert_close(actual.weights, expected.weights, tolerance=1e-4)
     assert actual.result["test_accuracy"] == pytest.approx(expected.result["test_accuracy"], abs=1.01 / TEST_IMAGES)
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_multiworker_gathers_what_horovod_sums(start: StartRun, devices: int) -> None:
+    """Gradients that are computed in bfloat16 travel as such under multiworker, and the sum is the same."""
+    settings = [*SGD, "--precision", "mixed_bfloat16", "--devices", str(devices)]
+    runs = [start(name, *settings, "--strategy", name).succeed() for name in ("multiworker", "horovod")]
+    gathered, summed = (run.weights for run in runs)
+    if devices == 2:
+        assert all(np.array_equal(gathered[name], summed[name]) for name in summed)
+    assert_close(gathered, summed, tolerance=0.01)  # Sums of three depend on their order, and bfloat16 is coarse.
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -28,9 +28,12 @@ SHORT = [*SGD, "--steps", "60", "--set", "checkpoint.every_steps=10", "--set", "
 SECONDS_TO_END = 15
 
 
-@pytest.mark.parametrize("strategy", MULTI_PROCESS)
-def test_a_killed_rank_ends_all_and_is_named(start: StartRun, strategy: str) -> None:
-    run = start("run", *LONG, "--strategy", strategy, "--devices", "2")
+@pytest.mark.parametrize(
+    ("strategy", "precision"),
+    [("multiworker", "float32"), ("multiworker", "mixed_bfloat16"), ("horovod", "float32")],  # The second one gathers.
+)
+def test_a_killed_rank_ends_all_and_is_named(start: StartRun, strategy: str, precision: str) -> None:
+    run = start("run", *LONG, "--strategy", strategy, "--devices", "2", "--precision", precision)
     run.read_until("step    20")
     ranks = rank_processes(run.process.pid)
     os.kill(ranks[1], signal.SIGKILL)
