@@ -102,7 +102,7 @@ def explain_ranks(gpus: int, cores: int) -> str:
         share = f"each is bound to its share of {cores} cores"
     else:
         share = "all share one core, which measures nothing"
-    return f"{share}, and sums all gradients in one all-reduce a step, without buckets (docs/distributed.md)"
+    return f"{share}, and sums all gradients with one message a step, without buckets (docs/distributed.md)"
 
 
 def check_training() -> Iterator[Finding]:
