@@ -75,8 +75,7 @@ def test_matrix_products_use_all_cores_of_a_device(tmp_path: Path, tiny_mnist: P
         assert record.status == "ok", record.output_tail
         seconds, core_seconds = np.diff(np.array(looks), axis=0).T
         busiest.append(float((core_seconds / seconds).max()))
-    assert busiest[0] < 1.1
-    assert busiest[1] > 1.3
+    assert busiest[0] < 1.3 < busiest[1]
 
 
 @pytest.mark.slow
