@@ -172,7 +172,7 @@ class MultiWorker:
         self.is_chief = cluster.is_chief
         self.shard = Shard(cluster.rank, 1, cluster.size)
         # A rank sends a message of n bytes (N - 1) n times to gather it, and 2 (N - 1) / N 2 n to sum one of 2 n.
-        self.gathers = cluster.size < 4 and not tf.config.get_visible_devices("GPU")
+        self.gathers = 1 < cluster.size < 4 and not tf.config.get_visible_devices("GPU")
         self._gather_keys = itertools.count(1)  # The same on all ranks, as they build the same graphs in one order.
         # Compiled once: eager calls through a multi-worker strategy are slow.
         self._compiled_all_reduce = tf.function(self._all_reduce, reduce_retracing=True)
