@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 TrainSteps = Callable[[Iterator[Any], int], "tf.Tensor"]
 EvalSteps = Callable[[Iterator[Any], int], "tf.Tensor"]
+ALIGNED = 32  # Elements: 64 bytes of bfloat16. TensorFlow copies a part of a tensor that begins elsewhere.
 
 
 def make_train_steps(
@@ -112,12 +113,12 @@ def reduce_gradients(strategy: Strategy, gradients: Sequence[tf.Tensor], compres
 
     if compression == "none" and any(gradient.dtype == tf.bfloat16 for gradient in gradients):
         return _sum_gathered(strategy, gradients)
-    flat = tf.concat([tf.reshape(tf.cast(gradient, tf.float32), [-1]) for gradient in gradients], axis=0)
+    flat = tf.concat([_padded(tf.cast(gradient, tf.float32)) for gradient in gradients], axis=0)
     if compression == "float16":
         total = tf.cast(strategy.reduce(tf.cast(flat, tf.float16)), flat.dtype)
     else:
         total = strategy.reduce(flat)
-    return _split_like(gradients, total)
+    return _unpadded(total, gradients)
 
 
 def _sum_gathered(strategy: Strategy, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
@@ -128,15 +129,21 @@ def _sum_gathered(strategy: Strategy, gradients: Sequence[tf.Tensor]) -> list[tf
     """
     import tensorflow as tf
 
+    def in_pairs(flat: tf.Tensor) -> tf.Tensor:
+        return tf.bitcast(tf.reshape(flat, [-1, 2]), tf.float32)
+
+    def from_pairs(flat: tf.Tensor) -> tf.Tensor:
+        return tf.cast(tf.reshape(tf.bitcast(flat, tf.bfloat16), [-1]), tf.float32)
+
     long, short = ([each for each in gradients if each.dtype == dtype] for dtype in (tf.float32, tf.bfloat16))
-    longs, shorts = (tf.concat([tf.reshape(each, [-1]) for each in group], axis=0) for group in (long, short))
-    count = longs.shape[0]
-    pairs = tf.reshape(tf.pad(shorts, [[0, shorts.shape[0] % 2]]), [-1, 2])
-    messages = strategy.gather(tf.concat([longs, tf.bitcast(pairs, tf.float32)], axis=0))
-    received = tf.reshape(tf.bitcast(messages[:, count:], tf.bfloat16), [messages.shape[0], -1])
-    sum_of_longs = tf.reduce_sum(messages[:, :count], axis=0)
-    sum_of_shorts = tf.reduce_sum(tf.cast(received, tf.float32), axis=0)[: shorts.shape[0]]
-    of_long, of_short = iter(_split_like(long, sum_of_longs)), iter(_split_like(short, sum_of_shorts))
+    longs, shorts = [_padded(each) for each in long], [in_pairs(_padded(each)) for each in short]
+    message = tf.concat([*longs, *shorts], axis=0)
+    gathered = strategy.gather(message)
+    size, middle = message.shape[0], sum(each.shape[0] for each in longs)
+    starts = range(0, size * strategy.shard.num_replicas, size)
+    sum_of_longs = tf.add_n([gathered[start : start + middle] for start in starts])
+    sum_of_shorts = tf.add_n([from_pairs(gathered[start + middle : start + size]) for start in starts])
+    of_long, of_short = iter(_unpadded(sum_of_longs, long)), iter(_unpadded(sum_of_shorts, short))
     return [next(of_short if each.dtype == tf.bfloat16 else of_long) for each in gradients]
 
 
@@ -148,12 +155,25 @@ def _as_computed(gradient: tf.Tensor) -> tf.Tensor:
     return source if source.dtype == tf.bfloat16 else gradient
 
 
-def _split_like(gradients: Sequence[tf.Tensor], flat: tf.Tensor) -> list[tf.Tensor]:
-    """Splits a flat tensor into parts of these shapes."""
+def _padded(tensor: tf.Tensor) -> tf.Tensor:
+    """Returns a tensor's elements in one row, with zeros behind them so that what follows in a message is aligned."""
     import tensorflow as tf
 
-    parts = tf.split(flat, [gradient.shape.num_elements() for gradient in gradients])
-    return [tf.reshape(part, gradient.shape) for part, gradient in zip(parts, gradients, strict=True)]
+    missing = -tensor.shape.num_elements() % ALIGNED
+    flat = tf.reshape(tensor, [-1])
+    return tf.pad(flat, [[0, missing]]) if missing else flat
+
+
+def _unpadded(message: tf.Tensor, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Returns the parts of a message of padded tensors, in the shapes of these; nothing is copied where aligned."""
+    import tensorflow as tf
+
+    parts, start = [], 0
+    for tensor in tensors:
+        size = tensor.shape.num_elements()
+        parts.append(tf.reshape(message[start : start + size], tensor.shape))
+        start += size + -size % ALIGNED
+    return parts
 
 
 def make_eval_steps(model: keras.Model, strategy: Strategy, *, fused: bool = False, branches: int = 1) -> EvalSteps:

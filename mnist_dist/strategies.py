@@ -58,7 +58,7 @@ class Strategy(Protocol):
         """Within `run`: sums a tensor over all replicas; differentiable."""
 
     def gather(self, vector: tf.Tensor) -> tf.Tensor:
-        """Within `run`, where `gathers`: returns the vectors of all replicas in their order, [replicas, n]."""
+        """Within `run`, where `gathers`: returns the vectors of all replicas, one after the other, [replicas * n]."""
 
     def all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
         """Outside `run`: sums a tensor over all processes."""
@@ -198,14 +198,13 @@ class MultiWorker:
         import tensorflow as tf
 
         # Not the strategy's own: it asks for all lengths first, with a message for that.
-        gathered = tf.raw_ops.CollectiveGatherV2(
+        return tf.raw_ops.CollectiveGatherV2(
             input=vector,
             group_size=self._cluster.size,
             group_key=GATHER_GROUP_KEY,
             instance_key=next(self._gather_keys),
             ordering_token=[],
         )
-        return tf.reshape(gathered, [self._cluster.size, vector.shape[0]])
 
     def all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
         return self._compiled_all_reduce(tensor)

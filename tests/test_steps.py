@@ -15,7 +15,7 @@ from mnist_dist.dataset import Arrays, Shard, make_eval_dataset, make_train_data
 from mnist_dist.model import build_model
 from mnist_dist.optimizers import build_optimizer
 from mnist_dist.runtime import decide_kernels, find_device
-from mnist_dist.steps import make_eval_steps, make_train_steps, reduce_gradients
+from mnist_dist.steps import ALIGNED, make_eval_steps, make_train_steps, reduce_gradients
 from mnist_dist.strategies import Single, Strategy
 
 SMALL = ModelConfig(filters=(3, 4), dense_units=6)
@@ -290,7 +290,7 @@ def test_gradients_travel_in_one_message(tf: ModuleType, compression: str, trave
     gradients = [tf.constant(random.normal(size=shape), tf.float32) for shape in [(3, 3, 1, 2), (4,), (), (5, 1)]]
     strategy = TwoReplicas()
     reduced = reduce_gradients(strategy, gradients, compression)
-    assert [(tensor.dtype.name, tuple(tensor.shape)) for tensor in strategy.sent] == [(travels, (28,))]
+    assert [(tensor.dtype.name, tuple(tensor.shape)) for tensor in strategy.sent] == [(travels, (4 * ALIGNED,))]
     for gradient, total in zip(gradients, reduced, strict=True):
         assert total.dtype == tf.float32
         assert total.shape == gradient.shape
@@ -310,10 +310,10 @@ class Gathering(TwoReplicas):
         import tensorflow as tf
 
         self.sent.append(vector)
-        return tf.stack([vector, vector if self.other is None else self.other])
+        return tf.concat([vector, vector if self.other is None else self.other], axis=0)
 
 
-@pytest.mark.parametrize("length", [4, 7])
+@pytest.mark.parametrize("length", [4, 32, 67])
 def test_gradients_in_bfloat16_travel_as_such_and_are_summed_in_float32(tf: ModuleType, length: int) -> None:
     random = np.random.default_rng(0)
 
@@ -326,7 +326,8 @@ def test_gradients_in_bfloat16_travel_as_such_and_are_summed_in_float32(tf: Modu
     reduce_gradients(sender, two, "none")
     strategy = Gathering(sender.sent[0])
     reduced = reduce_gradients(strategy, one, "none")
-    assert [tuple(tensor.shape) for tensor in strategy.sent] == [(7 + (length + 7) // 2,)]
+    floats, halves = 2 * ALIGNED, ALIGNED + ALIGNED * -(-length // ALIGNED)
+    assert [tuple(tensor.shape) for tensor in strategy.sent] == [(floats + halves // 2,)]
     for total, *of_replicas in zip(reduced, one, two, strict=True):
         exact = sum(np.asarray(tf.cast(gradient, tf.float64)) for gradient in of_replicas)
         assert total.dtype == tf.float32
@@ -351,9 +352,10 @@ def test_gathered_gradients_train_the_same(arrays: Arrays, precision: str, accum
 def test_the_fused_form_gathers_what_the_dense_layer_computes(arrays: Arrays, fused: dict[str, Any]) -> None:
     strategy = Gathering()
     Training(arrays, precision="mixed_bfloat16", strategy=strategy, options=fused).take(1)
-    convolutions, logits = 9 * 3 + 3 + 9 * 3 * 4 + 4, 6 * 10 + 10
-    dense = 5 * 5 * 4 * 6 + 6
-    assert [tuple(tensor.shape) for tensor in strategy.sent] == [(convolutions + logits + dense // 2,)]
+    convolutions, logits = [9 * 3, 3, 9 * 3 * 4, 4], [6 * 10, 10]
+    dense = [5 * 5 * 4 * 6, 6]
+    floats, halves = (ALIGNED * sum(-(-each // ALIGNED) for each in group) for group in (convolutions + logits, dense))
+    assert [tuple(tensor.shape) for tensor in strategy.sent] == [(floats + halves // 2,)]
 
 
 @pytest.mark.parametrize("compression", ["none", "float16"])
