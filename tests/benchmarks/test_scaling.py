@@ -89,7 +89,9 @@ def test_points_without_a_throughput_are_left_out() -> None:
 
 
 def test_several_hosts_belong_to_the_curve() -> None:
-    (curve,) = find_curves(summaries_of(SINGLE, MULTI_HOST))
+    # Not three epochs: so many devices take too few steps in them to settle.
+    cases = [case.model_copy(update={"measure_seconds": 6.0}) for case in (SINGLE, MULTI_HOST)]
+    (curve,) = find_curves(summaries_of(*cases))
     assert curve.points[-1].summary.case.hosts == 2
 
 
