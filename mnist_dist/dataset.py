@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 NUM_CLASSES = 10
+IMAGES_AT_ONCE = 2048  # That the training pipeline gathers in one go, as waking its threads for each batch costs more.
 MNIST_SHA256 = "06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01b64"
 MAX_DATA_BYTES = 2**31  # Decoded; 45 times MNIST, and what a training process can hold beside its copies.
 _ARRAY_NAMES = ("x_train", "y_train", "x_test", "y_test")
@@ -122,18 +123,22 @@ def make_train_dataset(
         steps = tf.cast(epoch, tf.int32) * steps_per_epoch + tf.range(steps_per_epoch)
         return tf.data.Dataset.from_tensor_slices((indices, steps))
 
-    def gather(indices: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        batch = tf.gather(resident_images, indices)
+    def gather(indices: tf.Tensor, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        images = tf.gather(resident_images, indices)  # [steps, b, 28, 28, 1]
         if shift_pixels:
-            batch = shift_images(batch, _shifts(shift_pixels, batch_size, seed, step)[mine])
-        return batch, tf.gather(resident_labels, indices)
+            shifts = tf.map_fn(lambda step: _shifts(shift_pixels, batch_size, seed, step)[mine], steps)
+            shifted = shift_images(tf.reshape(images, [-1, *images.shape[2:]]), tf.reshape(shifts, [-1, 2]))
+            images = tf.reshape(shifted, tf.shape(images))
+        return images, tf.gather(resident_labels, indices)
 
     return _untuned(
         tf.data.Dataset.range(start_epoch, np.iinfo(np.int64).max)
         .flat_map(batches_of_epoch)
         .skip(steps_to_skip)
+        .batch(max(1, IMAGES_AT_ONCE // (mine.stop - mine.start)), drop_remainder=True)  # Of an endless series.
         .map(gather, num_parallel_calls=2, deterministic=True)
-        .prefetch(8)
+        .prefetch(1)
+        .flat_map(lambda *steps: tf.data.Dataset.from_tensor_slices(steps))
     )
 
 
