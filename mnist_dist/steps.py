@@ -137,12 +137,10 @@ def _sum_gathered(strategy: Strategy, gradients: Sequence[tf.Tensor]) -> list[tf
 
     long, short = ([each for each in gradients if each.dtype == dtype] for dtype in (tf.float32, tf.bfloat16))
     longs, shorts = [_padded(each) for each in long], [in_pairs(_padded(each)) for each in short]
-    message = tf.concat([*longs, *shorts], axis=0)
-    gathered = strategy.gather(message)
-    size, middle = message.shape[0], sum(each.shape[0] for each in longs)
-    starts = range(0, size * strategy.shard.num_replicas, size)
-    sum_of_longs = tf.add_n([gathered[start : start + middle] for start in starts])
-    sum_of_shorts = tf.add_n([from_pairs(gathered[start + middle : start + size]) for start in starts])
+    messages = strategy.gather(tf.concat([*longs, *shorts], axis=0))
+    middle = sum(each.shape[0] for each in longs)
+    sum_of_longs = tf.add_n([message[:middle] for message in messages])
+    sum_of_shorts = tf.add_n([from_pairs(message[middle:]) for message in messages])
     of_long, of_short = iter(_unpadded(sum_of_longs, long)), iter(_unpadded(sum_of_shorts, short))
     return [next(of_short if each.dtype == tf.bfloat16 else of_long) for each in gradients]
 

@@ -57,8 +57,8 @@ class Strategy(Protocol):
     def reduce(self, tensor: tf.Tensor) -> tf.Tensor:
         """Within `run`: sums a tensor over all replicas; differentiable."""
 
-    def gather(self, vector: tf.Tensor) -> tf.Tensor:
-        """Within `run`, where `gathers`: returns the vectors of all replicas, one after the other, [replicas * n]."""
+    def gather(self, vector: tf.Tensor) -> list[tf.Tensor]:
+        """Within `run`, where `gathers`: returns the vectors of all replicas, in their order."""
 
     def all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
         """Outside `run`: sums a tensor over all processes."""
@@ -75,7 +75,7 @@ class Summing:
 
     gathers = False
 
-    def gather(self, vector: tf.Tensor) -> tf.Tensor:
+    def gather(self, vector: tf.Tensor) -> list[tf.Tensor]:
         raise NotImplementedError
 
 
@@ -194,17 +194,25 @@ class MultiWorker:
     def reduce(self, tensor: tf.Tensor) -> tf.Tensor:
         return _reduce_in_replica_context(tensor)
 
-    def gather(self, vector: tf.Tensor) -> tf.Tensor:
+    def gather(self, vector: tf.Tensor) -> list[tf.Tensor]:
         import tensorflow as tf
 
-        # Not the strategy's own: it asks for all lengths first, with a message for that.
-        return tf.raw_ops.CollectiveGatherV2(
-            input=vector,
-            group_size=self._cluster.size,
-            group_key=GATHER_GROUP_KEY,
-            instance_key=next(self._gather_keys),
-            ordering_token=[],
-        )
+        # Each rank sends to all. TensorFlow's gathering would ask the other rank for its vector only when the own one
+        # is there; these operations wait for it from the beginning of the step.
+        gathered = []
+        for source in range(self._cluster.size):
+            instance = {
+                "group_size": self._cluster.size,
+                "group_key": GATHER_GROUP_KEY,
+                "instance_key": next(self._gather_keys),
+            }
+            if source == self._cluster.rank:
+                # Its output, which is the vector: an operation without a use would be left out.
+                gathered.append(tf.raw_ops.CollectiveBcastSendV2(input=vector, **instance))
+            else:
+                shape = vector.shape.as_list()
+                gathered.append(tf.raw_ops.CollectiveBcastRecvV2(T=vector.dtype, shape=shape, **instance))
+        return gathered
 
     def all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
         return self._compiled_all_reduce(tensor)

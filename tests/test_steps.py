@@ -307,10 +307,8 @@ class Gathering(TwoReplicas):
         self.other = other
 
     def gather(self, vector: Any) -> Any:
-        import tensorflow as tf
-
         self.sent.append(vector)
-        return tf.concat([vector, vector if self.other is None else self.other], axis=0)
+        return [vector, vector if self.other is None else self.other]
 
 
 @pytest.mark.parametrize("length", [4, 32, 67])
