@@ -1,22 +1,22 @@
 """Why N devices do not do N times the work of one: the lost step time, split into its causes. Imports no TensorFlow.
 
-Runs of one study tell the causes apart: *full*, training as it is; *resident*, with resident instead of real input;
-*free*, with resident input and without all-reduce, so that no rank waits for another. With the step time of each, the
+Runs of one study tell the causes apart: *full*, training as it is; *synthetic*, with resident instead of real input;
+*free*, with synthetic input and without all-reduce, so that no rank waits for another. With the step time of each, the
 median over its steady windows, averaged over its repeats, N devices lose against one device to
 
 - *small batches* (strong scaling only): one device's full step with the images that each of N has, less the ideal, the
   N-th part of its step with all of them. Where one device was not measured with so few images, this is in the rest;
-- *input*: full less resident at N, less the same difference at 1;
-- *communication*: resident at N, less the slowest rank of free. That is exposed communication. As a window holds
+- *input*: full less synthetic at N, less the same difference at 1;
+- *communication*: synthetic at N, less the slowest rank of free. That is exposed communication. As a window holds
   several steps, the waiting for ranks that are slow in single steps is in it too, and the time that the all-reduce
   takes by itself tells how much that can be;
 - *stragglers*: the slowest rank of free less the mean of its ranks, since every step waits for the slowest. A rank or
   host that stands out as slow is left out of this mean: of two ranks, half its delay would else count as contention;
-- *rest*, that is contention for memory, cores and power: this mean less resident at 1;
+- *rest*, that is contention for memory, cores and power: this mean less synthetic at 1;
 - *unexplained*: what the total loss differs from the sum of these, never spread over them. It holds what was not
   measured and the difference between a median of sums and a sum of medians.
 
-Input and resident at 1 are those of one device with as many images as each of N; where only the larger batch of
+Input and synthetic at 1 are those of one device with as many images as each of N; where only the larger batch of
 strong scaling was measured, the N-th part of it. The mirrored strategy is one process, in which the replicas' times
 are not seen, so its stragglers are in the rest.
 
@@ -147,8 +147,8 @@ def steady_step_seconds(record: Record) -> np.ndarray:
 class _Measured:
     """The runs that explain one point, by name.
 
-    The names are those of the module's description. "full at 1" and "resident at 1" are of the baseline, "full of
-    share" and "resident of share" of one device with the images of one of N; "unreduced" has real input and no
+    The names are those of the module's description. "full at 1" and "synthetic at 1" are of the baseline, "full of
+    share" and "synthetic of share" of one device with the images of one of N; "unreduced" has real input and no
     all-reduce.
     """
 
@@ -174,13 +174,13 @@ def _find_runs(curve: Curve, point: Point, summaries: Sequence[CaseSummary]) -> 
     case, single = point.summary.case, curve.baseline.case
     share = single.model_copy(update={"global_batch_size": case.global_batch_size // case.devices})
     wanted = {
-        "resident": case.model_copy(update={"resident_input": True}),
-        "free": case.model_copy(update={"resident_input": True, "all_reduce": False}),
+        "synthetic": case.model_copy(update={"synthetic_input": True}),
+        "free": case.model_copy(update={"synthetic_input": True, "all_reduce": False}),
         "unreduced": case.model_copy(update={"all_reduce": False}),
-        "resident at 1": single.model_copy(update={"resident_input": True}),
+        "synthetic at 1": single.model_copy(update={"synthetic_input": True}),
     }
     if curve.scaling == "strong":
-        wanted |= {"full of share": share, "resident of share": share.model_copy(update={"resident_input": True})}
+        wanted |= {"full of share": share, "synthetic of share": share.model_copy(update={"synthetic_input": True})}
     by_case = {_identity(summary.case): summary for summary in summaries}
     found = {"full": point.summary, "full at 1": curve.baseline}
     found |= {name: by_case[_identity(each)] for name, each in wanted.items() if _identity(each) in by_case}
@@ -263,37 +263,37 @@ def _causes(
     """Returns the sums that are the causes, as the module describes them, and what cannot be told."""
     causes: dict[PartName, _Sum] = {}
     missing = []
-    full, resident, scale = "full at 1", "resident at 1", 1.0
+    full, synthetic, scale = "full at 1", "synthetic at 1", 1.0
     if scaling == "strong":
-        if {"full of share", "resident of share"} <= set(runs):
+        if {"full of share", "synthetic of share"} <= set(runs):
             causes["small batches"] = {"full of share": SLOWEST, full: -SLOWEST / case.devices}
-            full, resident = "full of share", "resident of share"
+            full, synthetic = "full of share", "synthetic of share"
         else:
             scale = 1 / case.devices
             missing.append(
                 f"small batches are in the rest, as one device was not measured with {case.images_per_device:g} images "
-                "and these with resident input"
+                "and these with synthetic input"
             )
-    if "resident" in runs and resident in runs:
-        at_n = _add({"full": SLOWEST}, {"resident": SLOWEST}, -1)
-        causes["input"] = _add(at_n, _add({full: SLOWEST}, {resident: SLOWEST}, -1), -scale)
-    if "resident" in runs and "free" in runs:
-        causes["communication"] = {"resident": SLOWEST, "free": -SLOWEST}
+    if "synthetic" in runs and synthetic in runs:
+        at_n = _add({"full": SLOWEST}, {"synthetic": SLOWEST}, -1)
+        causes["input"] = _add(at_n, _add({full: SLOWEST}, {synthetic: SLOWEST}, -1), -scale)
+    if "synthetic" in runs and "free" in runs:
+        causes["communication"] = {"synthetic": SLOWEST, "free": -SLOWEST}
     if "free" in runs and several_ranks:
         causes["stragglers"] = {"free": WAIT}
-    if "free" in runs and resident in runs:
-        causes["rest"] = {"free": MEAN, resident: -scale * SLOWEST}
-    missing += _missing(runs, resident)
+    if "free" in runs and synthetic in runs:
+        causes["rest"] = {"free": MEAN, synthetic: -scale * SLOWEST}
+    missing += _missing(runs, synthetic)
     if not several_ranks:
         missing.append(f"stragglers are in the rest, as the devices of {case.strategy} are one process")
     return causes, missing
 
 
-def _missing(runs: Mapping[str, _Run], resident_at_one: str) -> Iterator[str]:
+def _missing(runs: Mapping[str, _Run], synthetic_at_one: str) -> Iterator[str]:
     needed = {
-        "resident": ("input and communication", "resident input"),
-        "free": ("communication, stragglers and the rest", "resident input and without all-reduce"),
-        resident_at_one: ("input and the rest", "resident input on one device"),
+        "synthetic": ("input and communication", "synthetic input"),
+        "free": ("communication, stragglers and the rest", "synthetic input and without all-reduce"),
+        synthetic_at_one: ("input and the rest", "synthetic input on one device"),
     }
     for name, (parts, run) in needed.items():
         if name not in runs:
@@ -396,10 +396,10 @@ def _resampled_medians(series: np.ndarray, length: int, rng: np.random.Generator
 
 
 def _hidden_input(runs: Mapping[str, _Run]) -> Estimate | None:
-    if not {"resident", "free", "unreduced"} <= set(runs):
+    if not {"synthetic", "free", "unreduced"} <= set(runs):
         return None
     without = _add({"unreduced": SLOWEST}, {"free": SLOWEST}, -1)
-    return _estimate_share(_add(without, _add({"full": SLOWEST}, {"resident": SLOWEST}, -1), -1), runs)
+    return _estimate_share(_add(without, _add({"full": SLOWEST}, {"synthetic": SLOWEST}, -1), -1), runs)
 
 
 def _all_reduce_seconds(full: CaseSummary, summaries: Sequence[CaseSummary]) -> float | None:

@@ -34,7 +34,7 @@ class Case(Section):
         None, description="CPU cores that each device may use; empty: all that the job has."
     )
     global_batch_size: PositiveInt = Field(128, description="Images of all devices in one step.")
-    resident_input: bool = Field(False, description="Ablation: batches that lie in memory, no input pipeline.")
+    synthetic_input: bool = Field(False, description="Ablation: one resident batch instead of the input pipeline.")
     all_reduce: bool = Field(True, description="Whether gradients are summed over devices; without is an ablation.")
     measure_seconds: PositiveFloat | None = Field(
         None, description="Train for this long and leave no model; empty: train to the end, with its test accuracy."
@@ -56,4 +56,4 @@ class Case(Section):
 
     @property
     def is_ablation(self) -> bool:
-        return self.resident_input or not self.all_reduce
+        return self.synthetic_input or not self.all_reduce

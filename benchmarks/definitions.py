@@ -84,7 +84,7 @@ DEFINITIONS = (
     ),
     Definition(
         "lost time",
-        "Per step, against one device; medians of runs as trained, on resident input, and of those "
+        "Per step, against one device; medians of runs as trained, on resident images (synthetic input), and of those "
         "without all-reduce, too, in which ranks run freely. Input: what real input adds at N, less what it adds at 1. "
         "Exposed communication: the step on resident images, less the slowest rank of the free runs. Stragglers: that "
         "rank less the mean of ranks. Rest: this mean less one device's step (contention for memory, cores, power). "

@@ -218,7 +218,7 @@ def _evaluation_images(record: Record) -> int | None:
 
 def _is_mnist(record: Record) -> bool:
     data = record.identity.config.get("data", {})
-    return data.get("path", "unknown") is None
+    return data.get("kind") == "mnist" and data.get("path") is None
 
 
 def _holdout_images(record: Record) -> int:

@@ -24,7 +24,7 @@ def label_case(case: Case, gpus: bool = False, without: Collection[str] = ()) ->
     parts = [case.strategy, label_devices(case, gpus), f"{label_number(case.images_per_device)} images per device"]
     telling = [(key, value) for key, value in sorted(case.settings.items()) if key not in without]
     parts += [one_line(f"{key.rpartition('.')[2]} {value}", 60) for key, value in telling]
-    parts += ["resident input"] if case.resident_input else []
+    parts += ["synthetic input"] if case.synthetic_input else []
     parts += [] if case.all_reduce else ["without all-reduce"]
     parts += [f"trained {label_duration(case)}"] if case.kind == "train" and not case.is_ablation else []
     return ", ".join(parts)

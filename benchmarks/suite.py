@@ -37,7 +37,7 @@ ABLATION_SECONDS = 4.0  # Of a full run that trains to its end.
 # Settings of a training run that follow from its case, and what says them instead.
 DECIDED = {
     "seed": "the number of the repeat",
-    "data.input": "a block's ablations",
+    "data.kind": "a block's ablations",
     "runtime.strategy": "strategies",
     "runtime.devices": "devices",
     "runtime.all_reduce": "a block's ablations",
@@ -214,7 +214,7 @@ def training_settings(case: Case, seed: int) -> dict[str, Any]:
         "runtime.all_reduce": case.all_reduce,
         "training.batch_size": case.global_batch_size,
         "training.measure_seconds": case.measure_seconds,
-        "data.input": "resident" if case.resident_input else "pipeline",
+        "data.kind": "synthetic" if case.synthetic_input else "mnist",
     }
     if case.kind == "matmul":
         # One product at a time has to keep all cores busy; the fused form would give it one thread, to run several.
@@ -291,9 +291,9 @@ def _expand(
 def _ablations(case: Case) -> Iterator[Case]:
     """What attribution needs beside the full run: without input, and without input and all-reduce."""
     measured = case.model_copy(update={"measure_seconds": case.measure_seconds or ABLATION_SECONDS})
-    yield measured.model_copy(update={"resident_input": True})
+    yield measured.model_copy(update={"synthetic_input": True})
     if case.devices > 1:
-        yield measured.model_copy(update={"resident_input": True, "all_reduce": False})
+        yield measured.model_copy(update={"synthetic_input": True, "all_reduce": False})
 
 
 def _batches(block: Block, devices: int) -> list[int]:

@@ -58,8 +58,8 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    input: Literal["pipeline", "resident"] = Field(
-        "pipeline", description="pipeline, or resident: batches that lie in memory, to measure without input's cost."
+    kind: Literal["mnist", "synthetic"] = Field(
+        "mnist", description="mnist, or synthetic: random images made once in memory, to measure without input."
     )
     path: str | None = Field(
         None, description="An own mnist.npz or a folder of idx(.gz) files; empty: the embedded MNIST."

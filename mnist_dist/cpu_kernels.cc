@@ -296,24 +296,19 @@ void ConvolveFeatures(const float* input, const float* kernel, const float* bias
   for (; image < count; ++image) convolve(image, std::integral_constant<int, 1>());
 }
 
-// Where a filter of the second convolution passed ReLU: the gradient there, and the first pixel that it met.
-struct Maximum {
-  float gradient;
-  int32_t first;
-};
-
 // What one image adds to the gradients of one filter of the second convolution, for kLanes of its input channels.
-//   the filter's maxima from `found` to before `end`, input [rows, rows] -> of_weights [size, size], which grows
+//   gradients, met: of the filter, and the first pixel that it met, with `stride` from one window to the next
+//   input [rows, rows] -> of_weights [size, size], which grows
 template <int K>
-void AddWeightGradients(const Maximum* found, const Maximum* end, int size, int64_t rows, const Floats* input,
-                        Floats* of_weights) {
+void AddWeightGradients(const float* gradients, const int32_t* met, int64_t stride, int windows, int size,
+                        int64_t rows, const Floats* input, Floats* of_weights) {
   if (K > 0) size = K;
   Floats sums[kMaxEdge<K> * kMaxEdge<K>];
 #pragma GCC unroll 25
   for (int k = 0; k < size * size; ++k) sums[k] = of_weights[k];
-  for (; found < end; ++found) {
-    const float gradient = found->gradient;
-    const Floats* pixels = input + found->first;
+  for (int window = 0; window < windows; ++window, gradients += stride, met += stride) {
+    const float gradient = *gradients;
+    const Floats* pixels = input + *met;
 #pragma GCC unroll 5
     for (int row = 0; row < size; ++row, pixels += rows) {
 #pragma GCC unroll 5
@@ -324,14 +319,8 @@ void AddWeightGradients(const Maximum* found, const Maximum* end, int size, int6
   for (int k = 0; k < size * size; ++k) of_weights[k] = sums[k];
 }
 
-// Calls visit(first + i) for each bit i that is set.
-template <typename Visit>
-void ForEachBit(uint64_t bits, int first, Visit visit) {
-  for (; bits != 0; bits &= bits - 1) visit(first + __builtin_ctzll(bits));
-}
-
 // What one window of the second convolution adds to the gradients of its input, for kLanes channels.
-//   won [4, words]: for each position in the window, a bit for each filter that found a maximum above zero there
+//   won [4, words]: for each position in the window, a bit for each filter that found its maximum there
 //   gradients [filters], weights [filters, size, size] -> of_input [size + 1, size + 1] with `rows` pixels in a row,
 //   which grows
 template <int K>
@@ -345,14 +334,15 @@ void AddInputGradients(const uint64_t* won, int words, const float* gradients, c
 #pragma GCC unroll 4
   for (int position = 0; position < 4; ++position) {
     for (int word = 0; word < words; ++word) {
-      ForEachBit(won[position * words + word], 64 * word, [&](int64_t filter) {
+      for (uint64_t left = won[position * words + word]; left != 0; left &= left - 1) {
+        const int64_t filter = 64 * word + __builtin_ctzll(left);
         const float gradient = gradients[filter];
         const Floats* own = weights + filter * size * size;
 #pragma GCC unroll 25
         for (int k = 0; k < size * size; ++k) {
           sums[(position / 2 + k / size) * edge + position % 2 + k % size] += gradient * own[k];
         }
-      });
+      }
     }
   }
 #pragma GCC unroll 36
@@ -377,9 +367,11 @@ uint64_t BitsWhereEqual(const uint8_t* bytes, uint8_t value) {
 }
 
 // What one window of the second convolution hands on, filter by filter.
-//   winners, upstream [filters] -> gradients, zero where ReLU was; sums of these, which grow
+//   winners, upstream [filters], `corner`: its first pixel in an input with `rows` pixels in a row -> gradients, zero
+//   where ReLU was; positions of the maxima, 0 to 3; met, the first pixels that the filters met there; sums, which grow
 template <typename T>
-void ReadWindow(const uint8_t* winners, const T* upstream, int filters, float* gradients, float* sums) {
+void ReadWindow(const uint8_t* winners, const T* upstream, int corner, int rows, int filters, float* gradients,
+                uint8_t* positions, int32_t* met, float* sums) {
   for (int start = 0; start < filters; start += kLanes) {
     const int lanes = filters - start;
     Ints winner;
@@ -388,26 +380,11 @@ void ReadWindow(const uint8_t* winners, const T* upstream, int filters, float* g
     Read(upstream + start, lanes, passed);
     Read(sums + start, sum);
     passed = winner < kDead ? passed : Floats{};
+    winner &= kDead - 1;
     Write(gradients + start, passed);
+    Write(positions + start, lanes, winner);
+    Write(met + start, corner + (winner & 1) + (winner >> 1) * rows);
     Write(sums + start, sum + passed);
-  }
-}
-
-// Lists one window's maxima above zero.
-//   winners, gradients [64 * words], `corner`: the window's first pixel in an input with `rows` pixels in a row -> won
-//   [4, words]: for each position in the window, a bit for each filter that found its maximum there; one more of the
-//   maxima that end at ends[filter]
-void FindMaxima(const uint8_t* winners, const float* gradients, int corner, int rows, int words, uint64_t* won,
-                Maximum** ends) {
-  const int firsts[] = {corner, corner + 1, corner + rows, corner + rows + 1};
-  for (int word = 0; word < words; ++word) {
-    uint64_t any = 0;
-    for (int position = 0; position < 4; ++position) {
-      any |= won[position * words + word] = BitsWhereEqual(winners + 64 * word, position);
-    }
-    ForEachBit(any, 64 * word, [&](int64_t filter) {
-      *ends[filter]++ = {gradients[filter], firsts[winners[filter]]};
-    });
   }
 }
 
@@ -507,10 +484,9 @@ void ConvolutionGradients(const Shape& s, const float* images, const uint8_t* wi
   Floats* of_input = take(blocks * pixels);            // The same.
   Floats* of_pixels = take(blocks * (weights_1 + 1));  // [blocks, size_1 * size_1 + 1], the last for the bias.
   float* gradients = reinterpret_cast<float*>(take(windows * padded_2 / kLanes));  // [windows, padded_2]
-  std::vector<uint8_t> winners(padded_2, kDead);  // Of one window; kDead beyond the filters.
+  std::vector<uint8_t> positions(windows * padded_2, kDead);  // Of each filter's maximum; kDead beyond the filters.
+  std::vector<int32_t> met(windows * padded_2);               // The first pixel that each filter met.
   std::vector<uint64_t> won(windows * 4 * words);
-  std::vector<Maximum> maxima(padded_2 * windows);  // [padded_2, windows], of one image.
-  std::vector<Maximum*> ends(padded_2);             // Of each filter's maxima among these.
   std::vector<float> image_sums(padded_2);
   std::vector<double> bias_sums(s.filters_2);  // Of the images' sums: long sums may nearly cancel.
   std::vector<int> corners(windows);           // The first pixel of each window in the input.
@@ -542,20 +518,23 @@ void ConvolutionGradients(const Shape& s, const float* images, const uint8_t* wi
     }
     std::memset(of_input, 0, sizeof(Floats) * blocks * pixels);
     std::fill(image_sums.begin(), image_sums.end(), 0.0f);
-    for (int filter = 0; filter < padded_2; ++filter) ends[filter] = &maxima[filter * windows];
     for (int window = 0; window < windows; ++window) {
       const int64_t from = (int64_t{image} * windows + window) * s.filters_2;
-      float* passed = gradients + window * padded_2;
-      ReadWindow(winners_2 + from, upstream + from, s.filters_2, passed, image_sums.data());
-      std::memcpy(winners.data(), winners_2 + from, s.filters_2);
-      FindMaxima(winners.data(), passed, corners[window], s.edge_1, words, &won[window * 4 * words], ends.data());
+      const int to = window * padded_2;
+      ReadWindow(winners_2 + from, upstream + from, corners[window], s.edge_1, s.filters_2, gradients + to,
+                 &positions[to], &met[to], image_sums.data());
+      for (int position = 0; position < 4; ++position) {
+        for (int word = 0; word < words; ++word) {
+          won[(window * 4 + position) * words + word] = BitsWhereEqual(&positions[to + 64 * word], position);
+        }
+      }
     }
     for (int filter = 0; filter < s.filters_2; ++filter) bias_sums[filter] += image_sums[filter];
     for (int block = 0; block < blocks; ++block) {
       const int first_weight = block * kernel_vectors, first_pixel = block * pixels, first_channel = block * kLanes;
       for (int filter = 0; filter < s.filters_2; ++filter) {
-        add_weight_gradients(&maxima[filter * windows], ends[filter], s.size_2, s.edge_1, input + first_pixel,
-                             of_weights + first_weight + filter * weights_2);
+        add_weight_gradients(gradients + filter, &met[filter], padded_2, windows, s.size_2, s.edge_1,
+                             input + first_pixel, of_weights + first_weight + filter * weights_2);
       }
       for (int window = 0; window < windows; ++window) {
         add_input_gradients(&won[window * 4 * words], words, gradients + window * padded_2, weights + first_weight,

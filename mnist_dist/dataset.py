@@ -28,6 +28,7 @@ NUM_CLASSES = 10
 IMAGES_AT_ONCE = 2048  # That the training pipeline gathers in one go, as waking its threads for each batch costs more.
 MNIST_SHA256 = "06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01b64"
 MAX_DATA_BYTES = 2**31  # Decoded; 45 times MNIST, and what a training process can hold beside its copies.
+_SYNTHETIC_TRAIN_IMAGES, _SYNTHETIC_TEST_IMAGES = 60_000, 10_000
 _ARRAY_NAMES = ("x_train", "y_train", "x_test", "y_test")
 _IDX_STEMS = {
     "x_train": ("train-images-idx3-ubyte", "train-images.idx3-ubyte"),
@@ -72,7 +73,7 @@ def load_arrays(config: DataConfig) -> Arrays:
     Raises:
         UserError: the file is missing, damaged or not MNIST-shaped, or nothing is left to train on.
     """
-    arrays = _load_files(config.path)
+    arrays = _synthetic_arrays() if config.kind == "synthetic" else _load_files(config.path)
     x_train, y_train, x_test, y_test = (arrays[name] for name in _ARRAY_NAMES)
     kept = len(x_train) - config.holdout_images
     if kept < 1:
@@ -142,25 +143,15 @@ def make_train_dataset(
     )
 
 
-def make_resident_dataset(
-    images: np.ndarray, labels: np.ndarray, *, batch_size: int, start_step: int = 0, shard: Shard = Shard()
+def make_synthetic_dataset(
+    images: np.ndarray, labels: np.ndarray, *, batch_size: int, shard: Shard = Shard()
 ) -> tf.data.Dataset:
-    """Training without the cost of input, for measurements: batches that lie in memory, in the order of the set.
-
-    Not random images: how long a step takes depends on how many activations ReLU leaves, so on what is learnt.
-
-    Args and elements are those of `make_train_dataset`, but that nothing is shuffled or shifted.
-    """
+    """Repeats this process' part of one resident batch: training without the cost of input, for measurements."""
     import tensorflow as tf
 
-    steps_per_epoch = len(images) // batch_size
-
-    def batched(array: np.ndarray) -> np.ndarray:
-        batches = array[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size, *array.shape[1:])
-        return batches[:, shard.slice_of(batch_size)]
-
-    batches = (batched(images[..., np.newaxis]), batched(labels.astype(np.int32)))
-    return _untuned(tf.data.Dataset.from_tensor_slices(batches).repeat().skip(start_step % steps_per_epoch))
+    mine = shard.slice_of(batch_size)
+    batch = (tf.constant(images[mine, ..., np.newaxis]), tf.constant(labels[mine].astype(np.int32)))
+    return _untuned(tf.data.Dataset.from_tensors(batch).repeat())
 
 
 def make_eval_dataset(
@@ -236,6 +227,15 @@ def _shifts(shift_pixels: int, batch_size: int, seed: int, step: tf.Tensor) -> t
         maxval=shift_pixels + 1,
         dtype=tf.int32,
     )
+
+
+def _synthetic_arrays() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", _SYNTHETIC_TRAIN_IMAGES), ("test", _SYNTHETIC_TEST_IMAGES)):
+        arrays[f"x_{part}"] = random.integers(0, 256, (count, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+        arrays[f"y_{part}"] = random.integers(0, NUM_CLASSES, count, np.uint8)
+    return arrays
 
 
 def _load_files(path: str | None) -> dict[str, np.ndarray]:

@@ -156,7 +156,7 @@ def test_settings_cannot_be_changed_in_place() -> None:
         ("seed", -1, "seed: received -1 (int), expected greater than or equal to 0."),
         ("seed", 2**31, "seed: received 2147483648 (int), expected less than 2147483648."),
         ("runtime.intra_op_threads", 10**6, "runtime.intra_op_threads: received 1000000 (int), expected less than or"),
-        ("data.input", "a\nb", "data.input: received 'a\\nb' (str), expected 'pipeline' or 'resident'."),
+        ("data.kind", "a\nb", "data.kind: received 'a\\nb' (str), expected 'mnist' or 'synthetic'."),
     ],
 )
 def test_refused_values(key: str, value: Any, line: str, user_error: Callable[..., str]) -> None:
@@ -165,7 +165,7 @@ def test_refused_values(key: str, value: Any, line: str, user_error: Callable[..
 
 @pytest.mark.parametrize("value", ["x" * 100_000, ["x" * 100] * 100_000, {str(i): i for i in range(10_000)}])
 def test_a_huge_value_is_shown_in_part(value: Any, user_error: Callable[..., str]) -> None:
-    assert user_error(load_config, "default", {"data.input": value}).startswith("data.input: received ")
+    assert user_error(load_config, "default", {"data.kind": value}).startswith("data.kind: received ")
 
 
 @pytest.mark.parametrize(

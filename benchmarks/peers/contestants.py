@@ -188,7 +188,7 @@ def _for_goals(ours: Case, machine: Machine) -> list[Contestant]:
     )
     of_each = ("--processes", "2", "--batch-size", str(RANK_BATCH_SIZE), "--steps-per-call", str(RANK_STEPS_PER_CALL))
     works: list[tuple[str, str, Case | Script]] = [
-        ("resident", "mnist-dist train, resident data", ours.model_copy(update={"resident_input": True})),
+        ("synthetic", "mnist-dist train, synthetic resident data", ours.model_copy(update={"synthetic_input": True})),
         ("input", "our input pipeline alone", Case(kind="input")),
         *(
             (

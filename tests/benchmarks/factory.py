@@ -105,8 +105,8 @@ def strong(strategy: str, devices: int) -> Case:
 
 def ablations(case: Case) -> list[Case]:
     """What attribution needs: without input and, on several devices, without all-reduce, too."""
-    resident = case.model_copy(update={"resident_input": True, "measure_seconds": TIMED_SECONDS})
-    return [resident] + ([resident.model_copy(update={"all_reduce": False})] if case.devices > 1 else [])
+    synthetic = case.model_copy(update={"synthetic_input": True, "measure_seconds": TIMED_SECONDS})
+    return [synthetic] + ([synthetic.model_copy(update={"all_reduce": False})] if case.devices > 1 else [])
 
 
 def input_case() -> Case:
@@ -245,7 +245,7 @@ def compute_seconds(case: Case) -> np.ndarray:
 
 def _training(case: Case, rng: np.random.Generator, trend: float) -> dict[str, Any]:
     ranks, compute = _ranks(case), compute_seconds(case)
-    if not case.resident_input:
+    if not case.synthetic_input:
         compute = compute * (1 + INPUT_SHARE)
     waits = case.all_reduce and ranks > 1
     step_seconds = np.full(ranks, compute.max()) if waits else compute

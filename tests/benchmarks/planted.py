@@ -61,7 +61,7 @@ def point_cases(strategy: StrategyName = "horovod", devices: int = 2, **changes:
 
 
 def ablation(case: Case, **changes: Any) -> Case:
-    return case.model_copy(update={"resident_input": True} | changes)
+    return case.model_copy(update={"synthetic_input": True} | changes)
 
 
 def plant(
@@ -100,7 +100,7 @@ def _window_seconds(case: Case, truth: Truth, ranks: int, rng: np.random.Generat
     mean = np.full(ranks, compute + truth.contention * several)
     for rank, more in truth.slow_ranks.items() if several else ():
         mean[rank] += more
-    if not case.resident_input:
+    if not case.synthetic_input:
         mean += truth.input_at_n if several else truth.input_at_1
     noise = np.exp(truth.step_deviation * rng.standard_normal((ranks, WINDOWS, STEPS_PER_WINDOW)))
     noise *= np.exp(truth.window_deviation * _autocorrelated(ranks, rng))[:, :, None]

@@ -161,15 +161,15 @@ def test_the_whole_waits_for_slow_single_steps() -> None:
 
 
 class TestMissingRuns:
-    full, resident, free, single, resident_single = point_cases()
+    full, synthetic, free, single, synthetic_single = point_cases()
     truth = Truth(input_at_n=1e-3, all_reduce=2e-3, contention=0.5e-3, **QUIET)
 
     @pytest.mark.parametrize(
         "missing, told",
         [
-            (resident, {"stragglers", "rest"}),
+            (synthetic, {"stragglers", "rest"}),
             (free, {"input"}),
-            (resident_single, {"communication", "stragglers"}),
+            (synthetic_single, {"communication", "stragglers"}),
         ],
     )
     def test_the_others_are_still_told_apart(self, missing: Case, told: set[str]) -> None:
@@ -202,7 +202,7 @@ class TestMissingRuns:
         assert "stragglers are in the rest, as the devices of mirrored are one process" in explain(found)
 
     def test_one_device_loses_nothing_and_is_no_point(self) -> None:
-        summaries = plant([self.single, self.resident_single], self.truth)
+        summaries = plant([self.single, self.synthetic_single], self.truth)
         assert find_curves(summaries) == []
         started_as_several = train("horovod", 1)
         summaries = plant([started_as_several, *point_cases()], self.truth)

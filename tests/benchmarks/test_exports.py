@@ -113,7 +113,7 @@ def test_a_run_without_evaluations_has_one_block(tmp_path: Path) -> None:
 
 
 def test_held_out_images_are_not_trained_on(tmp_path: Path) -> None:
-    record = make_record(data={"path": None, "holdout_images": 5000})
+    record = make_record(data={"kind": "mnist", "path": None, "holdout_images": 5000})
     for evaluation in (record.measurements or {})["evaluations"]:
         evaluation["split"] = "holdout"
     (file,) = write_mlperf_log([record], tmp_path)
@@ -121,7 +121,7 @@ def test_held_out_images_are_not_trained_on(tmp_path: Path) -> None:
     assert (values["train_samples"], values["eval_samples"]) == (55_000, 5000)
 
 
-@pytest.mark.parametrize("data", [{}, {"path": "/data/own.npz"}])
+@pytest.mark.parametrize("data", [{}, {"kind": "synthetic"}, {"kind": "mnist", "path": "/data/own.npz"}])
 def test_the_size_of_other_data_is_not_made_up(tmp_path: Path, data: dict[str, Any]) -> None:
     (file,) = write_mlperf_log([make_record(data=data)], tmp_path)
     text = file.read_text()

@@ -83,7 +83,7 @@ def attribute_planted(what: str, cases: list[PlannedCase], single: list[Record],
 
 
 def test_the_cases_are_what_attribution_needs(cases: list[PlannedCase]) -> None:
-    assert {(item.case.devices, item.case.resident_input, item.case.all_reduce) for item in cases} == {
+    assert {(item.case.devices, item.case.synthetic_input, item.case.all_reduce) for item in cases} == {
         (1, False, True),
         (1, True, True),
         (2, False, True),

@@ -181,7 +181,7 @@ class TestStepTimes:
         assert abs(fitted.held_out_error or 1.0) < 0.01 < abs(model(prediction, "Amdahl").held_out_error or 0.0)
 
     def test_jitter_of_free_ranks_makes_stragglers_of_many_devices(self) -> None:
-        free = measured(train("horovod", 2, all_reduce=False, resident_input=True))
+        free = measured(train("horovod", 2, all_reduce=False, synthetic_input=True))
         calm = predict_from([*self.study(), with_jitter(free, 0.0)])
         jittery = predict_from([*self.study(), with_jitter(free, 0.1)])
         rates = [at(model(each, "step times"), 64).images_per_second for each in (calm, jittery)]
@@ -235,7 +235,7 @@ class TestHeldOutPoint:
     def test_nothing_measured_on_it_is_used(self) -> None:
         """The foretold throughputs stay what they were when everything measured on 8 devices is ruined."""
         few = [*points(RingLaw(), (1, 2, 4), 0.02), collectives(RING, 2), collectives(RING, 4)]
-        free, free_on_8 = (measured(train("horovod", n, all_reduce=False, resident_input=True)) for n in (2, 8))
+        free, free_on_8 = (measured(train("horovod", n, all_reduce=False, synthetic_input=True)) for n in (2, 8))
         slow = Ring(1000 * RING.latency_seconds, 0.0)
         good = [with_throughput(train("horovod", 8), 50_000.0), collectives(RING, 8), free_on_8]
         bad = [with_throughput(train("horovod", 8), 500.0, 0.3), collectives(slow, 8), with_jitter(free_on_8, 0.5)]

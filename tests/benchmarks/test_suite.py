@@ -100,7 +100,7 @@ class TestExpansion:
         block = {"ablations": True, "ablation_repeats": 1}
         planned = plan(make_suite(block, strategies=["single", "horovod"], repeats=3))
         found = {
-            (item.case.strategy, item.case.devices, item.case.resident_input, item.case.all_reduce): item
+            (item.case.strategy, item.case.devices, item.case.synthetic_input, item.case.all_reduce): item
             for item in planned
         }
         assert set(found) == {
@@ -247,11 +247,11 @@ class TestSettings:
         settings = training_settings(Case(settings={"training.epochs": 2}), seed=0)
         assert load_config("default", settings).training.epochs == 2
 
-    @pytest.mark.parametrize("field", ["resident_input", "all_reduce"])
+    @pytest.mark.parametrize("field", ["synthetic_input", "all_reduce"])
     def test_ablations_reach_the_run(self, field: str) -> None:
-        case = Case(measure_seconds=1.0, **{field: field == "resident_input"})
+        case = Case(measure_seconds=1.0, **{field: field == "synthetic_input"})
         config = load_config("default", training_settings(case, seed=0))
-        assert config.data.input == ("resident" if case.resident_input else "pipeline")
+        assert config.data.kind == ("synthetic" if case.synthetic_input else "mnist")
         assert config.runtime.all_reduce is case.all_reduce
 
 

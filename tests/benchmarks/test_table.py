@@ -281,7 +281,7 @@ def test_csv_holds_all_numbers_in_full(rows: list[Row]) -> None:
         assert json.loads(line["settings"]) == row.case.settings
     horovod = lines[[row.case for row in rows].index(HOROVOD)]
     assert horovod["runs"] == "3" and horovod["to_99_percent_runs"] == "3"
-    assert [line["resident_input"] for line in lines].count("True") == 2
+    assert [line["synthetic_input"] for line in lines].count("True") == 2
 
 
 @pytest.mark.parametrize("start", FORMULA_STARTS)

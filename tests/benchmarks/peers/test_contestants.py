@@ -60,7 +60,7 @@ def test_reasons_to_skip() -> None:
     works = {name: contestant.throughput for name, contestant in CONTESTANTS.items() if contestant.throughput}
     reasons = {name: nothing.skip_reason(work) for name, work in works.items()}
     assert {name for name, reason in reasons.items() if reason is None} == {
-        OURS, "keras-fit", "keras-fit-seed", "resident", "input", "matmul-bfloat16", "matmul-float32",
+        OURS, "keras-fit", "keras-fit-seed", "synthetic", "input", "matmul-bfloat16", "matmul-float32",
     }  # fmt: skip
     assert reasons["pytorch-float32"] == "no PyTorch here"
     assert "install-horovod" in str(reasons["horovod-1"])
