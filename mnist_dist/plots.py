@@ -53,8 +53,9 @@ def save_curves(path: Path, history: Iterable[Entry]) -> None:
     }
     figure = _figure(8, 8.5)
     loss, error, rate = figure.subplots(3, sharex=True, height_ratios=[3, 3, 1.5])
-    _draw_metric(loss, train, evaluations, lambda entry: entry["loss"])
-    _draw_metric(error, train, evaluations, lambda entry: 100 * (1 - entry["accuracy"]))
+    averaged = _without_short_end(train)
+    _draw_metric(loss, averaged, evaluations, lambda entry: entry["loss"])
+    _draw_metric(error, averaged, evaluations, lambda entry: 100 * (1 - entry["accuracy"]))
     _draw_line(rate, train, [entry["learning_rate"] for entry in train], color=BLUE, linewidth=2)
     for axes, label in (loss, "loss (cross-entropy, nats)"), (error, "error (% of images)"), (rate, "learning rate"):
         axes.set_ylabel(label, fontsize=12)
@@ -73,6 +74,14 @@ def save_curves(path: Path, history: Iterable[Entry]) -> None:
 
 def _by_step(entries: Iterable[Entry]) -> list[Entry]:
     return [entry for _, entry in sorted({entry["step"]: entry for entry in entries}.items())]
+
+
+def _without_short_end(train: Sequence[Entry]) -> Sequence[Entry]:
+    """Leaves out a last entry that averages less than half as many steps as the one before: mostly noise."""
+    if len(train) < 3:
+        return train
+    before, last = np.diff([entry["step"] for entry in train[-3:]])
+    return train[:-1] if last < before / 2 else train
 
 
 def _draw_metric(

@@ -68,6 +68,14 @@ def test_curves_take_the_later_of_repeated_steps_and_ignore_other_kinds(tmp_path
     assert curves(tmp_path, resumed) == curves(tmp_path, once)
 
 
+@pytest.mark.parametrize(("last", "drawn"), [(104, False), (124, False), (125, True), (150, True)])
+def test_a_last_entry_of_few_steps_is_not_drawn(tmp_path: Path, last: int, drawn: bool) -> None:
+    usual, noisy = (
+        [train_entry(50), train_entry(100), train_entry(last, loss=loss, accuracy=0.5)] for loss in (0.01, 3.0)
+    )
+    assert (curves(tmp_path, usual) != curves(tmp_path, noisy)) == drawn
+
+
 def test_curves_tell_the_splits_apart(tmp_path: Path) -> None:
     test, holdout = ([train_entry(1), evaluation_entry(1, split=split)] for split in ("test", "holdout"))
     assert curves(tmp_path, test) != curves(tmp_path, holdout)
