@@ -129,7 +129,7 @@ def make_train_dataset(
         if shift_pixels:
             shifts = tf.map_fn(lambda step: _shifts(shift_pixels, batch_size, seed, step)[mine], steps)
             shifted = shift_images(tf.reshape(images, [-1, *images.shape[2:]]), tf.reshape(shifts, [-1, 2]))
-            images = tf.reshape(shifted, tf.shape(images))
+            images = tf.reshape(shifted, images.shape)
         return images, tf.gather(resident_labels, indices)
 
     return _untuned(
