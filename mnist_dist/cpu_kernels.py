@@ -9,7 +9,7 @@ What differs from the layers, and changes no result beyond rounding and the orde
   pooling and ReLU, in float32 whatever the precision of the rest.
 - Rows and columns that pooling discards are not computed.
 - The gradients of both convolutions are sums over the outputs that pooling chose, one in four; cpu_kernels.cc
-  multiplies only these, in float32.
+  multiplies only these, in float32. In bfloat16, on a CPU with AMX, cpu_tiles.h multiplies all of the second one's.
 """
 
 from __future__ import annotations

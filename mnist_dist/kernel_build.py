@@ -22,15 +22,19 @@ from typing import Any
 from mnist_dist.errors import UserError
 from mnist_dist.files import atomic_path
 
-SOURCE = Path(__file__).with_name("cpu_kernels.cc")
+SOURCE, HEADER = (Path(__file__).with_name(name) for name in ("cpu_kernels.cc", "cpu_tiles.h"))
 BESIDE = SOURCE.parent / "compiled"
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden")
 TIMEOUT_SECONDS = 300.0
 
 # Instruction sets for which GCC 11 and Clang 12 have names, best first, with flags of /proc/cpuinfo that tell them.
+AVX512 = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})
 LEVELS = {
-    "x86-64-v4": frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
+    "sapphirerapids": AVX512
+    | {"amx_tile", "amx_bf16", "avx512_bf16", "avx512_fp16", "avx512_vnni", "avx512_vbmi2", "avx512vbmi", "avx512ifma"}
+    | {"avx512_bitalg", "avx512_vpopcntdq", "avx_vnni", "gfni", "vaes", "vpclmulqdq", "movdiri", "movdir64b"},
+    "x86-64-v4": AVX512,
     "x86-64-v3": frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"}),
     "x86-64": frozenset(),
 }
@@ -108,7 +112,7 @@ def library_name(level: str | None) -> str:
     """Returns a name that changes with everything that the compiled code depends on."""
     import tensorflow as tf
 
-    parts = [SOURCE.read_text(), *FLAGS, tf.version.VERSION, "".join(platform.libc_ver())]
+    parts = [SOURCE.read_text(), HEADER.read_text(), *FLAGS, tf.version.VERSION, "".join(platform.libc_ver())]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     return f"cpu_kernels-{level or platform.machine()}-{digest}.so"
 

@@ -105,7 +105,14 @@ def test_the_code_for_lesser_cpus(level: str) -> None:
         pytest.skip(f"the other tests run the code for {own or 'this architecture'}")
     pretend = f"from mnist_dist import kernel_build; kernel_build.find_level = lambda flags: {level!r}"
     again = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
-    tests = [__file__, "-k", "float32 or any_number or equal_pixels", "-p", "no:cacheprovider", "-q"]
+    tests = [
+        __file__,
+        "-k",
+        "float32 or any_number or equal_pixels or exact_in_bfloat16",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+    ]
     done = subprocess.run(
         [sys.executable, "-c", f"{pretend}\n{again}", *tests],
         cwd=Path(__file__).parents[1],
@@ -154,6 +161,51 @@ def test_bfloat16_is_nearer_to_float32_than_the_layers_are(kernel_sizes: tuple[i
         assert distance(kernels, expected) < min(distance(layers, expected), 0.1)
 
 
+@pytest.mark.parametrize(
+    ("images", "kernel_sizes", "filters"),
+    [
+        (1, (3, 3), (32, 64)),
+        (33, (3, 3), (32, 64)),
+        (64, (5, 3), (32, 64)),
+        (40, (3, 4), (64, 32)),
+        (40, (2, 2), (32, 96)),
+        (31, (25, 1), (32, 32)),
+        (40, (3, 3), (32, 65)),  # Too few filters for tiles, or too many.
+        (40, (3, 3), (17, 64)),
+    ],
+)
+def test_gradients_of_what_is_exact_in_bfloat16(
+    tf: ModuleType, images: int, kernel_sizes: tuple[int, int], filters: tuple[int, int]
+) -> None:
+    """Products of two such values are exact in float32, so that sums alone may differ from those in float32."""
+    random, (edge_1, edge_2) = np.random.default_rng(8), pooled_edges(*kernel_sizes)
+
+    def draw(*shape: int) -> Any:
+        return tf.cast(random.normal(size=shape), tf.bfloat16)
+
+    size_1, size_2 = kernel_sizes
+    factors = {
+        "features": draw(edge_1, edge_1, images, filters[0]),
+        "kernel_2": draw(size_2, size_2, *filters),
+        "upstream": draw(images, edge_2, edge_2, filters[1]),
+    }
+    winners = {
+        "winners_1": tf.constant(random.integers(0, 8, (edge_1, edge_1, images, filters[0])), tf.uint8),
+        "winners_2": tf.constant(random.integers(0, 8, (images, edge_2, edge_2, filters[1])), tf.uint8),
+    }
+    pixels = tf.constant(random.normal(size=(images, 784)), tf.float32)
+    compute = load(cpu_flags()).mnist_dist_convolution_gradients
+    expected = compute(
+        images=pixels,
+        kernel_size_1=size_1,
+        **winners,
+        **{name: tf.cast(values, tf.float32) for name, values in factors.items()},
+    )
+    gradients = compute(images=pixels, kernel_size_1=size_1, **winners, **factors)
+    for name in expected._fields:
+        assert distance(getattr(gradients, name).numpy(), getattr(expected, name).numpy()) < 5e-6, name
+
+
 def test_digits(arrays: Arrays) -> None:
     model = build_model(ModelConfig(), seed=6)
     images = arrays.test_images[:50, ..., np.newaxis]
@@ -195,8 +247,10 @@ def test_what_is_not_a_number_stays_so(tf: ModuleType, dtype: str) -> None:
     assert not winners.numpy().any(), "a gradient passes, as at the first of equal values"
 
 
-def test_the_same_every_time() -> None:
-    model, images = build((3, 3), filters=(32, 64)), draw_images(64)
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_the_same_every_time(precision: str) -> None:
+    """oneDNN's operations in between have tiles of their own, on the same threads."""
+    model, images = build((3, 3), filters=(32, 64), precision=precision), draw_images(64)
     logits, gradients = compute(model, make_forward(model), images)
     for _ in range(3):
         again = compute(model, make_forward(model), images)

@@ -17,6 +17,7 @@ from tests.test_runtime import python
 
 AVX2 = frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+AMX = AVX512 | LEVELS["sapphirerapids"]
 LOAD = """
 from mnist_dist.kernel_build import KernelError, load
 from mnist_dist.runtime import cpu_flags
@@ -40,7 +41,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other architectures have one level")
 @pytest.mark.parametrize(
     ("flags", "level"),
-    [(AVX512, "x86-64-v4"), (AVX512 - {"avx512bw"}, "x86-64-v3"), (AVX2 - {"fma"}, "x86-64"), (frozenset(), "x86-64")],
+    [
+        (AMX, "sapphirerapids"),
+        (AMX - {"amx_bf16"}, "x86-64-v4"),
+        (AMX - {"avx512_fp16"}, "x86-64-v4"),
+        (AVX512, "x86-64-v4"),
+        (AVX512 - {"avx512bw"}, "x86-64-v3"),
+        (AVX2 - {"fma"}, "x86-64"),
+        (frozenset(), "x86-64"),
+    ],
 )
 def test_level(flags: frozenset[str], level: str) -> None:
     assert find_level(flags) == level
@@ -54,11 +63,12 @@ def test_compiled_once(tmp_path: Path) -> None:
     assert not [file for file in tmp_path.iterdir() if ".tmp" in file.name]
 
 
-def test_compiled_again_for_another_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("file", ["SOURCE", "HEADER"])
+def test_compiled_again_for_another_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
     before = library_name(None)
-    changed = tmp_path / "cpu_kernels.cc"
-    changed.write_text(kernel_build.SOURCE.read_text() + "// changed\n")
-    monkeypatch.setattr(kernel_build, "SOURCE", changed)
+    changed = tmp_path / "changed"
+    changed.write_text(getattr(kernel_build, file).read_text() + "// changed\n")
+    monkeypatch.setattr(kernel_build, file, changed)
     assert library_name(None) != before
     assert len({library_name(level) for level in (None, *LEVELS)}) == 1 + len(LEVELS)
 
