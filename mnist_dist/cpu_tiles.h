@@ -78,19 +78,6 @@ inline void Multiply(const BFloat16Bits* rows, const BFloat16Bits* pairs) {
   _tile_dpbf16ps(3, 5, 7);
 }
 
-// Brings weights into the order of a second factor: [pixels, channels, filters] -> [pixels, filters / 32, channels / 16,
-// 16, 16, 2], with pairs of filters.
-inline void Pack(const BFloat16Bits* weights, int pixels, int channels, int filters, BFloat16Bits* packed) {
-  for (int pixel = 0; pixel < pixels; ++pixel) {
-    for (int channel = 0; channel < channels; ++channel) {
-      for (int filter = 0; filter < filters; ++filter) {
-        const int tile = (pixel * filters + filter) / 32 * (channels / 16) + channel / 16;
-        packed[tile * kTile + (filter % 32 / 2 * 16 + channel % 16) * 2 + filter % 2] = *weights++;
-      }
-    }
-  }
-}
-
 inline __m512 Widen(__m256i values) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16));
 }
@@ -119,6 +106,25 @@ inline void Turn(__m512i (&rows)[16]) {
       const __m512i first = rows[row], second = rows[row + bit];
       rows[row] = _mm512_permutex2var_epi32(first, upper, second);
       rows[row + bit] = _mm512_permutex2var_epi32(first, lower, second);
+    }
+  }
+}
+
+// Brings weights into the order of a second factor: [pixels, channels, filters] -> [pixels, filters / 32, channels / 16,
+// 16, 16, 2], with pairs of filters.
+inline void Pack(const BFloat16Bits* weights, int pixels, int channels, int filters, BFloat16Bits* packed) {
+  for (int pixel = 0; pixel < pixels; ++pixel) {
+    for (int filter = 0; filter < filters; filter += kChannels) {
+      for (int channel = 0; channel < channels; channel += 16, packed += kTile) {
+        __m512i rows[16];
+#pragma GCC unroll 16
+        for (int row = 0; row < 16; ++row) {
+          rows[row] = _mm512_loadu_si512(weights + (pixel * channels + channel + row) * filters + filter);
+        }
+        Turn(rows);
+#pragma GCC unroll 16
+        for (int row = 0; row < 16; ++row) _mm512_storeu_si512(packed + 32 * row, rows[row]);
+      }
     }
   }
 }
