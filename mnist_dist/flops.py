@@ -12,7 +12,7 @@ def flops_per_image(config: ModelConfig, *, cropped: bool = False) -> int:
 
     A layer multiplies three times: forward, for the gradient of its weights, and for that of its input, which the
     first layer does not need. Everything else is left out. All products count, also those with the zeros that pooling
-    puts into gradients, which the fused form does not compute.
+    puts into gradients, which the fused form leaves out, except where tiles make it faster to compute them all.
 
     Args:
         cropped: leave out the rows and columns that pooling discards, where they are not computed.
