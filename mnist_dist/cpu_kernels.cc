@@ -5,7 +5,7 @@
 // outputs are zero. The fourth alone is multiplied here: where a filter found the maximum, its gradient times the
 // pixels it met goes to its weights, and times its weights to those pixels. Where ReLU is zero the gradient is so, too,
 // but leaving that out would make a step the faster the more the network has learnt, and no two runs comparable.
-// On CPUs with tiles, cpu_tiles.h is faster still, and multiplies them all.
+// On CPUs with tiles, cpu_tiles.h is faster still for the second convolution, and multiplies all of its gradients.
 //
 // Built by kernel_build.py against TensorFlow's C interface, which stays the same from one release to the next.
 // Each operation takes one thread; TensorFlow runs several of them side by side.
