@@ -461,6 +461,17 @@ struct Shape {
   int edge_1, edge_2;  // Of the pooled outputs.
 };
 
+// Brings sums of AddPixelGradients(), [blocks, size_1 * size_1 + 1, kLanes] with the biases' last, into the order of the
+// variables.
+void WritePixelGradients(const Shape& s, const Floats* of_pixels, float* of_kernel_1, float* of_bias_1) {
+  const int weights_1 = s.size_1 * s.size_1;
+  for (int channel = 0; channel < s.filters_1; ++channel) {
+    const Floats* of_block = of_pixels + channel / kLanes * (weights_1 + 1);
+    for (int k = 0; k < weights_1; ++k) of_kernel_1[k * s.filters_1 + channel] = of_block[k][channel % kLanes];
+    of_bias_1[channel] = of_block[weights_1][channel % kLanes];
+  }
+}
+
 // The gradients of both convolutions, their pooling and ReLU.
 //   images [count, 28, 28], features, winners_1 [edge_1, edge_1, count, filters_1], kernel_2 [size_2, size_2,
 //   filters_1, filters_2], winners_2, upstream [count, edge_2, edge_2, filters_2] -> of_kernel_1 [size_1, size_1,
@@ -553,11 +564,7 @@ void ConvolutionGradients(const Shape& s, const float* images, const uint8_t* wi
   }
 
   for_each_weight([&](int to, int from, int lane) { of_kernel_2[to] = of_weights[from][lane]; });
-  for (int channel = 0; channel < s.filters_1; ++channel) {
-    const Floats* of_block = of_pixels + channel / kLanes * (weights_1 + 1);
-    for (int k = 0; k < weights_1; ++k) of_kernel_1[k * s.filters_1 + channel] = of_block[k][channel % kLanes];
-    of_bias_1[channel] = of_block[weights_1][channel % kLanes];
-  }
+  WritePixelGradients(s, of_pixels, of_kernel_1, of_bias_1);
   std::copy(bias_sums.begin(), bias_sums.end(), of_bias_2);
 }
 
@@ -620,11 +627,7 @@ void ConvolutionGradientsByTiles(const Shape& s, const float* images, const uint
     tiles::AddWeightGradients(turned, pairs, s.size_2, 2 * s.edge_2, s.filters_1, s.filters_2, of_kernel_2);
   }
 
-  for (int channel = 0; channel < s.filters_1; ++channel) {
-    const Floats* of_block = of_pixels + channel / kLanes * (weights_1 + 1);
-    for (int k = 0; k < weights_1; ++k) of_kernel_1[k * s.filters_1 + channel] = of_block[k][channel % kLanes];
-    of_bias_1[channel] = of_block[weights_1][channel % kLanes];
-  }
+  WritePixelGradients(s, of_pixels, of_kernel_1, of_bias_1);
   std::copy(bias_sums.begin(), bias_sums.end(), of_bias_2);
 }
 #endif

@@ -27,9 +27,9 @@ BESIDE = SOURCE.parent / "compiled"
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden")
 TIMEOUT_SECONDS = 300.0
+AVX512 = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})
 
 # Instruction sets for which GCC 11 and Clang 12 have names, best first, with flags of /proc/cpuinfo that tell them.
-AVX512 = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})
 LEVELS = {
     "sapphirerapids": AVX512
     | {"amx_tile", "amx_bf16", "avx512_bf16", "avx512_fp16", "avx512_vnni", "avx512_vbmi2", "avx512vbmi", "avx512ifma"}
