@@ -461,8 +461,8 @@ struct Shape {
   int edge_1, edge_2;  // Of the pooled outputs.
 };
 
-// Brings sums of AddPixelGradients(), [blocks, size_1 * size_1 + 1, kLanes] with the biases' last, into the order of the
-// variables.
+// Brings sums of AddPixelGradients(), [blocks, size_1 * size_1 + 1, kLanes] with those of the biases last, into the
+// order of the variables.
 void WritePixelGradients(const Shape& s, const Floats* of_pixels, float* of_kernel_1, float* of_bias_1) {
   const int weights_1 = s.size_1 * s.size_1;
   for (int channel = 0; channel < s.filters_1; ++channel) {
@@ -585,17 +585,17 @@ void ConvolutionGradientsByTiles(const Shape& s, const float* images, const uint
 
   static thread_local std::vector<Floats> memory;
   const auto vectors_of = [](int halves) { return halves / (2 * kLanes); };
-  const int spread_vectors = vectors_of(outputs * tiles::kImages * s.filters_2);
-  const int turned_vectors = vectors_of(pixels * tiles::kImages * s.filters_1);
+  const int unpooled_vectors = vectors_of(outputs * tiles::kImages * s.filters_2);
+  const int transposed_vectors = vectors_of(pixels * tiles::kImages * s.filters_1);
   const int weight_vectors = vectors_of(weights_2 * s.filters_1 * s.filters_2);
   const int input_vectors = s.edge_1 * blocks * tiles::kImages, pixel_vectors = blocks * (weights_1 + 1);
-  memory.resize(2 * spread_vectors + turned_vectors + weight_vectors + input_vectors + pixel_vectors);
+  memory.resize(2 * unpooled_vectors + transposed_vectors + weight_vectors + input_vectors + pixel_vectors);
   Floats* free = memory.data();
   const auto take = [&free](int vectors) { return (free += vectors) - vectors; };
   const auto take_halves = [&](int vectors) { return reinterpret_cast<uint16_t*>(take(vectors)); };
-  uint16_t* spread = take_halves(spread_vectors);
-  uint16_t* pairs = take_halves(spread_vectors);
-  uint16_t* turned = take_halves(turned_vectors);
+  uint16_t* unpooled = take_halves(unpooled_vectors);
+  uint16_t* pairs = take_halves(unpooled_vectors);
+  uint16_t* transposed = take_halves(transposed_vectors);
   uint16_t* weights = take_halves(weight_vectors);  // As tiles::InputGradients() takes them.
   Floats* of_input = take(input_vectors);           // [edge_1, blocks, images], of one row.
   Floats* of_pixels = take(pixel_vectors);          // [blocks, size_1 * size_1 + 1], the last for the bias.
@@ -607,10 +607,10 @@ void ConvolutionGradientsByTiles(const Shape& s, const float* images, const uint
   for (int first = 0; first < s.count; first += tiles::kImages) {
     const int count = std::min(tiles::kImages, s.count - first);
     const int64_t window = int64_t{first} * s.edge_2 * s.edge_2 * s.filters_2;
-    tiles::Spread(winners_2 + window, upstream + window, kDead, count, s.edge_2, s.filters_2, spread,
+    tiles::Unpool(winners_2 + window, upstream + window, kDead, count, s.edge_2, s.filters_2, unpooled,
                   pairs, bias_sums.data());
     for (int row = 0; row < s.edge_1; ++row) {
-      tiles::InputGradients(spread, weights, s.size_2, 2 * s.edge_2, s.filters_1, s.filters_2, row,
+      tiles::InputGradients(unpooled, weights, s.size_2, 2 * s.edge_2, s.filters_1, s.filters_2, row,
                             reinterpret_cast<float*>(of_input));
       for (int image = 0; image < count; ++image) {
         for (int block = 0; block < blocks; ++block) {
@@ -623,8 +623,8 @@ void ConvolutionGradientsByTiles(const Shape& s, const float* images, const uint
         }
       }
     }
-    tiles::TurnFeatures(features + int64_t{first} * s.filters_1, count, s.count, pixels, s.filters_1, turned);
-    tiles::AddWeightGradients(turned, pairs, s.size_2, 2 * s.edge_2, s.filters_1, s.filters_2, of_kernel_2);
+    tiles::TransposeFeatures(features + int64_t{first} * s.filters_1, count, s.count, pixels, s.filters_1, transposed);
+    tiles::AddWeightGradients(transposed, pairs, s.size_2, 2 * s.edge_2, s.filters_1, s.filters_2, of_kernel_2);
   }
 
   WritePixelGradients(s, of_pixels, of_kernel_1, of_bias_1);

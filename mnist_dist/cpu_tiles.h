@@ -1,8 +1,9 @@
-// The gradients of the second convolution in bfloat16, on CPUs with AMX: those of all outputs, most of which are zero, in
-// less time than the quarter that pooling chose takes with other instructions.
+// The gradients of the second convolution in bfloat16, on CPUs with AMX: those of all outputs, most of which are zero,
+// in less time than the quarter that pooling chose takes with other instructions.
 //
-// A tile is a register of 16 rows of 64 bytes. One instruction multiplies 16 x 32 by 32 x 16 values in bfloat16, exactly,
-// and adds the products to 16 x 16 sums in float32. It takes the second factor with its rows in pairs: [16, 16, 2].
+// A tile is a register of 16 rows of 64 bytes. One instruction multiplies 16 x 32 by 32 x 16 values in bfloat16,
+// exactly, and adds the products to 16 x 16 sums in float32. It takes the second factor with its rows in pairs (VNNI):
+// [16, 16, 2].
 // Below, a factor has two such tiles, one after the other, and the sums four: of 32 images or channels by 32 channels.
 
 #pragma once
@@ -91,8 +92,8 @@ inline __m512i Pair(__m256i first, __m256i second) {
   return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
 }
 
-// Turns 16 x 16 values of 32 bits, their rows into columns: exchanges the bits of row and column one by one.
-inline void Turn(__m512i (&rows)[16]) {
+// Transposes 16 x 16 values of 32 bits: exchanges the bits of row and column one by one.
+inline void Transpose(__m512i (&rows)[16]) {
   const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
 #pragma GCC unroll 4
   for (int bit = 1; bit < 16; bit *= 2) {
@@ -110,8 +111,8 @@ inline void Turn(__m512i (&rows)[16]) {
   }
 }
 
-// Brings weights into the order of a second factor: [pixels, channels, filters] -> [pixels, filters / 32, channels / 16,
-// 16, 16, 2], with pairs of filters.
+// Brings weights into the order of a second factor, with pairs of filters: [pixels, channels, filters] -> [pixels,
+// filters / 32, channels / 16, 16, 16, 2].
 inline void Pack(const BFloat16Bits* weights, int pixels, int channels, int filters, BFloat16Bits* packed) {
   for (int pixel = 0; pixel < pixels; ++pixel) {
     for (int filter = 0; filter < filters; filter += kChannels) {
@@ -121,7 +122,7 @@ inline void Pack(const BFloat16Bits* weights, int pixels, int channels, int filt
         for (int row = 0; row < 16; ++row) {
           rows[row] = _mm512_loadu_si512(weights + (pixel * channels + channel + row) * filters + filter);
         }
-        Turn(rows);
+        Transpose(rows);
 #pragma GCC unroll 16
         for (int row = 0; row < 16; ++row) _mm512_storeu_si512(packed + 32 * row, rows[row]);
       }
@@ -131,10 +132,10 @@ inline void Pack(const BFloat16Bits* weights, int pixels, int channels, int filt
 
 // Puts each gradient where pooling found its maximum, and zeros elsewhere; also where winners are `dead` or larger, and
 // beyond `count` images.
-//   winners, upstream [count, edge, edge, filters] -> spread [2 edge, 2 edge, filters / 32, 32, 32], pairs [2 edge, 2
+//   winners, upstream [count, edge, edge, filters] -> unpooled [2 edge, 2 edge, filters / 32, 32, 32], pairs [2 edge, 2
 //   edge, filters / 16, 16, 16, 2]; bias_sums [filters], which grow
-inline void Spread(const uint8_t* winners, const BFloat16Bits* upstream, uint8_t dead, int count, int edge,
-                   int filters, BFloat16Bits* spread, BFloat16Bits* pairs, double* bias_sums) {
+inline void Unpool(const uint8_t* winners, const BFloat16Bits* upstream, uint8_t dead, int count, int edge, int filters,
+                   BFloat16Bits* unpooled, BFloat16Bits* pairs, double* bias_sums) {
   const int windows = edge * edge;
   for (int image = 0; image < kImages; image += 2) {
     for (int start = 0; start < filters; start += kChannels) {
@@ -157,7 +158,8 @@ inline void Spread(const uint8_t* winners, const BFloat16Bits* upstream, uint8_t
           for (int each = 0; each < 2; ++each) {
             const __mmask32 here = _mm256_cmpeq_epi8_mask(positions[each], _mm256_set1_epi8(position));
             own[each] = _mm512_maskz_mov_epi16(here, gradients[each]);
-            _mm512_storeu_si512(spread + (output * filters + start) * kImages + (image + each) * kChannels, own[each]);
+            BFloat16Bits* to = unpooled + (output * filters + start) * kImages + (image + each) * kChannels;
+            _mm512_storeu_si512(to, own[each]);
           }
 #pragma GCC unroll 2
           for (int half = 0; half < 2; ++half) {
@@ -171,10 +173,10 @@ inline void Spread(const uint8_t* winners, const BFloat16Bits* upstream, uint8_t
   }
 }
 
-// Turns images and channels; zeros beyond `count` images.
-//   features [pixels, stride, channels], of which `count` images -> turned [pixels, channels, 32]
-inline void TurnFeatures(const BFloat16Bits* features, int count, int64_t stride, int pixels, int channels,
-                         BFloat16Bits* turned) {
+// Transposes images and channels; zeros beyond `count` images.
+//   features [pixels, stride, channels], of which `count` images -> transposed [pixels, channels, 32]
+inline void TransposeFeatures(const BFloat16Bits* features, int count, int64_t stride, int pixels, int channels,
+                              BFloat16Bits* transposed) {
   for (int pixel = 0; pixel < pixels; ++pixel) {
     for (int start = 0; start < channels; start += 16) {
       const auto read = [&](int image) {
@@ -185,20 +187,20 @@ inline void TurnFeatures(const BFloat16Bits* features, int count, int64_t stride
       __m512i rows[16];
 #pragma GCC unroll 16
       for (int row = 0; row < 16; ++row) rows[row] = Pair(read(2 * row), read(2 * row + 1));
-      Turn(rows);
+      Transpose(rows);
 #pragma GCC unroll 16
       for (int row = 0; row < 16; ++row) {
-        _mm512_storeu_si512(turned + (int64_t{pixel} * channels + start + row) * kImages, rows[row]);
+        _mm512_storeu_si512(transposed + (int64_t{pixel} * channels + start + row) * kImages, rows[row]);
       }
     }
   }
 }
 
 // What 32 images add to the gradients of the weights.
-//   turned [edge + size - 1, edge + size - 1, channels, 32] and pairs [edge, edge, filters / 16, 16, 16, 2], of the
+//   transposed [edge + size - 1, edge + size - 1, channels, 32] and pairs [edge, edge, filters / 16, 16, 16, 2], of the
 //   convolution's input and output -> of_kernel [size, size, channels, filters], which grows
-inline void AddWeightGradients(const BFloat16Bits* turned, const BFloat16Bits* pairs, int size, int edge, int channels,
-                               int filters, float* of_kernel) {
+inline void AddWeightGradients(const BFloat16Bits* transposed, const BFloat16Bits* pairs, int size, int edge,
+                               int channels, int filters, float* of_kernel) {
   Tiles::Barrier();
   const int64_t stride = filters * sizeof(float);
   for (int k = 0; k < size * size; ++k) {
@@ -211,7 +213,7 @@ inline void AddWeightGradients(const BFloat16Bits* turned, const BFloat16Bits* p
         _tile_loadd(3, sums + 16 * filters + 16, stride);
         for (int row = 0; row < edge; ++row) {
           const int pixel = (row + k / size) * (edge + size - 1) + k % size;
-          const BFloat16Bits* met = turned + (pixel * channels + channel) * kImages;
+          const BFloat16Bits* met = transposed + (pixel * channels + channel) * kImages;
           const BFloat16Bits* output = pairs + (row * edge * filters + filter) * kImages;
           for (int column = 0; column < edge; ++column) {
             Multiply(met + column * channels * kImages, output + column * filters * kImages);
@@ -227,9 +229,9 @@ inline void AddWeightGradients(const BFloat16Bits* turned, const BFloat16Bits* p
 }
 
 // The gradients of one row of the convolution's input, of 32 images.
-//   spread [edge, edge, filters / 32, 32, 32], of its output; weights as Pack() leaves them -> of_input [edge + size - 1,
-//   channels / 16, 32, 16]
-inline void InputGradients(const BFloat16Bits* spread, const BFloat16Bits* weights, int size, int edge, int channels,
+//   unpooled [edge, edge, filters / 32, 32, 32], of its output; weights as Pack() leaves them -> of_input [edge +
+//   size - 1, channels / 16, 32, 16]
+inline void InputGradients(const BFloat16Bits* unpooled, const BFloat16Bits* weights, int size, int edge, int channels,
                            int filters, int row, float* of_input) {
   Tiles::Barrier();
   const int first_k = std::max(0, row - edge + 1), last_k = std::min(size - 1, row);
@@ -242,7 +244,7 @@ inline void InputGradients(const BFloat16Bits* spread, const BFloat16Bits* weigh
       for (int k = first_k; k <= last_k; ++k) {
         for (int j = std::max(0, column - edge + 1); j <= std::min(size - 1, column); ++j) {
           for (int filter = 0; filter < filters; filter += kChannels) {
-            Multiply(spread + (((row - k) * edge + column - j) * filters + filter) * kImages,
+            Multiply(unpooled + (((row - k) * edge + column - j) * filters + filter) * kImages,
                      weights + ((k * size + j) * filters + filter) * channels + channel * 32);
           }
         }
