@@ -169,9 +169,10 @@ def test_the_fused_form_trains_to_the_same_weights(
     assert_same_weights(plain, other, 1e-5)
 
 
-def test_the_fused_form_in_bfloat16(arrays: Arrays, fused: dict[str, Any]) -> None:
+@pytest.mark.parametrize("config", [SMALL, ModelConfig()], ids=["small", "seed"])  # The latter on tiles, with AMX.
+def test_the_fused_form_in_bfloat16(arrays: Arrays, fused: dict[str, Any], config: ModelConfig) -> None:
     plain, other = (
-        Training(arrays, precision="mixed_bfloat16", batch_size=64, images=64, options=options)
+        Training(arrays, config=config, precision="mixed_bfloat16", batch_size=64, images=64, options=options)
         for options in ({}, fused | {"branches": 2})
     )
     metrics = [training.take(10) for training in (plain, other)]
