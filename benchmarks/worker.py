@@ -23,6 +23,7 @@ from mnist_dist.dataset import load_arrays, make_train_dataset
 from mnist_dist.errors import UserError
 from mnist_dist.files import write_json
 from mnist_dist.launch import join_ranks, run_ranks
+from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime, configure_runtime
 from mnist_dist.strategies import Strategy, all_gather, make_strategy, resolve_strategy
 
@@ -82,13 +83,13 @@ def measure_input(config: Config, strategy: Strategy, runtime: Runtime) -> dict[
         )
     )
 
-    @tf.function
+    @tf.function(autograph=False)
     def read(count: tf.Tensor) -> tf.Tensor:
-        total = 0
-        for _ in tf.range(count):
-            images, labels = next(batches)
-            total += labels[0] + tf.cast(images[0, 0, 0, 0], tf.int32)  # So that it is not optimised away.
-        return total
+        def step(_: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
+            images, labels = batches.get_next()
+            return total + labels[0] + tf.cast(images[0, 0, 0, 0], tf.int32)  # So that it is not optimised away.
+
+        return repeat(count, step, tf.constant(0))
 
     def run(count: int) -> Any:
         return read(tf.constant(count)).numpy()
@@ -112,13 +113,13 @@ def measure_collectives(config: Config, strategy: Strategy, runtime: Runtime) ->
             with tf.control_dependencies([before]):  # Each begins when the one before has ended.
                 return strategy.reduce(tf.identity(message))[0]
 
-        @tf.function
+        def step(_: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
+            befores = tf.fill([strategy.shard.local_replicas], last)
+            return strategy.local_sum(strategy.run(reduce_once, (befores,)))
+
+        @tf.function(autograph=False)
         def reduce_many(calls: tf.Tensor) -> tf.Tensor:
-            last = tf.zeros([])
-            for _ in tf.range(calls):
-                befores = tf.fill([strategy.shard.local_replicas], last)
-                last = strategy.local_sum(strategy.run(reduce_once, (befores,)))
-            return last
+            return repeat(calls, step, tf.zeros([]))
 
         return lambda calls: reduce_many(tf.constant(calls)).numpy()
 
@@ -139,12 +140,12 @@ def measure_matmul(config: Config, strategy: Strategy, runtime: Runtime) -> dict
     dtype = keras.dtype_policies.get(runtime.precision.value).compute_dtype
     left, right = (tf.cast(tf.random.normal([MATMUL_SIZE, MATMUL_SIZE], seed=seed), dtype) for seed in (0, 1))
 
-    @tf.function
+    def step(_: tf.Tensor, product: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(product, right) / MATMUL_SIZE**0.5  # Keeps its scale, and is 1/2048 of the work.
+
+    @tf.function(autograph=False)
     def multiply(count: tf.Tensor) -> tf.Tensor:
-        product = left
-        for _ in tf.range(count):
-            product = tf.matmul(product, right) / MATMUL_SIZE**0.5  # Keeps its scale, and is 1/2048 of the work.
-        return product[0, 0]
+        return repeat(count, step, left)[0, 0]
 
     def run(count: int) -> Any:
         return multiply(tf.constant(count)).numpy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +18,7 @@ from mnist_dist.writers import Writer
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
 
 @dataclass
@@ -118,7 +119,7 @@ class Evaluate:
     period: int
     split: str
     eval_steps: EvalSteps
-    make_batches: Callable[[], Iterator[Any]]
+    make_batches: Callable[[], tf.data.Iterator]
     num_steps: int
     num_images: int
     writers: Sequence[Writer]

@@ -118,12 +118,14 @@ def make_train_dataset(
     resident_images = tf.constant(images[..., np.newaxis])
     resident_labels = tf.constant(labels.astype(np.int32))
 
+    @tf.autograph.experimental.do_not_convert
     def batches_of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         order = tf.random.experimental.stateless_shuffle(tf.range(len(images)), seed=tf.stack([seed, epoch]))
         indices = tf.reshape(order[: steps_per_epoch * batch_size], [steps_per_epoch, batch_size])[:, mine]
         steps = tf.cast(epoch, tf.int32) * steps_per_epoch + tf.range(steps_per_epoch)
         return tf.data.Dataset.from_tensor_slices((indices, steps))
 
+    @tf.autograph.experimental.do_not_convert
     def gather(indices: tf.Tensor, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         images = tf.gather(resident_images, indices)  # [steps, b, 28, 28, 1]
         if shift_pixels:
@@ -132,6 +134,10 @@ def make_train_dataset(
             images = tf.reshape(shifted, images.shape)
         return images, tf.gather(resident_labels, indices)
 
+    @tf.autograph.experimental.do_not_convert
+    def one_by_one(*steps: tf.Tensor) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(steps)
+
     return _untuned(
         tf.data.Dataset.range(start_epoch, np.iinfo(np.int64).max)
         .flat_map(batches_of_epoch)
@@ -139,7 +145,7 @@ def make_train_dataset(
         .batch(max(1, IMAGES_AT_ONCE // (mine.stop - mine.start)), drop_remainder=True)  # Of an endless series.
         .map(gather, num_parallel_calls=2, deterministic=True)
         .prefetch(1)
-        .flat_map(lambda *steps: tf.data.Dataset.from_tensor_slices(steps))
+        .flat_map(one_by_one)
     )
 
 
@@ -175,6 +181,7 @@ def make_eval_dataset(
     resident_images = tf.constant(images[..., np.newaxis])
     resident_labels = tf.constant(labels.astype(np.int32))
 
+    @tf.autograph.experimental.do_not_convert
     def gather(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         rows = tf.maximum(index, 0)
         return tf.gather(resident_images, rows), tf.gather(resident_labels, rows), tf.cast(index >= 0, tf.float32)

@@ -46,7 +46,7 @@ def predict(model: "keras.Model", images: np.ndarray, batch_size: int = 1000) ->
     import tensorflow as tf
 
     pixels = tf.TensorSpec([None, 28, 28, 1], tf.uint8)  # Not the batch size: the last batch would be traced anew.
-    forward = tf.function(lambda batch: model(batch, training=False), input_signature=[pixels])
+    forward = tf.function(lambda batch: model(batch, training=False), input_signature=[pixels], autograph=False)
     batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
     # Two batches at once keep a CPU's cores busier than the threads within operations, of which training leaves one.
     with ThreadPoolExecutor(2) as pool:

@@ -129,7 +129,7 @@ def _replace(path: Path, new: Path, aside: Path) -> None:
 def _save_model(model: "keras.Model", folder: Path) -> None:
     import tensorflow as tf
 
-    @tf.function
+    @tf.function(autograph=False)
     def classify(pixels: Any) -> dict[str, Any]:
         return {"probabilities": model(pixels, training=False)}
 

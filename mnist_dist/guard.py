@@ -6,13 +6,14 @@ Switched on by `runtime.guard`, and in the tests. Each check runs the pipeline, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mnist_dist import strategies
 from mnist_dist.errors import TrainingError
+from mnist_dist.loops import repeat
 from mnist_dist.strategies import Strategy
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 
-def check_shards(strategy: Strategy, batches: Iterator[Any], num_images: int, batch_size: int) -> None:
+def check_shards(strategy: Strategy, batches: tf.data.Iterator, num_images: int, batch_size: int) -> None:
     """Checks that one epoch shows each replica other images, and all but the remainder to some replica.
 
     Args:
@@ -39,12 +40,12 @@ def check_shards(strategy: Strategy, batches: Iterator[Any], num_images: int, ba
         # A replica's tensor reaches local_sum as float32, exact for counts below 2^24.
         return tf.math.bincount(indices, minlength=num_images, maxlength=num_images, dtype=tf.float32)
 
-    @tf.function
+    @tf.function(autograph=False)
     def count_steps(steps: tf.Tensor) -> tf.Tensor:
-        seen = tf.zeros([num_images])
-        for _ in tf.range(steps):
-            seen += strategy.local_sum(strategy.run(count, next(batches)))
-        return strategy.all_reduce(seen)
+        def step(_: tf.Tensor, seen: tf.Tensor) -> tf.Tensor:
+            return seen + strategy.local_sum(strategy.run(count, batches.get_next()))
+
+        return strategy.all_reduce(repeat(steps, step, tf.zeros([num_images])))
 
     first = count_steps(tf.constant(1)).numpy()
     if first.sum() != batch_size:

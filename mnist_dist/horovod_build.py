@@ -275,7 +275,7 @@ def run_rank() -> None:
     gpus = tf.config.list_physical_devices("GPU") if hvd.nccl_built() else []
     tf.config.set_visible_devices([gpus[hvd.rank()]] if len(gpus) >= hvd.size() else [], "GPU")
 
-    @tf.function
+    @tf.function(autograph=False)
     def reduce(vector: tf.Tensor) -> tf.Tensor:
         return hvd.grouped_allreduce([vector], op=hvd.Sum, name="proof")[0]
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mnist_dist.cpu_kernels import count_parts, make_forward
+from mnist_dist.loops import repeat
 from mnist_dist.strategies import Strategy
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-TrainSteps = Callable[[Iterator[Any], int], "tf.Tensor"]
-EvalSteps = Callable[[Iterator[Any], int], "tf.Tensor"]
+TrainSteps = Callable[["tf.data.Iterator", int], "tf.Tensor"]
+EvalSteps = Callable[["tf.data.Iterator", int], "tf.Tensor"]
 ALIGNED = 32  # Elements: 64 bytes of bfloat16. TensorFlow copies a part of a tensor that begins elsewhere.
 
 
@@ -83,8 +84,6 @@ def make_train_steps(
         ]
         return gradients, tf.add_n([metrics for _, metrics in parts])
 
-    # Converting what holds no loop over tensors costs most of the time to trace it.
-    @tf.autograph.experimental.do_not_convert
     def replica_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         gradients, metrics = sum_gradients(images, labels)
         if strategy.shard.num_replicas > 1:
@@ -92,11 +91,12 @@ def make_train_steps(
         optimizer.apply(gradients, model.trainable_variables)
         return metrics
 
-    @tf.function
-    def train_steps(batches: Iterator[Any], count: tf.Tensor) -> tf.Tensor:
-        metrics = tf.TensorArray(tf.float32, size=count, element_shape=[2])
-        for index in tf.range(count):
-            metrics = metrics.write(index, strategy.local_sum(strategy.run(replica_step, next(batches))))
+    @tf.function(autograph=False)
+    def train_steps(batches: tf.data.Iterator, count: tf.Tensor) -> tf.Tensor:
+        def step(index: tf.Tensor, metrics: tf.TensorArray) -> tf.TensorArray:
+            return metrics.write(index, strategy.local_sum(strategy.run(replica_step, batches.get_next())))
+
+        metrics = repeat(count, step, tf.TensorArray(tf.float32, size=count, element_shape=[2]))
         return strategy.all_reduce(metrics.stack())
 
     # A Python number would be a new trace for every count.
@@ -189,7 +189,6 @@ def make_eval_steps(model: keras.Model, strategy: Strategy, *, fused: bool = Fal
     forward = make_forward(model) if fused else model
     compute_logits = tf.function(lambda images: forward(images, training=False), autograph=False)  # Once for all parts.
 
-    @tf.autograph.experimental.do_not_convert
     def replica_step(images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         parts = _split(count_parts(images.shape[0], branches) if fused else 1, images)
         logits = tf.concat([compute_logits(part) for (part,) in parts], axis=0)
@@ -197,12 +196,12 @@ def make_eval_steps(model: keras.Model, strategy: Strategy, *, fused: bool = Fal
         correct = tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels), tf.float32)
         return tf.stack([tf.reduce_sum(loss * weights), tf.reduce_sum(correct * weights), tf.reduce_sum(weights)])
 
-    @tf.function
-    def eval_steps(batches: Iterator[Any], count: tf.Tensor) -> tf.Tensor:
-        sums = tf.zeros([3])
-        for _ in tf.range(count):
-            sums += strategy.local_sum(strategy.run(replica_step, next(batches)))
-        return strategy.all_reduce(sums)
+    @tf.function(autograph=False)
+    def eval_steps(batches: tf.data.Iterator, count: tf.Tensor) -> tf.Tensor:
+        def step(_: tf.Tensor, sums: tf.Tensor) -> tf.Tensor:
+            return sums + strategy.local_sum(strategy.run(replica_step, batches.get_next()))
+
+        return strategy.all_reduce(repeat(count, step, tf.zeros([3])))
 
     return lambda batches, count: eval_steps(batches, tf.constant(count))
 

@@ -12,7 +12,7 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -45,7 +45,7 @@ class Strategy(Protocol):
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """The context in which model and optimizer are built."""
 
-    def distribute(self, make_dataset: MakeDataset) -> Iterator[Any]:
+    def distribute(self, make_dataset: MakeDataset) -> tf.data.Iterator:
         """Returns an iterator over what `run` takes, from the pipeline of this process' replicas."""
 
     def run(self, step: Callable[..., tf.Tensor], batch: Any) -> Any:
@@ -89,7 +89,7 @@ class Single(Summing):
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
-    def distribute(self, make_dataset: MakeDataset) -> Iterator[Any]:
+    def distribute(self, make_dataset: MakeDataset) -> tf.data.Iterator:
         return iter(make_dataset(self.shard))
 
     def run(self, step: Callable[..., tf.Tensor], batch: Any) -> Any:
@@ -124,7 +124,7 @@ class Mirrored(Summing):
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         return self._strategy.scope()
 
-    def distribute(self, make_dataset: MakeDataset) -> Iterator[Any]:
+    def distribute(self, make_dataset: MakeDataset) -> tf.data.Iterator:
         # Not distribute_datasets_from_function: TensorFlow's iterator over several devices now and then blocks for
         # tens of seconds on logical CPU devices, when read or when released.
         return iter(make_dataset(self.shard))
@@ -175,12 +175,12 @@ class MultiWorker:
         self.gathers = 1 < cluster.size < 4 and not tf.config.get_visible_devices("GPU")
         self._gather_keys = itertools.count(1)  # The same on all ranks, as they build the same graphs in one order.
         # Compiled once: eager calls through a multi-worker strategy are slow.
-        self._compiled_all_reduce = tf.function(self._all_reduce, reduce_retracing=True)
+        self._compiled_all_reduce = tf.function(self._all_reduce, reduce_retracing=True, autograph=False)
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         return self._strategy.scope()
 
-    def distribute(self, make_dataset: MakeDataset) -> Iterator[Any]:
+    def distribute(self, make_dataset: MakeDataset) -> tf.data.Iterator:
         # With one replica in each process a plain iterator serves. TensorFlow's distributed one would add a
         # collective to each step, to ask all workers whether they still have data.
         return iter(make_dataset(self.shard))
@@ -258,7 +258,7 @@ class Horovod(Summing):
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
-    def distribute(self, make_dataset: MakeDataset) -> Iterator[Any]:
+    def distribute(self, make_dataset: MakeDataset) -> tf.data.Iterator:
         return iter(make_dataset(self.shard))
 
     def run(self, step: Callable[..., tf.Tensor], batch: Any) -> Any:

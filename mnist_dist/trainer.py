@@ -315,7 +315,7 @@ def restore(session: Session, checkpoints: Checkpoints, variables: dict[str, ker
     return progress
 
 
-def make_batches(session: Session, labels: np.ndarray, start_step: int) -> Iterator[Any]:
+def make_batches(session: Session, labels: np.ndarray, start_step: int) -> tf.data.Iterator:
     """Returns the endless iterator over training batches from `start_step` on; labels are integers [train_images]."""
     config, images = session.config, session.arrays.train_images
     batch_size = config.training.batch_size

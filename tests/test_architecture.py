@@ -19,6 +19,7 @@ LAYERS = (
     {"command", "files", "config", "cluster", "preemption", "watchdog", "rollcall", "horovod_build", "kernel_build"},
     {
         "cpu_kernels",
+        "loops",
         "flops",
         "runtime",
         "dataset",

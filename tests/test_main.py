@@ -488,6 +488,25 @@ def test_a_reader_that_has_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_nothing_is_left_in_the_folder_for_temporary_files(
+    tiny_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by training, on one device or two, nor by evaluating."""
+    temporary, workdir = tmp_path / "temporary", tmp_path / "run"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    train = ["train", *learning(tiny_mnist), "--epochs", "1", "--set", "runtime.guard=true", "--workdir"]
+    for arguments in (
+        [*train, tmp_path / "alone", "--set", "data.shift_pixels=1"],
+        [*train, workdir, "--strategy", "multiworker", "--devices", "2"],
+        ["evaluate", workdir],
+    ):
+        done = python(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert [file.name for file in temporary.iterdir()] == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_the_defaults_reach_99_percent(seed: int, tmp_path: Path) -> None:
     done = python("train", "--seed", str(seed), "--workdir", tmp_path / "run", timeout=400)

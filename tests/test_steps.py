@@ -103,11 +103,11 @@ def test_smoothing_changes_the_gradient_and_not_the_reported_loss(arrays: Arrays
     np.testing.assert_allclose(new_kernel, kernel - RATE * hidden.T @ gradient, atol=1e-6)
 
 
-def test_the_loss_is_that_before_the_update(arrays: Arrays) -> None:
+def test_the_loss_is_that_before_the_update(arrays: Arrays, tf: ModuleType) -> None:
     """Trained twice on one batch, the second step reports what the first has gained."""
     training = Training(arrays)
-    batch = next(training.make_batches())
-    first, second = (training.steps(iter([batch, batch]), 1).numpy()[0, 0] for _ in range(2))
+    batches = tf.data.Dataset.from_tensors(next(training.make_batches())).repeat()
+    first, second = training.steps(iter(batches), 2).numpy()[:, 0]
     assert second < first
 
 
@@ -404,8 +404,11 @@ def test_images_that_fill_up_the_last_batch_do_not_count(arrays: Arrays, tf: Mod
     model = build_model(SMALL, seed=1)
     images = arrays.test_images[:4, ..., np.newaxis]
     labels = np.asarray(model(images)).argmax(axis=1).astype(np.int32)  # All correct: each would count.
-    whole = make_eval_steps(model, Single())(iter([(images[:3], labels[:3], np.ones(3, np.float32))]), 1)
-    filled = make_eval_steps(model, Single())(iter([(images, labels, np.array([1, 1, 1, 0], np.float32))]), 1)
-    np.testing.assert_allclose(filled, whole, rtol=1e-5)
-    half = make_eval_steps(model, Single())(iter([(images[:3], labels[:3], np.full(3, 0.5, np.float32))]), 1)
-    np.testing.assert_allclose(2 * half.numpy(), whole, rtol=1e-5)
+
+    def sums(images: np.ndarray, weights: list[float]) -> np.ndarray:
+        batch = (images, labels[: len(images)], np.asarray(weights, np.float32))
+        return np.asarray(make_eval_steps(model, Single())(iter(tf.data.Dataset.from_tensors(batch)), 1))
+
+    whole = sums(images[:3], [1, 1, 1])
+    np.testing.assert_allclose(sums(images, [1, 1, 1, 0]), whole, rtol=1e-5)
+    np.testing.assert_allclose(2 * sums(images[:3], [0.5, 0.5, 0.5]), whole, rtol=1e-5)
