@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mnist_dist.command import Parser, run_command
 from mnist_dist.errors import EXIT_FAILED, UserError
 
 if TYPE_CHECKING:
     from benchmarks.record import Record
+    from benchmarks.store import Store
+
+KEPT = "what has been measured is kept, --resume goes on"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 a case failed or is slower, 2 bad input, 3 cannot tell."""
-    return run_command(make_parser(), arguments, "interrupted; what has been measured is kept, --resume goes on")
+    return run_command(make_parser(), arguments, f"interrupted; {KEPT}")
+
+
+def leave(number: int, _: object) -> NoReturn:
+    """Ends this process as a signal would, but with everything cleaned up on the way."""
+    print(f"benchmarks: ended by {signal.Signals(number).name}; {KEPT}", file=sys.stderr)
+    raise SystemExit(128 + number)
 
 
 def make_parser() -> Parser:
@@ -72,13 +82,19 @@ def add_run(commands: Any) -> None:
     parser.set_defaults(command=run_run)
 
 
-def add_results(parser: argparse.ArgumentParser) -> None:
+def add_results(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
-        "--results", type=Path, metavar="DIR", help="folder of the study (default: results/SUITE-DATE-TIME)"
+        "--results", type=folder, metavar="DIR", help="folder of the study (default: results/SUITE-DATE-TIME)"
     )
 
 
-def add_narrowing(parser: argparse.ArgumentParser) -> None:
+def folder(text: str) -> Path:
+    if not text:  # Such as a variable of the shell that is not set.
+        raise argparse.ArgumentTypeError("received '', expected the name of a folder")
+    return Path(text)
+
+
+def add_narrowing(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--devices", type=integers, metavar="N,...", help="numbers of devices (default: the suite's)")
     parser.add_argument("--strategies", type=names, metavar="NAME,...", help="a part of the suite's strategies")
     parser.add_argument("--repeats", type=integer, metavar="N", help="fresh processes per case (default: the suite's)")
@@ -145,7 +161,7 @@ def run_run(args: argparse.Namespace) -> int:
         run_study(study, store, runs, progress)
     records = store.records()
     if not args.no_report:
-        show_report(folder, records)
+        show_report(store, records)
     return exit_code(records, set(args.only) if args.only else None)
 
 
@@ -174,10 +190,10 @@ def exit_code(records: Sequence[Record], only: set[int] | None = None) -> int:
     return EXIT_FAILED if bad else 0
 
 
-def show_report(folder: Path, records: Sequence[Record]) -> None:
+def show_report(store: Store, records: Sequence[Record]) -> None:
     from benchmarks.report import write_report
 
-    report = write_report(folder, records)
+    report = write_report(store.folder, records, store.gaps(records))
     print(report.terminal_text)
     print(f"report: {report.html}")
 
@@ -195,8 +211,8 @@ def add_report(commands: Any) -> None:
 
 
 def run_report(args: argparse.Namespace) -> int:
-    records = read_records(args.results)
-    show_report(args.results, records)
+    store, records = read_study(args.results)
+    show_report(store, records)
     if args.mlperf:
         from benchmarks.exports import write_mlperf_log
 
@@ -210,13 +226,18 @@ def run_report(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_records(folder: Path, argument: str = "DIR") -> list[Record]:
+def read_study(folder: Path, argument: str = "DIR") -> tuple[Store, list[Record]]:
     from benchmarks.store import Store
 
-    records = Store(folder).records()
+    store = Store(folder)
+    records = store.records()
     if not records:
         raise UserError(f"{argument}: '{folder}' holds no records; expected the folder of `python -m benchmarks run`.")
-    return records
+    return store, records
+
+
+def read_records(folder: Path, argument: str = "DIR") -> list[Record]:
+    return read_study(folder, argument)[1]
 
 
 def add_compare(commands: Any) -> None:
@@ -248,9 +269,11 @@ def add_compare(commands: Any) -> None:
     )
     parser.add_argument("--markdown", action="store_true", help="print Markdown, for a page or a pull request")
     parser.add_argument("--interleave", action="store_true", help="measure both now, in one go")
-    parser.add_argument("--suite", default="quick", metavar="SUITE", help="with --interleave (default: %(default)s)")
-    add_results(parser)
-    add_narrowing(parser)
+    measured = parser.add_argument_group("with --interleave")
+    measured.add_argument("--suite", metavar="SUITE", help="what is measured (default: quick)")
+    add_results(measured)
+    add_narrowing(measured)
+    measured.add_argument("--resume", action="store_true", help="go on with the comparison in DIR; finished cases stay")
     parser.set_defaults(command=run_compare)
 
 
@@ -262,10 +285,17 @@ def run_compare(args: argparse.Namespace) -> int:
     if args.interleave:
         from benchmarks.interleave import measure_both
 
-        base, new, subject = measure_both(args.base, args.new, args.suite, args.results, read_narrowing(args))
+        base, new, subject = measure_both(
+            args.base, args.new, args.suite or "quick", args.results, read_narrowing(args), args.resume
+        )
         allow |= subject
     else:
+        for name in ("suite", "results", "devices", "strategies", "repeats", "cores_per_device", "set", "resume"):
+            if getattr(args, name):
+                raise UserError(f"--{name.replace('_', '-')}: received without --interleave, which it belongs to.")
         base, new = read_records(Path(args.base), "BASE"), read_records(Path(args.new), "NEW")
+        if Path(args.base).resolve() == Path(args.new).resolve():
+            raise UserError(f"BASE, NEW: received '{args.base}' twice, expected the folders of two studies.")
     comparison = compare(base, new, smallest_effect=args.smallest_effect / 100, allow=frozenset(allow))
     print(render_markdown(comparison) if args.markdown else render_terminal(comparison, sys.stdout.isatty()), end="")
     return comparison.exit_code
@@ -289,4 +319,6 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    for sent in (signal.SIGTERM, signal.SIGUSR2):  # The latter is Slurm's warning before a job's time is over.
+        signal.signal(sent, leave)
     sys.exit(main())

@@ -35,13 +35,14 @@ class Arm:
 
 
 def measure_both(
-    base: str, new: str, suite_name: str, results: Path | None, narrowing: Narrowing
+    base: str, new: str, suite_name: str, results: Path | None, narrowing: Narrowing, resume: bool = False
 ) -> tuple[list[Record], list[Record], set[str]]:
     """Measures both sides of every case and repeat one right after the other, in a random order.
 
     Args:
         base: a commit of this checkout, a YAML file, or KEY=VALUE; `new` likewise.
         results: gets the folders `base` and `new`, each a study.
+        resume: go on there, with what neither side has measured yet.
 
     Returns:
         The records of both sides, matching case by case, and what is allowed to differ because it is the subject.
@@ -55,15 +56,19 @@ def measure_both(
         arms = [stack.enter_context(open_arm(text, folder)) for text in (base, new)]
         sides = []
         for side, arm in zip(("base", "new"), arms, strict=True):
-            study, store = open_study(folder / side, Path(suite_name).stem, suite, machine, cases, resume=False)
+            study, store = open_study(folder / side, Path(suite_name).stem, suite, machine, cases, resume)
             sides.append((dataclasses.replace(study, code=arm.code), store))
-        runs = order_of_runs(cases, 0)
+        done = [store.finished(study.name) for study, store in sides]
+        both = done[0] & done[1]
+        runs = [(case, repeat) for case, repeat in order_of_runs(cases, 0) if (case.case.case_id, repeat) not in both]
         with make_progress(2 * len(runs)) as progress:
             known: list[Record] = []
             for number, (planned, repeat) in enumerate(runs):
                 order = random.Random(f"{planned.case.case_id}/{repeat}").sample((0, 1), 2)  # noqa: S311
                 for turn, index in enumerate(order):
                     study, store = sides[index]
+                    if (planned.case.case_id, repeat) in done[index]:
+                        continue
                     label = f"{arms[index].name}: {label_run(planned.case, machine)}, repeat {repeat + 1}"
                     progress.begin(2 * number + turn, label, 2 * estimate_seconds(runs[number:], known))
                     record = runner.run_case(study, planned.case, repeat, progress.tick, arms[index].settings)

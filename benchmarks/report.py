@@ -20,6 +20,7 @@ from benchmarks.prediction import predict
 from benchmarks.record import Record
 from benchmarks.scaling import find_curves
 from benchmarks.sections import Section, build_sections, prediction_section
+from benchmarks.store import writing
 from benchmarks.table import (
     TERMINAL_WIDTH,
     escape_markdown,
@@ -62,13 +63,17 @@ def write_report(folder: Path, records: Sequence[Record], warnings: Sequence[str
     folder = Path(folder)
     findings = find_out(records, warnings)
     sections, pictures = build_sections(findings), draw_all(findings)
-    for picture in pictures:
-        with atomic_write(folder / FIGURES / f"{picture.name}.png") as file:
-            file.write(picture.png)
-    write_text(folder / "report.md", render_markdown(findings, sections, pictures))
-    write_text(folder / "report.csv", render_csv(findings.rows))
     page = folder / "report.html"
-    write_text(page, render_html(findings, sections, pictures))
+    with writing(folder):
+        for picture in pictures:
+            with atomic_write(folder / FIGURES / f"{picture.name}.png") as file:
+                file.write(picture.png)
+        write_text(folder / "report.md", render_markdown(findings, sections, pictures))
+        write_text(folder / "report.csv", render_csv(findings.rows))
+        write_text(page, render_html(findings, sections, pictures))
+        for figure in (folder / FIGURES).glob("*.png"):
+            if figure.stem not in {picture.name for picture in pictures}:
+                figure.unlink()  # Of an earlier report.
     return Report(page, render_terminal_text(findings, colour=sys.stdout.isatty()))
 
 

@@ -30,6 +30,7 @@ import yaml
 from benchmarks.case import Case
 from benchmarks.environment import PACKAGE_FOLDER, identity
 from benchmarks.record import Record, Status, one_line
+from benchmarks.store import writing
 from benchmarks.suite import ONE_PROCESS, Machine, training_settings
 from benchmarks.telemetry import sample_power
 from mnist_dist.config import config_to_yaml, load_config
@@ -94,7 +95,8 @@ def run_case(
     """
     started_at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     began, cpu_began = time.monotonic(), time.process_time()
-    study.scratch.mkdir(parents=True, exist_ok=True)
+    with writing(study.scratch):
+        study.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{case.case_id}-r{repeat}-", dir=study.scratch) as scratch:
         with sample_power(case.devices // case.hosts if study.machine.gpus else None) as power:
             outcome = _measure(study, case, repeat, under_test or {}, Path(scratch), tick)
@@ -152,7 +154,8 @@ def _measure(
     config = load_config("default", training_settings(measured, seed))
     content = config.model_dump(mode="json")
     if case.kind == "train":
-        (scratch / "config.yaml").write_text(config_to_yaml(config))
+        with writing(scratch):
+            (scratch / "config.yaml").write_text(config_to_yaml(config))
         workdir = scratch / "run"
         command = [*study.program, "train", "--config", str(scratch / "config.yaml"), "--workdir", str(workdir)]
         collect: Callable[[], tuple[dict[str, Any], Sequence[str]]] = lambda: _training(workdir)  # noqa: E731
@@ -160,7 +163,8 @@ def _measure(
         # The worker runs in another folder, so a relative path would lead elsewhere.
         settings = measured.settings | ({"data.path": config.data.path} if config.data.path else {})
         resolved = measured.model_copy(update={"settings": settings})
-        (scratch / "case.yaml").write_text(yaml.safe_dump(resolved.model_dump(mode="json")))
+        with writing(scratch):
+            (scratch / "case.yaml").write_text(yaml.safe_dump(resolved.model_dump(mode="json")))
         result = scratch / "result.json"
         command = [sys.executable, "-m", "benchmarks.worker", str(scratch / "case.yaml"), str(result)]
         collect = lambda: (dict(json.loads(result.read_text())), ())  # noqa: E731

@@ -14,10 +14,11 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from benchmarks.case import Case
 from benchmarks.record import Record, one_line, parse_record
 from mnist_dist.errors import UserError
 from mnist_dist.files import write_json
@@ -113,6 +114,21 @@ class Store:
             UserError: there is none, or it is damaged.
         """
         return _checked_study(_read_json(self.study_file), str(self.study_file))
+
+    def gaps(self, records: Sequence[Record]) -> list[str]:
+        """Returns what is missing from the records of the last reading, a sentence each."""
+        sentences = []
+        if self.left_out:
+            sentences.append(
+                f"{len(self.left_out)} of the files in {self.records_folder.name}/ are no intact records and were left "
+                f"out: {', '.join(sorted(self.left_out)[:3])}{', ...' * (len(self.left_out) > 3)}."
+            )
+        with contextlib.suppress(UserError, TypeError, ValueError):  # Records are read without a plan as well.
+            planned = {Case.model_validate(case).case_id for case in self.study()["cases"]}
+            missing = planned - {record.case_id for record in records}
+            if missing:
+                sentences.append(f"{len(missing)} of the {len(planned)} cases of the study have no record yet.")
+        return sentences
 
     def _verify(self, plan: dict[str, Any]) -> None:
         there = self.study()

@@ -46,7 +46,8 @@ def open_study(
     store = Store(folder)
     if store.study_file.exists() and not resume:
         raise UserError(f"--results: '{folder}' already holds a study; add --resume to go on, or name another folder.")
-    name = folder.resolve().name
+    # The folder may have got another name since.
+    name = str(store.study()["name"]) if store.study_file.exists() else folder.resolve().name
     store.write_study(
         {
             "name": name,

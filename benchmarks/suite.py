@@ -30,7 +30,7 @@ from mnist_dist.config import (
 from mnist_dist.errors import UserError, nearest
 
 ONE_PROCESS = ("single", "mirrored")
-MAX_CASES = 2000
+MAX_CASES, MAX_RUNS = 2000, 100_000
 DEFAULT_IMAGES_PER_DEVICE = 128
 ABLATION_SECONDS = 4.0  # Of a full run that trains to its end.
 
@@ -160,9 +160,10 @@ def plan_cases(suite: Suite, machine: Machine, narrowing: Narrowing = Narrowing(
     counts = [_device_counts(block, suite, machine, narrowing) for block in suite.blocks]
     most_devices = max((devices for of_block in counts for devices in of_block), default=1)
     cores_per_device = _cores_per_device(machine, narrowing, most_devices)
+    all_cores = _all_cores(machine, cores_per_device, most_devices)
     planned: dict[str, PlannedCase] = {}
     for block, of_block in zip(suite.blocks, counts, strict=True):
-        for case in _expand(block, suite, machine, narrowing, of_block, cores_per_device):
+        for case in _expand(block, suite, machine, narrowing, of_block, cores_per_device, all_cores):
             repeats = block.repeats or suite.repeats
             if case.is_ablation and block.ablation_repeats:
                 repeats = min(repeats, block.ablation_repeats)
@@ -172,6 +173,8 @@ def plan_cases(suite: Suite, machine: Machine, narrowing: Narrowing = Narrowing(
                 planned[case.case_id] = PlannedCase(case, repeats, _skip_reason(case, machine))
             if len(planned) > MAX_CASES:
                 raise UserError(f"SUITE: it has more than {MAX_CASES:,} cases, expected at most as many.")
+    if sum(case.repeats for case in planned.values()) > MAX_RUNS:
+        raise UserError(f"SUITE, --repeats: they make more than {MAX_RUNS:,} runs, expected at most as many.")
     if not planned:
         raise UserError(
             "--devices, --strategies: none of the suite's cases is left, expected at least one; "
@@ -257,6 +260,7 @@ def _expand(
     narrowing: Narrowing,
     counts: Sequence[int],
     cores_per_device: int | None,
+    all_cores: int | None,
 ) -> Iterator[Case]:
     strategies = [
         name
@@ -271,6 +275,8 @@ def _expand(
             continue  # A process measures its own products only.
         # One device with all cores is the whole machine already, and would be measured twice.
         whole = cores_per_device if (devices, cores_per_device) == (1, machine.cores) else None
+        if all_cores is not None:
+            whole = max(all_cores // min(devices, machine.devices_per_host), 1)
         for batch in _batches(block, devices):
             for values in itertools.product(*varied):
                 case = Case(
@@ -320,6 +326,16 @@ def _cores_per_device(machine: Machine, narrowing: Narrowing, most_devices: int)
     if machine.gpus:
         return None
     return narrowing.cores_per_device or max(machine.cores // min(most_devices, machine.devices_per_host), 1)
+
+
+def _all_cores(machine: Machine, cores_per_device: int | None, most_devices: int) -> int | None:
+    """Returns the cores that a study has on each host of its Slurm jobs; None stands for all that there are.
+
+    Those of this job may be fewer, and all jobs of one study have to plan the same cases.
+    """
+    if machine.hosts is None or cores_per_device is None:
+        return None
+    return cores_per_device * min(most_devices, machine.devices_per_host)
 
 
 def _hosts(strategy: str, devices: int, machine: Machine) -> int:

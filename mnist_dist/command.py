@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,9 @@ def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: st
         interrupted: what to say after Ctrl-C.
     """
     name = parser.prog.removeprefix("python -m ")
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # It was closed, as `>&-` does.
+            setattr(sys, stream, Path(os.devnull).open("w"))  # noqa: SIM115 - open until the process ends.
     try:
         try:
             args = parser.parse_args(arguments)
@@ -54,3 +58,9 @@ def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: st
         # What is still to be written goes nowhere: Python would try again at its end, and say so.
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - it stays open until the process ends.
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        print(f"{name}: error: cannot write the output: {error.strerror}.", file=sys.stderr)
+        return EXIT_BAD_INPUT

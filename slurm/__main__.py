@@ -104,13 +104,10 @@ def run_scaling(args: argparse.Namespace) -> int:
 
 
 def make_request(args: argparse.Namespace) -> Any:
-    from benchmarks.suite import load_suite
-    from mnist_dist.config import load_config, parse_assignment
     from slurm.site import load_site
-    from slurm.study import Request
+    from slurm.study import Request, check_strategies
 
-    load_suite(args.suite)  # A mistake here, or in a setting, would end every job.
-    load_config("default", dict(parse_assignment(setting) for setting in args.set))
+    check_strategies(args.strategies)
     if bool(args.gpus) != bool(args.gpus_per_node):
         raise UserError("--gpus goes with --gpus-per-node, and --devices with --devices-per-node; received a mixture.")
     flags = {name: getattr(args, name) for name in ("partition", "account", "qos", "constraint", "time")}
@@ -119,10 +116,12 @@ def make_request(args: argparse.Namespace) -> Any:
     options = ["--repeats", str(args.repeats)] if args.repeats else []
     for setting in args.set:
         options += ["--set", setting]
+    devices, devices_per_node = sorted(set(args.gpus or args.devices)), args.gpus_per_node or args.devices_per_node
     return Request(
-        devices=sorted(set(args.gpus or args.devices)),
-        devices_per_node=args.gpus_per_node or args.devices_per_node,
+        devices=devices,
+        devices_per_node=devices_per_node,
         gpus=bool(args.gpus),
+        points=points_of(args, devices, devices_per_node, site.cpus_per_task or 1),
         strategies=args.strategies,
         suite=args.suite,
         results=results.absolute(),
@@ -130,6 +129,27 @@ def make_request(args: argparse.Namespace) -> Any:
         site=site,
         options=options,
     )
+
+
+def points_of(
+    args: argparse.Namespace, devices: Sequence[int], devices_per_node: int, cores: int
+) -> set[tuple[str, int]]:
+    """Plans the suite as the jobs will, in which each device has so many cores.
+
+    Raises:
+        UserError: they would refuse the suite or a setting.
+    """
+    from benchmarks.suite import Machine, Narrowing, load_suite, plan_cases
+    from mnist_dist.config import parse_assignment
+
+    nodes = -(-max(devices) // devices_per_node)
+    machine = Machine(cores * devices_per_node, devices_per_node if args.gpus else 0, devices_per_node, nodes)
+    settings = dict(parse_assignment(setting) for setting in args.set)
+    narrowing = Narrowing(devices, ["single", *args.strategies], args.repeats, cores, settings)
+    return {
+        (planned.case.strategy, planned.case.devices)
+        for planned in plan_cases(load_suite(args.suite), machine, narrowing)
+    }
 
 
 def run_status(args: argparse.Namespace) -> int:

@@ -62,28 +62,31 @@ def count_gpus(gres: str) -> int:
 
 
 def check_partition(name: str | None, gpus_per_node: int) -> None:
-    """Compares what a study wants with what the partition has.
+    """Compares what a study wants with what the partition has, or of several, separated by commas, the best of them.
 
     Raises:
         UserError: there is no such partition, or its nodes have fewer GPUs.
     """
     known = partitions()
-    chosen = [partition for partition in known if (partition.name == name if name else partition.is_default)]
+    wanted = name.split(",") if name else [partition.name for partition in known if partition.is_default]
+    chosen = [partition for partition in known if partition.name in wanted]
     names = ", ".join(partition.name for partition in known)
-    if name and not chosen:
-        raise UserError(
-            f"--partition: received '{name}', expected one of {names}."
-            + nearest(name, [partition.name for partition in known])
-        )
+    for each in wanted:
+        if each not in {partition.name for partition in known}:
+            raise UserError(
+                f"--partition: received '{each}', expected one of {names}."
+                + nearest(each, [partition.name for partition in known])
+            )
     if not chosen:
         raise UserError(f"--partition: this cluster has no default, expected one of {names}.")
-    has = chosen[0].gpus_per_node
+    best = max(chosen, key=lambda partition: partition.gpus_per_node)
+    has = best.gpus_per_node
     if gpus_per_node > has:
         remedy = (
             "; to share out the cores of its nodes instead, say --devices and --devices-per-node" if has == 0 else ""
         )
         raise UserError(
-            f"--gpus-per-node: received {gpus_per_node}, but the nodes of the partition '{chosen[0].name}' have "
+            f"--gpus-per-node: received {gpus_per_node}, but the nodes of the partition '{best.name}' have "
             f"{has or 'no'} GPU{'s' * (has != 1)}{remedy}."
         )
 

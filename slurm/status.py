@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mnist_dist.errors import UserError
 from slurm.scheduler import JobState
-from slurm.submission import ENDED, Submitted, SubmittedJob
+from slurm.submission import ENDED, Submitted, SubmittedJob, record_file
 
 HEADER = ("strategy", "devices", "job", "state", "time", "measured", "failed")
 
@@ -38,7 +38,7 @@ def describe(state: JobState) -> str:
 
 def describe_report(submitted: Submitted, state: JobState | None, results: Path) -> str:
     report = results / "report.html"
-    if report.exists():
+    if report.exists() and report.stat().st_mtime >= record_file(results).stat().st_mtime:  # No earlier submission's.
         return f"report: {report}"
     if state is None or state.state in ENDED:
         return (
@@ -63,7 +63,7 @@ def _read_records(results: Path) -> Iterator[tuple[str, tuple[str, int]]]:
             content = json.loads(file.read_text())
             yield content["status"], (content["case"]["strategy"], content["case"]["devices"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"STUDY: cannot read '{file}' ({error!r}); it may be damaged.") from None
+            print(f"left out: cannot read '{file}' ({error!r}); it may be damaged.", file=sys.stderr)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:

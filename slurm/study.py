@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ class Request:
         devices: numbers of devices to measure on.
         devices_per_node: that a node has, or as many of them as are to be used.
         gpus: whether a device is a GPU, or else a share of a node's cores.
+        points: the strategies and numbers of devices that the suite measures.
         mode: "jobs" (one for each number of devices), "array" (of those) or "nested" (one job for all).
         options: further options of `python -m benchmarks run`.
     """
@@ -29,6 +30,7 @@ class Request:
     devices: Sequence[int]
     devices_per_node: int
     gpus: bool
+    points: Collection[tuple[str, int]]
     strategies: Sequence[str]
     suite: str
     results: Path
@@ -91,32 +93,39 @@ def render_commands(request: Request, jobs: Sequence[Job], environment: Mapping[
 
 
 def log_pattern(results: Path) -> str:
-    return str(results / "logs" / "%x-%j.out")
+    return str(results / "logs").replace("%", "%%") + "/%x-%j.out"
 
 
 def strategies_on(request: Request, count: int) -> list[str]:
     """Returns the strategies that are measured on so many devices; the baseline of all curves is `single` on one."""
-    chosen = [name for name in request.strategies if name != "mirrored" or count <= request.devices_per_node]
-    return ["single", *chosen] if count == 1 else chosen
+    chosen = [name for name in ("single", *request.strategies) if (name, count) in request.points]
+    return [name for name in chosen if name != "mirrored" or count <= request.devices_per_node]
 
 
 def nodes_of(request: Request, count: int) -> int:
     return -(-count // request.devices_per_node)
 
 
-def check_request(request: Request) -> None:
-    kind = "gpus" if request.gpus else "devices"
-    for name in request.strategies:
+def check_strategies(strategies: Sequence[str]) -> None:
+    for name in strategies:
         if name not in STRATEGIES:
             raise UserError(
                 f"--strategies: received '{name}', expected some of {','.join(STRATEGIES)} ('single' is measured as "
                 f"the baseline of all).{nearest(name, STRATEGIES)}"
             )
+
+
+def check_request(request: Request) -> None:
+    kind = "gpus" if request.gpus else "devices"
     for count in request.devices:
         if count > request.devices_per_node and count % request.devices_per_node:
             raise UserError(
                 f"--{kind}: received {count}, expected at most, or a multiple of, the {request.devices_per_node} of "
                 f"--{kind}-per-node, so that all nodes take an equal part."
+            )
+        if not any(devices == count for _, devices in request.points):
+            raise UserError(
+                f"--{kind}: received {count}, but '{request.suite}' measures nothing on so many; leave it out."
             )
         if not strategies_on(request, count):
             raise UserError(

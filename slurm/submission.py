@@ -62,7 +62,7 @@ def check_submission(request: Request, jobs: Sequence[Job], environment: Mapping
     scheduler.require_sbatch()
     most = max(request.devices)
     per_node = min(most, request.devices_per_node) if request.gpus else 0
-    scheduler.check_partition(request.site.partition, per_node)
+    scheduler.check_partition(request.site.partition or environment.get("SBATCH_PARTITION"), per_node)
     check_results(request.results)
     for job in jobs:
         scheduler.test_submission(job.command, environment)

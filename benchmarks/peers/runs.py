@@ -120,7 +120,11 @@ class Folder:
         return there
 
     def study(self) -> PeerStudy:
-        return PeerStudy.model_validate(_read(self.path / "study.json"))
+        file = self.path / "study.json"
+        try:
+            return PeerStudy.model_validate(_read(file))
+        except ValidationError as error:
+            raise UserError(f"{file}: not a comparison with peers: {explain(error)} Name another folder.") from None
 
     def add(self, run: Run) -> None:
         name = f"{run.contestant}-{run.mode}-r{run.repeat}.json"

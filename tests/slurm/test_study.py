@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from slurm.scheduler import count_gpus
 from slurm.site import load_site
-from slurm.study import Request, plan_jobs, render_commands, report_command, strategies_on
+from slurm.study import Request, check_strategies, plan_jobs, render_commands, report_command, strategies_on
 from tests.slurm.conftest import ROOT
 
 
@@ -23,6 +24,7 @@ def make_request(**changes: object) -> Request:
         "devices": [1, 2, 4, 8],
         "devices_per_node": 4,
         "gpus": True,
+        "points": {("single", 1), *itertools.product(["mirrored", "multiworker", "horovod"], [1, 2, 3, 4, 6, 8])},
         "strategies": ["mirrored", "horovod"],
         "suite": "scaling",
         "results": Path("/shared/my study"),
@@ -84,12 +86,22 @@ def test_the_report_waits_for_all_jobs_however_they_end() -> None:
     [
         ({"devices": [6]}, "--gpus: received 6, expected at most, or a multiple of, the 4 of --gpus-per-node, so that"),
         ({"devices": [6], "gpus": False}, "--devices: received 6, expected at most, or a multiple of, the 4 of --dev"),
-        ({"strategies": ["horovd"]}, "--strategies: received 'horovd', expected some of mirrored,multiworker,horovod"),
+        ({"points": {("mirrored", 2)}, "devices": [1, 2]}, "--gpus: received 1, but 'scaling' measures nothing on so"),
         ({"strategies": ["mirrored"]}, "--strategies: 'mirrored' is one process on one node, which has 4 devices, no"),
     ],
 )
 def test_what_does_not_go_together(changes: dict[str, object], line: str, user_error: Callable[..., str]) -> None:
     assert user_error(plan_jobs, make_request(**changes)).startswith(line)
+
+
+def test_an_unknown_strategy(user_error: Callable[..., str]) -> None:
+    line = "--strategies: received 'horovd', expected some of mirrored,multiworker,horovod"
+    assert user_error(check_strategies, ["mirrored", "horovd"]).startswith(line)
+
+
+def test_a_percent_sign_in_a_folder_is_none_to_slurm() -> None:
+    (command,) = (job.command for job in plan_jobs(make_request(mode="array", results=Path("/shared/50 %j"))))
+    assert "--output=/shared/50 %%j/logs/%x-%j.out" in command
 
 
 def test_the_baseline_is_measured_on_one_device_only() -> None:
