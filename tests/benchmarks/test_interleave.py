@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from benchmarks import interleave
 from benchmarks.interleave import open_arm
 from benchmarks.record import Record
 from benchmarks.store import Store
-from tests.benchmarks.harness import COMMAND, REPOSITORY, environment, run, write_suite
+from tests.benchmarks.harness import COMMAND, REPOSITORY, environment, run, wait_until, write_suite
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -113,6 +114,33 @@ def test_two_settings_alternate(tmp_path: Path, tiny_mnist: Path) -> None:
     assert [record.identity.config["model"]["dense_units"] for record in base + new] == [16, 16, 32, 32]
     assert {record.case_id for record in base} == {record.case_id for record in new}
     assert "new / base" in done.stdout and "incomparable" not in done.stdout.lower()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_a_signal_leaves_nothing_behind_and_resuming_goes_on(
+    number: signal.Signals, checkout: Path, tmp_path: Path, tiny_mnist: Path
+) -> None:
+    """Slurm sends USR2 before a job's time is over; with it and with TERM, Python would end without cleaning up."""
+    suite = write_suite(tmp_path / "small.yaml", tiny_mnist, repeats=2)
+    results = checkout / "results"
+    command = [*COMMAND, "compare", "--interleave", "HEAD", "HEAD", "--suite", str(suite), "--results", str(results)]
+    variables = environment() | {"PYTHONPATH": "", "TMPDIR": str(tmp_path / "temporary")}
+    (tmp_path / "temporary").mkdir()
+    with subprocess.Popen(command, cwd=checkout, env=variables, stderr=subprocess.PIPE, text=True) as process:
+        assert wait_until(lambda: len(sides(results)[0] + sides(results)[1]) == 1, 120)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert errors.splitlines()[-1].endswith("; what has been measured is kept, --resume goes on"), errors
+    assert len(git(checkout, "worktree", "list").splitlines()) == 1
+    assert list((tmp_path / "temporary").iterdir()) == []
+    assert list(results.rglob("scratch/*")) == [] and list(results.glob("commit-*")) == []
+    (kept,) = sides(results)[0] + sides(results)[1]
+    done = subprocess.run([*command, "--resume"], cwd=checkout, env=variables, capture_output=True, text=True)
+    assert done.returncode in (0, 1, 3), done.stderr
+    base, new = sides(results)
+    assert kept in base + new and [sorted(r.repeat for r in side) for side in (base, new)] == [[0, 1], [0, 1]]
 
 
 @pytest.mark.slow

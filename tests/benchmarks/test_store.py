@@ -107,6 +107,18 @@ def test_only_what_ended_well_is_finished(tmp_path: Path) -> None:
     assert store.finished("unknown") == set()
 
 
+def test_what_is_missing_is_said(tmp_path: Path, record: Record) -> None:
+    store = Store(tmp_path)
+    store.add(record)
+    assert store.gaps(store.records()) == []  # Without a plan nothing is known to be missing.
+    other = train("mirrored", 2).model_dump(mode="json")
+    store.write_study({**PLAN, "cases": [*PLAN["cases"], other]})  # type: ignore[misc]
+    assert store.gaps(store.records()) == ["1 of the 2 cases of the study have no record yet."]
+    (store.records_folder / "half.json").write_text("{")
+    first, _ = store.gaps(store.records())
+    assert first == "1 of the files in records/ are no intact records and were left out: half.json."
+
+
 def truncated(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 

@@ -157,6 +157,20 @@ class TestCores:
         (only,) = cases_of(plan(suite))
         assert only.cores_per_device == 2
 
+    def test_jobs_of_a_study_plan_the_same_whatever_they_have(self) -> None:
+        """A job for one device has fewer cores than one for all of a host; it leaves out what it cannot measure."""
+        suite = make_suite({}, {"whole_machine": True}, strategies=["single", "mirrored"])
+        jobs = [Machine(cores=cores, gpus=0, devices_per_host=4, hosts=1) for cores in (2, 4, 8)]
+        plans = [plan(suite, job, devices=[1, 2, 4], cores_per_device=2) for job in jobs]
+        assert cases_of(plans[0]) == cases_of(plans[1]) == cases_of(plans[2])
+        whole = {case.devices: case.cores_per_device for case in cases_of(plans[0])}
+        assert whole == {1: 8, 2: 4, 4: 2}
+        skipped = [{item.case.cores_per_device for item in planned if item.skip_reason} for planned in plans]
+        assert skipped[0] >= {8} and skipped[2] == set()
+
+    def test_too_many_runs(self, user_error: Callable[..., str]) -> None:
+        assert "more than 100,000 runs" in user_error(plan, make_suite(), repeats=200_000)
+
 
 class TestHosts:
     def test_ranks_take_the_fewest_hosts_that_hold_them(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -13,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from slurm.scheduler import count_gpus
+from slurm import scheduler
+from slurm.scheduler import JobState, Partition, check_partition, count_gpus
 from slurm.site import load_site
+from slurm.status import count_results, describe_report
 from slurm.study import Request, check_strategies, plan_jobs, render_commands, report_command, strategies_on
+from slurm.submission import Submitted
 from tests.slurm.conftest import ROOT
 
 
@@ -183,6 +187,14 @@ def test_dry_run_needs_no_slurm_and_leaves_nothing(tmp_path: Path) -> None:
         ((*POINTS, "--array", "--nested"), "slurm: error: argument --nested: not allowed with argument --array"),
         ((*POINTS, "--suite", "scalng"), "slurm: error: SUITE: received 'scalng', expected one of "),
         ((*POINTS, "--set", "model.filter=[1, 2]"), "slurm: error: model.filter: no such setting. Did you mean"),
+        (
+            (*POINTS, "--set", "runtime.devices=3"),
+            "slurm: error: runtime.devices: received as a setting of a case, exp",
+        ),
+        (
+            (*POINTS, "--suite", "collectives"),
+            "slurm: error: --gpus: received 1, but 'collectives' measures nothing on",
+        ),
         ((*POINTS, "--set", "model.filters"), "slurm: error: --set: received 'model.filters', expected key=value"),
         ((*POINTS, "--site", "nowhere.yaml"), "slurm: error: --site: cannot read 'nowhere.yaml': No such file"),
         (("status", "nowhere"), "slurm: error: STUDY: 'nowhere' holds no 'slurm.json', expected the results folder of"),
@@ -195,6 +207,44 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], line: str) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith(line), done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_damaged_results_do_not_hide_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "a.json").write_text('{"status": "ok", "case": {"strategy": "single", "devices": 1}}')
+    (tmp_path / "records" / "b.json").write_text('{"status": ')
+    assert count_results(tmp_path) == {("single", 1): (1, 0)}
+    assert capsys.readouterr().err.startswith(f"left out: cannot read '{tmp_path}/records/b.json'")
+
+
+def test_a_report_of_an_earlier_submission_is_not_this_ones(tmp_path: Path) -> None:
+    submitted = Submitted((), "17")
+    for name, age in (("report.html", 20), ("slurm.json", 10)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    assert describe_report(submitted, JobState("17", "PENDING", "0:00"), tmp_path).startswith("report: will be in ")
+    os.utime(tmp_path / "report.html")
+    assert describe_report(submitted, None, tmp_path) == f"report: {tmp_path / 'report.html'}"
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "line"),
+    [
+        (None, 0, None),
+        ("gpu,ib", 4, None),  # sbatch takes the one that suits.
+        ("cpu,gpux", 0, "--partition: received 'gpux', expected one of cpu, gpu, ib. Did you mean 'gpu'?"),
+        ("cpu,ib", 1, "--gpus-per-node: received 1, but the nodes of the partition 'cpu' have no GPUs"),
+    ],
+)
+def test_partitions(
+    name: str | None, gpus: int, line: str | None, monkeypatch: pytest.MonkeyPatch, user_error: Callable[..., str]
+) -> None:
+    known = [Partition("cpu", True, 0), Partition("gpu", False, 4), Partition("ib", False, 0)]
+    monkeypatch.setattr(scheduler, "partitions", lambda: known)
+    if line is None:
+        check_partition(name, gpus)
+    else:
+        assert user_error(check_partition, name, gpus).startswith(line)
 
 
 def test_a_damaged_record_of_jobs_is_named(tmp_path: Path) -> None:
