@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -100,7 +101,11 @@ def run_train(args: argparse.Namespace) -> int:
     source = args.config or "default"
     if args.resume and args.config is None and args.workdir and (args.workdir / "config.yaml").is_file():
         source = str(args.workdir / "config.yaml")  # A run goes on with its own settings.
-    config = load_config(source, flags | dict(parse_assignment(text) for text in args.set))
+    settings = flags | dict(parse_assignment(text) for text in args.set)
+    config = load_config(source, settings)
+    if args.resume and config.runtime.strategy == "single" and config.runtime.devices > 1:
+        # Recorded of a run on one device, which had not named it either.
+        config = load_config(source, {"runtime.strategy": "auto"} | settings)
     if args.resume and args.workdir is None:
         raise UserError("--resume: no --workdir was given, expected the folder of the run to continue.")
     workdir = args.workdir or Path("runs") / f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -132,7 +137,7 @@ def describe_result(result: dict[str, Any], workdir: Path) -> str:
         )
     return (
         f"{result['status']} by {result['signal']} after step {result['steps']}; "
-        f"continue with `mnist-dist train --workdir {workdir} --resume`"
+        f"continue with `mnist-dist train --workdir {shlex.quote(str(workdir))} --resume`"
     )
 
 

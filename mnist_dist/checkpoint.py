@@ -42,6 +42,8 @@ class Checkpoints:
     def save(self, step: int, arrays: Mapping[str, np.ndarray], progress: Mapping[str, Any]) -> Path:
         """Writes one checkpoint, then removes all but the newest `keep`.
 
+        Those of later steps do not count: a run that begins before them does so because they are damaged.
+
         Raises:
             UserError: the folder cannot be written; earlier checkpoints are untouched.
         """
@@ -49,7 +51,8 @@ class Checkpoints:
         note = np.frombuffer(json.dumps({"progress": dict(progress), "variables": len(arrays)}).encode(), np.uint8)
         with atomic_write(file) as stream:
             np.savez(stream, **{_NOTE: note}, **arrays)  # type: ignore[arg-type]
-        for old in self._files()[self.keep :]:
+        files = self._files()
+        for old in files[files.index(file) + self.keep :]:
             with contextlib.suppress(OSError):
                 old.unlink()
         return file

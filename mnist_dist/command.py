@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
@@ -14,6 +15,8 @@ from mnist_dist.errors import EXIT_BAD_INPUT, UserError
 
 # As shells say of a process that Ctrl-C ended, or that wrote to a pipe which nobody reads.
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
+# What a system says of a name or a disk that the user may have to change.
+REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,9 +41,7 @@ def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: st
         interrupted: what to say after Ctrl-C.
     """
     name = parser.prog.removeprefix("python -m ")
-    for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # It was closed, as `>&-` does.
-            setattr(sys, stream, Path(os.devnull).open("w"))  # noqa: SIM115 - open until the process ends.
+    _reopen_closed_streams()
     try:
         try:
             args = parser.parse_args(arguments)
@@ -59,8 +60,19 @@ def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: st
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - it stays open until the process ends.
         return EXIT_BROKEN_PIPE
     except OSError as error:
-        if error.errno != errno.ENOSPC or error.filename is not None:
+        if error.errno not in REFUSED:
             raise
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-        print(f"{name}: error: cannot write the output: {error.strerror}.", file=sys.stderr)
+        if error.filename is None:
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        what = "write the output" if error.filename is None else f"use '{os.fsdecode(error.filename)}'"
+        print(f"{name}: error: cannot {what}: {error.strerror}; name another place.", file=sys.stderr)
         return EXIT_BAD_INPUT
+
+
+def _reopen_closed_streams() -> None:
+    """Puts nothing in the place of what was closed, as `>&-` does: the next file to be opened would take its place."""
+    for number, stream in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, stream) is None:
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, stream, os.fdopen(number, "w" if number else "r", closefd=False))

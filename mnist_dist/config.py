@@ -23,6 +23,8 @@ IMAGE_SIZE = 28  # Pixels along each edge.
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+MAX_UNITS = 65_536  # Of a layer.
+Units = Annotated[int, Field(gt=0, le=MAX_UNITS)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Threads = Annotated[int, Field(ge=0, le=1024)]  # TensorFlow ends the process when it cannot start them all.
 
@@ -48,7 +50,7 @@ def _check_windows_fit(sizes: tuple[int, int]) -> tuple[int, int]:
 
 
 Switch = Annotated[Literal["on", "off", "auto"], BeforeValidator(_on_off)]
-Pair = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_as_pair)]
+Pair = Annotated[tuple[Units, Units], BeforeValidator(_as_pair)]
 
 
 class Section(BaseModel):
@@ -77,7 +79,7 @@ class ModelConfig(Section):
     kernel_sizes: Annotated[Pair, AfterValidator(_check_windows_fit)] = Field(
         (3, 3), description="Edge of the two convolution windows, in pixels."
     )
-    dense_units: PositiveInt = Field(128, description="Units of the hidden dense layer.")
+    dense_units: Units = Field(128, description="Units of the hidden dense layer.")
     dropout: Fraction = Field(0.0, description="Fraction of the hidden units dropped while training.")
     batch_norm: bool = Field(False, description="Batch normalisation between convolution and ReLU.")
 

@@ -246,7 +246,7 @@ def _synthetic_arrays() -> dict[str, np.ndarray]:
 
 
 def _load_files(path: str | None) -> dict[str, np.ndarray]:
-    if path is None:
+    if not path:
         return _load_embedded()
     try:
         source = Path(path).expanduser()

@@ -192,7 +192,10 @@ def install(mpi: bool = False, wheel_dir: Path | None = None, force: bool = Fals
 
 
 def default_wheel_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnist_dist" / "wheels"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnist_dist" / "wheels"
+    except RuntimeError:
+        raise UserError("--wheel-dir: this user has no home folder to keep the wheel in; name a folder.") from None
 
 
 def wheel_key(tensorflow: str, nccl: Mapping[str, str], mpi_compiler: Path | None) -> str:

@@ -123,7 +123,10 @@ def find_compiler() -> list[str]:
     Raises:
         KernelError: there is none.
     """
-    named = shlex.split(os.environ.get("CXX", ""))
+    try:
+        named = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise KernelError(f"CXX is no command ({str(error).lower().rstrip('.')}); correct it") from None
     for command in [named] if named else [[name] for name in COMPILERS]:
         if shutil.which(command[0]):
             return command
@@ -132,7 +135,9 @@ def find_compiler() -> list[str]:
 
 
 def default_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnist_dist" / "kernels"
+    with contextlib.suppress(RuntimeError):
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnist_dist" / "kernels"
+    return Path(os.devnull) / "kernels"  # Who has no home can keep nothing.
 
 
 def build_for_image() -> None:
@@ -144,8 +149,10 @@ def build_for_image() -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with (folder / "lock").open("w") as file:
-        with contextlib.suppress(OSError):  # Some network file systems have no locks; then several compile the same.
+    with contextlib.ExitStack() as stack:
+        # Some network file systems have no locks, and another user's may not be opened; then several compile the same.
+        with contextlib.suppress(OSError):
+            file = stack.enter_context((folder / "lock").open("w"))
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -26,6 +26,7 @@ from typing import Any
 
 from mnist_dist import horovod_build
 from mnist_dist.cluster import Cluster, cores_of, free_port
+from mnist_dist.command import EXIT_INTERRUPTED
 from mnist_dist.config import Config, RuntimeConfig, config_to_yaml
 from mnist_dist.dataset import load_arrays
 from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, TrainingError, UserError
@@ -192,6 +193,12 @@ class _Rank:
     phase: str = "starting"
     heard: float = field(default_factory=time.monotonic)
 
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether Ctrl-C ended it: within its command, or before that had begun."""
+        code = self.process.returncode
+        return code in (EXIT_INTERRUPTED, -signal.SIGINT) or bool(self.tail and self.tail[-1] == "KeyboardInterrupt")
+
 
 class _Group:
     """The ranks of one run, from start to the end of the last."""
@@ -201,6 +208,7 @@ class _Group:
         self.size = size
         self.port = port
         self.ranks: list[_Rank] = []
+        self.interrupted = False  # By Ctrl-C.
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -219,6 +227,8 @@ class _Group:
             self._kill()
             await asyncio.gather(*(rank.process.wait() for rank in self.ranks))
             await _settle(readers, GRACE_SECONDS)
+        if failed and self.interrupted and failed.was_interrupted:
+            raise KeyboardInterrupt
         if failed:
             raise self._explain(failed, blame)
 
@@ -229,6 +239,7 @@ class _Group:
         process = await asyncio.create_subprocess_exec(
             *self.command,
             env=os.environ
+            | _importing_as_here()
             | cluster.to_environment()
             | {HEARTBEAT_VARIABLE: str(heartbeat_write), PARENT_VARIABLE: str(os.getpid())},
             stdin=asyncio.subprocess.DEVNULL,
@@ -249,6 +260,7 @@ class _Group:
         return rank
 
     def _forward(self, number: signal.Signals) -> None:
+        self.interrupted |= number == signal.SIGINT
         for rank in self.ranks:
             with contextlib.suppress(ProcessLookupError):
                 rank.process.send_signal(number)
@@ -286,6 +298,17 @@ class _Group:
                 f"'{waited.phase}'; all ranks were stopped"
             )
         return f"all ranks waited in the phase '{waited.phase}' for longer than the time-out"
+
+
+def _importing_as_here() -> dict[str, str]:
+    """Keeps ranks from importing what happens to lie in the current folder, which `python -m` would look into first.
+
+    Python before 3.11 looks there all the same.
+    """
+    here, package_parent = Path.cwd(), Path(__file__).resolve().parents[1]
+    folders = [str(here)] if here == package_parent else []  # A checkout that is not installed.
+    path = os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH")]))
+    return {"PYTHONSAFEPATH": "1"} | ({"PYTHONPATH": path} if path else {})
 
 
 async def _first_failure(waiting: set[asyncio.Task[_Rank]]) -> _Rank | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,7 @@ def load_model(workdir: Path) -> keras.Model:
     if not file.is_file():
         raise UserError(
             f"WORKDIR: '{workdir}' holds no model.keras; finish the training with "
-            f"`mnist-dist train --workdir {workdir} --resume`."
+            f"`mnist-dist train --workdir {shlex.quote(str(workdir))} --resume`."
         )
     import keras
 

@@ -274,7 +274,8 @@ class Horovod(Summing):
         return self._hvd.allreduce(tensor, op=self._hvd.Sum)
 
     def broadcast(self, variables: Sequence[keras.Variable]) -> None:
-        self._hvd.broadcast_variables([variable.value for variable in variables], root_rank=0)
+        for variable in variables:  # Not all in one call: Horovod's makes a function of them, with autograph.
+            variable.assign(self._hvd.broadcast(variable.value, root_rank=0))
 
     def barrier(self) -> None:
         import tensorflow as tf

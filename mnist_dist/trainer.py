@@ -364,7 +364,9 @@ def make_evaluate(session: Session, model: keras.Model, writers: list[Writer]) -
         (arrays.holdout_images, arrays.holdout_labels) if held_out else (arrays.test_images, arrays.test_labels)
     )
     return Evaluate(
-        period=round(evaluation.every_epochs * session.plan.steps_per_epoch) or session.plan.total_steps,
+        period=max(1, round(evaluation.every_epochs * session.plan.steps_per_epoch))
+        if evaluation.every_epochs
+        else session.plan.total_steps,
         split="holdout" if held_out else "test",
         eval_steps=make_eval_steps(model, strategy, fused=fused, branches=session.runtime.branches),
         make_batches=lambda: strategy.distribute(

@@ -119,8 +119,10 @@ def claim_workdir(folder: Workdir, config: Config) -> Iterator[None]:
                     f"--workdir: another process is training in '{folder.path}'; wait for it or name another folder."
                 ) from None
             # Some network file systems have no locks; training without one is better than not at all.
-        for unfinished in folder.path.rglob(".*.tmp*"):  # Of a run that was killed while it wrote.
-            unfinished.unlink(missing_ok=True)
+        for place in (folder.path, folder.checkpoints, folder.plots):
+            for unfinished in place.glob(".*.tmp*"):  # Of a run that was killed while it wrote.
+                if unfinished.is_file():
+                    unfinished.unlink(missing_ok=True)
         if not folder.config_file.exists():
             record_config(folder, config)
         yield

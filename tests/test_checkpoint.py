@@ -69,6 +69,18 @@ def test_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
     assert loaded is not None and loaded[1] == {"step": 1_000_000}
 
 
+def test_damaged_ones_of_later_steps_do_not_take_the_place_of_what_is_saved(tmp_path: Path) -> None:
+    for step in (900, 1000):
+        (tmp_path / f"step-{step:08d}.npz").write_bytes(b"damaged")
+    reported: list[str] = []
+    checkpoints = Checkpoints(tmp_path, keep=1, report=reported.append)
+    for step in (10, 20):
+        checkpoints.save(step, some_arrays(step), {"step": step})
+    loaded = checkpoints.load_latest()
+    assert loaded is not None and loaded[1] == {"step": 20}
+    assert len(reported) == 2 and not (tmp_path / "step-00000010.npz").exists()
+
+
 def test_newest_means_the_highest_step_not_the_latest_file(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, 5, report=fail)
     for step in (20, 10):

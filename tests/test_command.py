@@ -28,7 +28,16 @@ def raising(error: BaseException) -> Callable[[Any], int]:
         (UserError("--this: received 1, expected 2."), 2, "tool: error: --this: received 1, expected 2.\n"),
         (KeyboardInterrupt(), 130, "tool: stopped\n"),
         (BrokenPipeError(), 141, ""),
-        (OSError(28, "No space left on device"), 2, "tool: error: cannot write the output: No space left on device.\n"),
+        (
+            OSError(28, "No space left on device"),
+            2,
+            "tool: error: cannot write the output: No space left on device; name another place.\n",
+        ),
+        (
+            OSError(36, "File name too long", "long"),
+            2,
+            "tool: error: cannot use 'long': File name too long; name another place.\n",
+        ),
     ],
 )
 def test_how_a_command_may_end(capsys: pytest.CaptureFixture[str], error: BaseException, code: int, line: str) -> None:

@@ -91,6 +91,17 @@ def test_without_a_place_to_keep_it(tmp_path: Path) -> None:
     assert python(LOAD, XDG_CACHE_HOME=str(blocked)).stdout == "True\n"
 
 
+def test_without_a_home(tmp_path: Path) -> None:
+    """As a user without an entry in /etc/passwd, such as a container's."""
+    no_home = "import pathlib\ndef fail(): raise RuntimeError('no home')\npathlib.Path.home = fail\n"
+    assert python(no_home + LOAD, XDG_CACHE_HOME="").stdout == "True\n"
+
+
+def test_a_lock_that_cannot_be_opened(cache: Path) -> None:
+    (cache / "lock").mkdir(parents=True)
+    assert python(LOAD, XDG_CACHE_HOME=str(cache.parents[1])).stdout == "True\n"
+
+
 def test_a_damaged_library_is_named(cache: Path) -> None:
     cache.mkdir(parents=True)
     library = cache / library_name(find_level(cpu_flags()))
@@ -124,6 +135,9 @@ def test_the_compiler_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_compiler() == ["g++", "-pipe"]
     monkeypatch.setenv("CXX", "nosuch++")
     with pytest.raises(KernelError, match="CXX names nosuch"):
+        find_compiler()
+    monkeypatch.setenv("CXX", 'g++ "-O')
+    with pytest.raises(KernelError, match="CXX is no command"):
         find_compiler()
 
 

@@ -268,6 +268,12 @@ def test_evaluating_once_on_held_out_images_and_saving_often(configure: Configur
     assert saved_steps(tmp_path / "run") == [24, 34]
 
 
+def test_evaluating_more_often_than_there_are_steps(configure: Configure, tmp_path: Path) -> None:
+    train(configure({"training.steps": 3, "evaluation.every_epochs": 0.001}), tmp_path / "run")
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["kind"] == "evaluate"] == [1, 2, 3]
+
+
 def test_synthetic_data_needs_no_files(configure: Configure, tmp_path: Path) -> None:
     settings = {"data.kind": "synthetic", "data.path": "/nowhere/mnist.npz", "training.steps": 60}
     result = train(configure(settings), tmp_path / "run")

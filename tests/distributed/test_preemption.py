@@ -1,6 +1,7 @@
 """A signal stops all ranks after the same step with one checkpoint, from which any number of devices goes on."""
 
 import signal
+import time
 
 import pytest
 
@@ -46,6 +47,27 @@ def test_preempted_and_resumed_elsewhere(
     # less, because another order of summation may flip single ReLUs and then grows.
     assert resumed.losses == pytest.approx(expected.losses, abs=0.02)
     assert_close(resumed.weights, expected.weights, tolerance=0.05)
+
+
+@pytest.mark.parametrize(("strategy", "moment"), [("horovod", 0.7), ("multiworker", 1.0)])
+def test_ctrl_c_while_ranks_start(start: StartRun, strategy: str, moment: float) -> None:
+    run = start("run", *SETTINGS, "--strategy", strategy, "--devices", "2")
+    time.sleep(moment)
+    run.process.send_signal(signal.SIGINT)
+    assert run.finish() == 130, run.output
+    last = run.output.splitlines()[-1]
+    assert last.startswith(("mnist-dist: interrupted", "preempted by SIGINT after step ")), run.output
+
+
+def test_resumed_on_more_devices_than_one(start: StartRun) -> None:
+    """Of a run that was started without saying how, on one device."""
+    run = start("run", *SETTINGS)
+    run.read_until("step    12")
+    run.process.send_signal(signal.SIGTERM)
+    assert run.finish() == 0, run.output
+    run = start("run", *SETTINGS, "--resume", "--devices", "2")
+    assert run.finish() == 0, run.output
+    assert run.result["status"] == "completed" and run.result["replicas"] == 2
 
 
 def test_ctrl_c_stops_with_a_checkpoint(start: StartRun) -> None:
