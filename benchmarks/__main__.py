@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from benchmarks.record import Record
     from benchmarks.store import Store
 
+ENDING = (signal.SIGTERM, signal.SIGUSR2)  # The latter is Slurm's warning before a job's time is over.
 KEPT = "what has been measured is kept, --resume goes on"
 
 
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def leave(number: int, _: object) -> NoReturn:
     """Ends this process as a signal would, but with everything cleaned up on the way."""
+    for other in ENDING:  # The next would interrupt that.
+        signal.signal(other, signal.SIG_IGN)
     print(f"benchmarks: ended by {signal.Signals(number).name}; {KEPT}", file=sys.stderr)
     raise SystemExit(128 + number)
 
@@ -319,6 +322,6 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    for sent in (signal.SIGTERM, signal.SIGUSR2):  # The latter is Slurm's warning before a job's time is over.
-        signal.signal(sent, leave)
+    for ending in ENDING:
+        signal.signal(ending, leave)
     sys.exit(main())

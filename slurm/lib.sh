@@ -98,8 +98,13 @@ all_nodes_answer() {
 # Whether nobody has cancelled the job, and its time is not over: Slurm then still calls it running.
 is_wanted() {
     local state
-    state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) || state=RUNNING # No answer: no reason to give up.
-    [[ $state == RUNNING ]]
+    for _ in 1 2 3; do # What ends the job may have ended squeue as well.
+        if state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T); then
+            [[ $state == RUNNING ]]
+            return
+        fi
+        sleep 1
+    done # No answer: no reason to give up.
 }
 
 requeue_job() {
