@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -30,7 +31,8 @@ def leave(number: int, _: object) -> NoReturn:
     """Ends this process as a signal would, but with everything cleaned up on the way."""
     for other in ENDING:  # The next would interrupt that.
         signal.signal(other, signal.SIG_IGN)
-    print(f"benchmarks: ended by {signal.Signals(number).name}; {KEPT}", file=sys.stderr)
+    # Not by print, which the signal may have interrupted.
+    os.write(2, f"benchmarks: ended by {signal.Signals(number).name}; {KEPT}\n".encode())
     raise SystemExit(128 + number)
 
 

@@ -35,14 +35,14 @@ class Arm:
 
 
 def measure_both(
-    base: str, new: str, suite_name: str, results: Path | None, narrowing: Narrowing, resume: bool = False
+    base: str, new: str, suite_name: str, results: Path | None, narrowing: Narrowing, resume: bool
 ) -> tuple[list[Record], list[Record], set[str]]:
     """Measures both sides of every case and repeat one right after the other, in a random order.
 
     Args:
         base: a commit of this checkout, a YAML file, or KEY=VALUE; `new` likewise.
         results: gets the folders `base` and `new`, each a study.
-        resume: go on there, with what neither side has measured yet.
+        resume: go on there, with what one side or both have not measured yet.
 
     Returns:
         The records of both sides, matching case by case, and what is allowed to differ because it is the subject.

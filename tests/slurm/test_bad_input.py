@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from slurm.study import log_pattern
 from slurm.submission import read_submitted
 from tests.slurm.cluster import PAID, Cluster, wait_until
 from tests.slurm.conftest import ROOT
@@ -136,3 +137,14 @@ def test_a_cancelled_study_leaves_no_job(slurm: Cluster, tmp_path: Path) -> None
         return slurm.run(*command, "status", str(tmp_path / "study"), cwd=ROOT).stdout.count("CANCELLED") >= 3
 
     assert wait_until(all_cancelled, 60)
+
+
+def test_a_folder_whose_name_slurm_might_take_for_a_pattern(slurm: Cluster, tmp_path: Path) -> None:
+    results = tmp_path / "it's 50 %, or %j"
+    (results / "logs").mkdir(parents=True)
+    pattern = log_pattern(results)
+    job = slurm.run(
+        "sbatch", "--parsable", "--job-name=point", f"--output={pattern}", "--wrap=echo measured"
+    ).stdout.strip()
+    assert slurm.wait(job)["JobState"] == "COMPLETED"
+    assert (results / "logs" / f"point-{job}.out").read_text() == "measured\n"
