@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mnist_dist.command import Parser, run_command
+from mnist_dist.command import Parser, folder_argument, run_command
 from mnist_dist.errors import EXIT_FAILED, UserError
 
 if TYPE_CHECKING:
@@ -89,14 +89,8 @@ def add_run(commands: Any) -> None:
 
 def add_results(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
-        "--results", type=folder, metavar="DIR", help="folder of the study (default: results/SUITE-DATE-TIME)"
+        "--results", type=folder_argument, metavar="DIR", help="folder of the study (default: results/SUITE-DATE-TIME)"
     )
-
-
-def folder(text: str) -> Path:
-    if not text:  # Such as a variable of the shell that is not set.
-        raise argparse.ArgumentTypeError("received '', expected the name of a folder")
-    return Path(text)
 
 
 def add_narrowing(parser: argparse._ActionsContainer) -> None:
@@ -209,7 +203,7 @@ def add_report(commands: Any) -> None:
         help="write report.md, report.csv, report.html and figures of a study",
         description="Write the report of the records in a folder, complete or not, and print its table.",
     )
-    parser.add_argument("results", type=Path, metavar="DIR", help="folder of the study")
+    parser.add_argument("results", type=folder_argument, metavar="DIR", help="folder of the study")
     parser.add_argument("--mlperf", action="store_true", help="also MLPerf log lines, in DIR/mlperf")
     parser.add_argument("--tensorboard", action="store_true", help="also TensorBoard scalars, in DIR/tensorboard")
     parser.set_defaults(command=run_report)
@@ -312,7 +306,9 @@ def add_predict(commands: Any) -> None:
         help="predict throughput at numbers of devices that were not measured",
         description="Fit scaling models to a study and print throughput and efficiency, with intervals, far beyond it.",
     )
-    parser.add_argument("results", type=Path, metavar="DIR", help="folder of a study with several numbers of devices")
+    parser.add_argument(
+        "results", type=folder_argument, metavar="DIR", help="folder of a study with several numbers of devices"
+    )
     parser.set_defaults(command=run_predict)
 
 

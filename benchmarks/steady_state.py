@@ -195,7 +195,8 @@ def _too_short(slowest: np.ndarray, warm_up: int) -> str:
     needed = float(slowest[:warm_up].sum()) + FEWEST_WINDOWS * window
     return (
         f"too short: {len(steady)} of the {FEWEST_WINDOWS} windows needed after the warm-up ({steady.sum():.1f} s); "
-        f"measure for at least {needed:.1f} s (by measure_seconds or training.epochs)"
+        f"measure for at least {needed:.1f} s (a suite's measure_seconds, --seconds of peers and perf, or more "
+        "training.epochs)"
     )
 
 

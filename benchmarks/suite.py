@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 
 from benchmarks.case import Case, Kind, StrategyName
 from benchmarks.record import one_line
@@ -74,6 +74,14 @@ class Block(Section):
     ablation_repeats: PositiveInt | None = Field(None, description="Of the ablations, instead of the block's.")
     settings: dict[str, Any] = Field(default_factory=dict, description="Of the training runs, by dotted key.")
     vary: dict[str, Values] = Field(default_factory=dict, description="Settings that take each of some values.")
+
+    @field_validator("ablations")
+    @classmethod
+    def _check_ablations(cls, ablations: bool, info: ValidationInfo) -> bool:
+        kind = info.data.get("kind", "train")
+        if ablations and kind != "train":
+            raise ValueError(f"false, as nothing can be left out of kind {kind}")
+        return ablations
 
 
 class Suite(Section):
@@ -305,7 +313,8 @@ def _ablations(case: Case) -> Iterator[Case]:
 def _batches(block: Block, devices: int) -> list[int]:
     """Returns the global batch sizes of a block's cases on this many devices."""
     per_device = block.images_per_device or ([] if block.global_batch_size else [DEFAULT_IMAGES_PER_DEVICE])
-    return [images * devices for images in per_device] + (block.global_batch_size or [])
+    batches = [images * devices for images in per_device] + (block.global_batch_size or [])
+    return batches if block.kind in ("train", "input") else batches[:1]  # The others have sizes of their own.
 
 
 def _device_counts(block: Block, suite: Suite, machine: Machine, narrowing: Narrowing) -> list[int]:
@@ -361,6 +370,12 @@ def _skip_reason(case: Case, machine: Machine) -> str | None:
         return f"{on_host} devices on one host, which has {machine.gpus} GPU{'s' if machine.gpus > 1 else ''}"
     if case.global_batch_size % case.devices:
         return f"a global batch of {case.global_batch_size} images does not divide over {case.devices} devices"
+    accumulated = case.settings.get("training.accumulation_steps", 1)
+    if isinstance(accumulated, int) and case.global_batch_size % (case.devices * max(accumulated, 1)):
+        return (
+            f"a global batch of {case.global_batch_size} images does not divide over {case.devices} devices in "
+            f"{accumulated} accumulation steps"
+        )
     if case.settings.get("runtime.precision") == "mixed_float16" and not machine.has_float16:
         return "the CPU has no float16 arithmetic"
     if case.strategy == "horovod" and not machine.has_horovod:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_dist import __version__
-from mnist_dist.command import EXIT_INTERRUPTED, Parser, run_command
+from mnist_dist.command import EXIT_INTERRUPTED, Parser, folder_argument, run_command
 from mnist_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def add_train(commands: Any) -> None:
         "--config", metavar="FILE", help=f"a YAML file, or one of: {', '.join(shipped_configs())} (default: default)"
     )
     parser.add_argument(
-        "--workdir", type=Path, metavar="DIR", help="folder of the run (default: runs/CONFIG-DATE-TIME)"
+        "--workdir", type=folder_argument, metavar="DIR", help="folder of the run (default: runs/CONFIG-DATE-TIME)"
     )
     parser.add_argument(
         "--resume", action="store_true", help="continue the run in --workdir with its settings; start it if it is new"
@@ -156,7 +156,7 @@ def train_here_or_in_ranks(config: Config, workdir: Path, resume: bool, cluster:
 
 
 def add_workdir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("workdir", type=Path, metavar="WORKDIR", help="folder of a finished run")
+    parser.add_argument("workdir", type=folder_argument, metavar="WORKDIR", help="folder of a finished run")
 
 
 def add_evaluate(commands: Any) -> None:
@@ -215,7 +215,9 @@ def add_export(commands: Any) -> None:
     )
     add_workdir(parser)
     parser.add_argument("--format", required=True, choices=["savedmodel", "tflite", "tflite-int8"])
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder to write into (default: WORKDIR/export)")
+    parser.add_argument(
+        "--output", type=folder_argument, metavar="DIR", help="folder to write into (default: WORKDIR/export)"
+    )
     parser.set_defaults(command=run_export)
 
 

@@ -33,6 +33,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_BAD_INPUT, f"{name}: error: {message}; see `{self.prog} --help`.\n")
 
 
+def folder_argument(text: str) -> Path:
+    """The type of an argument that names a folder: a text, as TensorFlow and JSON take nothing else."""
+    if not text:  # Such as a variable of the shell that is not set.
+        raise argparse.ArgumentTypeError("received '', expected the name of a folder")
+    if os.fsencode(text).decode(errors="ignore") != text:
+        raise argparse.ArgumentTypeError(f"received {os.fsencode(text)!r}, expected a name in UTF-8")
+    return Path(text)
+
+
 def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: str = "interrupted") -> int:
     """Parses, runs the chosen command's function, and returns its exit code.
 

@@ -23,6 +23,7 @@ IMAGE_SIZE = 28  # Pixels along each edge.
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Timeout = Annotated[float, Field(gt=0, le=604_800)]  # A week, in seconds; sockets overflow at some length.
 MAX_UNITS = 65_536  # Of a layer.
 Units = Annotated[int, Field(gt=0, le=MAX_UNITS)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -161,10 +162,8 @@ class RuntimeConfig(Section):
     all_reduce: bool = Field(
         True, description="Sum gradients over replicas; false, with measure_seconds, shows what that costs."
     )
-    join_timeout_seconds: PositiveFloat = Field(
-        120.0, description="Longest wait for all ranks to start and find each other."
-    )
-    stall_timeout_seconds: PositiveFloat = Field(
+    join_timeout_seconds: Timeout = Field(120.0, description="Longest wait for all ranks to start and find each other.")
+    stall_timeout_seconds: Timeout = Field(
         600.0, description="Longest wait for the other ranks in one call, compiling included, before the job ends."
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.command import Parser, run_command
+from mnist_dist.command import Parser, folder_argument, run_command
 from mnist_dist.errors import UserError
 
 
@@ -66,7 +66,7 @@ def add_scaling(commands: Any) -> None:
     parser.add_argument("--suite", default="scaling", metavar="SUITE", help="what is measured (default: scaling)")
     parser.add_argument("--repeats", type=positive, metavar="N", help="instead of the suite's")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the trainings")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="default: results/scaling-DATE-TIME")
+    parser.add_argument("--results", type=folder_argument, metavar="DIR", help="default: results/scaling-DATE-TIME")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
         "--array", action="store_true", help="one array instead, whose members all get the nodes of the largest"

@@ -1,11 +1,12 @@
 """What all command lines say and return when something is wrong."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mnist_dist.command import Parser, run_command
+from mnist_dist.command import Parser, folder_argument, run_command
 from mnist_dist.errors import UserError
 
 
@@ -61,3 +62,17 @@ def test_a_wrong_flag_is_one_line(capsys: pytest.CaptureFixture[str], prog: str,
     assert ended.value.code == 2
     line = capsys.readouterr().err
     assert line.startswith(f"{name}: error: ") and line.count("\n") == 1 and f"`{prog} " in line
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("", "received '', expected the name of a folder"), ("a\udcff", r"received b'a\xff', expected a name in UTF-8")],
+)
+def test_names_that_no_folder_can_have(name: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = Parser(prog="tool")
+    parser.add_argument("--workdir", type=folder_argument)
+    assert parser.parse_args(["--workdir", "Größe/%d"]).workdir == Path("Größe/%d")
+    with pytest.raises(SystemExit) as exit_info:
+        parser.parse_args(["--workdir", name])
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err == f"tool: error: argument --workdir: {expected}; see `tool --help`.\n"

@@ -134,6 +134,11 @@ def test_settings_cannot_be_changed_in_place() -> None:
         ("training.epochs", True, "training.epochs: received True (bool), expected a valid integer."),
         ("training.epochs", 1.0, "training.epochs: received 1.0 (float), expected a valid integer."),
         ("training.epochs", 0, "training.epochs: received 0 (int), expected greater than 0."),
+        (
+            "runtime.join_timeout_seconds",
+            1e10,
+            "runtime.join_timeout_seconds: received 10000000000.0 (float), expected less than or equal to 604800.",
+        ),
         ("training.epochs", None, "training.epochs: received None (NoneType), expected a valid integer."),
         ("training.epochs.x", 1, "training.epochs: received {'x': 1} (dict), expected a valid integer."),
         ("training.label_smoothing", 1.0, "training.label_smoothing: received 1.0 (float), expected less than 1."),

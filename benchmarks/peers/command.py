@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mnist_dist.command import folder_argument
 from mnist_dist.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def add_perf(commands: Any) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser, name: str, only: str) -> None:
-    parser.add_argument("--results", type=Path, metavar="DIR", help="(default: results/COMMAND-DATE-TIME)")
+    parser.add_argument("--results", type=folder_argument, metavar="DIR", help="(default: results/COMMAND-DATE-TIME)")
     parser.add_argument(
         "--repeats",
         type=_at_least_one,

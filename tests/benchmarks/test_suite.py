@@ -122,6 +122,11 @@ class TestExpansion:
         several = {("collectives", name, 2) for name in ("mirrored", "multiworker", "horovod")}
         assert found == several | {("matmul", "single", 1)}
 
+    def test_what_does_not_depend_on_a_batch_is_measured_once(self) -> None:
+        batches = {"images_per_device": [64, 128], "global_batch_size": [512], "strategies": "single", "devices": 1}
+        suite = make_suite(*({"kind": kind, **batches} for kind in ("train", "input", "matmul")))
+        assert Counter(case.kind for case in cases_of(plan(suite))) == {"train": 3, "input": 3, "matmul": 1}
+
     def test_a_block_may_name_devices_that_the_suite_does_not(self) -> None:
         planned = plan(make_suite({"devices": [4]}, {"devices": [1]}, strategies="horovod", devices=[1]))
         assert {(item.case.devices, item.skip_reason) for item in planned} == {(4, None), (1, None)}
@@ -209,6 +214,12 @@ class TestSkipReasons:
     def test_of_a_batch_that_does_not_divide(self) -> None:
         (planned,) = plan(make_suite({"global_batch_size": 7}, strategies="mirrored", devices=[2]))
         assert planned.skip_reason == "a global batch of 7 images does not divide over 2 devices"
+
+    def test_of_a_batch_that_does_not_divide_into_accumulation_steps(self) -> None:
+        block = {"global_batch_size": 8, "vary": {"training.accumulation_steps": [1, 3, 4]}}
+        planned = plan(make_suite(block, strategies="mirrored", devices=[2]))
+        expected = "a global batch of 8 images does not divide over 2 devices in 3 accumulation steps"
+        assert [item.skip_reason for item in planned] == [None, expected, None]
 
     def test_more_devices_than_cores_run_all_the_same(self) -> None:
         assert {item.skip_reason for item in plan(make_suite({}, devices=[1, 4]))} == {None}
@@ -312,6 +323,7 @@ class TestFiles:
             (HEAD + "repeat: 3\nblocks: [{}]", "repeat: no such field, expected one of description, minutes, repeats"),
             (HEAD + "blocks: [{device: 1}]", "blocks.0.device: no such field, expected one of kind, strategies"),
             (HEAD + "blocks: [{kind: trian}]", "blocks.0.kind: received 'trian'"),
+            (HEAD + "blocks: [{kind: input, ablations: true}]", "blocks.0.ablations: received True (bool), expected"),
             (HEAD + "blocks: [{images_per_device: [a]}]", "blocks.0.images_per_device.0: received 'a'"),
             (HEAD + "blocks: [{measure_seconds: -1}]", "blocks.0.measure_seconds: received -1"),
             (HEAD + "blocks: [{measure_seconds: .nan}]", "blocks.0.measure_seconds: received nan"),
