@@ -19,7 +19,7 @@ from tests.distributed.conftest import (
     wait_until,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 SGD = ["--optimizer", "sgd", "--learning-rate", "0.02"]
 # Long enough to be hit in the middle, with a checkpoint every 10 steps.
