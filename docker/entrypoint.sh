@@ -12,7 +12,9 @@ if [ ! -w "$TMPDIR" ] && [ -w . ]; then
 fi
 HOME=${HOME:-/}
 if [ "$HOME" = / ] || [ "$HOME" = "$PWD" ] || [ ! -w "$HOME" ]; then
-    HOME=$(mktemp -d "$TMPDIR/home.XXXXXX" 2>/dev/null) || HOME=/
+    # The same each time, for what is cached there, and since a TMPDIR of the host keeps it; but nobody else's.
+    HOME=$TMPDIR/home-$(id -u)
+    mkdir -m 700 "$HOME" 2>/dev/null || { [ -O "$HOME" ] && [ ! -L "$HOME" ]; } || HOME=/
 fi
 export HOME TMPDIR
 

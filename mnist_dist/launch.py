@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mnist_dist import horovod_build
 from mnist_dist.cluster import Cluster, cores_of, free_port
@@ -51,19 +51,21 @@ def train_in_ranks(config: Config, workdir: Path, resume: bool) -> dict[str, Any
     if resume and (result := folder.read_result()) and result["status"] == "completed":
         return result
     make_plan(config, len(load_arrays(config.data).train_images))
-    with tempfile.NamedTemporaryFile("w", prefix="mnist-dist-", suffix=".yaml") as file:
+    command = [sys.executable, "-m", "mnist_dist", "train", "--config", "/dev/stdin", "--workdir", str(workdir)]
+    command += ["--resume"] if resume else []
+    with tempfile.TemporaryFile("w") as file:  # It has no name, so that nothing is left however this process ends.
         file.write(config_to_yaml(config))
         file.flush()
-        command = [sys.executable, "-m", "mnist_dist", "train", "--config", file.name, "--workdir", str(workdir)]
-        command += ["--resume"] if resume else []
-        run_ranks(command, config.runtime.devices, horovod=config.runtime.strategy == "horovod")
+        run_ranks(command, config.runtime.devices, horovod=config.runtime.strategy == "horovod", stdin=file)
     result = folder.read_result()
     if result is None:
         raise TrainingError(f"launch: all ranks ended well, but '{folder.result_file}' is missing; is the disk shared?")
     return result
 
 
-def run_ranks(command: Sequence[str], ranks: int, *, horovod: bool, port: int | None = None) -> None:
+def run_ranks(
+    command: Sequence[str], ranks: int, *, horovod: bool, port: int | None = None, stdin: IO[str] | None = None
+) -> None:
     """Runs the command once per rank on this host and waits for all.
 
     Output lines appear as `[rank] line`. SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 go to every rank.
@@ -71,13 +73,14 @@ def run_ranks(command: Sequence[str], ranks: int, *, horovod: bool, port: int | 
     Args:
         command: program and arguments, the same for all ranks.
         horovod: hold a rendezvous for Horovod's ranks meanwhile.
+        stdin: a file that every rank can read as /dev/stdin, from its beginning; None: there is nothing to read.
 
     Raises:
         TrainingError: a rank ended with another code than 0; names the rank and quotes its last lines.
     """
     port = port or free_port(ranks + 2)
     with rendezvous("127.0.0.1", port, ("127.0.0.1",) * ranks) if horovod else contextlib.nullcontext():
-        asyncio.run(_Group(command, ranks, port).run())
+        asyncio.run(_Group(command, ranks, port, stdin).run())
 
 
 @contextlib.contextmanager
@@ -203,10 +206,11 @@ class _Rank:
 class _Group:
     """The ranks of one run, from start to the end of the last."""
 
-    def __init__(self, command: Sequence[str], size: int, port: int) -> None:
+    def __init__(self, command: Sequence[str], size: int, port: int, stdin: IO[str] | None) -> None:
         self.command = command
         self.size = size
         self.port = port
+        self.stdin = stdin
         self.ranks: list[_Rank] = []
         self.interrupted = False  # By Ctrl-C.
 
@@ -242,7 +246,7 @@ class _Group:
             | _importing_as_here()
             | cluster.to_environment()
             | {HEARTBEAT_VARIABLE: str(heartbeat_write), PARENT_VARIABLE: str(os.getpid())},
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=self.stdin or asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             pass_fds=[heartbeat_write],

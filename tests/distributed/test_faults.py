@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -57,12 +58,18 @@ def test_resumed_after_one_rank_was_killed(start: StartRun, start_once: StartRun
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_resumed_after_all_were_killed(start: StartRun, start_once: StartRun, strategy: str) -> None:
+def test_resumed_after_all_were_killed(
+    start: StartRun, start_once: StartRun, strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     run = start("run", *SHORT, "--strategy", strategy, "--devices", "2")
     run.read_until("step    24")
     run.process.kill()  # The launcher alone: the kernel ends its ranks.
     run.process.wait()
     assert wait_until(lambda: not rank_processes(run.process.pid), seconds=5), "ranks outlived their launcher"
+    assert list(temporary.iterdir()) == []
     resumed = start("run", *SHORT, "--strategy", strategy, "--devices", "2", "--resume").succeed()
     assert "Resuming after step" in resumed.output
     expected = start_once(f"60 steps {strategy}", *SHORT, "--strategy", strategy, "--devices", "2")

@@ -93,7 +93,14 @@ def test_user_without_home_gets_one(programs: Path, tmp_path: Path, home: dict[s
     scratch.mkdir()
     home = {name: text.format(results=tmp_path) for name, text in home.items()}
     lines = start(programs, tmp_path, "train", TMPDIR=str(scratch), **home).stdout.splitlines()
-    assert Path(lines[1]).parent == scratch and Path(lines[1]).is_dir()
+    assert Path(lines[1]) == scratch / f"home-{os.geteuid()}" and Path(lines[1]).is_dir()
+    assert start(programs, tmp_path, "train", TMPDIR=str(scratch), **home).stdout.splitlines() == lines
+    assert len(list(scratch.iterdir())) == 1
+
+
+def test_home_of_somebody_else_is_not_taken(programs: Path, tmp_path: Path) -> None:
+    (tmp_path / f"home-{os.geteuid()}").symlink_to(tmp_path)
+    assert start(programs, tmp_path, "train", TMPDIR=str(tmp_path)).stdout.splitlines()[1] == "/"
 
 
 def test_temporary_files_go_below_the_results_where_nothing_else_can_be_written(programs: Path, tmp_path: Path) -> None:
