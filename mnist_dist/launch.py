@@ -53,7 +53,8 @@ def train_in_ranks(config: Config, workdir: Path, resume: bool) -> dict[str, Any
     make_plan(config, len(load_arrays(config.data).train_images))
     command = [sys.executable, "-m", "mnist_dist", "train", "--config", "/dev/stdin", "--workdir", str(workdir)]
     command += ["--resume"] if resume else []
-    with tempfile.TemporaryFile("w") as file:  # It has no name, so that nothing is left however this process ends.
+    # A file without a name: nothing is left of it, however this process ends.
+    with tempfile.TemporaryFile("w", encoding="utf-8") as file:
         file.write(config_to_yaml(config))
         file.flush()
         run_ranks(command, config.runtime.devices, horovod=config.runtime.strategy == "horovod", stdin=file)
