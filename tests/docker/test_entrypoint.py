@@ -87,7 +87,7 @@ def test_home_that_can_be_written_stays(programs: Path, tmp_path: Path) -> None:
     assert lines[1:] == [str(programs), str(tmp_path)]
 
 
-@pytest.mark.parametrize("home", [{}, {"HOME": "/"}, {"HOME": "/nowhere"}, {"HOME": "{results}"}])
+@pytest.mark.parametrize("home", [{}, {"HOME": "/"}, {"HOME": "{results}/missing"}, {"HOME": "{results}"}])
 def test_user_without_home_gets_one(programs: Path, tmp_path: Path, home: dict[str, str]) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -104,7 +104,7 @@ def test_home_of_somebody_else_is_not_taken(programs: Path, tmp_path: Path) -> N
 
 
 def test_temporary_files_go_below_the_results_where_nothing_else_can_be_written(programs: Path, tmp_path: Path) -> None:
-    lines = start(programs, tmp_path, "train", TMPDIR="/nowhere").stdout.splitlines()
+    lines = start(programs, tmp_path, "train", TMPDIR=str(tmp_path / "missing")).stdout.splitlines()
     assert lines[2] == str(tmp_path / ".cache" / "tmp") and Path(lines[2]).is_dir()
     assert Path(lines[1]).parent == Path(lines[2])
 

@@ -16,7 +16,8 @@ from tests.slurm.conftest import ROOT
 
 def scaling(cluster: Cluster, results: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "slurm", "scaling", "--suite", "quick", "--results", str(results), *arguments]
-    return cluster.run(*command, check=False, env={"XDG_CONFIG_HOME": "/nowhere"}, cwd=ROOT)
+    no_site = {"XDG_CONFIG_HOME": str(results.with_name("no_site"))}  # Jobs have it, too, and may write there.
+    return cluster.run(*command, check=False, env=no_site, cwd=ROOT)
 
 
 def known_jobs(cluster: Cluster, states: str = "all") -> set[str]:
