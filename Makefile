@@ -23,11 +23,11 @@ peers: $(HOROVOD) $(PEERS)/.installed ## measure Keras' fit, Horovod's example a
 
 test: $(HOROVOD) ## run the whole test suite; installs Slurm where it may, builds Horovod the first time
 	@slurm/install_for_tests.sh
-	@$(BIN)/python -m pytest -m "not alone" --numprocesses 2 --dist loadgroup
-	@$(BIN)/python -m pytest -m alone
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/test_*.py tests/docker
+	@$(BIN)/python -m pytest --ignore-glob='tests/test_*.py' --ignore tests/docker
 
 test-fast: $(INSTALLED) ## run the unit tests, in about a minute
-	@$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadgroup --durations 3
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile --durations 3
 
 lint: $(INSTALLED) ## check style and types
 	@$(BIN)/ruff check .

@@ -22,17 +22,6 @@ os.environ.pop("PYTHONUNBUFFERED", None)  # Programs must show what they say wit
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # For the processes that tests start, too.
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps together, where tests run side by side, those of a file, which share what they have prepared.
-
-    All on Slurm are one group: they share a cluster, and the number of a job decides the ports of its training.
-    """
-    for item in items:
-        group = "slurm" if item.path.parent.name == "slurm" else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def tf() -> ModuleType:
     return import_tensorflow()

@@ -8,7 +8,6 @@ from tests.benchmarks.harness import REPOSITORY, environment
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_measuring_costs_less_than_one_percent() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.overhead"],

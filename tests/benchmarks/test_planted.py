@@ -27,7 +27,7 @@ from benchmarks.summary import summarize
 from tests.benchmarks.harness import BATCH_SIZE, MACHINE, small_settings
 from tests.benchmarks.hindered import DELAY_SECONDS, SLOW_RANK
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 MEASURE_SECONDS = 3.5  # About twenty windows of a hindered step.
 MOST_REPEATS = 4

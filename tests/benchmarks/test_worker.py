@@ -58,7 +58,6 @@ def test_matrix_products_with_a_setting_that_is_compared(tmp_path: Path, tiny_mn
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_matrix_products_use_all_cores_of_a_device(tmp_path: Path, tiny_mnist: Path) -> None:
     """Both are busy at once. How much more they compute then is another matter: two may be one core's hyperthreads."""

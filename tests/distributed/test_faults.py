@@ -20,7 +20,7 @@ from tests.distributed.conftest import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 SGD = ["--optimizer", "sgd", "--learning-rate", "0.02"]
 # Long enough to be hit in the middle, with a checkpoint every 10 steps.
