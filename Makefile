@@ -23,6 +23,7 @@ peers: $(HOROVOD) $(PEERS)/.installed ## measure Keras' fit, Horovod's example a
 
 test: $(HOROVOD) ## run the whole test suite; installs Slurm where it may, builds Horovod the first time
 	@slurm/install_for_tests.sh
+# Side by side only what shares no cluster, and neither judges a throughput nor how soon ranks end.
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/test_*.py tests/docker
 	@$(BIN)/python -m pytest --ignore-glob='tests/test_*.py' --ignore tests/docker
 

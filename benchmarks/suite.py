@@ -368,13 +368,12 @@ def _skip_reason(case: Case, machine: Machine) -> str | None:
         return f"{cores} cores on one host, where the job has {machine.cores}"
     if machine.gpus and on_host > machine.gpus:
         return f"{on_host} devices on one host, which has {machine.gpus} GPU{'s' if machine.gpus > 1 else ''}"
-    if case.global_batch_size % case.devices:
-        return f"a global batch of {case.global_batch_size} images does not divide over {case.devices} devices"
-    accumulated = case.settings.get("training.accumulation_steps", 1)
-    if isinstance(accumulated, int) and case.global_batch_size % (case.devices * max(accumulated, 1)):
+    steps = case.settings.get("training.accumulation_steps", 1)
+    steps = max(steps, 1) if isinstance(steps, int) else 1  # What else is given is refused with all settings.
+    if case.global_batch_size % (case.devices * steps):
         return (
-            f"a global batch of {case.global_batch_size} images does not divide over {case.devices} devices in "
-            f"{accumulated} accumulation steps"
+            f"a global batch of {case.global_batch_size} images does not divide over {case.devices} "
+            f"device{'s' if case.devices > 1 else ''}" + (f" in {steps} accumulation steps" if steps > 1 else "")
         )
     if case.settings.get("runtime.precision") == "mixed_float16" and not machine.has_float16:
         return "the CPU has no float16 arithmetic"

@@ -95,7 +95,8 @@ def test_too_short_says_how_long_it_needs(seconds: list[float], needed: str) -> 
     state = find_steady_state([1] * len(seconds), [seconds])
     assert state.first_window == 0
     assert state.reason_unstable is not None and state.reason_unstable.startswith("too short")
-    assert f"measure for at least {needed} (a suite's measure_seconds, --seconds of peers" in state.reason_unstable
+    advice = "(a suite's measure_seconds, --seconds of peers and perf, or more training.epochs)"
+    assert state.reason_unstable.endswith(f"measure for at least {needed} {advice}")
 
 
 def test_too_little_left_after_the_warm_up() -> None:
