@@ -13,13 +13,13 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 bench: $(HOROVOD) ## measure throughput and accuracy of every strategy on 1 and 2 devices; builds Horovod the first time
-	@$(BIN)/python -m benchmarks run quick
+	@$(BIN)/mnist-dist bench run quick
 
 train: $(INSTALLED) ## train the default configuration on the embedded MNIST
 	@$(BIN)/mnist-dist train
 
 peers: $(HOROVOD) $(PEERS)/.installed ## measure Keras' fit, Horovod's example and PyTorch beside ours
-	@$(BIN)/python -m benchmarks peers --pytorch-python $(PEERS)/bin/python
+	@$(BIN)/mnist-dist bench peers --pytorch-python $(PEERS)/bin/python
 
 test: $(HOROVOD) ## run the whole test suite; installs Slurm where it may, builds Horovod the first time
 	@slurm/install_for_tests.sh
@@ -54,7 +54,7 @@ $(PEERS)/.installed: benchmarks/peers/requirements-pytorch.txt
 	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-$(HOROVOD): $(INSTALLED) mnist_dist/horovod_build.py
+$(HOROVOD): $(INSTALLED) mnist_dist/distributed/horovod_build.py
 	@$(BIN)/mnist-dist install-horovod
 	@touch $@
 

@@ -1,1 +1,1 @@
-"""Measurements on top of mnist_dist, which never imports from here."""
+"""Measurements on top of the training: throughput and accuracy on 1 to N devices, compared and explained."""

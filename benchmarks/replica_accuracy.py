@@ -3,7 +3,7 @@
 Each replica keeps its batch, so the global batch grows with the number of replicas and the number of steps shrinks;
 the learning rate follows by the configuration's rule. Each run is a process of its own:
 
-    python -m benchmarks.replica_accuracy --strategy mirrored --replicas 1,2,4,8 --seeds 3
+    python -m mnist_dist.benchmarks.replica_accuracy --strategy mirrored --replicas 1,2,4,8 --seeds 3
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.replica_accuracy", description=(__doc__ or "").partition("\n\n")[0]
+        prog="python -m mnist_dist.benchmarks.replica_accuracy", description=(__doc__ or "").partition("\n\n")[0]
     )
     parser.add_argument("--replicas", type=numbers, default=[1, 2, 4, 8], metavar="N,N,...", help="default: 1,2,4,8")
     parser.add_argument("--strategy", default="mirrored", help="mirrored, multiworker or horovod (default: mirrored)")

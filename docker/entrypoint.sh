@@ -32,8 +32,8 @@ esac
 
 case "${1:-help}" in
 train) exec mnist-dist "$@" ;;
-bench) shift && exec python -m benchmarks run "$@" ;;
-report) exec python -m benchmarks "$@" ;;
+bench) shift && exec mnist-dist bench run "$@" ;;
+report) exec mnist-dist bench "$@" ;;
 help)
     cat <<'USAGE'
 train [FLAG...]             train the CNN on MNIST; see `train --help`

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import shlex
 import sys
@@ -17,8 +18,8 @@ from mnist_dist.command import EXIT_INTERRUPTED, Parser, folder_argument, run_co
 from mnist_dist.errors import UserError
 
 if TYPE_CHECKING:
-    from mnist_dist.cluster import Cluster
     from mnist_dist.config import Config
+    from mnist_dist.distributed.cluster import Cluster
 
 # Flags for the settings that most runs change; --set reaches all of them.
 FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -35,10 +36,20 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "--batch-norm": ("model.batch_norm", {"action": argparse.BooleanOptionalAction}),
     "--seed": ("seed", {"type": int, "metavar": "N"}),
 }
+# Commands that have commands of their own: the module that parses them, and what they are for.
+GROUPS = {
+    "bench": ("mnist_dist.benchmarks.command", "measure suites on 1 to N devices, report, compare, predict"),
+    "slurm": ("mnist_dist.slurm.command", "submit scaling studies to a cluster, and look after them"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 the run failed, 2 bad input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in GROUPS:
+        module, _ = GROUPS[arguments[0]]
+        code: int = importlib.import_module(module).main(arguments[1:])
+        return code
     return run_command(make_parser(), arguments)
 
 
@@ -56,6 +67,8 @@ def make_parser() -> Parser:
     add_export(commands)
     add_doctor(commands)
     add_install_horovod(commands)
+    for name, (_, text) in GROUPS.items():
+        commands.add_parser(name, help=text)
     return parser
 
 
@@ -110,8 +123,8 @@ def run_train(args: argparse.Namespace) -> int:
         raise UserError("--resume: no --workdir was given, expected the folder of the run to continue.")
     workdir = args.workdir or Path("runs") / f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
-    from mnist_dist.cluster import find_cluster
-    from mnist_dist.workdir import Workdir
+    from mnist_dist.distributed.cluster import find_cluster
+    from mnist_dist.training.workdir import Workdir
 
     cluster = find_cluster(os.environ)
     before = Workdir(workdir).read_result() if args.resume and workdir.is_dir() else None
@@ -143,14 +156,14 @@ def describe_result(result: dict[str, Any], workdir: Path) -> str:
 
 def train_here_or_in_ranks(config: Config, workdir: Path, resume: bool, cluster: Cluster) -> dict[str, Any]:
     """Trains in this process, or in one process per device that this one starts and watches."""
-    from mnist_dist.strategies import resolve_strategy
+    from mnist_dist.distributed.strategies import resolve_strategy
 
     runtime = resolve_strategy(config.runtime, cluster)
     if cluster.launcher != "none" or runtime.strategy in ("single", "mirrored"):
-        from mnist_dist.trainer import train
+        from mnist_dist.training.trainer import train
 
         return train(config, workdir, resume)
-    from mnist_dist.launch import train_in_ranks
+    from mnist_dist.distributed.launch import train_in_ranks
 
     return train_in_ranks(config.model_copy(update={"runtime": runtime}), workdir, resume)
 
@@ -173,7 +186,7 @@ def add_evaluate(commands: Any) -> None:
 def run_evaluate(args: argparse.Namespace) -> int:
     import json
 
-    from mnist_dist import evaluate
+    from mnist_dist.inference import evaluate
 
     model, arrays = load_run(args.workdir)
     evaluation = evaluate.summarize(arrays.test_labels, evaluate.predict(model, arrays.test_images))
@@ -197,7 +210,8 @@ def add_predict(commands: Any) -> None:
 
 
 def run_predict(args: argparse.Namespace) -> int:
-    from mnist_dist import model, predict
+    from mnist_dist.inference import predict
+    from mnist_dist.network import model
     from mnist_dist.runtime import import_tensorflow
 
     import_tensorflow()
@@ -222,7 +236,7 @@ def add_export(commands: Any) -> None:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    from mnist_dist import export
+    from mnist_dist.inference import export
 
     model, arrays = load_run(args.workdir)
     print(export.render(export.export(model, arrays, args.output or args.workdir / "export", args.format)))
@@ -260,7 +274,7 @@ def add_install_horovod(commands: Any) -> None:
 
 
 def run_install_horovod(args: argparse.Namespace) -> int:
-    from mnist_dist import horovod_build
+    from mnist_dist.distributed import horovod_build
 
     horovod_build.install(mpi=args.mpi, wheel_dir=args.wheel_dir, force=args.force)
     return 0
@@ -269,8 +283,8 @@ def run_install_horovod(args: argparse.Namespace) -> int:
 def load_run(workdir: Path) -> tuple[Any, Any]:
     """Loads the model of a finished run and the data it was trained on."""
     from mnist_dist.config import read_config
-    from mnist_dist.dataset import load_arrays
-    from mnist_dist.model import load_model
+    from mnist_dist.data.dataset import load_arrays
+    from mnist_dist.network.model import load_model
     from mnist_dist.runtime import import_tensorflow
 
     import_tensorflow()

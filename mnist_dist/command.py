@@ -29,8 +29,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **{"allow_abbrev": False} | options)
 
     def error(self, message: str) -> NoReturn:
-        name = self.prog.removeprefix("python -m ").split()[0]
-        self.exit(EXIT_BAD_INPUT, f"{name}: error: {message}; see `{self.prog} --help`.\n")
+        self.exit(EXIT_BAD_INPUT, f"{self.prog.split()[0]}: error: {message}; see `{self.prog} --help`.\n")
 
 
 def folder_argument(text: str) -> Path:
@@ -49,10 +48,14 @@ def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: st
         parser: its commands set `command` to a function from their arguments to an exit code.
         interrupted: what to say after Ctrl-C.
     """
-    name = parser.prog.removeprefix("python -m ")
+    name = parser.prog.split()[0]
+    arguments = sys.argv[1:] if arguments is None else arguments
     _reopen_closed_streams()
     try:
         try:
+            if not arguments:
+                parser.print_help()
+                return EXIT_BAD_INPUT
             args = parser.parse_args(arguments)
             code: int = args.command(args)
         finally:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mnist_dist import __version__
+from mnist_dist.distributed.horovod_build import IDLE_CYCLE_MILLISECONDS, waits_for_tensors
 from mnist_dist.errors import UserError
-from mnist_dist.horovod_build import IDLE_CYCLE_MILLISECONDS, waits_for_tensors
 
 OK, ABSENT, BROKEN = "ok", "-", "BROKEN"  # ABSENT: optional, and not there.
 MIN_FREE_BYTES = 500_000_000  # Of a run with its checkpoints and logs, about 20 MB are used.
@@ -53,7 +53,7 @@ def check_versions() -> Iterator[Finding]:
 
 def check_data() -> Iterator[Finding]:
     from mnist_dist.config import DataConfig
-    from mnist_dist.dataset import load_arrays
+    from mnist_dist.data.dataset import load_arrays
 
     arrays = load_arrays(DataConfig())
     counts = f"{len(arrays.train_images):,} training and {len(arrays.test_images):,} test images"
@@ -110,12 +110,12 @@ def check_training() -> Iterator[Finding]:
     import numpy as np
 
     from mnist_dist.config import DataConfig, parse_config
-    from mnist_dist.dataset import load_arrays, make_train_dataset
-    from mnist_dist.model import build_model
-    from mnist_dist.optimizers import build_optimizer
+    from mnist_dist.data.dataset import load_arrays, make_train_dataset
+    from mnist_dist.distributed.strategies import Single
+    from mnist_dist.network.model import build_model
+    from mnist_dist.network.optimizers import build_optimizer
     from mnist_dist.runtime import decide_precision, find_device
-    from mnist_dist.steps import make_train_steps
-    from mnist_dist.strategies import Single
+    from mnist_dist.training.steps import make_train_steps
 
     config, arrays = parse_config({}), load_arrays(DataConfig())
     precision = decide_precision("auto", find_device()).value

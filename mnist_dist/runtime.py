@@ -15,10 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mnist_dist import kernel_build
-from mnist_dist.cluster import Cluster
 from mnist_dist.config import RuntimeConfig
+from mnist_dist.distributed.cluster import Cluster
 from mnist_dist.errors import UserError
+from mnist_dist.network.cpu import build as kernel_build
 
 FLOAT16_FLAGS = frozenset({"avx512_fp16", "amx_fp16"})  # Of CPUs that compute with it.
 

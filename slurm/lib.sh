@@ -37,7 +37,7 @@ if [[ ${MNIST_DIST_CONTAINER-} ]]; then
             exit 2
             ;;
     esac
-    # For `python -m benchmarks`, which runs outside of the container and starts its tasks within.
+    # For `mnist-dist bench`, which runs outside of the container and starts its tasks within.
     export MNIST_DIST_SRUN_FLAGS=${container_flags[*]@Q} MNIST_DIST_TASK_PYTHON=${python[*]@Q}
 fi
 srun=(srun --mpi=none --distribution=block --kill-on-bad-exit=1 --wait=20 "${container_flags[@]}")
@@ -59,7 +59,7 @@ option_value() {
 # Checks nodes, devices and the folder of the results before anything heavy starts.
 preflight() {
     if [[ ${MNIST_DIST_PREFLIGHT-} != off ]]; then
-        "${srun[@]}" "${python[@]}" -m slurm.preflight "$1" || end_job $?
+        "${srun[@]}" "${python[@]}" -m mnist_dist.slurm.preflight "$1" || end_job $?
     fi
 }
 

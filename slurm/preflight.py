@@ -1,7 +1,7 @@
 """Checks the ranks of a job step against one another before anything heavy starts, in seconds and in plain words.
 
-`srun ... python -m slurm.preflight DIR` meets at rank 0 over plain sockets. Rank 0 prints one line for each finding,
-naming the node, and exits with 1 where there is one. Standard library only.
+`srun ... python -m mnist_dist.slurm.preflight DIR` meets at rank 0 over plain sockets. Rank 0 prints one line for each
+finding, naming the node, and exits with 1 where there is one. Standard library only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import mnist_dist
-from mnist_dist.cluster import Cluster, find_cluster
+from mnist_dist.distributed.cluster import Cluster, find_cluster
 from mnist_dist.errors import EXIT_FAILED, UserError
 
 JOIN_SECONDS = 60.0  # For all ranks to start: a shared disk may be slow to deliver Python to many nodes.
@@ -76,7 +76,7 @@ class Clock:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m slurm.preflight", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m mnist_dist.slurm.preflight", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the results, which all ranks must share")
     parser.add_argument(
         "--join-seconds", type=float, default=JOIN_SECONDS, metavar="S", help="longest wait for a rank (default: 60)"

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from slurm.scheduler import JobState
-from slurm.submission import ENDED, Submitted, SubmittedJob, record_file
+from mnist_dist.slurm.scheduler import JobState
+from mnist_dist.slurm.submission import ENDED, Submitted, SubmittedJob, record_file
 
 HEADER = ("strategy", "devices", "job", "state", "time", "measured", "failed")
 
@@ -41,9 +41,7 @@ def describe_report(submitted: Submitted, state: JobState | None, results: Path)
     if report.exists() and report.stat().st_mtime >= record_file(results).stat().st_mtime:  # No earlier submission's.
         return f"report: {report}"
     if state is None or state.state in ENDED:
-        return (
-            f"report: none; job {submitted.report_job} has ended. Make it with `python -m benchmarks report {results}`."
-        )
+        return f"report: none; job {submitted.report_job} has ended. Make it with `mnist-dist bench report {results}`."
     return f"report: will be in {results} (job {submitted.report_job}: {describe(state)})"
 
 

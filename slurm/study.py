@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mnist_dist.errors import UserError, nearest
-from slurm.site import Site, sbatch_flags
+from mnist_dist.slurm.site import Site, sbatch_flags
 
 STRATEGIES = ("mirrored", "multiworker", "horovod")  # Beside `single`, the baseline on one device.
 SCRIPTS = Path(__file__).resolve().parent
@@ -24,7 +24,7 @@ class Request:
         gpus: whether a device is a GPU, or else a share of a node's cores.
         points: the strategies and numbers of devices that the suite measures.
         mode: "jobs" (one for each number of devices), "array" (of those) or "nested" (one job for all).
-        options: further options of `python -m benchmarks run`.
+        options: further options of `mnist-dist bench run`.
     """
 
     devices: Sequence[int]

@@ -13,8 +13,8 @@ from typing import Any
 
 from mnist_dist.errors import UserError
 from mnist_dist.files import write_json
-from slurm import scheduler
-from slurm.study import Job, Request, report_command
+from mnist_dist.slurm import scheduler
+from mnist_dist.slurm.study import Job, Request, report_command
 
 ENDED = (
     *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"),
@@ -86,7 +86,7 @@ def check_results(results: Path) -> None:
         if active:
             raise UserError(
                 f"--results: the jobs {', '.join(active)} of '{results}' have not ended; wait for them, cancel them "
-                f"with `python -m slurm cancel {results}`, or name another folder."
+                f"with `mnist-dist slurm cancel {results}`, or name another folder."
             )
 
 
@@ -130,7 +130,7 @@ def read_submitted(results: Path) -> Submitted:
     except FileNotFoundError:
         raise UserError(
             f"STUDY: '{results}' holds no '{file.name}', expected the results folder of a study that "
-            "`python -m slurm scaling` has submitted."
+            "`mnist-dist slurm scaling` has submitted."
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"STUDY: cannot read '{file}' ({error!r}); it may be damaged.") from None

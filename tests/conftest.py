@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mnist_dist.config import DataConfig
-from mnist_dist.dataset import Arrays, load_arrays
+from mnist_dist.data.dataset import Arrays, load_arrays
 from mnist_dist.errors import UserError
 from mnist_dist.runtime import import_tensorflow
 

@@ -22,9 +22,9 @@ from PIL import Image
 import mnist_dist
 from mnist_dist.__main__ import main
 from mnist_dist.config import Config, read_config
-from mnist_dist.dataset import Arrays
+from mnist_dist.data.dataset import Arrays
 from mnist_dist.runtime import find_device
-from mnist_dist.writers import Console
+from mnist_dist.training.writers import Console
 
 REPOSITORY = Path(mnist_dist.__file__).parent.parent
 COMMANDS = ["train", "evaluate", "predict", "export", "doctor", "install-horovod"]
@@ -144,13 +144,19 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"mnist-dist {mnist_dist.__version__}\n"
 
 
+@pytest.mark.parametrize("arguments", [[], ["bench"], ["slurm"]])
+def test_without_arguments_it_prints_its_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out.startswith(f"usage: {' '.join(['mnist-dist', *arguments])} [-h]") and not output.err
+
+
 # --- Bad input: the command line ---
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "the following arguments are required: COMMAND; see `mnist-dist --help`."),
         (["trian"], r"argument COMMAND: invalid choice: 'trian' \(choose from .*train.*\); see `mnist-dist --help`\."),
         (["train", "--epochs", "x"], "argument --epochs: invalid int value: 'x'; see `mnist-dist train --help`."),
         (["train", "--learning-rate", ""], r"argument --learning-rate: invalid float value: ''; see .*"),

@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 
 import mnist_dist
-from mnist_dist.cluster import Cluster
 from mnist_dist.config import RuntimeConfig
+from mnist_dist.distributed.cluster import Cluster
 from mnist_dist.runtime import (
     Decision,
     Device,
@@ -234,7 +234,7 @@ def python(script: str, arguments: Sequence[str] = (), **environment: str) -> su
 
 
 CONFIGURE = """
-from mnist_dist.cluster import Cluster
+from mnist_dist.distributed.cluster import Cluster
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.runtime import configure_runtime
 settings = RuntimeConfig(
@@ -263,7 +263,7 @@ def test_settings_reach_a_fresh_tensorflow_which_stays_quiet() -> None:
 
 BRANCHES = """
 import os, sys
-from mnist_dist.cluster import Cluster
+from mnist_dist.distributed.cluster import Cluster
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.runtime import configure_runtime
 cores = sorted(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""The commands `python -m benchmarks peers` and `python -m benchmarks perf`."""
+"""The commands `mnist-dist bench peers` and `mnist-dist bench perf`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mnist_dist.command import folder_argument
 from mnist_dist.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
-    from benchmarks.peers.contestants import Contestant, Environment
-    from benchmarks.peers.runs import Folder, Mode, Run
+    from mnist_dist.benchmarks.peers.contestants import Contestant, Environment
+    from mnist_dist.benchmarks.peers.runs import Folder, Mode, Run
 
 DEFAULT_SECONDS, DEFAULT_REPEATS = 10, 3
 
@@ -29,7 +29,7 @@ def add_peers(commands: Any) -> None:
             "environment is not there are skipped. Exits with 1 when a run failed."
         ),
         epilog=(
-            "Examples: `python -m benchmarks peers`; `python -m benchmarks peers --only keras-fit-seed --mode "
+            "Examples: `mnist-dist bench peers`; `mnist-dist bench peers --only keras-fit-seed --mode "
             "throughput --repeats 5`; `make peers`, which installs PyTorch first."
         ),
     )
@@ -49,7 +49,7 @@ def add_perf(commands: Any) -> None:
             "their intervals. Exits with 0 when all are reached, 1 when one is not or a run failed, 3 when the "
             "intervals cannot tell; more repeats narrow them."
         ),
-        epilog="Examples: `python -m benchmarks perf`; `python -m benchmarks perf --only keras-fit --repeats 10`.",
+        epilog="Examples: `mnist-dist bench perf`; `mnist-dist bench perf --only keras-fit --repeats 10`.",
     )
     _add_common(parser, "GOAL", "a part of the goals")
     parser.set_defaults(command=run_perf)
@@ -85,9 +85,9 @@ def _at_least_one(text: str) -> int:
 
 
 def run_peers(args: argparse.Namespace) -> int:
-    from benchmarks.peers.contestants import choose
-    from benchmarks.peers.run import MODES, wanted_runs
-    from benchmarks.peers.table import make_rows, write_table
+    from mnist_dist.benchmarks.peers.contestants import choose
+    from mnist_dist.benchmarks.peers.run import MODES, wanted_runs
+    from mnist_dist.benchmarks.peers.table import make_rows, write_table
 
     environment, contestants = _prepare(args)
     modes = MODES if args.mode == "both" else (args.mode,)
@@ -98,7 +98,7 @@ def run_peers(args: argparse.Namespace) -> int:
 
 
 def run_perf(args: argparse.Namespace) -> int:
-    from benchmarks.peers import goals
+    from mnist_dist.benchmarks.peers import goals
 
     environment, contestants = _prepare(args)
     chosen, on_gpus = goals.load_goals(args.only), environment.machine.gpus > 0
@@ -110,8 +110,8 @@ def run_perf(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> tuple[Environment, dict[str, Contestant]]:
-    from benchmarks.peers.contestants import find_environment, make_contestants
-    from benchmarks.runner import find_machine
+    from mnist_dist.benchmarks.measure.runner import find_machine
+    from mnist_dist.benchmarks.peers.contestants import find_environment, make_contestants
 
     machine = find_machine()
     return find_environment(machine, args.pytorch_python), make_contestants(args.seconds, machine)
@@ -120,8 +120,8 @@ def _prepare(args: argparse.Namespace) -> tuple[Environment, dict[str, Contestan
 def _measure(
     args: argparse.Namespace, command: str, wanted: list[tuple[Contestant, Mode]], environment: Environment
 ) -> tuple[Folder, list[Run]]:
-    from benchmarks.peers.run import measure_peers
-    from benchmarks.peers.runs import Folder
+    from mnist_dist.benchmarks.peers.run import measure_peers
+    from mnist_dist.benchmarks.peers.runs import Folder
 
     folder = Folder(args.results or Path("results") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}")
     runs = measure_peers(
@@ -138,4 +138,4 @@ def _exit_code(runs: list[Run]) -> int:
 
 
 def _command() -> str:
-    return shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    return shlex.join(["mnist-dist", *sys.argv[1:]])

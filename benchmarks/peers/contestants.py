@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.case import Case
-from benchmarks.environment import PACKAGE_FOLDER
-from benchmarks.peers.runs import Mode
-from benchmarks.suite import Machine
+from mnist_dist.benchmarks.measure.suite import Machine
+from mnist_dist.benchmarks.peers.runs import Mode
+from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.records.environment import CODE_FOLDER
 from mnist_dist.config import get_setting, load_config, setting_descriptions
 from mnist_dist.errors import UserError, nearest
 
-DATA = PACKAGE_FOLDER.parent / "mnist_dist" / "data" / "mnist.npz"
-PYTORCH_PYTHON = PACKAGE_FOLDER.parent / ".venv-peers" / "bin" / "python"
+DATA = CODE_FOLDER / "mnist_dist" / "data" / "mnist.npz"
+PYTORCH_PYTHON = CODE_FOLDER / ".venv-peers" / "bin" / "python"
 GIVE_UP_SECONDS = 600.0  # For an accuracy that does not come.
 RANK_BATCH_SIZE, RANK_STEPS_PER_CALL = 256, 20  # Where ranks are compared with independent processes.
 OURS, OURS_ACCURACY = "ours", "speedrun"
@@ -31,7 +31,7 @@ class Script:
     """A peer's script, with what it needs.
 
     Attributes:
-        module: of benchmarks.peers.
+        module: of mnist_dist.benchmarks.peers.
         flags: beyond those that all scripts take.
         python: in which environment it runs.
         ranks: that `horovodrun` starts; None: it needs no Horovod.
@@ -49,7 +49,7 @@ class Script:
     def command(self, python: str, mode: Mode, seconds: float, seed: int, out: Path) -> list[str]:
         launcher = [python, "-m", "horovod.runner.launch", "-np", str(self.ranks), "--gloo"] if self.ranks else []
         common = ["--data", str(DATA), "--mode", mode, "--seconds", f"{seconds:g}", "--seed", str(seed)]
-        module = f"benchmarks.peers.{self.module}"
+        module = f"mnist_dist.benchmarks.peers.{self.module}"
         return [*launcher, python, "-m", module, *common, *self.flags, "--out", str(out)]
 
 

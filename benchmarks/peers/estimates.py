@@ -12,10 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.peers.runs import Run
-from benchmarks.stats import Estimate, LogEstimate, Series, estimate_rate, estimate_ratio, expected_running_time
-from benchmarks.steady_state import SteadyState, find_steady_state, merge_windows
-from benchmarks.summary import why_unstable
+from mnist_dist.benchmarks.analysis.summary import why_unstable
+from mnist_dist.benchmarks.peers.runs import Run
+from mnist_dist.benchmarks.statistics.stats import (
+    Estimate,
+    LogEstimate,
+    Series,
+    estimate_rate,
+    estimate_ratio,
+    expected_running_time,
+)
+from mnist_dist.benchmarks.statistics.steady_state import SteadyState, find_steady_state, merge_windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +46,7 @@ class TimeTo:
 
     Attributes:
         reached: of `runs` runs, among them those that failed.
-        expected_seconds: what repeating until success takes, see `benchmarks.stats.expected_running_time`; inf if no
+        expected_seconds: what repeating until success takes, see `statistics.stats.expected_running_time`; inf if no
             run reached it.
         outcomes: seconds, and whether the accuracy was reached in them, by repeat.
     """

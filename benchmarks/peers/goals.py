@@ -15,12 +15,20 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
-from benchmarks.case import Case
-from benchmarks.peers.contestants import Contestant
-from benchmarks.peers.estimates import Throughput, TimeTo, throughput, throughput_ratio, time_ratio, time_to, why_none
-from benchmarks.peers.runs import Mode, PeerStudy, Run
-from benchmarks.peers.table import describe_machine, estimate_text, estimate_to_json, number
-from benchmarks.stats import Estimate
+from mnist_dist.benchmarks.peers.contestants import Contestant
+from mnist_dist.benchmarks.peers.estimates import (
+    Throughput,
+    TimeTo,
+    throughput,
+    throughput_ratio,
+    time_ratio,
+    time_to,
+    why_none,
+)
+from mnist_dist.benchmarks.peers.runs import Mode, PeerStudy, Run
+from mnist_dist.benchmarks.peers.table import describe_machine, estimate_text, estimate_to_json, number
+from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.config import PositiveFloat, Section, explain
 from mnist_dist.errors import EXIT_FAILED, UserError, nearest
 from mnist_dist.files import write_json, write_text
@@ -72,7 +80,7 @@ def load_goals(only: Sequence[str] | None = None) -> list[Goal]:
     Raises:
         UserError: a name is not known, or the file is not accepted.
     """
-    text = (resources.files("benchmarks") / "peers" / "goals.yaml").read_text(encoding="utf-8")
+    text = (resources.files("mnist_dist.benchmarks.peers") / "goals.yaml").read_text(encoding="utf-8")
     try:
         goals = {content["name"]: Goal.model_validate(content) for content in yaml.safe_load(text)}
     except ValidationError as error:

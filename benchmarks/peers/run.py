@@ -12,14 +12,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from benchmarks import runner
-from benchmarks.case import Case
-from benchmarks.environment import find_git, find_hardware, find_software, known_variables
-from benchmarks.peers.contestants import GIVE_UP_SECONDS, Contestant, Environment, Script, python_of
-from benchmarks.peers.runs import Evaluation, Folder, Measured, Mode, PeerStudy, Run, read_measured
-from benchmarks.progress import Progress, make_progress
-from benchmarks.record import Record
-from benchmarks.runner import Study
+from mnist_dist.benchmarks.measure import runner
+from mnist_dist.benchmarks.measure.runner import Study
+from mnist_dist.benchmarks.peers.contestants import GIVE_UP_SECONDS, Contestant, Environment, Script, python_of
+from mnist_dist.benchmarks.peers.runs import Evaluation, Folder, Measured, Mode, PeerStudy, Run, read_measured
+from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.records.environment import find_git, find_hardware, find_software, known_variables
+from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.report.progress import Progress, make_progress
 
 MODES: tuple[Mode, ...] = ("throughput", "accuracy")
 STARTING_SECONDS = 300.0  # A process that has not begun to train by then never will.

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from benchmarks.record import Git, Hardware, NonNegativeFloat, Status, Strings
+from mnist_dist.benchmarks.records.record import Git, Hardware, NonNegativeFloat, Status, Strings
 from mnist_dist.config import NonNegativeInt, PositiveFloat, PositiveInt, Section, explain
 from mnist_dist.errors import UserError
 from mnist_dist.files import write_json

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.case import Case
-from benchmarks.labels import MISSING, label_range
-from benchmarks.peers.contestants import OURS, OURS_ACCURACY, Contestant
-from benchmarks.peers.estimates import Throughput, TimeTo, throughput, throughput_ratio, time_ratio, time_to
-from benchmarks.peers.runs import PeerStudy, Run
-from benchmarks.peers.script import TARGET_ACCURACY
-from benchmarks.stats import Estimate
+from mnist_dist.benchmarks.peers.contestants import OURS, OURS_ACCURACY, Contestant
+from mnist_dist.benchmarks.peers.estimates import Throughput, TimeTo, throughput, throughput_ratio, time_ratio, time_to
+from mnist_dist.benchmarks.peers.runs import PeerStudy, Run
+from mnist_dist.benchmarks.peers.scripts.script import TARGET_ACCURACY
+from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.report.labels import MISSING, label_range
+from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.files import write_json, write_text
 
 TARGETS = (0.98, 0.99, 0.995)

@@ -9,6 +9,6 @@ export PIP_CONSTRAINT=/steps/constraints.txt
 cd /steps
 /opt/venv/bin/python -c '
 from pathlib import Path
-from mnist_dist import horovod_build
+from mnist_dist.distributed import horovod_build
 horovod_build.install(wheel_dir=Path("/wheels"))
 ' || { tail --lines 100 /wheels/*/*.log; exit 1; }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compiles the kernels for CPUs beside their source in /steps/mnist_dist, for every level of this architecture.
+# Compiles the kernels for CPUs beside their source in /steps/mnist_dist/network/cpu, for every level of this architecture.
 set -euo pipefail
 
 command -v g++ >/dev/null || {
@@ -8,4 +8,4 @@ command -v g++ >/dev/null || {
     rm -rf /var/lib/apt/lists/*
 }
 cd /steps
-/opt/venv/bin/python -c 'from mnist_dist import kernel_build; kernel_build.build_for_image()'
+/opt/venv/bin/python -c 'from mnist_dist.network.cpu import build; build.build_for_image()'

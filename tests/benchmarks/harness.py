@@ -12,15 +12,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.case import Case
-from benchmarks.runner import Study
-from benchmarks.suite import Machine
+from mnist_dist.benchmarks.measure.runner import Study
+from mnist_dist.benchmarks.measure.suite import Machine
+from mnist_dist.benchmarks.records.case import Case
 
 REPOSITORY = Path(__file__).parents[2]
 MARK = "MNIST_DIST_TEST_MARK"  # A variable by which the processes of a test are told from all others.
 MACHINE = Machine(cores=2, gpus=0, devices_per_host=2)
 BATCH_SIZE = 32
-COMMAND = [sys.executable, "-m", "benchmarks"]
+COMMAND = [sys.executable, "-m", "mnist_dist", "bench"]
 
 
 def small_settings(data: Path) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def write_suite(file: Path, data: Path, **changes: Any) -> Path:
 
 
 def start(*arguments: str | Path, mark: str = "", cwd: Path = REPOSITORY) -> subprocess.Popen[str]:
-    """Starts `python -m benchmarks` as a process, its output to be read."""
+    """Starts `mnist-dist bench` as a process, its output to be read."""
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
         cwd=cwd,

@@ -23,10 +23,10 @@ SLOW_RANK = 1
 def main() -> None:
     what = sys.argv.pop(1)
 
-    from mnist_dist import launch
     from mnist_dist.__main__ import run
-    from mnist_dist.cluster import find_cluster
-    from mnist_dist.strategies import Horovod, Single
+    from mnist_dist.distributed import launch
+    from mnist_dist.distributed.cluster import find_cluster
+    from mnist_dist.distributed.strategies import Horovod, Single
 
     original = launch.run_ranks
 
@@ -48,7 +48,7 @@ def hinder_input(rank: int) -> None:
     """Each batch comes late."""
     import tensorflow as tf
 
-    from mnist_dist import trainer
+    from mnist_dist.training import trainer
 
     original = trainer.make_train_dataset
 
@@ -64,7 +64,7 @@ def hinder_input(rank: int) -> None:
 
 def hinder_rank(rank: int) -> None:
     """One rank computes each step for longer."""
-    from mnist_dist.strategies import Horovod
+    from mnist_dist.distributed.strategies import Horovod
 
     if rank == SLOW_RANK:
         lengthen_steps(Horovod, DELAY_SECONDS)
@@ -72,7 +72,7 @@ def hinder_rank(rank: int) -> None:
 
 def hinder_all_reduce(rank: int) -> None:
     """The gradients travel for longer, on all ranks."""
-    from mnist_dist.strategies import Horovod
+    from mnist_dist.distributed.strategies import Horovod
 
     original = Horovod.reduce
     Horovod.reduce = lambda self, tensor: original(self, *late([tensor], DELAY_SECONDS))

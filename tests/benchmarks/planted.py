@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.attribution import Attribution, attribute
-from benchmarks.case import Case, StrategyName
-from benchmarks.record import Record
-from benchmarks.scaling import find_curves
-from benchmarks.summary import CaseSummary, summarize
+from mnist_dist.benchmarks.analysis.attribution import Attribution, attribute
+from mnist_dist.benchmarks.analysis.scaling import find_curves
+from mnist_dist.benchmarks.analysis.summary import CaseSummary, summarize
+from mnist_dist.benchmarks.records.case import Case, StrategyName
+from mnist_dist.benchmarks.records.record import Record
 from tests.benchmarks.factory import make_study
 
 STEP_SECONDS = 10e-3  # Of one device with 128 images, without input.

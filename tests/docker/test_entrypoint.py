@@ -48,9 +48,9 @@ def start(programs: Path, folder: Path, *arguments: str, **environment: str) -> 
     ("arguments", "command"),
     [
         (["train", "--epochs", "1"], "mnist-dist train --epochs 1"),
-        (["bench", "quick", "--results", "x"], "python -m benchmarks run quick --results x"),
-        (["bench"], "python -m benchmarks run"),
-        (["report", "x"], "python -m benchmarks report x"),
+        (["bench", "quick", "--results", "x"], "mnist-dist bench run quick --results x"),
+        (["bench"], "mnist-dist bench run"),
+        (["report", "x"], "mnist-dist bench report x"),
         (["python", "-c", "pass"], "python -c pass"),
     ],
 )

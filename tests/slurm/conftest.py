@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.conftest import BATCH_SIZE, assert_close, odd_mnist, start_once
+from tests.processes.conftest import BATCH_SIZE, assert_close, odd_mnist, start_once
 from tests.slurm.cluster import ENDED, Cluster, missing_programs, start_cluster, wait_until
 
 __all__ = ["assert_close", "odd_mnist", "start_once"]

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from slurm.study import log_pattern
-from slurm.submission import read_submitted
+from mnist_dist.slurm.study import log_pattern
+from mnist_dist.slurm.submission import read_submitted
 from tests.slurm.cluster import PAID, Cluster, wait_until
 from tests.slurm.conftest import ROOT
 
 
 def scaling(cluster: Cluster, results: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "slurm", "scaling", "--suite", "quick", "--results", str(results), *arguments]
+    command = [sys.executable, "-m", "mnist_dist", "slurm", "scaling", "--suite", "quick"]
+    command += ["--results", str(results), *arguments]
     no_site = {"XDG_CONFIG_HOME": str(results.with_name("no_site"))}  # Jobs have it, too, and may write there.
     return cluster.run(*command, check=False, env=no_site, cwd=ROOT)
 
@@ -64,7 +65,7 @@ def test_nothing_is_submitted(slurm: Cluster, tmp_path: Path, arguments: tuple[s
     before = known_jobs(slurm)
     done = scaling(slurm, tmp_path / "study", *arguments)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"slurm: error: {line}"), done.stderr
+    assert done.stderr.startswith(f"mnist-dist: error: {line}"), done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert known_jobs(slurm) == before
     assert not (tmp_path / "study" / "slurm.json").exists()
@@ -76,8 +77,8 @@ def test_a_results_folder_that_cannot_be_written(slurm: Cluster, tmp_path: Path)
     done = scaling(slurm, tmp_path / "file" / "study", *CORES)
     assert done.returncode == 2
     assert done.stderr == (
-        f"slurm: error: --results: cannot write into '{tmp_path}/file/study': Not a directory; expected a folder on a "
-        "disk that all nodes share.\n"
+        f"mnist-dist: error: --results: cannot write into '{tmp_path}/file/study': Not a directory; expected a folder on "
+        "a disk that all nodes share.\n"
     )
     assert known_jobs(slurm) == before
 
@@ -85,7 +86,7 @@ def test_a_results_folder_that_cannot_be_written(slurm: Cluster, tmp_path: Path)
 def test_an_account_where_one_is_asked_for(slurm: Cluster, tmp_path: Path) -> None:
     done = scaling(slurm, tmp_path / "study", *CORES, "--partition", PAID, "--account", "physics")
     assert done.returncode == 0, done.stderr
-    end = slurm.run(sys.executable, "-m", "slurm", "cancel", str(tmp_path / "study"), cwd=ROOT)
+    end = slurm.run(sys.executable, "-m", "mnist_dist", "slurm", "cancel", str(tmp_path / "study"), cwd=ROOT)
     assert end.stdout.startswith("cancelled: ")
 
 
@@ -102,11 +103,11 @@ def test_refused_in_the_middle(slurm: Cluster, tmp_path: Path, refused: int) -> 
     )
     (tmp_path / "sbatch").chmod(0o755)
     before = known_jobs(slurm)
-    command = [sys.executable, "-m", "slurm", "scaling", "--suite", "quick", *CORES]
+    command = [sys.executable, "-m", "mnist_dist", "slurm", "scaling", "--suite", "quick", *CORES]
     path = f"{tmp_path}:{slurm.environment['PATH']}"
     done = slurm.run(*command, "--results", str(tmp_path / "study"), check=False, env={"PATH": path}, cwd=ROOT)
     assert done.returncode == 1
-    assert done.stderr == "slurm: error: sbatch: Invalid --time specification. Nothing was submitted.\n"
+    assert done.stderr == "mnist-dist: error: sbatch: Invalid --time specification. Nothing was submitted.\n"
     submitted = sorted(known_jobs(slurm) - before)
     assert len(submitted) == refused - 1
     assert {slurm.wait(job, 30)["JobState"] for job in submitted} == {"CANCELLED"}
@@ -118,14 +119,14 @@ def test_a_study_that_is_under_way_is_left_alone(slurm: Cluster, tmp_path: Path)
     before = known_jobs(slurm)
     again = scaling(slurm, tmp_path / "study", *CORES)
     assert again.returncode == 2
-    assert "have not ended; wait for them, cancel them with `python -m slurm cancel" in again.stderr
+    assert "have not ended; wait for them, cancel them with `mnist-dist slurm cancel" in again.stderr
     assert known_jobs(slurm) == before
-    slurm.run(sys.executable, "-m", "slurm", "cancel", str(tmp_path / "study"), cwd=ROOT)
+    slurm.run(sys.executable, "-m", "mnist_dist", "slurm", "cancel", str(tmp_path / "study"), cwd=ROOT)
 
 
 def test_a_cancelled_study_leaves_no_job(slurm: Cluster, tmp_path: Path) -> None:
     assert scaling(slurm, tmp_path / "study", *CORES, "--array").returncode == 0
-    command = (sys.executable, "-m", "slurm")
+    command = (sys.executable, "-m", "mnist_dist", "slurm")
     status = slurm.run(*command, "status", str(tmp_path / "study"), cwd=ROOT).stdout
     assert "horovod" in status and "report: will be in " in status, status
     cancelled = slurm.run(*command, "cancel", str(tmp_path / "study"), cwd=ROOT).stdout

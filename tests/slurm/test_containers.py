@@ -35,7 +35,7 @@ def test_apptainer_starts_every_task(submit: Submit, slurm: Cluster, tmp_path: P
     assert job.finish()["JobState"] == "FAILED", job.output
     lines = (tmp_path / "log").read_text().splitlines()
     begin = f"apptainer exec --bind {ROOT}:{ROOT},{tmp_path}:{tmp_path},/scratch:/scratch --pwd {tmp_path} my image.sif"
-    checks = [line for line in lines if line == f"{begin} python3 -m slurm.preflight runs"]
+    checks = [line for line in lines if line == f"{begin} python3 -m mnist_dist.slurm.preflight runs"]
     trainings = [line for line in lines if line.startswith(f"{begin} python3 -m mnist_dist train --strategy horrovod")]
     assert len(checks) == 4 and trainings, lines
     assert "pre-flight: 4 ranks on 2 nodes" in job.output

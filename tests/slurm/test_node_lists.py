@@ -8,12 +8,13 @@ import sys
 
 import pytest
 
-from mnist_dist.cluster import expand_node_list, expand_tasks_per_node, find_cluster
+from mnist_dist.distributed.cluster import expand_node_list, expand_tasks_per_node, find_cluster
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import ROOT
 
 PLACE = (
-    "import dataclasses, json, os; from mnist_dist.cluster import find_cluster; place = find_cluster(os.environ); "
+    "import dataclasses, json, os\nfrom mnist_dist.distributed.cluster import find_cluster\n"
+    "place = find_cluster(os.environ); "
     "names = ('SLURM_STEP_NODELIST', 'SLURM_STEP_TASKS_PER_NODE', 'SLURMD_NODENAME'); "
     "print(json.dumps(dataclasses.asdict(place) | {name: os.environ[name] for name in names}), flush=True)"
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.preflight import Clock, Report, compare, ranges, visible_gpus
+from mnist_dist.slurm.preflight import Clock, Report, compare, ranges, visible_gpus
 from tests.slurm.cluster import Cluster, start_cluster
 from tests.slurm.conftest import ROOT
 
@@ -119,13 +119,23 @@ def test_ranges(numbers: list[int], text: str) -> None:
     assert ranges(numbers) == text
 
 
+PREFLIGHT = f"{sys.executable} -m mnist_dist.slurm.preflight"
+
+
 # --- Under a real srun ---
 
 
 def preflight(
     cluster: Cluster, folder: Path, *flags: str, before: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    command = ["srun", "--mpi=none", "--distribution=block", *flags, *before, sys.executable, "-m", "slurm.preflight"]
+    command = [
+        "srun",
+        "--mpi=none",
+        "--distribution=block",
+        *flags,
+        *before,
+        *PREFLIGHT.split(),
+    ]
     return cluster.run(*command, str(folder), env={"PYTHONPATH": str(ROOT)}, check=False)
 
 
@@ -209,7 +219,7 @@ def test_another_version_on_one_node(slurm: Cluster, tmp_path: Path) -> None:
 
 
 def test_a_rank_that_never_comes_is_named(slurm: Cluster, tmp_path: Path) -> None:
-    script = f'[ $SLURM_PROCID = 2 ] && exec sleep 100; exec {sys.executable} -m slurm.preflight --join-seconds 3 "$0"'
+    script = f'[ $SLURM_PROCID = 2 ] && exec sleep 100; exec {PREFLIGHT} --join-seconds 3 "$0"'
     command = ["srun", "--mpi=none", "--kill-on-bad-exit=1", "--nodes=2", "--ntasks=3", "bash", "-c", script]
     begun = time.monotonic()
     done = slurm.run(*command, str(tmp_path), env={"PYTHONPATH": str(ROOT)}, check=False)
@@ -220,10 +230,8 @@ def test_a_rank_that_never_comes_is_named(slurm: Cluster, tmp_path: Path) -> Non
 
 def test_a_rank_that_dies_in_between_is_named(slurm: Cluster, tmp_path: Path) -> None:
     """It has come, but ends before it has reported."""
-    dies = "import os, slurm.preflight as check; check.look_around = lambda *_: os._exit(0); check.main()"
-    script = (
-        f"[ $SLURM_PROCID = 1 ] && exec {sys.executable} -c '{dies}' $0; exec {sys.executable} -m slurm.preflight $0"
-    )
+    dies = "import os, mnist_dist.slurm.preflight as check; check.look_around = lambda *_: os._exit(0); check.main()"
+    script = f"[ $SLURM_PROCID = 1 ] && exec {sys.executable} -c '{dies}' $0; exec {PREFLIGHT} $0"
     command = ["srun", "--mpi=none", "--nodes=2", "--ntasks=3", "bash", "-c", script, str(tmp_path)]
     done = slurm.run(*command, env={"PYTHONPATH": str(ROOT)}, check=False)
     assert done.returncode == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.conftest import Run, StartRun
+from tests.processes.conftest import Run, StartRun
 from tests.slurm.cluster import URGENT, Cluster, wait_until
 from tests.slurm.conftest import SGD, TRAIN, Job, Submit, assert_close
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.site import DEFAULTS_FILE, job_environment, load_site, sbatch_flags
+from mnist_dist.slurm.site import DEFAULTS_FILE, job_environment, load_site, sbatch_flags
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from slurm.submission import Submitted, read_submitted
+from mnist_dist.slurm.submission import Submitted, read_submitted
 from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.conftest import ROOT
 
@@ -35,7 +35,7 @@ class Study:
         self.cluster, self.results, self.suite = cluster, results, suite
 
     def command(self, *arguments: str) -> str:
-        return self.cluster.run(sys.executable, "-m", "slurm", *arguments, cwd=ROOT).stdout
+        return self.cluster.run(sys.executable, "-m", "mnist_dist", "slurm", *arguments, cwd=ROOT).stdout
 
     def submit(self, *arguments: str) -> str:
         flags = ("--suite", str(self.suite), "--results", str(self.results), "--strategies", "horovod")

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from slurm import scheduler
-from slurm.scheduler import JobState, Partition, check_partition, count_gpus
-from slurm.site import load_site
-from slurm.status import count_results, describe_report
-from slurm.study import Request, check_strategies, plan_jobs, render_commands, report_command, strategies_on
-from slurm.submission import Submitted
+from mnist_dist.slurm import scheduler
+from mnist_dist.slurm.scheduler import JobState, Partition, check_partition, count_gpus
+from mnist_dist.slurm.site import load_site
+from mnist_dist.slurm.status import count_results, describe_report
+from mnist_dist.slurm.study import Request, check_strategies, plan_jobs, render_commands, report_command, strategies_on
+from mnist_dist.slurm.submission import Submitted
 from tests.slurm.conftest import ROOT
 
 
@@ -150,7 +150,7 @@ def test_count_gpus(gres: str, count: int) -> None:
 
 
 def run(*arguments: str, path: str = "/nowhere") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "slurm", *arguments]
+    command = [sys.executable, "-m", "mnist_dist", "slurm", *arguments]
     environment = {"PATH": path, "PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": "/nowhere"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
@@ -173,39 +173,47 @@ def test_dry_run_needs_no_slurm_and_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (POINTS, "slurm: error: sbatch: it is not on PATH; run this where jobs are submitted, or add --dry-run."),
+        (POINTS, "sbatch: it is not on PATH; run this where jobs are submitted, or add --dry-run."),
         (
             ("scaling", "--gpus", "1,x", "--gpus-per-node", "2"),
-            "slurm: error: argument --gpus: received 'x'",
+            "argument --gpus: received 'x'",
         ),
-        (("scaling", "--gpus", "0", "--gpus-per-node", "2"), "slurm: error: argument --gpus: received '0'"),
+        (("scaling", "--gpus", "0", "--gpus-per-node", "2"), "argument --gpus: received '0'"),
         (
             ("scaling", "--gpus", "1"),
-            "slurm: error: one of the arguments --gpus-per-node --devices-per-node",
+            "one of the arguments --gpus-per-node --devices-per-node",
         ),
-        (("scaling", "--gpus", "1", "--devices-per-node", "2"), "slurm: error: --gpus goes with --gpus-per-node, and"),
-        ((*POINTS, "--array", "--nested"), "slurm: error: argument --nested: not allowed with argument --array"),
-        ((*POINTS, "--suite", "scalng"), "slurm: error: SUITE: received 'scalng', expected one of "),
-        ((*POINTS, "--set", "model.filter=[1, 2]"), "slurm: error: model.filter: no such setting. Did you mean"),
+        (
+            ("scaling", "--gpus", "1", "--devices-per-node", "2"),
+            "--gpus goes with --gpus-per-node, and",
+        ),
+        ((*POINTS, "--array", "--nested"), "argument --nested: not allowed with argument --array"),
+        ((*POINTS, "--suite", "scalng"), "SUITE: received 'scalng', expected one of "),
+        ((*POINTS, "--set", "model.filter=[1, 2]"), "model.filter: no such setting. Did you mean"),
         (
             (*POINTS, "--set", "runtime.devices=3"),
-            "slurm: error: runtime.devices: received as a setting of a case, exp",
+            "runtime.devices: received as a setting of a case, exp",
         ),
         (
             (*POINTS, "--suite", "collectives"),
-            "slurm: error: --gpus: received 1, but 'collectives' measures nothing on",
+            "--gpus: received 1, but 'collectives' measures nothing on",
         ),
-        ((*POINTS, "--set", "model.filters"), "slurm: error: --set: received 'model.filters', expected key=value"),
-        ((*POINTS, "--site", "nowhere.yaml"), "slurm: error: --site: cannot read 'nowhere.yaml': No such file"),
-        (("status", "nowhere"), "slurm: error: STUDY: 'nowhere' holds no 'slurm.json', expected the results folder of"),
-        (("cancel", "nowhere"), "slurm: error: STUDY: 'nowhere' holds no 'slurm.json', expected the results folder of"),
-        ((), "slurm: error: the following arguments are required: COMMAND"),
+        ((*POINTS, "--set", "model.filters"), "--set: received 'model.filters', expected key=value"),
+        ((*POINTS, "--site", "nowhere.yaml"), "--site: cannot read 'nowhere.yaml': No such file"),
+        (
+            ("status", "nowhere"),
+            "STUDY: 'nowhere' holds no 'slurm.json', expected the results folder of",
+        ),
+        (
+            ("cancel", "nowhere"),
+            "STUDY: 'nowhere' holds no 'slurm.json', expected the results folder of",
+        ),
     ],
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], line: str) -> None:
     done = run(*arguments)
     assert done.returncode == 2
-    assert done.stderr.startswith(line), done.stderr
+    assert done.stderr.startswith(f"{line}"), done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -251,7 +259,7 @@ def test_a_damaged_record_of_jobs_is_named(tmp_path: Path) -> None:
     (tmp_path / "slurm.json").write_text('{"jobs": [{}]}')
     done = run("status", str(tmp_path))
     assert done.returncode == 2
-    assert done.stderr.startswith(f"slurm: error: STUDY: cannot read '{tmp_path}/slurm.json' (KeyError('job'))")
+    assert done.stderr.startswith(f"mnist-dist: error: STUDY: cannot read '{tmp_path}/slurm.json' (KeyError('job'))")
 
 
 @pytest.mark.parametrize("command", [(), ("scaling",), ("status",), ("cancel",)])
@@ -266,7 +274,7 @@ def test_help_is_quick(command: tuple[str, ...]) -> None:
 
 
 def test_tensorflow_is_not_imported() -> None:
-    script = "import sys, slurm.__main__, slurm.preflight, slurm.status, slurm.submission, slurm.site; "
+    script = "import sys; from mnist_dist.slurm import command, preflight, site, status, submission; "
     script += "print([name for name in ('tensorflow', 'keras', 'numpy', 'matplotlib') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

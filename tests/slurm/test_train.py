@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.distributed.conftest import Run, StartRun
+from tests.processes.conftest import Run, StartRun
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import SGD, TRAIN, Submit, assert_close
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.peers.runs import Evaluation, Measured, Mode, PeerStudy, Run
-from benchmarks.record import Hardware
+from mnist_dist.benchmarks.peers.runs import Evaluation, Measured, Mode, PeerStudy, Run
+from mnist_dist.benchmarks.records.record import Hardware
 
 STARTED = "2026-01-01T12:00:00+00:00"
 STUDY = PeerStudy(

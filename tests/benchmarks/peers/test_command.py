@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers.command import add_peers, add_perf
-from benchmarks.peers.contestants import OURS
-from benchmarks.peers.runs import Folder
+from mnist_dist.benchmarks.peers.command import add_peers, add_perf
+from mnist_dist.benchmarks.peers.contestants import OURS
+from mnist_dist.benchmarks.peers.runs import Folder
 
 COMMANDS = (("peers", add_peers), ("perf", add_perf))
 
@@ -35,7 +35,7 @@ def test_flags(command: str) -> None:
 def test_peers_leaves_a_table_in_which_missing_peers_are_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("benchmarks.peers.contestants.PYTORCH_PYTHON", tmp_path / "missing")
+    monkeypatch.setattr("mnist_dist.benchmarks.peers.contestants.PYTORCH_PYTHON", tmp_path / "missing")
     options = ("--only", "fast-mnist", "--mode", "throughput", "--repeats", "1", "--seconds", "1")
     args = parse("peers", *options, "--results", str(tmp_path / "results"))
     assert args.command(args) == 0
@@ -61,7 +61,7 @@ def test_perf_cannot_tell_from_one_repeat(tmp_path: Path, capsys: pytest.Capture
 
 def test_imports_are_quick() -> None:
     script = (
-        "import sys, benchmarks.peers.command, benchmarks.peers.goals, benchmarks.peers.run\n"
+        "import sys\nfrom mnist_dist.benchmarks.peers import command, goals, run\n"
         "print(*({'tensorflow', 'keras', 'torch', 'horovod', 'matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

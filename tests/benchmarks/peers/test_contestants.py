@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.case import Case
-from benchmarks.peers.contestants import (
+from mnist_dist.benchmarks.measure.suite import Machine, training_settings
+from mnist_dist.benchmarks.peers.contestants import (
     DATA,
     OURS,
     Environment,
@@ -16,9 +16,9 @@ from benchmarks.peers.contestants import (
     find_environment,
     make_contestants,
 )
-from benchmarks.peers.run import MODES
-from benchmarks.peers.script import make_parser
-from benchmarks.suite import Machine, training_settings
+from mnist_dist.benchmarks.peers.run import MODES
+from mnist_dist.benchmarks.peers.scripts.script import make_parser
+from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.config import load_config, shipped_configs
 
 TWO_CORES = Machine(cores=2, gpus=0, devices_per_host=2)
@@ -47,11 +47,11 @@ def test_commands_are_what_the_scripts_understand() -> None:
         if isinstance(script, Case) or script is None:
             continue
         command = script.command("python3", "throughput", 2.5, 7, Path("out.json"))
-        arguments = command[command.index(f"benchmarks.peers.{script.module}") + 1 :]
+        arguments = command[command.index(f"mnist_dist.benchmarks.peers.{script.module}") + 1 :]
         known, rest = make_parser("A.").parse_known_args(arguments)
         assert (known.data, known.seconds, known.seed, known.out) == (DATA, 2.5, 7, Path("out.json"))
         assert tuple(rest) == script.flags
-        assert Path(sys.modules["benchmarks.peers"].__path__[0], f"{script.module}.py").is_file()
+        assert Path(sys.modules["mnist_dist.benchmarks.peers"].__path__[0], f"{script.module}.py").is_file()
 
 
 def test_reasons_to_skip() -> None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.peers.estimates import throughput, throughput_ratio, time_ratio, time_to
+from mnist_dist.benchmarks.peers.estimates import throughput, throughput_ratio, time_ratio, time_to
 from tests.benchmarks.peers.runs import bad_run, rate_runs, time_run
 
 

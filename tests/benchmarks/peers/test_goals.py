@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers.contestants import OURS, make_contestants
-from benchmarks.peers.goals import (
+from mnist_dist.benchmarks.measure.suite import Machine
+from mnist_dist.benchmarks.peers.contestants import OURS, make_contestants
+from mnist_dist.benchmarks.peers.goals import (
     Goal,
     exit_code,
     judge,
@@ -15,7 +16,6 @@ from benchmarks.peers.goals import (
     needed_runs,
     write_verdicts,
 )
-from benchmarks.suite import Machine
 from tests.benchmarks.peers.runs import STUDY, bad_run, rate_runs, time_run
 
 CPUS = make_contestants(5.0, Machine(cores=2, gpus=0, devices_per_host=2))
@@ -96,7 +96,7 @@ def test_times_are_compared_so_that_more_is_better() -> None:
 
 def test_verdicts_are_written(tmp_path: Path) -> None:
     verdicts = [judge(goal, CPUS, rate_runs(OURS, [5000] * 3)) for goal in GOALS.values()]
-    text = write_verdicts(tmp_path, "python -m benchmarks perf", STUDY, verdicts)
+    text = write_verdicts(tmp_path, "mnist-dist bench perf", STUDY, verdicts)
     assert (tmp_path / "perf.md").read_text() == text
     assert all(f"`{name}`" in text for name in GOALS)
     goals = json.loads((tmp_path / "perf.json").read_text())["goals"]

@@ -7,12 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers.contestants import Contestant, Environment, Script, find_environment, make_contestants, python_of
-from benchmarks.peers.run import MODES, estimate_seconds, measure_peers, order_of_runs, run_once, wanted_runs
-from benchmarks.peers.runs import Folder, read_measured
-from benchmarks.progress import Progress
-from benchmarks.runner import find_machine
-from benchmarks.suite import Machine
+from mnist_dist.benchmarks.measure.runner import find_machine
+from mnist_dist.benchmarks.measure.suite import Machine
+from mnist_dist.benchmarks.peers.contestants import (
+    Contestant,
+    Environment,
+    Script,
+    find_environment,
+    make_contestants,
+    python_of,
+)
+from mnist_dist.benchmarks.peers.run import MODES, estimate_seconds, measure_peers, order_of_runs, run_once, wanted_runs
+from mnist_dist.benchmarks.peers.runs import Folder, read_measured
+from mnist_dist.benchmarks.report.progress import Progress
 from tests.benchmarks.peers.runs import STUDY, bad_run, rate_run, time_run
 
 TWO_CORES = Machine(cores=2, gpus=0, devices_per_host=2)

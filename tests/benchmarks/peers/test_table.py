@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from benchmarks.labels import MISSING
-from benchmarks.peers.contestants import OURS, make_contestants
-from benchmarks.peers.table import make_rows, render, write_table
-from benchmarks.suite import Machine
+from mnist_dist.benchmarks.measure.suite import Machine
+from mnist_dist.benchmarks.peers.contestants import OURS, make_contestants
+from mnist_dist.benchmarks.peers.table import make_rows, render, write_table
+from mnist_dist.benchmarks.report.labels import MISSING
 from tests.benchmarks.peers.runs import STUDY, bad_run, rate_runs, time_run
 
 CONTESTANTS = make_contestants(5.0, Machine(cores=2, gpus=0, devices_per_host=2))
@@ -50,8 +50,8 @@ def test_ours_is_not_compared_with_itself_and_what_is_unknown_is_a_dash() -> Non
 
 
 def test_the_head_says_when_where_and_with_what() -> None:
-    text = render("python -m benchmarks peers", STUDY, [])
-    assert text.startswith("Measured with `python -m benchmarks peers` on 2026-01-01, on Example CPU, 2 cores, no GPU;")
+    text = render("mnist-dist bench peers", STUDY, [])
+    assert text.startswith("Measured with `mnist-dist bench peers` on 2026-01-01, on Example CPU, 2 cores, no GPU;")
     assert "tensorflow 2.21.0" in text.splitlines()[0]
     changed = STUDY.model_copy(update={"environment": {"OMP_NUM_THREADS": "1"}, "pytorch": "2.13.0"})
     assert "torch 2.13.0; OMP_NUM_THREADS=1" in render("a", changed, []).splitlines()[0]

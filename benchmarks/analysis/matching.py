@@ -1,0 +1,113 @@
+"""Which cases of two studies are the same, and what else differs between their runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.records.record import Record, one_line
+
+Difference = Literal["hardware", "software", "config"]
+
+MEMORY_TOLERANCE = 0.02  # Of the same memory a kernel leaves a little more or less at each boot.
+WHICH_DEVICES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")  # A scheduler gives whichever are free.
+
+
+def match_cases(
+    base: dict[str, list[Record]], new: dict[str, list[Record]], across_settings: bool
+) -> tuple[list[tuple[list[Record], list[Record]]], list[list[Record]], list[list[Record]]]:
+    """Returns the records of matching cases, and those of cases of only one study."""
+    pairs = [(base.pop(case_id), new.pop(case_id)) for case_id in sorted(base.keys() & new.keys())]
+    if across_settings:
+        subject = _subject(
+            [records[0].case for records in base.values()], [records[0].case for records in new.values()]
+        )
+        base_keys, new_keys = _by_rest(base, subject), _by_rest(new, subject)
+        for key in sorted(base_keys.keys() & new_keys.keys()):
+            if len(base_keys[key]) == len(new_keys[key]) == 1:
+                pairs.append((base.pop(base_keys[key][0]), new.pop(new_keys[key][0])))
+    return pairs, list(base.values()), list(new.values())
+
+
+def _subject(base: Sequence[Case], new: Sequence[Case]) -> set[str]:
+    """Returns the settings of which the studies have no value in common."""
+    names = {name for case in (*base, *new) for name in case.settings}
+    return {name for name in names if not _values(base, name) & _values(new, name)}
+
+
+def _values(cases: Sequence[Case], name: str) -> set[str]:
+    return {json.dumps(case.settings.get(name)) for case in cases}
+
+
+def _by_rest(cases: dict[str, list[Record]], subject: set[str]) -> dict[str, list[str]]:
+    """Returns the identifiers of cases by everything else that they are."""
+    found: dict[str, list[str]] = {}
+    for case_id, records in cases.items():
+        case = records[0].case
+        rest = {name: value for name, value in case.settings.items() if name not in subject}
+        found.setdefault(case.model_copy(update={"settings": rest}).case_id, []).append(case_id)
+    return found
+
+
+def find_differences(base: Sequence[Record], new: Sequence[Record]) -> Iterator[tuple[Difference, str]]:
+    """Yields what is not the same in all runs of a case, in words."""
+    runs = (*base, *new)
+    settings = set.intersection(*(set(_settings(record)) for record in runs))  # A commit may add some or drop some.
+    aspects: list[tuple[Difference, Callable[[Record], dict[str, Any]]]] = [
+        ("hardware", _hardware),
+        ("software", _software),
+        ("config", lambda record: {name: _settings(record)[name] for name in settings}),
+        ("config", _surroundings),
+    ]
+    for kind, aspect in aspects:
+        sides = [[aspect(record) for record in side] for side in (base, new)]
+        for name in sorted({name for side in sides for values in side for name in values}):
+            found = [sorted({show_value(values.get(name)) for values in side}) for side in sides]
+            if len(set(found[0] + found[1])) > 1:
+                yield kind, f"{kind} differs: {name}: base {' and '.join(found[0])}, new {' and '.join(found[1])}"
+    memory = [record.identity.hardware.memory_bytes for record in runs]
+    if max(memory) > (1 + MEMORY_TOLERANCE) * min(memory):
+        yield "hardware", f"hardware differs: memory: from {min(memory) / 2**30:.1f} to {max(memory) / 2**30:.1f} GiB"
+
+
+def _hardware(record: Record) -> dict[str, Any]:
+    hardware = record.identity.hardware
+    return {
+        "architecture": hardware.architecture,
+        "processor": hardware.cpu_model,
+        "cores": hardware.cores,
+        "GPUs": [f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB" for gpu in hardware.gpus],
+    }
+
+
+def _software(record: Record) -> dict[str, Any]:
+    """The package's own version belongs to the commit; a library that does not run does not matter."""
+    unused = {"mnist_dist"} | ({"horovod"} if record.case.strategy != "horovod" else set())
+    versions = {name: version for name, version in record.identity.software.items() if name not in unused}
+    return versions | {"GPU driver": record.identity.hardware.gpu_driver}
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    """Returns the settings of the training run by dotted key, without the seed, which repeats vary."""
+    return {name: value for name, value in _flat(record.identity.config) if name != "seed"}
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in section.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _surroundings(record: Record) -> dict[str, Any]:
+    environment = record.identity.environment
+    variables = {name: value for name, value in environment.items() if name not in WHICH_DEVICES}
+    return variables | {"launcher": record.identity.launcher}
+
+
+def show_value(value: Any) -> str:
+    """Returns a setting's value as a reader would write it."""
+    return "none" if value in (None, []) else one_line(value if isinstance(value, str) else json.dumps(value), 80)

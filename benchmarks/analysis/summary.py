@@ -1,0 +1,245 @@
+"""What the records of one case say together: throughput, step times, accuracy, time to accuracy, memory, energy.
+
+The windows of a repeat count from the end of its warm-up on. A repeat that does not settle is never left out, as that
+would flatter the rest: if half of them or more do not, the case is unstable and has no throughput; fewer count in full.
+A repeat too short to tell makes the case unstable, as the others are hardly longer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.statistics.stats import (
+    Accuracy,
+    Estimate,
+    Percentiles,
+    Series,
+    VarianceSplit,
+    estimate_mean,
+    estimate_rate,
+    expected_running_time,
+    mean_accuracy,
+    percentiles,
+    split_variance,
+)
+from mnist_dist.benchmarks.statistics.steady_state import FEWEST_WINDOWS, SteadyState, find_steady_state, merge_windows
+
+ACCURACY_TARGETS = (0.98, 0.99, 0.993)
+
+
+@dataclass(frozen=True)
+class TimeToAccuracy:
+    """How long training takes to reach an accuracy, the evaluations that decide it included.
+
+    Attributes:
+        reached: runs that reached it.
+        runs: all runs, also those that failed.
+        median_seconds: over all runs, of which one that does not reach it takes infinitely long.
+        expected_seconds: all runs' seconds over `reached`, which is what repeating until success takes; may be inf.
+        median_tracing_seconds: part of the time that the first step took, which traces and compiles; nan if all failed.
+    """
+
+    reached: int
+    runs: int
+    median_seconds: float
+    expected_seconds: float
+    median_tracing_seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class CaseSummary:
+    """One case over its repeats. What was not measured is None.
+
+    Attributes:
+        records: the repeats that ended well, in order.
+        failures: the others, also those that were skipped.
+        unstable: why there is no throughput although the repeats ended well.
+        unsettled_repeats: how many did not settle; if the case is not unstable, they count with all their windows.
+        images_per_second: of all devices together.
+        step_seconds: of the slowest rank's mean step time in each steady window.
+        rank_step_seconds: float64 [ranks], the median step time of each over its steady windows.
+        first_step_seconds: of the slowest rank: tracing, compiling and the first step.
+        startup_seconds: of the slowest rank: from the start of its process to its first step.
+        peak_memory_bytes: of the largest rank of any repeat.
+        images_per_joule: by the mean power while training; start-up is not in it.
+    """
+
+    case: Case
+    case_id: str
+    records: tuple[Record, ...]
+    failures: tuple[Record, ...]
+    unstable: str | None
+    unsettled_repeats: int
+    images_per_second: Estimate | None
+    variance: VarianceSplit | None
+    step_seconds: Percentiles | None
+    rank_step_seconds: np.ndarray | None
+    first_step_seconds: Estimate | None
+    startup_seconds: Estimate | None
+    peak_memory_bytes: float | None
+    test_accuracy: Accuracy | None
+    time_to_accuracy: dict[float, TimeToAccuracy]
+    model_flops_per_image: int | None
+    images_per_joule: float | None
+
+
+def summarize(records: Sequence[Record]) -> CaseSummary:
+    """Summarises the records of one case, of any kind and in any order.
+
+    Raises:
+        ValueError: there are none, or they are of several cases.
+    """
+    if len({record.case_id for record in records}) != 1:
+        raise ValueError(f"expected the records of one case, received {len({record.case_id for record in records})}")
+    ok, failures = split_by_success(records)
+    states = [steady_state_of(record) for record in ok] if has_windows(ok) else []
+    unstable = why_unstable(states)
+    series = [] if unstable else [steady_series(*pair) for pair in zip(ok, states, strict=False)]
+    images_per_second = estimate_rate(series).at_level() if series else None
+    return CaseSummary(
+        case=records[0].case,
+        case_id=records[0].case_id,
+        records=ok,
+        failures=failures,
+        unstable=unstable,
+        unsettled_repeats=sum(state.reason_unstable is not None for state in states),
+        images_per_second=images_per_second,
+        variance=split_variance(series) if series else None,
+        step_seconds=_step_percentiles(ok, states) if series else None,
+        rank_step_seconds=_rank_medians(ok, states) if series else None,
+        first_step_seconds=_mean_of_slowest(ok, "first_step_seconds"),
+        startup_seconds=_mean_of_slowest(ok, "startup_seconds"),
+        peak_memory_bytes=max((max(values) for values in _measured(ok, "peak_memory_bytes")), default=None),
+        test_accuracy=mean_test_accuracy(ok),
+        time_to_accuracy=_times_to_accuracy(ok, failures),
+        model_flops_per_image=next(iter(_measured(ok, "flops_per_image")), None),
+        images_per_joule=_images_per_joule(ok, images_per_second),
+    )
+
+
+def split_by_success(records: Sequence[Record]) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+    """Returns the records that ended well and the others, each in the order of their repeats."""
+    ordered = sorted(records, key=lambda record: (record.repeat, record.started_at, record.record_id))
+    ok = tuple(record for record in ordered if record.status == "ok")
+    return ok, tuple(record for record in ordered if record.status != "ok")
+
+
+def has_windows(records: Sequence[Record]) -> bool:
+    return all(record.case.kind in ("train", "input") for record in records)
+
+
+def steady_state_of(record: Record) -> SteadyState:
+    measured = record.measurements or {}
+    return find_steady_state(measured["window_steps"], measured["window_seconds"])
+
+
+def why_unstable(states: Sequence[SteadyState]) -> str | None:
+    """Returns a reason if half of a case's repeats or more did not settle, or one is too short."""
+    reasons = [state.reason_unstable for state in states if state.reason_unstable]
+    too_short = any(state.windows < FEWEST_WINDOWS for state in states)
+    if not reasons or (2 * len(reasons) < len(states) and not too_short):
+        return None
+    return reasons[0] if len(states) == 1 else f"{len(reasons)} of {len(states)} repeats did not settle: {reasons[0]}"
+
+
+def steady_series(record: Record, state: SteadyState) -> Series:
+    """Returns the images and seconds of the steady windows of a repeat.
+
+    The seconds are those of the rank that took longest over all of them: as the windows of all ranks have the same
+    edges, that is what the job took. Summing the slowest rank of each window would count the jitter of the edges.
+    """
+    measured, first = record.measurements or {}, state.first_window
+    steps, seconds, _ = merge_windows(
+        measured["window_steps"][first:], [row[first:] for row in measured["window_seconds"]]
+    )
+    slowest = seconds[np.argmax(seconds.sum(axis=1))]
+    return Series(steps * float(record.case.global_batch_size), slowest)
+
+
+def mean_test_accuracy(records: Sequence[Record]) -> Accuracy | None:
+    """Returns the mean test accuracy over seeds; runs that share a seed count as one, with their mean."""
+    by_seed: dict[int, list[float]] = {}
+    for record in records:
+        accuracy = (record.measurements or {}).get("test_accuracy")
+        if accuracy is not None:
+            by_seed.setdefault(record.seed, []).append(accuracy)
+    return mean_accuracy([float(np.mean(values)) for values in by_seed.values()]) if by_seed else None
+
+
+def _measured(records: Sequence[Record], name: str) -> list[Any]:
+    """Returns what each record measured under a name, without the records that did not."""
+    values = [(record.measurements or {}).get(name) for record in records]
+    return [value for value in values if value is not None]
+
+
+def _mean_of_slowest(records: Sequence[Record], name: str) -> Estimate | None:
+    slowest = [max(ranks) for ranks in _measured(records, name)]
+    return estimate_mean(slowest) if slowest else None
+
+
+def _steady_step_seconds(records: Sequence[Record], states: Sequence[SteadyState]) -> np.ndarray:
+    """Returns float64 [ranks, windows], the windows of all repeats one after the other."""
+    parts = []
+    for record, state in zip(records, states, strict=True):
+        measured = record.measurements or {}
+        step_seconds = np.asarray(measured["window_seconds"]) / np.asarray(measured["window_steps"])
+        parts.append(step_seconds[:, state.first_window :])
+    return np.concatenate(parts, axis=1)
+
+
+def _step_percentiles(records: Sequence[Record], states: Sequence[SteadyState]) -> Percentiles:
+    return percentiles(_steady_step_seconds(records, states).max(axis=0))
+
+
+def _rank_medians(records: Sequence[Record], states: Sequence[SteadyState]) -> np.ndarray:
+    return np.median(_steady_step_seconds(records, states), axis=1)
+
+
+def _times_to_accuracy(ok: Sequence[Record], failures: Sequence[Record]) -> dict[float, TimeToAccuracy]:
+    """Returns nothing for cases that were not to be trained to the end."""
+    runs = [record for record in ok if (record.measurements or {}).get("evaluations")]
+    case = (*ok, *failures)[0].case
+    if not runs and (ok or case.kind != "train" or case.measure_seconds is not None):
+        return {}
+    failed_seconds = [record.seconds for record in failures if record.status != "skipped"]
+    return {target: _time_to_accuracy(target, runs, failed_seconds) for target in ACCURACY_TARGETS}
+
+
+def _time_to_accuracy(target: float, runs: Sequence[Record], failed_seconds: Sequence[float]) -> TimeToAccuracy:
+    """A run that failed, for example because it diverged, has not reached the target in all its seconds."""
+    seconds, reached = [], []
+    for record in runs:
+        evaluations = (record.measurements or {})["evaluations"]
+        first = next((each for each in evaluations if each["accuracy"] >= target), None)
+        decisive = first or evaluations[-1]
+        seconds.append(decisive["training_seconds"] + decisive["evaluation_seconds"])
+        reached.append(first is not None)
+    seconds += failed_seconds
+    reached += [False] * len(failed_seconds)
+    tracing = [max(ranks) for ranks in _measured(runs, "first_step_seconds")]
+    return TimeToAccuracy(
+        reached=sum(reached),
+        runs=len(reached),
+        median_seconds=_median([each if hit else math.inf for each, hit in zip(seconds, reached, strict=True)]),
+        expected_seconds=expected_running_time(seconds, reached),
+        median_tracing_seconds=_median(tracing),
+    )
+
+
+def _median(values: Sequence[float]) -> float:
+    """The median; of an even number of values, some of them infinite, the mean of the middle two; nan for none."""
+    return float(np.median(values)) if values else math.nan
+
+
+def _images_per_joule(records: Sequence[Record], images_per_second: Estimate | None) -> float | None:
+    watts = [record.telemetry.power_watts for record in records if record.telemetry]
+    if images_per_second is None or not watts or min(watts) <= 0:
+        return None
+    return images_per_second.value / float(np.mean(watts))

@@ -1,0 +1,324 @@
+"""The `mnist-dist bench` command: parse, then one call. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mnist_dist.command import Parser, folder_argument, run_command
+from mnist_dist.errors import EXIT_FAILED, UserError
+
+if TYPE_CHECKING:
+    from mnist_dist.benchmarks.records.record import Record
+    from mnist_dist.benchmarks.records.store import Store
+
+ENDING = (signal.SIGTERM, signal.SIGUSR2)  # The latter is Slurm's warning before a job's time is over.
+KEPT = "what has been measured is kept, --resume goes on"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 1 a case failed or is slower, 2 bad input, 3 cannot tell."""
+    before = {ending: signal.signal(ending, leave) for ending in ENDING}
+    try:
+        return run_command(make_parser(), arguments, f"interrupted; {KEPT}")
+    finally:
+        for ending, handler in before.items():
+            signal.signal(ending, handler)
+
+
+def leave(number: int, _: object) -> NoReturn:
+    """Ends this process as a signal would, but with everything cleaned up on the way."""
+    for other in ENDING:  # The next would interrupt that.
+        signal.signal(other, signal.SIG_IGN)
+    # Not by print, which the signal may have interrupted.
+    os.write(2, f"mnist-dist: ended by {signal.Signals(number).name}; {KEPT}\n".encode())
+    raise SystemExit(128 + number)
+
+
+def make_parser() -> Parser:
+    from mnist_dist.benchmarks.peers.command import add_peers, add_perf
+
+    parser = Parser(
+        prog="mnist-dist bench",
+        description="Measure throughput and accuracy on 1 to N devices, explain the losses, compare two studies.",
+        epilog="Start with: mnist-dist bench run quick. Then: mnist-dist bench COMMAND --help.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    add_run(commands)
+    add_report(commands)
+    add_compare(commands)
+    add_predict(commands)
+    add_peers(commands)
+    add_perf(commands)
+    return parser
+
+
+def add_run(commands: Any) -> None:
+    from mnist_dist.benchmarks.measure.suite import shipped_suites
+
+    parser = commands.add_parser(
+        "run",
+        help="measure the cases of a suite and write a report",
+        description=(
+            "Measure every case of a suite in fresh processes, interleaved over the repeats in a random order, and "
+            "write a record of each, then a report. Within a Slurm job the ranks are started by srun. Exits with 1 "
+            "when a case failed, ran out of time or memory; the others are measured all the same."
+        ),
+        epilog=(
+            "Examples: `mnist-dist bench run quick`; `mnist-dist bench run scaling --devices 1,2,4 "
+            "--strategies horovod --repeats 5 --results results/node7`; the same with --resume after an interruption."
+        ),
+    )
+    parser.add_argument(
+        "suite", metavar="SUITE", help=f"{', '.join(shipped_suites())}, or a YAML file (see benchmarks/suites/)"
+    )
+    add_results(parser)
+    add_narrowing(parser)
+    parser.add_argument(
+        "--only", type=integers, metavar="N,...", help="of the study, measure only the cases with so many devices now"
+    )
+    parser.add_argument(
+        "--devices-per-host", type=integer, metavar="N", help="in a Slurm job (default: its GPUs, else its cores)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the study in DIR; finished cases stay")
+    parser.add_argument("--dry-run", action="store_true", help="list the cases and the estimated time, run nothing")
+    parser.add_argument("--no-report", action="store_true", help="only measure; `report DIR` writes it later")
+    parser.set_defaults(command=run_run)
+
+
+def add_results(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--results", type=folder_argument, metavar="DIR", help="folder of the study (default: results/SUITE-DATE-TIME)"
+    )
+
+
+def add_narrowing(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--devices", type=integers, metavar="N,...", help="numbers of devices (default: the suite's)")
+    parser.add_argument("--strategies", type=names, metavar="NAME,...", help="a part of the suite's strategies")
+    parser.add_argument("--repeats", type=integer, metavar="N", help="fresh processes per case (default: the suite's)")
+    parser.add_argument(
+        "--cores-per-device", type=integer, metavar="N", help="CPUs only (default: cores / most devices)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of mnist-dist train, of all cases"
+    )
+
+
+def integers(text: str) -> list[int]:
+    return [integer(part) for part in text.split(",")]
+
+
+def integer(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"received '{text}', expected whole numbers from 1 on")
+    return number
+
+
+def percent(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 100:
+        raise argparse.ArgumentTypeError(f"received '{text}', expected a number between 0 and 100")
+    return number
+
+
+def names(text: str) -> list[str]:
+    from mnist_dist.benchmarks.report.labels import STRATEGIES
+
+    parts = text.split(",")
+    for part in parts:
+        if part not in STRATEGIES:
+            raise argparse.ArgumentTypeError(f"received '{part}', expected some of {','.join(STRATEGIES)}")
+    return parts
+
+
+def run_run(args: argparse.Namespace) -> int:
+    from mnist_dist.benchmarks.measure.runner import find_machine
+    from mnist_dist.benchmarks.measure.study import choose, list_cases, open_study, run_study, runs_left
+    from mnist_dist.benchmarks.measure.suite import load_suite, plan_cases
+
+    suite = load_suite(args.suite)
+    machine = find_machine(args.devices_per_host)
+    cases = plan_cases(suite, machine, read_narrowing(args))
+    if args.dry_run:
+        print(list_cases(choose(cases, args.only), machine))
+        return 0
+    folder = args.results or Path("results") / f"{Path(args.suite).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    study, store = open_study(folder, Path(args.suite).stem, suite, machine, cases, args.resume)
+
+    from mnist_dist.benchmarks.report.progress import make_progress
+
+    runs = runs_left(cases, store, study, args.only)
+    with make_progress(len(runs)) as progress:
+        run_study(study, store, runs, progress)
+    records = store.records()
+    if not args.no_report:
+        show_report(store, records)
+    return exit_code(records, set(args.only) if args.only else None)
+
+
+def read_narrowing(args: argparse.Namespace) -> Any:
+    from mnist_dist.benchmarks.measure.suite import Narrowing
+    from mnist_dist.config import parse_assignment
+
+    settings = dict(parse_assignment(text) for text in args.set)
+    return Narrowing(args.devices, args.strategies, args.repeats, args.cores_per_device, settings)
+
+
+def exit_code(records: Sequence[Record], only: set[int] | None = None) -> int:
+    """Returns 1 when a case that was tried has never ended well, and says which."""
+    from mnist_dist.benchmarks.report.labels import label_case
+
+    fine = {(record.case_id, record.repeat) for record in records if record.status in ("ok", "skipped")}
+    bad = {
+        (record.case_id, record.repeat): record
+        for record in records
+        if (record.case_id, record.repeat) not in fine and (only is None or record.case.devices in only)
+    }
+    for record in bad.values():
+        print(
+            f"{record.status}: {label_case(record.case)}, repeat {record.repeat + 1}: {record.reason}", file=sys.stderr
+        )
+    return EXIT_FAILED if bad else 0
+
+
+def show_report(store: Store, records: Sequence[Record]) -> None:
+    from mnist_dist.benchmarks.report.write import write_report
+
+    report = write_report(store.folder, records, store.gaps(records))
+    print(report.terminal_text)
+    print(f"report: {report.html}")
+
+
+def add_report(commands: Any) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="write report.md, report.csv, report.html and figures of a study",
+        description="Write the report of the records in a folder, complete or not, and print its table.",
+    )
+    parser.add_argument("results", type=folder_argument, metavar="DIR", help="folder of the study")
+    parser.add_argument("--mlperf", action="store_true", help="also MLPerf log lines, in DIR/mlperf")
+    parser.add_argument("--tensorboard", action="store_true", help="also TensorBoard scalars, in DIR/tensorboard")
+    parser.set_defaults(command=run_report)
+
+
+def run_report(args: argparse.Namespace) -> int:
+    store, records = read_study(args.results)
+    show_report(store, records)
+    if args.mlperf:
+        from mnist_dist.benchmarks.report.exports import write_mlperf_log
+
+        logs = write_mlperf_log(records, args.results / "mlperf")
+        print(f"MLPerf logs: {len(logs)} in {args.results / 'mlperf'}")
+    if args.tensorboard:
+        from mnist_dist.benchmarks.report.exports import write_tensorboard
+
+        runs = write_tensorboard(records, args.results / "tensorboard")
+        print(f"TensorBoard: {len(runs)} runs; look with: tensorboard --logdir {args.results / 'tensorboard'}")
+    return 0
+
+
+def read_study(folder: Path, argument: str = "DIR") -> tuple[Store, list[Record]]:
+    from mnist_dist.benchmarks.records.store import Store
+
+    store = Store(folder)
+    records = store.records()
+    if not records:
+        raise UserError(f"{argument}: '{folder}' holds no records; expected the folder of `mnist-dist bench run`.")
+    return store, records
+
+
+def read_records(folder: Path, argument: str = "DIR") -> list[Record]:
+    return read_study(folder, argument)[1]
+
+
+def add_compare(commands: Any) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="say of each case whether NEW is faster, slower or the same as BASE",
+        description=(
+            "Compare two studies case by case. Exits with 0 when nothing is slower, 1 when something is, 3 when "
+            "that cannot be told. With --interleave, BASE and NEW are measured here, alternating: each is a commit, "
+            "or a configuration (a YAML file, or KEY=VALUE)."
+        ),
+        epilog=(
+            "Examples: `mnist-dist bench compare results/monday results/tuesday`; "
+            "`mnist-dist bench compare --interleave v0.1 HEAD --suite quick --repeats 5`; "
+            "`mnist-dist bench compare --interleave runtime.xla=off runtime.xla=on --suite single`."
+        ),
+    )
+    parser.add_argument("base", metavar="BASE", help="folder of a study, or with --interleave what to measure")
+    parser.add_argument("new", metavar="NEW", help="the same")
+    parser.add_argument(
+        "--smallest-effect", type=percent, default=5.0, metavar="PERCENT", help="that matters (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        choices=("hardware", "software", "config"),
+        help="compare although this differs, being the subject; may be given several times",
+    )
+    parser.add_argument("--markdown", action="store_true", help="print Markdown, for a page or a pull request")
+    parser.add_argument("--interleave", action="store_true", help="measure both now, in one go")
+    measured = parser.add_argument_group("with --interleave")
+    measured.add_argument("--suite", metavar="SUITE", help="what is measured (default: quick)")
+    add_results(measured)
+    add_narrowing(measured)
+    measured.add_argument("--resume", action="store_true", help="go on with the comparison in DIR; finished cases stay")
+    parser.set_defaults(command=run_compare)
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    from mnist_dist.benchmarks.analysis.compare import compare
+    from mnist_dist.benchmarks.report.compare_table import render_markdown, render_terminal
+
+    allow = set(args.allow)
+    if args.interleave:
+        from mnist_dist.benchmarks.measure.interleave import measure_both
+
+        base, new, subject = measure_both(
+            args.base, args.new, args.suite or "quick", args.results, read_narrowing(args), args.resume
+        )
+        allow |= subject
+    else:
+        for name in ("suite", "results", "devices", "strategies", "repeats", "cores_per_device", "set", "resume"):
+            if getattr(args, name):
+                raise UserError(f"--{name.replace('_', '-')}: received without --interleave, which it belongs to.")
+        base, new = read_records(Path(args.base), "BASE"), read_records(Path(args.new), "NEW")
+        if Path(args.base).resolve() == Path(args.new).resolve():
+            raise UserError(f"BASE, NEW: received '{args.base}' twice, expected the folders of two studies.")
+    comparison = compare(base, new, smallest_effect=args.smallest_effect / 100, allow=frozenset(allow))
+    print(render_markdown(comparison) if args.markdown else render_terminal(comparison, sys.stdout.isatty()), end="")
+    return comparison.exit_code
+
+
+def add_predict(commands: Any) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="predict throughput at numbers of devices that were not measured",
+        description="Fit scaling models to a study and print throughput and efficiency, with intervals, far beyond it.",
+    )
+    parser.add_argument(
+        "results", type=folder_argument, metavar="DIR", help="folder of a study with several numbers of devices"
+    )
+    parser.set_defaults(command=run_predict)
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    from mnist_dist.benchmarks.report.write import render_predictions
+
+    print(render_predictions(read_records(args.results), sys.stdout.isatty()))
+    return 0

@@ -1,0 +1,138 @@
+"""Measures two commits, or two configurations, against each other: alternating, in one go, on one machine."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import random
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mnist_dist.benchmarks.measure import runner
+from mnist_dist.benchmarks.measure.runner import find_machine
+from mnist_dist.benchmarks.measure.study import describe, estimate_seconds, label_run, open_study
+from mnist_dist.benchmarks.measure.suite import Narrowing, check_settings, load_suite, order_of_runs, plan_cases
+from mnist_dist.benchmarks.records.environment import CODE_FOLDER
+from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.records.store import writing
+from mnist_dist.benchmarks.report.progress import make_progress
+from mnist_dist.config import Config, get_setting, load_config, parse_assignment, setting_descriptions
+from mnist_dist.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One of the two sides: a checkout of a commit, or settings."""
+
+    name: str
+    code: Path
+    settings: dict[str, Any]
+
+
+def measure_both(
+    base: str, new: str, suite_name: str, results: Path | None, narrowing: Narrowing, resume: bool
+) -> tuple[list[Record], list[Record], set[str]]:
+    """Measures both sides of every case and repeat one right after the other, in a random order.
+
+    Args:
+        base: a commit of this checkout, a YAML file, or KEY=VALUE; `new` likewise.
+        results: gets the folders `base` and `new`, each a study.
+        resume: go on there, with what one side or both have not measured yet.
+
+    Returns:
+        The records of both sides, matching case by case, and what is allowed to differ because it is the subject.
+    """
+    suite, machine = load_suite(suite_name), find_machine()
+    cases = [case for case in plan_cases(suite, machine, narrowing) if case.skip_reason is None]
+    if not cases:
+        raise UserError(f"--suite: this machine can run no case of '{suite_name}'; --dry-run of `run` says why.")
+    folder = results or Path("results") / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
+    with contextlib.ExitStack() as stack:
+        arms = [stack.enter_context(open_arm(text, folder)) for text in (base, new)]
+        sides = []
+        for side, arm in zip(("base", "new"), arms, strict=True):
+            study, store = open_study(folder / side, Path(suite_name).stem, suite, machine, cases, resume)
+            sides.append((dataclasses.replace(study, code=arm.code), store))
+        done = [store.finished(study.name) for study, store in sides]
+        both = done[0] & done[1]
+        runs = [(case, repeat) for case, repeat in order_of_runs(cases, 0) if (case.case.case_id, repeat) not in both]
+        with make_progress(2 * len(runs)) as progress:
+            known: list[Record] = []
+            for number, (planned, repeat) in enumerate(runs):
+                order = random.Random(f"{planned.case.case_id}/{repeat}").sample((0, 1), 2)  # noqa: S311
+                for turn, index in enumerate(order):
+                    study, store = sides[index]
+                    if (planned.case.case_id, repeat) in done[index]:
+                        continue
+                    label = f"{arms[index].name}: {label_run(planned.case, machine)}, repeat {repeat + 1}"
+                    progress.begin(2 * number + turn, label, 2 * estimate_seconds(runs[number:], known))
+                    record = runner.run_case(study, planned.case, repeat, progress.tick, arms[index].settings)
+                    store.add(record)
+                    known.append(record)
+                    progress.end(f"{label}: {describe(record)}", 2 * estimate_seconds(runs[number + 1 :], known))
+    subject = {"software"} if arms[0].code != arms[1].code else set()
+    subject |= {"config"} if arms[0].settings != arms[1].settings else set()
+    return sides[0][1].records(), sides[1][1].records(), subject
+
+
+@contextlib.contextmanager
+def open_arm(text: str, folder: Path) -> Iterator[Arm]:
+    """Turns what a user names into a side: settings on the present code, or a checkout of a commit.
+
+    Args:
+        folder: where a commit is checked out meanwhile, on a disk that all hosts of a job see.
+
+    Raises:
+        UserError: it is neither.
+    """
+    here = CODE_FOLDER
+    if "=" in text or Path(text).is_file():
+        settings = dict([parse_assignment(text)]) if "=" in text else _changes(load_config(text))
+        check_settings(settings)
+        load_config("default", settings)
+        yield Arm(text if "=" in text else Path(text).stem, here, settings)
+    else:
+        with _checkout(here, text, folder) as code:
+            yield Arm(text, code, {})
+
+
+def _changes(config: Config) -> dict[str, Any]:
+    """Returns, by dotted key, what a configuration does other than the defaults."""
+    defaults = load_config()
+    found = {key: get_setting(config, key) for key in setting_descriptions()}
+    return {key: value for key, value in found.items() if value != get_setting(defaults, key)}
+
+
+@contextlib.contextmanager
+def _checkout(repository: Path, commit: str, parent: Path) -> Iterator[Path]:
+    """Unpacks a commit into a folder of its own, for the time of the measurement."""
+    found = _git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}")
+    if found.returncode:
+        raise UserError(
+            f"--interleave: received '{commit}', expected a commit of this checkout, a YAML file or KEY=VALUE."
+        )
+    with writing(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="commit-", dir=parent.resolve()) as folder:
+        code = Path(folder) / "code"
+        added = _git(repository, "worktree", "add", "--detach", str(code), found.stdout.strip())
+        if added.returncode:
+            raise UserError(f"--interleave: cannot check out '{commit}': {added.stderr.strip().splitlines()[-1]}.")
+        try:
+            yield code
+        finally:
+            _git(repository, "worktree", "remove", "--force", str(code))
+
+
+def _git(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    no_hooks = f"core.hooksPath={os.devnull}"  # The user's are for the user's checkouts.
+    command = ["git", "-C", str(repository), "-c", no_hooks, *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UserError(f"--interleave: cannot run git: {error.strerror}; it is needed to measure a commit.") from None

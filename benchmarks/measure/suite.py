@@ -1,0 +1,382 @@
+"""A suite: a YAML matrix of cases, narrowed to what a user asks for and a machine can do.
+
+Imports no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+
+from mnist_dist.benchmarks.records.case import Case, Kind, StrategyName
+from mnist_dist.benchmarks.records.record import one_line
+from mnist_dist.config import (
+    MAX_CONFIG_BYTES,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    explain,
+    load_config,
+    read_yaml,
+    setting_descriptions,
+)
+from mnist_dist.errors import UserError, nearest
+
+ONE_PROCESS = ("single", "mirrored")
+MAX_CASES, MAX_RUNS = 2000, 100_000
+DEFAULT_IMAGES_PER_DEVICE = 128
+ABLATION_SECONDS = 4.0  # Of a full run that trains to its end.
+
+# Settings of a training run that follow from its case, and what says them instead.
+DECIDED = {
+    "seed": "the number of the repeat",
+    "data.kind": "a block's ablations",
+    "runtime.strategy": "strategies",
+    "runtime.devices": "devices",
+    "runtime.all_reduce": "a block's ablations",
+    "training.batch_size": "a block's images_per_device or global_batch_size",
+    "training.measure_seconds": "a block's measure_seconds",
+}
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _all_as_none(value: Any) -> Any:
+    return None if value == "all" else value
+
+
+Integers = Annotated[list[PositiveInt], Field(min_length=1), BeforeValidator(_as_list)]
+Strategies = Annotated[list[StrategyName], Field(min_length=1), BeforeValidator(_as_list)]
+Values = Annotated[list[Any], Field(min_length=1)]
+
+
+class Block(Section):
+    """Cases that share what they measure; lists are crossed with one another."""
+
+    kind: Kind = Field("train", description="See mnist_dist.benchmarks.records.case.Case.")
+    strategies: Strategies | None = Field(None, description="Instead of the suite's.")
+    devices: Integers | None = Field(None, description="Instead of the suite's.")
+    images_per_device: Integers | None = Field(None, description="Weak scaling: this many images of each device.")
+    global_batch_size: Integers | None = Field(None, description="Strong scaling: this many images of all devices.")
+    whole_machine: bool = Field(False, description="Use all cores, however few the devices.")
+    ablations: bool = Field(False, description="Also without input and without all-reduce, to tell where time goes.")
+    measure_seconds: PositiveFloat | None = Field(None, description="See mnist_dist.benchmarks.records.case.Case.")
+    repeats: PositiveInt | None = Field(None, description="Instead of the suite's.")
+    ablation_repeats: PositiveInt | None = Field(None, description="Of the ablations, instead of the block's.")
+    settings: dict[str, Any] = Field(default_factory=dict, description="Of the training runs, by dotted key.")
+    vary: dict[str, Values] = Field(default_factory=dict, description="Settings that take each of some values.")
+
+    @field_validator("ablations")
+    @classmethod
+    def _check_ablations(cls, ablations: bool, info: ValidationInfo) -> bool:
+        kind = info.data.get("kind", "train")
+        if ablations and kind != "train":
+            raise ValueError(f"false, as nothing can be left out of kind {kind}")
+        return ablations
+
+
+class Suite(Section):
+    """The content of a suite's file."""
+
+    description: str
+    minutes: PositiveFloat = Field(description="What it took on two cores without a GPU.")
+    repeats: PositiveInt = Field(description="Fresh processes per case.")
+    timeout_seconds: PositiveFloat = Field(600.0, description="After which a case is ended and recorded as such.")
+    strategies: Strategies = Field(["single", "mirrored", "multiworker", "horovod"])
+    devices: Annotated[Integers | None, BeforeValidator(_all_as_none)] = Field(
+        None, description="all, or none given: powers of two up to what the machine has."
+    )
+    blocks: Annotated[list[Block], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What cases may use; cores and GPUs are those of each host."""
+
+    cores: int
+    gpus: int
+    devices_per_host: int
+    hosts: int | None = None  # Of a job in which `srun` starts the ranks; None: this host alone.
+    has_horovod: bool = True
+    has_float16: bool = True  # Arithmetic, not only storage.
+
+
+@dataclass(frozen=True)
+class PlannedCase:
+    case: Case
+    repeats: int
+    skip_reason: str | None = None  # Why this machine cannot run it.
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """What a user asked for instead of what the suite says."""
+
+    devices: Sequence[int] | None = None
+    strategies: Sequence[str] | None = None
+    repeats: int | None = None
+    cores_per_device: int | None = None
+    settings: Mapping[str, Any] | None = None
+
+
+def shipped_suites() -> list[str]:
+    folder = resources.files("mnist_dist.benchmarks.measure") / "suites"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_suite(name: str) -> Suite:
+    """Reads a shipped suite by its name, or a YAML file.
+
+    Raises:
+        UserError: there is no such suite, or its file is not accepted.
+    """
+    path: Any = Path(name)
+    try:
+        if not path.is_file():
+            if name not in shipped_suites():
+                raise UserError(
+                    f"SUITE: received '{one_line(name)}', expected one of {', '.join(shipped_suites())}, or a YAML "
+                    "file." + nearest(name, shipped_suites())
+                )
+            path = resources.files("mnist_dist.benchmarks.measure") / "suites" / f"{name}.yaml"
+        elif path.stat().st_size > MAX_CONFIG_BYTES:
+            raise UserError(f"SUITE: '{name}' has {path.stat().st_size} bytes, expected at most {MAX_CONFIG_BYTES}.")
+        content = read_yaml(path.read_text(encoding="utf-8"), source=name)
+        return Suite.model_validate(content)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"SUITE: cannot read '{one_line(name)}' as text: {reason}.") from None
+    except ValidationError as error:
+        raise UserError(f"{name}: {_explain(error)}") from None
+
+
+def plan_cases(suite: Suite, machine: Machine, narrowing: Narrowing = Narrowing()) -> list[PlannedCase]:
+    """Expands a suite into its cases, each once, those that cannot run here with the reason.
+
+    Raises:
+        UserError: a setting is not accepted, nothing is left, or a number of devices does not fit the machine.
+    """
+    counts = [_device_counts(block, suite, machine, narrowing) for block in suite.blocks]
+    most_devices = max((devices for of_block in counts for devices in of_block), default=1)
+    cores_per_device = _cores_per_device(machine, narrowing, most_devices)
+    all_cores = _all_cores(machine, cores_per_device, most_devices)
+    planned: dict[str, PlannedCase] = {}
+    for block, of_block in zip(suite.blocks, counts, strict=True):
+        for case in _expand(block, suite, machine, narrowing, of_block, cores_per_device, all_cores):
+            repeats = block.repeats or suite.repeats
+            if case.is_ablation and block.ablation_repeats:
+                repeats = min(repeats, block.ablation_repeats)
+            repeats = narrowing.repeats or repeats
+            before = planned.get(case.case_id)
+            if before is None or before.repeats < repeats:
+                planned[case.case_id] = PlannedCase(case, repeats, _skip_reason(case, machine))
+            if len(planned) > MAX_CASES:
+                raise UserError(f"SUITE: it has more than {MAX_CASES:,} cases, expected at most as many.")
+    if sum(case.repeats for case in planned.values()) > MAX_RUNS:
+        raise UserError(f"SUITE, --repeats: they make more than {MAX_RUNS:,} runs, expected at most as many.")
+    if not planned:
+        raise UserError(
+            "--devices, --strategies: none of the suite's cases is left, expected at least one; "
+            "`--dry-run` without them lists all."
+        )
+    for case in {str(item.case.settings): item.case for item in planned.values()}.values():
+        training_settings(case, seed=0)  # A mistake in a setting shows before anything runs.
+    return list(planned.values())
+
+
+def order_of_runs(cases: Sequence[PlannedCase], seed: int) -> list[tuple[PlannedCase, int]]:
+    """Interleaves: all cases once in a random order, then again in another one; drift falls on all alike.
+
+    Returns:
+        (case, repeat) in the order in which they run.
+    """
+    runs: list[tuple[PlannedCase, int]] = []
+    for repeat in range(max(case.repeats for case in cases)):
+        of_repeat = sorted((case for case in cases if repeat < case.repeats), key=lambda case: case.case.case_id)
+        random.Random(f"{seed}/{repeat}").shuffle(of_repeat)  # noqa: S311 - an order, not a secret.
+        runs += [(case, repeat) for case in of_repeat]
+    return runs
+
+
+def training_settings(case: Case, seed: int) -> dict[str, Any]:
+    """Returns the settings, by dotted key, that make a training run of a case.
+
+    Raises:
+        UserError: a setting of the case is not accepted.
+    """
+    check_settings(case.settings)
+    settings = {
+        "logging.tensorboard": False,  # Nobody reads it.
+        **case.settings,
+        # A measurement must not end with its epochs.
+        **({"training.epochs": 1000, "training.steps": None} if case.measure_seconds else {}),
+        "seed": seed,
+        "runtime.strategy": case.strategy,
+        "runtime.devices": case.devices,
+        "runtime.all_reduce": case.all_reduce,
+        "training.batch_size": case.global_batch_size,
+        "training.measure_seconds": case.measure_seconds,
+        "data.kind": "synthetic" if case.synthetic_input else "mnist",
+    }
+    if case.kind == "matmul":
+        # One product at a time has to keep all cores busy; the fused form would give it one thread, to run several.
+        settings["runtime.kernels"] = "plain"
+    load_config("default", settings)
+    return settings
+
+
+def check_settings(settings: Iterable[str]) -> None:
+    """Refuses keys that a case would not follow.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    for key in settings:
+        if key in DECIDED:
+            raise UserError(f"{key}: received as a setting of a case, expected it to be said by {DECIDED[key]}.")
+        if any(known.startswith(f"{key}.") for known in setting_descriptions()):
+            raise UserError(f"{key}: received a section, expected dotted keys such as runtime.precision.")
+
+
+def _explain(error: ValidationError) -> str:
+    """Turns the first of pydantic's findings about a suite's file into one line."""
+    finding = error.errors(include_url=False)[0]
+    key = one_line(".".join(str(part) for part in finding["loc"]))
+    if finding["type"] == "missing":
+        return f"{key}: is missing; see benchmarks/suites/ for examples."
+    if finding["type"] == "too_short":
+        return f"{key}: received an empty list, expected at least one entry."
+    if finding["type"] == "extra_forbidden":
+        fields = Suite.model_fields if len(finding["loc"]) == 1 else Block.model_fields
+        return f"{key}: no such field, expected one of {', '.join(fields)}."
+    return explain(error)
+
+
+def _expand(
+    block: Block,
+    suite: Suite,
+    machine: Machine,
+    narrowing: Narrowing,
+    counts: Sequence[int],
+    cores_per_device: int | None,
+    all_cores: int | None,
+) -> Iterator[Case]:
+    strategies = [
+        name
+        for name in (block.strategies or suite.strategies)
+        if narrowing.strategies is None or name in narrowing.strategies
+    ]
+    varied = [[(key, value) for value in values] for key, values in block.vary.items()]
+    for strategy, devices in itertools.product(strategies, counts):
+        if (strategy == "single" and devices > 1) or (block.kind == "collectives" and devices == 1):
+            continue
+        if block.kind == "matmul" and strategy != "single":
+            continue  # A process measures its own products only.
+        # One device with all cores is the whole machine already, and would be measured twice.
+        whole = cores_per_device if (devices, cores_per_device) == (1, machine.cores) else None
+        if all_cores is not None:
+            whole = max(all_cores // min(devices, machine.devices_per_host), 1)
+        for batch in _batches(block, devices):
+            for values in itertools.product(*varied):
+                case = Case(
+                    kind=block.kind,
+                    strategy=strategy,
+                    devices=devices,
+                    hosts=_hosts(strategy, devices, machine),
+                    cores_per_device=whole if block.whole_machine else cores_per_device,
+                    global_batch_size=batch,
+                    measure_seconds=block.measure_seconds,
+                    settings=block.settings | dict(values) | dict(narrowing.settings or {}),
+                )
+                yield case
+                if block.ablations and (devices > 1 or strategy == "single"):
+                    yield from _ablations(case)
+
+
+def _ablations(case: Case) -> Iterator[Case]:
+    """What attribution needs beside the full run: without input, and without input and all-reduce."""
+    measured = case.model_copy(update={"measure_seconds": case.measure_seconds or ABLATION_SECONDS})
+    yield measured.model_copy(update={"synthetic_input": True})
+    if case.devices > 1:
+        yield measured.model_copy(update={"synthetic_input": True, "all_reduce": False})
+
+
+def _batches(block: Block, devices: int) -> list[int]:
+    """Returns the global batch sizes of a block's cases on this many devices."""
+    per_device = block.images_per_device or ([] if block.global_batch_size else [DEFAULT_IMAGES_PER_DEVICE])
+    batches = [images * devices for images in per_device] + (block.global_batch_size or [])
+    return batches if block.kind in ("train", "input") else batches[:1]  # The others have sizes of their own.
+
+
+def _device_counts(block: Block, suite: Suite, machine: Machine, narrowing: Narrowing) -> list[int]:
+    """Returns the numbers of devices of a block, rising."""
+    if block.devices and narrowing.devices:
+        # What one device does stays, as it is what the others are compared with.
+        return sorted({devices for devices in block.devices if devices in narrowing.devices or devices == 1})
+    given = narrowing.devices or block.devices or suite.devices
+    if given:
+        return sorted(set(given))
+    most = (machine.hosts or 1) * machine.devices_per_host
+    powers = [2**exponent for exponent in range(most.bit_length())]
+    return sorted({*powers, most})
+
+
+def _cores_per_device(machine: Machine, narrowing: Narrowing, most_devices: int) -> int | None:
+    """A device of a study has the same cores, however many devices take part; a GPU has its host's as it needs them."""
+    if machine.gpus:
+        return None
+    return narrowing.cores_per_device or max(machine.cores // min(most_devices, machine.devices_per_host), 1)
+
+
+def _all_cores(machine: Machine, cores_per_device: int | None, most_devices: int) -> int | None:
+    """Returns the cores that a study has on each host of its Slurm jobs; None stands for all that there are.
+
+    Those of this job may be fewer, and all jobs of one study have to plan the same cases.
+    """
+    if machine.hosts is None or cores_per_device is None:
+        return None
+    return cores_per_device * min(most_devices, machine.devices_per_host)
+
+
+def _hosts(strategy: str, devices: int, machine: Machine) -> int:
+    """The fewest hosts that give each device its own place. It does not depend on how many this job has, as the
+    jobs of one study have more or fewer."""
+    if strategy in ONE_PROCESS or machine.hosts is None:
+        return 1
+    return -(-devices // machine.devices_per_host)
+
+
+def _skip_reason(case: Case, machine: Machine) -> str | None:
+    on_host = -(-case.devices // case.hosts)
+    if case.hosts > (machine.hosts or 1):
+        return f"{case.devices} devices take {case.hosts} hosts, and the job has {machine.hosts}"
+    if case.devices % case.hosts:
+        return f"{case.devices} devices do not spread evenly over {case.hosts} hosts"
+    cores = on_host * (case.cores_per_device or 0)
+    if machine.hosts is not None and on_host > machine.devices_per_host:
+        return f"{on_host} devices on one host, which has places for {machine.devices_per_host}"
+    if machine.hosts is not None and cores > machine.cores:
+        return f"{cores} cores on one host, where the job has {machine.cores}"
+    if machine.gpus and on_host > machine.gpus:
+        return f"{on_host} devices on one host, which has {machine.gpus} GPU{'s' if machine.gpus > 1 else ''}"
+    steps = case.settings.get("training.accumulation_steps", 1)
+    steps = max(steps, 1) if isinstance(steps, int) else 1  # What else is given is refused with all settings.
+    if case.global_batch_size % (case.devices * steps):
+        return (
+            f"a global batch of {case.global_batch_size} images does not divide over {case.devices} "
+            f"device{'s' if case.devices > 1 else ''}" + (f" in {steps} accumulation steps" if steps > 1 else "")
+        )
+    if case.settings.get("runtime.precision") == "mixed_float16" and not machine.has_float16:
+        return "the CPU has no float16 arithmetic"
+    if case.strategy == "horovod" and not machine.has_horovod:
+        return "Horovod is not installed; run `mnist-dist install-horovod`"
+    return None

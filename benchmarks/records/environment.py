@@ -1,0 +1,321 @@
+"""What a record says of the machine, the software and the job: enough to compare, and no secret.
+
+Imports no TensorFlow: versions are read from the installed packages' metadata.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import mnist_dist
+from mnist_dist.benchmarks.records.record import Git, Gpu, Hardware, Identity
+
+CODE_FOLDER = Path(mnist_dist.__file__).resolve().parents[1]  # A checkout, or site-packages.
+
+# By the name in the record; of several, the first that is installed.
+PACKAGES = {
+    "tensorflow": ("tensorflow", "tensorflow-cpu"),
+    "keras": ("keras",),
+    "numpy": ("numpy",),
+    "horovod": ("horovod",),
+    "cuda": ("nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime", "nvidia-cuda-runtime-cu13"),
+    "cudnn": ("nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
+    "nccl": ("nvidia-nccl-cu12", "nvidia-nccl-cu13"),
+}
+
+# Whole names only: Terraform keeps tokens in TF_TOKEN_*, Horovod a key in HOROVOD_SECRET_KEY.
+ENVIRONMENT_VARIABLES = frozenset(
+    """
+    CUDA_DEVICE_MAX_CONNECTIONS CUDA_DEVICE_ORDER CUDA_LAUNCH_BLOCKING CUDA_MODULE_LOADING CUDA_VISIBLE_DEVICES
+    GOMP_CPU_AFFINITY KMP_AFFINITY KMP_BLOCKTIME MKL_NUM_THREADS OMP_NUM_THREADS OMP_PLACES OMP_PROC_BIND
+    OPENBLAS_NUM_THREADS
+    DNNL_DEFAULT_FPMATH_MODE DNNL_MAX_CPU_ISA ONEDNN_DEFAULT_FPMATH_MODE ONEDNN_MAX_CPU_ISA
+    LD_PRELOAD MALLOC_ARENA_MAX MALLOC_CONF
+    GLOO_SOCKET_IFNAME
+    HOROVOD_AUTOTUNE HOROVOD_BATCH_D2D_MEMCOPIES HOROVOD_CACHE_CAPACITY HOROVOD_CONTROLLER HOROVOD_CPU_OPERATIONS
+    HOROVOD_CYCLE_TIME HOROVOD_DISABLE_GROUP_FUSION HOROVOD_ENABLE_ASYNC_COMPLETION HOROVOD_ENABLE_XLA_OPS
+    HOROVOD_FUSION_THRESHOLD HOROVOD_GLOO_IFACE HOROVOD_HIERARCHICAL_ALLGATHER HOROVOD_HIERARCHICAL_ALLREDUCE
+    HOROVOD_NUM_NCCL_STREAMS HOROVOD_STALL_CHECK_DISABLE HOROVOD_THREAD_AFFINITY
+    NCCL_ALGO NCCL_BUFFSIZE NCCL_CROSS_NIC NCCL_DEBUG NCCL_IB_DISABLE NCCL_IB_GID_INDEX NCCL_IB_HCA
+    NCCL_IB_QPS_PER_CONNECTION NCCL_MAX_NCHANNELS NCCL_MIN_NCHANNELS NCCL_NET NCCL_NET_GDR_LEVEL NCCL_NET_PLUGIN
+    NCCL_NSOCKS_PERTHREAD NCCL_NTHREADS NCCL_NVLS_ENABLE NCCL_P2P_DISABLE NCCL_P2P_LEVEL NCCL_PROTO NCCL_SHM_DISABLE
+    NCCL_SOCKET_IFNAME NCCL_SOCKET_NTHREADS NCCL_TOPO_FILE
+    NVIDIA_TF32_OVERRIDE NVIDIA_VISIBLE_DEVICES
+    TF_AUTOTUNE_THRESHOLD TF_CUDNN_DETERMINISTIC TF_CUDNN_USE_AUTOTUNE TF_CUDNN_WORKSPACE_LIMIT_IN_MB
+    TF_DETERMINISTIC_OPS TF_DISABLE_MKL TF_ENABLE_ONEDNN_OPTS TF_FORCE_GPU_ALLOW_GROWTH TF_GPU_ALLOCATOR
+    TF_GPU_THREAD_COUNT TF_GPU_THREAD_MODE TF_NUM_INTEROP_THREADS TF_NUM_INTRAOP_THREADS TF_XLA_FLAGS XLA_FLAGS
+    SLURM_CLUSTER_NAME SLURM_CPUS_ON_NODE SLURM_CPUS_PER_GPU SLURM_CPUS_PER_TASK SLURM_CPU_BIND SLURM_DISTRIBUTION
+    SLURM_GPUS SLURM_GPUS_ON_NODE SLURM_GPUS_PER_NODE SLURM_GPUS_PER_TASK SLURM_GPU_BIND SLURM_HINT
+    SLURM_JOB_CPUS_PER_NODE SLURM_JOB_NUM_NODES SLURM_JOB_PARTITION SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU
+    SLURM_MEM_PER_NODE SLURM_NTASKS SLURM_NTASKS_PER_NODE SLURM_TASKS_PER_NODE SLURM_THREADS_PER_CORE
+    SRUN_CPUS_PER_TASK
+    """.split()  # noqa: SIM905 - a list would take a line for each name.
+)
+
+
+def identity(
+    config: Mapping[str, Any],
+    hosts: Sequence[str] = (),
+    launcher: Literal["mnist-dist", "srun"] = "mnist-dist",
+    environment: Mapping[str, str] = os.environ,
+    code: Path = CODE_FOLDER,
+) -> Identity:
+    """Describes where, with what and how a case runs.
+
+    Args:
+        config: the complete configuration of the training run, as JSON.
+        hosts: of every rank; empty: this one.
+        environment: of the case's processes.
+        code: the folder that holds the packages that are measured.
+    """
+    return Identity(
+        hardware=find_hardware(),
+        software=find_software(),
+        git=find_git(code),
+        hosts=tuple(hosts) or (platform.node(),),
+        job_id=find_job_id(environment),
+        launcher=launcher,
+        environment=known_variables(environment),
+        config=dict(config),
+    )
+
+
+@functools.cache
+def find_hardware() -> Hardware:
+    """Returns what this process may use on its host; asked once, as none of it changes while a process lives."""
+    gpus, driver = _gpus_through_nvml() or _gpus_through_nvidia_smi() or ((), None)
+    return Hardware(
+        architecture=platform.machine(),
+        cpu_model=cpu_model(),
+        cores=usable_cores(),
+        memory_bytes=usable_memory_bytes(),
+        gpus=gpus,
+        gpu_driver=driver,
+    )
+
+
+@functools.cache
+def find_software() -> dict[str, str]:
+    """Returns name and version of what results depend on, as far as it is installed."""
+    versions = {
+        "os": _os_name(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "mnist_dist": mnist_dist.__version__,
+    }
+    for name, packages in PACKAGES.items():
+        for package in packages:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                versions.setdefault(name, importlib.metadata.version(package))
+    return versions
+
+
+def find_git(folder: Path = CODE_FOLDER) -> Git | None:
+    """Returns the commit of the checkout that tracks `folder`, or that of its image, or None where neither is known.
+
+    Dirty means that a tracked file differs; results written into the checkout do not count.
+    """
+    try:
+        # An installed package can lie in somebody else's checkout, which does not track it.
+        if _git(folder, "ls-files", "--", "."):
+            commit = _git(folder, "rev-parse", "HEAD")
+            return Git(commit=commit, dirty=bool(_git(folder, "status", "--porcelain", "--untracked-files=no")))
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return _git_of_image(folder / "REVISION")
+
+
+def _git_of_image(file: Path) -> Git | None:
+    """Reads what docker/Dockerfile leaves beside the code: a commit, with `-dirty` where the files differed from it."""
+    try:
+        commit, _, dirty = file.read_text().strip().partition("-")
+    except (OSError, UnicodeDecodeError):
+        return None
+    is_commit = len(commit) == 40 and set(commit) <= set("0123456789abcdef")
+    return Git(commit=commit, dirty=bool(dirty)) if is_commit else None
+
+
+def find_job_id(environment: Mapping[str, str]) -> str | None:
+    """Returns Slurm's number of the job, as ARRAYJOB_TASK for a member of an array."""
+    if "SLURM_ARRAY_JOB_ID" in environment and "SLURM_ARRAY_TASK_ID" in environment:
+        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment.get("SLURM_JOB_ID")
+
+
+def known_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables whose names are known to change results and never to hold a secret."""
+    return {
+        name: environment[name].encode(errors="backslashreplace").decode()
+        for name in sorted(ENVIRONMENT_VARIABLES & environment.keys())
+    }
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Returns the processor's name; on ARM, whose kernels tell none, its implementer and part."""
+    fields: dict[str, str] = {}
+    for line in _read(cpuinfo).splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    if "model name" in fields:
+        return fields["model name"]
+    if "CPU part" in fields:
+        return f"implementer {fields.get('CPU implementer', '?')}, part {fields['CPU part']}"
+    return platform.processor() or platform.machine()
+
+
+def usable_cores(cgroup: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
+    """Returns the cores that this process may run on, which a container's quota can narrow further."""
+    quotas = [len(os.sched_getaffinity(0))]
+    for folder in _cgroup_folders(cgroup, membership, "cpu"):
+        quota, _, period = _read(folder / "cpu.max").strip().partition(" ")
+        if not period:  # Version 1 of cgroups.
+            quota, period = _read(folder / "cpu.cfs_quota_us").strip(), _read(folder / "cpu.cfs_period_us").strip()
+        with contextlib.suppress(ValueError, ZeroDivisionError):
+            if int(quota) > 0:
+                quotas.append(math.ceil(int(quota) / int(period)))
+    return min(quotas)
+
+
+def usable_memory_bytes(
+    meminfo: Path = Path("/proc/meminfo"),
+    cgroup: Path = Path("/sys/fs/cgroup"),
+    membership: Path = Path("/proc/self/cgroup"),
+) -> int:
+    """Returns the memory of the host, or what the job or container may use of it where that is less."""
+    limits = [int(line.split()[1]) * 1024 for line in _read(meminfo).splitlines() if line.startswith("MemTotal:")]
+    for folder in _cgroup_folders(cgroup, membership, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            with contextlib.suppress(ValueError):  # Missing, or "max".
+                limits.append(int(_read(folder / name)))
+    return min(limits, default=0)
+
+
+def visible_gpus(uuids: Sequence[str], environment: Mapping[str, str]) -> list[int]:
+    """Returns the indices of the GPUs that CUDA_VISIBLE_DEVICES leaves, in its order; all without it.
+
+    Args:
+        uuids: of all GPUs of the host, by index.
+    """
+    if "CUDA_VISIBLE_DEVICES" not in environment:
+        return list(range(len(uuids)))
+    visible: list[int] = []
+    for name in (part.strip() for part in environment["CUDA_VISIBLE_DEVICES"].split(",")):
+        found = [index for index, uuid in enumerate(uuids) if name == str(index) or (name and uuid.startswith(name))]
+        if not found:  # CUDA, too, ignores what follows a name that it does not know.
+            break
+        visible += found[:1]
+    return visible
+
+
+@contextlib.contextmanager
+def open_nvml(environment: Mapping[str, str] = os.environ) -> Iterator[tuple[Any, list[Any]] | None]:
+    """Yields the module pynvml and a handle of each visible GPU while NVML is open, or None where there is no NVML."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # The package or the driver is missing, or they do not fit together.
+        yield None
+        return
+    try:
+        yield pynvml, _visible_handles(pynvml, environment)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _visible_handles(pynvml: Any, environment: Mapping[str, str]) -> list[Any]:
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        uuids = [_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+    except pynvml.NVMLError:  # Of a GPU that fell off its bus, or that this user may not see.
+        return []
+    return [handles[index] for index in visible_gpus(uuids, environment)]
+
+
+def _gpus_through_nvml() -> tuple[tuple[Gpu, ...], str] | None:
+    with open_nvml() as nvml:
+        if nvml is None:
+            return None
+        pynvml, handles = nvml
+        gpus = tuple(
+            Gpu(name=_text(pynvml.nvmlDeviceGetName(handle)), memory_bytes=_memory_bytes(pynvml, handle))
+            for handle in handles
+        )
+        return gpus, _text(pynvml.nvmlSystemGetDriverVersion())
+
+
+def _memory_bytes(pynvml: Any, handle: Any) -> int:
+    """Returns a GPU's own memory; 0 where it shares the host's."""
+    try:
+        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+    except pynvml.NVMLError_NotSupported:
+        return 0
+
+
+def _text(name: str | bytes) -> str:
+    """pynvml returned bytes until version 11.5."""
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def _gpus_through_nvidia_smi() -> tuple[tuple[Gpu, ...], str] | None:
+    query = ["nvidia-smi", "--query-gpu=uuid,memory.total,driver_version,name", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return parse_nvidia_smi(done.stdout, os.environ)
+
+
+def parse_nvidia_smi(output: str, environment: Mapping[str, str]) -> tuple[tuple[Gpu, ...], str] | None:
+    """Reads lines of uuid, memory in MiB, driver and name; None where there is no GPU among them."""
+    rows = [[part.strip() for part in line.split(",", maxsplit=3)] for line in output.splitlines()]
+    rows = [row for row in rows if len(row) == 4 and row[1].isdigit()]
+    if not rows:
+        return None
+    visible = [rows[index] for index in visible_gpus([row[0] for row in rows], environment)]
+    return tuple(Gpu(name=name, memory_bytes=int(memory) * 2**20) for _, memory, _, name in visible), rows[0][2]
+
+
+def _cgroup_folders(cgroup: Path, membership: Path, controller: str) -> Iterator[Path]:
+    """Yields the folders whose limits bind this process: its own group's and all above, of either version."""
+    for line in _read(membership).splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and controller not in controllers.split(","):
+            continue
+        mount = cgroup / controller if controllers else cgroup
+        group = PurePosixPath(path.lstrip("/"))
+        for part in (group, *group.parents):
+            yield mount / part
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _os_name() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return platform.system()
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment["GIT_OPTIONAL_LOCKS"] = "0"  # A user's own git must not find the index locked.
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=60, check=True, env=environment
+    )
+    return done.stdout.strip()

@@ -1,0 +1,221 @@
+"""A folder of records that many processes, jobs and hosts may write into at once.
+
+    study.json                                what the study measures, written by whichever job comes first
+    records/<case_id>-r<repeat>-<record_id>.json
+
+Nothing is locked, appended to or changed: every record is a file of its own under a name that no other writer
+chooses, and is there whole or not at all, so this holds on network file systems, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.records.record import Record, one_line, parse_record
+from mnist_dist.errors import UserError
+from mnist_dist.files import write_json
+
+MAX_FILE_BYTES = 64 * 2**20  # A thousand ranks with a thousand windows each need about 20 MB.
+
+STUDY_KEYS: dict[str, type] = {"name": str, "suite": str, "seed": int, "repeats": int, "cases": list}
+
+
+class Store:
+    """The results of one or more studies.
+
+    Attributes:
+        folder: holds study.json and records/.
+        left_out: why, by file name, for each file that the last reading could not use.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.left_out: dict[str, str] = {}
+
+    @property
+    def records_folder(self) -> Path:
+        return self.folder / "records"
+
+    @property
+    def study_file(self) -> Path:
+        return self.folder / "study.json"
+
+    def add(self, record: Record) -> Path:
+        """Writes a record and returns its file.
+
+        Raises:
+            ValueError: the record does not follow the schema, contradicts itself or is there already.
+            UserError: the folder cannot be written or the disk is full; nothing of the record is then left.
+        """
+        record.check()
+        path = self.records_folder / file_name(record)
+        if path.exists():
+            raise ValueError(f"{path.name}: is there already, and records never change")
+        with writing(path):
+            write_json(path, record.to_json())
+        return path
+
+    def records(self) -> list[Record]:
+        """Reads all records, in the order in which they were started.
+
+        Files that are no intact records are left out and named on stderr, once for each store.
+
+        Raises:
+            UserError: the folder cannot be listed.
+        """
+        records = []
+        reported, self.left_out = self.left_out, {}
+        for path in self._files():
+            try:
+                records.append(_read_record(path))
+            except UserError as error:
+                self.left_out[path.name] = str(error)
+                if path.name not in reported:
+                    print(f"left out: {error}", file=sys.stderr)
+        return sorted(records, key=lambda record: (record.started_at, record.record_id))
+
+    def finished(self, study: str) -> set[tuple[str, int]]:
+        """Returns case_id and repeat of what the study has measured successfully, and need not measure again."""
+        return {(record.case_id, record.repeat) for record in self.records() if record.study == study and _ok(record)}
+
+    def write_study(self, plan: Mapping[str, Any]) -> None:
+        """Lays down what the study measures, or verifies that another job laid down the same.
+
+        Args:
+            plan: JSON with at least `STUDY_KEYS`.
+
+        Raises:
+            UserError: the folder holds another plan, or cannot be written.
+        """
+        content = _checked_study(json.loads(json.dumps(plan, allow_nan=False)), "study")
+        private = self.folder / f".study-{uuid.uuid4().hex}.json"
+        with writing(self.study_file):
+            write_json(private, content)
+            try:
+                # Unlike a rename, a link fails where the name is taken: one of many jobs wins, and its plan is whole.
+                os.link(private, self.study_file)
+            except FileExistsError:
+                self._verify(content)
+            finally:
+                private.unlink()
+
+    def study(self) -> dict[str, Any]:
+        """Returns what `write_study` laid down.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        return _checked_study(_read_json(self.study_file), str(self.study_file))
+
+    def gaps(self, records: Sequence[Record]) -> list[str]:
+        """Returns what is missing from the records of the last reading, a sentence each."""
+        sentences = []
+        if self.left_out:
+            sentences.append(
+                f"{len(self.left_out)} of the files in {self.records_folder.name}/ are no intact records and were left "
+                f"out: {', '.join(sorted(self.left_out)[:3])}{', ...' * (len(self.left_out) > 3)}."
+            )
+        with contextlib.suppress(UserError, TypeError, ValueError):  # Records are read without a plan as well.
+            planned = {Case.model_validate(case).case_id for case in self.study()["cases"]}
+            missing = planned - {record.case_id for record in records}
+            if missing:
+                sentences.append(f"{len(missing)} of the {len(planned)} cases of the study have no record yet.")
+        return sentences
+
+    def _verify(self, plan: dict[str, Any]) -> None:
+        there = self.study()
+        for key in sorted({*there, *plan}):
+            if there.get(key) != plan.get(key):
+                raise UserError(
+                    f"{self.study_file}: {key}: the folder's study has {one_line(json.dumps(there.get(key)), 100)}, "
+                    f"this one {one_line(json.dumps(plan.get(key)), 100)}; name another folder with --results, or "
+                    "continue with the same suite and options."
+                )
+
+    def _files(self) -> list[Path]:
+        try:
+            return sorted(path for path in self.records_folder.iterdir() if not path.name.startswith("."))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UserError(f"results: cannot list '{self.records_folder}': {error.strerror}.") from None
+
+
+def file_name(record: Record) -> str:
+    return f"{record.case_id}-r{record.repeat}-{record.record_id}.json"
+
+
+def _ok(record: Record) -> bool:
+    return record.status == "ok"
+
+
+def _read_record(path: Path) -> Record:
+    if path.suffix != ".json":
+        raise UserError(f"{one_line(str(path))}: not a record: expected a name that ends with .json.")
+    record = parse_record(_read_json(path), str(path))
+    if path.name != file_name(record):  # A copy would count twice.
+        raise UserError(f"{one_line(str(path))}: not a record: its content belongs into '{file_name(record)}'.")
+    return record
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object of bounded size that holds finite numbers only."""
+    name = one_line(str(path))
+    try:
+        if path.exists() and not path.is_file():  # A named pipe would make the reader wait for ever.
+            raise UserError(f"{name}: not a file; remove it.")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise UserError(f"{name}: has more than {MAX_FILE_BYTES} bytes, which no file of a study has; remove it.")
+        content = json.loads(data, parse_constant=_refuse_constant)
+    except FileNotFoundError:
+        raise UserError(
+            f"{name}: there is no such file; expected the folder of a study, as `mnist-dist bench run` leaves it."
+        ) from None
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else one_line(str(error), 100)
+        raise UserError(f"{name}: not intact JSON ({reason}); remove the file or restore it from a copy.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{name}: received a {type(content).__name__}, expected a JSON object; remove the file.")
+    return content
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _checked_study(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+    for key, kind in STUDY_KEYS.items():
+        if not isinstance(content.get(key), kind):
+            received = type(content[key]).__name__ if key in content else "nothing"
+            raise UserError(f"{one_line(source)}: {key}: received {received}, expected {kind.__name__}.")
+    return dict(content)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Names `path` in the errors of writing it.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    try:
+        yield
+    except (UserError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(
+            f"results: cannot write '{path}': {cause.strerror or cause}; free some space or name another folder."
+        ) from cause

@@ -1,0 +1,88 @@
+"""Every case that trains as a line of a CSV file, ablations too, for spreadsheets and other programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mnist_dist.benchmarks.analysis.summary import CaseSummary
+from mnist_dist.benchmarks.report.rows import Row, measured_setting, seed_accuracies
+from mnist_dist.benchmarks.statistics.stats import Estimate
+
+# A spreadsheet takes text that starts with one of these for a formula.
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def render_csv(rows: Sequence[Row]) -> str:
+    """Returns every case that trains, ablations too, with all numbers in full and their units in the names."""
+    table = [_csv_fields(row) for row in rows]
+    names = list(dict.fromkeys(name for fields in table for name in fields))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    for fields in table:
+        writer.writerow({name: _csv_value(value) for name, value in fields.items()})
+    return text.getvalue()
+
+
+def _csv_fields(row: Row) -> dict[str, Any]:
+    summary, case = row.summary, row.case
+    fields: dict[str, Any] = case.model_dump(exclude={"settings", "kind"})
+    fields["settings"] = json.dumps(case.settings, sort_keys=True)
+    fields["images_per_device"] = case.images_per_device
+    fields |= {name: measured_setting(summary, name) for name in ("precision", "xla")}
+    fields |= {"runs": len(summary.records), "failures": len(summary.failures), "unstable": summary.unstable}
+    fields["oversubscribed"] = row.oversubscribed
+    fields |= _of_estimate("images_per_second", summary.images_per_second)
+    fields |= _of_estimate("images_per_second_per_device", row.images_per_second_per_device)
+    fields |= _of_estimate("weak_efficiency", row.weak)
+    fields |= _of_estimate("strong_efficiency", row.strong)
+    fields |= _of_variance(summary)
+    fields |= _of_accuracy(summary)
+    for percentile in ("p50", "p95", "p99"):
+        fields[f"step_seconds_{percentile}"] = getattr(summary.step_seconds, percentile, None)
+    fields |= _of_estimate("first_step_seconds", summary.first_step_seconds)
+    fields |= _of_estimate("startup_seconds", summary.startup_seconds)
+    fields["peak_memory_bytes_of_largest_rank"] = summary.peak_memory_bytes
+    fields["peak_gpu_memory_bytes_of_largest_gpu"] = row.peak_gpu_memory_bytes
+    fields |= {"flops_per_image": summary.model_flops_per_image, "mfu": row.mfu}
+    fields |= {"gpu_utilisation_percent": row.gpu_utilisation_percent, "power_watts": row.power_watts}
+    return fields | {"images_per_joule": summary.images_per_joule, "case_id": case.case_id}
+
+
+def _of_estimate(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    values = (estimate.value, estimate.low, estimate.high) if estimate else (None, None, None)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+
+
+def _of_variance(summary: CaseSummary) -> dict[str, float | None]:
+    names = {"between": "deviation_between_runs", "within": "deviation_within_a_run"}
+    names["repeats_needed"] = "runs_needed_for_2_percent"
+    return {name: getattr(summary.variance, attribute, None) for attribute, name in names.items()}
+
+
+def _of_accuracy(summary: CaseSummary) -> dict[str, Any]:
+    accuracy, accuracies = summary.test_accuracy, seed_accuracies(summary)
+    fields: dict[str, Any] = {
+        "test_accuracy": accuracy and accuracy.mean,
+        "test_accuracy_low": accuracy and accuracy.low,
+        "test_accuracy_high": accuracy and accuracy.high,
+        "test_accuracy_lowest_seed": min(accuracies, default=None),
+        "test_accuracy_highest_seed": max(accuracies, default=None),
+        "seeds": len(accuracies),
+    }
+    for target, found in summary.time_to_accuracy.items():
+        for name in ("reached", "runs", "median_seconds", "expected_seconds", "median_tracing_seconds"):
+            fields[f"to_{100 * target:g}_percent_{name}"] = getattr(found, name)
+    return fields
+
+
+def _csv_value(value: Any) -> Any:
+    """A spreadsheet must not run what a record says: https://owasp.org/www-community/attacks/CSV_Injection."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value

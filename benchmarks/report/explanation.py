@@ -1,0 +1,117 @@
+"""What an attribution means, in words: what is lost to what, who is slow, and what to try. Imports no TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mnist_dist.benchmarks.analysis.attribution import Attribution, Part, PartName
+from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.statistics.stats import Estimate
+from mnist_dist.config import Config
+
+LABELS: dict[PartName, str] = {
+    "small batches": "smaller batches",
+    "input": "input",
+    "communication": "exposed communication",
+    "stragglers": "stragglers",
+    "rest": "contention (the rest)",
+    "unexplained": "unexplained",
+}
+WIDE_INTERVAL = 0.1  # An upper bound of the loss from which on "not significant" says little.
+NOTABLE_SHARE = 0.01  # Of the throughput; smaller causes are not worth a word.
+DEFAULTS = Config()
+
+
+def explain(attribution: Attribution) -> str:
+    """Says in a few sentences what is lost to what, who is slow, and what to try."""
+    case, slow, biggest = attribution.case, attribution.slowest, attribution.biggest
+    who = f"{case.strategy} on {case.devices} devices, {attribution.scaling} scaling, loses"
+    lost = f"{_percent(attribution.loss)} of the ideal throughput"
+    culprit = ""
+    if slow:
+        which = " with real input" if slow.with_real_input else ""
+        share = f"{slow.windows} of {slow.all_windows} windows{which}"
+        culprit = f"; {slow.name} is the slowest in {share}, by {100 * slow.excess:.0f} %"
+    if attribution.loss.low <= 0:
+        more = "; more repeats would tell" if attribution.loss.high >= WIDE_INTERVAL else ""
+        return f"{who} nothing significant: {lost} is within the noise{more}{culprit}."
+    if not attribution.is_significant:
+        return f"{who} nothing that matters: {lost}{culprit}."
+    sentences = [f"{who} {lost}: {', '.join(map(_points, _notable_parts(attribution)))}{culprit}."]
+    if biggest is None:
+        sentences.append("No single cause is beyond the noise; measure more repeats.")
+    else:
+        sentences.append(f"Against {LABELS[biggest.name]}, try {'; or '.join(_advice(attribution, biggest.name))}.")
+    alone = attribution.all_reduce_share
+    if biggest and biggest.name == "communication" and alone is not None and alone < biggest.share.value:
+        sentences.append(
+            f"One all-reduce by itself takes {100 * alone:.0f} of these points; "
+            "the others can be waiting for ranks that are slow in single steps."
+        )
+    return " ".join([*sentences, *(f"Not told apart: {reason}." for reason in attribution.missing)])
+
+
+def _notable_parts(attribution: Attribution) -> list[Part]:
+    """Returns what a sentence should mention: the largest first, the unexplained last."""
+    parts = [part for part in attribution.parts if abs(part.share.value) >= NOTABLE_SHARE]
+    return sorted(parts, key=lambda part: (part.name == "unexplained", -part.share.value))
+
+
+def _points(part: Part) -> str:
+    """Returns, for example, `22 points to exposed communication`."""
+    points, label = f"{100 * part.share.value:.0f}", LABELS[part.name]
+    within_noise = " (within noise)" if part.share.low <= 0 <= part.share.high else ""
+    return (f"{points} {label}" if part.name == "unexplained" else f"{points} points to {label}") + within_noise
+
+
+def _percent(share: Estimate) -> str:
+    within = ", within single runs" if share.repeats == 1 else ""
+    return f"{100 * share.value:.0f} % (95 % interval {100 * share.low:.0f} to {100 * share.high:.0f}{within})"
+
+
+def _advice(attribution: Attribution, cause: PartName) -> Iterator[str]:
+    """Yields what to try against a cause, in terms of this project's settings and commands."""
+    case, slow = attribution.case, attribution.slowest
+    if attribution.faster_strategy and cause != "small batches":
+        strategy, factor = attribution.faster_strategy
+        yield f"the strategy {strategy}, here {factor:.2f} times as fast"
+    if cause == "small batches":
+        yield "a larger training.batch_size, or fewer devices for this one"
+    elif cause == "input":
+        if slow and slow.host and slow.with_real_input:
+            yield f"a look at what else {slow.host} does, as its input is the slowest"
+        if _setting(case, "data.shift_pixels"):
+            yield "data.shift_pixels=0, without augmentation"
+        yield "more CPU cores for each device (--cores-per-device; under Slurm --cpus-per-task)"
+    elif cause == "communication":
+        yield "a larger training.batch_size for each all-reduce (training.accumulation_steps where memory is short)"
+        if (attribution.on_gpus or case.hosts > 1) and _setting(case, "optimizer.gradient_compression") == "none":
+            yield "optimizer.gradient_compression=float16"
+        if _setting(case, "runtime.steps_per_call") < DEFAULTS.runtime.steps_per_call:
+            yield f"runtime.steps_per_call={DEFAULTS.runtime.steps_per_call}"
+    elif cause == "stragglers":
+        if slow and slow.host and case.hosts > 1:
+            yield f"leaving out {slow.host} (sbatch --exclude={slow.host}), or a look at its other jobs and its clock"
+        elif slow:
+            yield "a look at what else runs on its cores, and at their clock"
+        else:
+            yield "keeping other work off the hosts, as all ranks are slow in turn"
+    else:
+        yield from _against_contention(attribution)
+
+
+def _against_contention(attribution: Attribution) -> Iterator[str]:
+    if attribution.oversubscribed:
+        yield "fewer devices, as these share cores"
+    elif attribution.on_gpus:
+        yield "fewer devices on each host, whose power, memory and PCIe they share"
+    else:
+        yield "fewer devices on each host, or more cores for each (--cores-per-device; under Slurm --cpus-per-task)"
+    if attribution.case.strategy == "mirrored" and not attribution.on_gpus:
+        yield "horovod or multiworker, which give each rank cores of its own"
+
+
+def _setting(case: Case, key: str) -> Any:
+    section, name = key.split(".")
+    return case.settings.get(key, getattr(getattr(DEFAULTS, section), name))

@@ -1,0 +1,157 @@
+"""Throughput against accuracy, and the time to an accuracy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mnist_dist.benchmarks.analysis.summary import TimeToAccuracy
+from mnist_dist.benchmarks.report.figures.drawing import (
+    COLOURS,
+    INK,
+    MUTED,
+    PAPER,
+    Label,
+    Picture,
+    make_picture,
+    new_figure,
+    place_labels,
+)
+from mnist_dist.benchmarks.report.figures.shared import (
+    draw_point,
+    error_bars,
+    group_by,
+    join_name,
+    plain_log_ticks,
+    variant_of,
+)
+from mnist_dist.benchmarks.report.labels import TIMES, label_number, label_point
+from mnist_dist.benchmarks.report.rows import Row, seed_accuracies
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LEAST_ACCURACY_SPAN = 0.1  # Of the axis, in percent.
+
+
+def draw_accuracy(rows: Sequence[Row]) -> Picture | None:
+    """Throughput against test accuracy: up and to the right is better."""
+    shown = [
+        (row, row.summary.images_per_second, 100 * np.array(accuracies))
+        for row in rows
+        if row.summary.images_per_second and (accuracies := seed_accuracies(row.summary))
+    ]
+    if not shown:
+        return None
+    figure, (axes,) = new_figure()
+    axes.set_xscale("log")
+    labels = []
+    for group in group_by(shown, lambda each: (each[0].case.strategy, variant_of(each[0].summary, shown_batch=False))):
+        colour = COLOURS[group[0][0].case.strategy]
+        line = [(throughput.value, float(accuracies.mean())) for _, throughput, accuracies in group]
+        axes.plot(*zip(*line, strict=True), color=colour, linewidth=1.2, alpha=0.6)
+        for row, throughput, accuracies in group:
+            mean = float(accuracies.mean())
+            upright = [[mean - accuracies.min()], [accuracies.max() - mean]]
+            draw_point(axes, row.summary, throughput.value, mean, upright, error_bars(throughput))
+            is_last = row is group[-1][0]
+            name = _short_name(row, [each[0] for each in shown]) if is_last else f"{TIMES} {row.case.devices}"
+            labels.append(Label(throughput.value, mean, name, colour, bold=is_last))
+    axes.set_xlabel("images/s, all devices together")
+    axes.set_ylabel("test accuracy, %")
+    rates = [throughput.value for _, throughput, _ in shown]
+    axes.set_xlim(min(rates) / 1.3, max(rates) * 1.3)  # Wider intervals run off the picture.
+    axes.margins(y=0.12)
+    low, high = axes.get_ylim()
+    middle, half = (low + high) / 2, max(high - low, LEAST_ACCURACY_SPAN) / 2  # Equal accuracies have no span.
+    axes.set_ylim(middle - half, min(middle + half, 100.0))
+    axes.locator_params(axis="y", nbins=8, steps=[1, 2, 5, 10])
+    plain_log_ticks(axes.xaxis)
+    place_labels(axes, labels)
+    fastest, best, of_seeds = max(shown, key=lambda each: each[1].value)
+    return make_picture(
+        figure,
+        "throughput_accuracy",
+        "Throughput against accuracy",
+        "Each point is one case: strategy and devices. Upright bars: lowest to highest seed; level bars: 95 % "
+        "interval of the throughput.",
+        f"Test accuracy against throughput for {len(shown)} cases. The fastest is {fastest.case.strategy} on "
+        f"{fastest.case.devices} devices, with {best.value:,.0f} images/s and {of_seeds.mean():.2f} %.",
+    )
+
+
+def draw_time_to_accuracy(rows: Sequence[Row]) -> Picture | None:
+    """Seconds until each target, one line of points for each case."""
+    shown = [row for row in rows if any(found.reached for found in row.summary.time_to_accuracy.values())]
+    if not shown:
+        return None
+    targets = sorted({target for row in shown for target in row.summary.time_to_accuracy})
+    figure, (axes,) = new_figure(height=1.1 + 0.5 * len(shown))
+    longest = max(_typical_seconds(found) for row in shown for _, found in _reached(row))
+    for place, row in enumerate(shown):
+        _draw_targets(axes, place, row, close_seconds=longest / 12)
+    axes.set_yticks(range(len(shown)), [_short_name(row, shown) for row in shown])
+    axes.set_ylim(len(shown) - 0.5, -0.7)
+    axes.set_xlim(0, (1.25 if any(map(_missed, shown)) else 1.12) * longest)
+    axes.set_xlabel("training and evaluating, s")
+    axes.grid(axis="y", visible=False)
+    return make_picture(
+        figure,
+        "time_to_accuracy",
+        "Time to accuracy",
+        "Number above a point: the accuracy, in %. Point: the median over the seeds, hollow if not all of them reached "
+        "it (in brackets how many did), and the expected running time if fewer than half did. Never: by no seed.",
+        f"Seconds until {', '.join(f'{100 * target:g} %' for target in targets)} test accuracy for {len(shown)} cases.",
+    )
+
+
+def _reached(row: Row) -> list[tuple[float, TimeToAccuracy]]:
+    return [(target, found) for target, found in sorted(row.summary.time_to_accuracy.items()) if found.reached]
+
+
+def _missed(row: Row) -> str:
+    return ", ".join(
+        f"{100 * target:g}" for target, found in sorted(row.summary.time_to_accuracy.items()) if not found.reached
+    )
+
+
+def _typical_seconds(found: TimeToAccuracy) -> float:
+    return found.median_seconds if math.isfinite(found.median_seconds) else found.expected_seconds
+
+
+def _draw_targets(axes: Axes, place: int, row: Row, close_seconds: float) -> None:
+    colour = COLOURS[row.case.strategy]
+    reached = _reached(row)
+    axes.plot([_typical_seconds(found) for _, found in reached], [place] * len(reached), color=colour, alpha=0.35)
+    texts: list[tuple[float, list[str]]] = []
+    for target, found in reached:
+        seconds, all_did = _typical_seconds(found), found.reached == found.runs
+        axes.plot(seconds, place, marker="o", markersize=7, color=colour, markerfacecolor=colour if all_did else PAPER)
+        text = f"{100 * target:g}" + ("" if all_did else f" ({found.reached}/{found.runs})")
+        if texts and seconds - texts[-1][0] < close_seconds:  # One evaluation often passes several targets.
+            texts[-1][1].append(text)
+        else:
+            texts.append((seconds, [text]))
+    if missed := _missed(row):
+        end = (max(_typical_seconds(found) for _, found in reached), place)
+        quiet: dict[str, Any] = {"va": "center", "color": MUTED, "fontsize": 10}
+        axes.annotate(f"{missed} never", end, (8, 0), textcoords="offset points", **quiet)
+    for seconds, parts in texts:
+        style: dict[str, Any] = {"ha": "center", "color": INK, "fontsize": 10}
+        axes.annotate(", ".join(parts), (seconds, place), (0, 6), textcoords="offset points", **style)
+
+
+def _short_name(row: Row, rows: Sequence[Row]) -> str:
+    """Strategy and devices, with what tells the row from others that have the same."""
+    twins = [
+        other for other in rows if (other.case.strategy, other.case.devices) == (row.case.strategy, row.case.devices)
+    ]
+    variants = [
+        (label_number(twin.case.global_batch_size), *variant_of(twin.summary, shown_batch=False)) for twin in twins
+    ]
+    own = variants[[twin is row for twin in twins].index(True)]
+    differing = [i for i, values in enumerate(zip(*variants, strict=True)) if len(set(values)) > 1]
+    return join_name([label_point(row.case), *(own[index] for index in differing)])

@@ -1,0 +1,89 @@
+"""Latency and bandwidth of all-reduces over message sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mnist_dist.benchmarks.analysis.collectives import AllReduce
+from mnist_dist.benchmarks.report.figures.drawing import (
+    COLOURS,
+    MARKERS,
+    Label,
+    Picture,
+    make_picture,
+    new_figure,
+    place_labels,
+    set_title,
+)
+from mnist_dist.benchmarks.report.figures.shared import group_by
+from mnist_dist.benchmarks.report.labels import label_bytes, label_point
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LINE_STYLES = ("-", "--", ":", "-.")
+
+
+def draw_all_reduces(measured: Sequence[AllReduce]) -> Picture | None:
+    """Latency of small messages and bus bandwidth of large ones."""
+    if not measured:
+        return None
+    parts: list[tuple[str, Callable[[AllReduce], tuple[float, float, float]], list[AllReduce]]] = [
+        ("latency of small messages, µs", _microseconds, [each for each in measured if each.is_latency]),
+        ("bus bandwidth of large messages, GB/s", _gigabytes, [each for each in measured if not each.is_latency]),
+    ]
+    parts = [part for part in parts if part[2]]
+    figure, panels = new_figure(len(parts))
+    for axes, (title, value_of, chosen) in zip(panels, parts, strict=True):
+        set_title(axes, title)
+        _draw_messages(axes, chosen, value_of)
+    best = max(measured, key=lambda each: each.bus_bandwidth)
+    return make_picture(
+        figure,
+        "all_reduce",
+        "All-reduce",
+        "Slowest rank; median, 5th and 95th percentile of all timings.",
+        f"Latency and bus bandwidth against message size. The highest bus bandwidth is {best.bus_bandwidth / 1e9:.2g} "
+        f"GB/s, with {best.case.strategy} on {best.case.devices} devices and {label_bytes(best.size_bytes)}.",
+    )
+
+
+def _draw_messages(
+    axes: Axes, measured: Sequence[AllReduce], value_of: Callable[[AllReduce], tuple[float, float, float]]
+) -> None:
+    axes.set_xscale("log", base=2)
+    labels = []
+    for group in group_by(measured, lambda each: each.case.case_id):
+        case = group[0].case
+        x = [each.size_bytes for each in group]
+        y, low, high = np.transpose([value_of(each) for each in group])
+        style: dict[str, Any] = {
+            "color": COLOURS[case.strategy],
+            "linestyle": _style_of_devices(case.devices, measured),
+        }
+        axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        axes.plot(x, y, marker=MARKERS[case.strategy], markersize=5, **style)
+        labels.append(Label(x[-1], float(y[-1]), label_point(case), style["color"]))
+    sizes = sorted({each.size_bytes for each in measured})
+    axes.set_xticks(sizes[:: -(-len(sizes) // 6)], [label_bytes(size) for size in sizes[:: -(-len(sizes) // 6)]])
+    axes.set_xticks([], minor=True)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("bytes of each rank's message")
+    place_labels(axes, labels)
+
+
+def _style_of_devices(devices: int, measured: Iterable[AllReduce]) -> str:
+    counts = sorted({each.case.devices for each in measured})
+    return LINE_STYLES[counts.index(devices) % len(LINE_STYLES)]
+
+
+def _microseconds(each: AllReduce) -> tuple[float, float, float]:
+    return 1e6 * each.seconds, 1e6 * each.low, 1e6 * each.high
+
+
+def _gigabytes(each: AllReduce) -> tuple[float, float, float]:
+    value = each.bus_bandwidth / 1e9
+    return value, value * each.seconds / each.high, value * each.seconds / each.low

@@ -1,0 +1,34 @@
+"""The report's pictures. Each function returns one, or None where the study has no data for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mnist_dist.benchmarks.report.figures.accuracy import draw_accuracy, draw_time_to_accuracy
+from mnist_dist.benchmarks.report.figures.all_reduces import draw_all_reduces
+from mnist_dist.benchmarks.report.figures.drawing import Picture
+from mnist_dist.benchmarks.report.figures.losses import draw_losses
+from mnist_dist.benchmarks.report.figures.scaling import draw_efficiency, draw_predictions, draw_throughput
+from mnist_dist.benchmarks.report.figures.step_times import draw_step_times
+
+if TYPE_CHECKING:
+    from mnist_dist.benchmarks.report.findings import Findings
+
+
+def draw_all(findings: Findings) -> list[Picture]:
+    """Returns the pictures for which the study has data."""
+    import matplotlib
+
+    rows = findings.main_rows
+    with matplotlib.rc_context({"text.parse_math": False}):  # A setting may hold a dollar sign.
+        drawn = [
+            draw_accuracy(rows),
+            draw_time_to_accuracy(rows),
+            draw_throughput(findings.curves),
+            draw_efficiency(findings.curves),
+            draw_losses(findings.attributions),
+            draw_step_times(findings.summaries),
+            draw_predictions(findings.predictions),
+            draw_all_reduces(findings.all_reduces),
+        ]
+    return [picture for picture in drawn if picture]

@@ -1,0 +1,91 @@
+"""The waterfall from the ideal step to the measured one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mnist_dist.benchmarks.analysis.attribution import Attribution
+from mnist_dist.benchmarks.report.figures.drawing import (
+    GAIN,
+    INK,
+    LARGEST_LOSS,
+    LOSS,
+    MUTED,
+    PAPER,
+    Picture,
+    make_picture,
+    new_figure,
+    set_title,
+)
+from mnist_dist.benchmarks.report.figures.shared import group_by
+from mnist_dist.benchmarks.report.labels import label_point, label_three_digits
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def draw_losses(attributions: Sequence[Attribution]) -> Picture | None:
+    """For each curve's largest number of devices, what makes a step longer, cause by cause."""
+    shown = _largest_explained(attributions)
+    if not shown:
+        return None
+    figure, panels = new_figure(len(shown), height=0.9 + 0.34 * max(len(each.parts) + 1 for each in shown))
+    for axes, each in zip(panels, shown, strict=True):
+        _draw_waterfall(axes, each)
+    described = "; ".join(
+        f"{each.case.strategy} on {each.case.devices} devices: "
+        + ", ".join(f"{part.name} {1000 * part.step_seconds.value:+.2f} ms" for part in each.parts)
+        for each in shown
+    )
+    return make_picture(
+        figure,
+        "losses",
+        "What each step loses",
+        "Each bar starts where the one above ends. Thin: 95 % intervals. Dark: the largest cause.",
+        f"Time that each step takes longer than is ideal, by cause. {described}.",
+    )
+
+
+def _largest_explained(attributions: Sequence[Attribution]) -> list[Attribution]:
+    """The largest case of every strategy and kind of scaling, oversubscribed ones only for want of others."""
+    explained = [each for each in attributions if len(each.parts) > 1]
+    groups = group_by(explained, lambda each: (each.scaling, each.case.strategy))
+    return [max(group, key=lambda each: (not each.oversubscribed, each.case.devices)) for group in groups]
+
+
+def _draw_waterfall(axes: Axes, each: Attribution) -> None:
+    steps = np.array([1000 * part.step_seconds.value for part in each.parts])
+    starts = np.concatenate([[0.0], np.cumsum(steps)[:-1]])
+    biggest = each.biggest.name if each.biggest else None
+    total = 1000 * (each.step_seconds.value - each.ideal_step_seconds.value)
+    left, right = min(0.0, *starts, *(starts + steps)), max(0.0, *starts, *(starts + steps))
+    span = right - left or 1.0
+    for place, (part, step, start) in enumerate(zip(each.parts, steps, starts, strict=True)):
+        colour = LARGEST_LOSS if part.name == biggest else LOSS if step > 0 else GAIN
+        axes.barh(place, step, left=start, height=0.62, color=colour)
+        low, high = (start + 1000 * bound for bound in (part.step_seconds.low, part.step_seconds.high))
+        axes.hlines(place, low, high, color=INK, linewidth=1.2)
+        end = np.nanmin([np.nanmax([start, start + step, high]), right + 0.3 * span])
+        _label_bar(axes, place, float(end), step, part.share.value)
+    axes.barh(len(steps), total, height=0.62, color=MUTED)
+    _label_bar(axes, len(steps), max(0.0, total), total, each.loss.value)
+    axes.set_yticks(range(len(steps) + 1), [*(part.name for part in each.parts), "all"])
+    axes.set_ylim(len(steps) + 0.5, -0.5)
+    axes.set_xlim(left - 0.15 * span, right + 0.9 * span)  # Room for the texts; wide intervals run off the picture.
+    axes.axvline(0, color=MUTED, linewidth=1)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("ms per step more than ideal")
+    ideal, real = (
+        label_three_digits(1000 * estimate.value) for estimate in (each.ideal_step_seconds, each.step_seconds)
+    )
+    set_title(axes, f"{label_point(each.case)}, {each.scaling}: {ideal} to {real} ms")
+
+
+def _label_bar(axes: Axes, place: int, end: float, milliseconds: float, share: float) -> None:
+    text = f"{milliseconds:+.2f} ms, {round(100 * share) + 0:d} %"
+    behind = {"facecolor": PAPER, "edgecolor": "none", "pad": 1}
+    style: dict[str, Any] = {"va": "center", "color": INK, "fontsize": 10.5, "bbox": behind}
+    axes.annotate(text, (end, place), (6, 0), textcoords="offset points", **style)

@@ -1,0 +1,100 @@
+"""How long the steps of each rank took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mnist_dist.benchmarks.analysis.attribution import steady_step_seconds
+from mnist_dist.benchmarks.analysis.scaling import is_oversubscribed
+from mnist_dist.benchmarks.analysis.summary import CaseSummary
+from mnist_dist.benchmarks.report.figures.drawing import (
+    COLOURS,
+    INK,
+    MUTED,
+    PAPER,
+    Picture,
+    make_picture,
+    new_figure,
+    set_title,
+)
+from mnist_dist.benchmarks.report.labels import label_point
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_RANKS_APART = 32  # More are drawn as bands.
+
+
+def draw_step_times(summaries: Sequence[CaseSummary]) -> Picture | None:
+    """Distribution of the steady windows' step times, for each rank, of each strategy's largest case."""
+    from matplotlib.ticker import MaxNLocator
+
+    panels_of = _largest_with_ranks(summaries)
+    if not panels_of:
+        return None
+    figure, panels = new_figure(len(panels_of), height=3.7)
+    for axes, (full, free) in zip(panels, panels_of, strict=True):
+        ranks = np.arange(len(full.records[0].identity.hosts))
+        colour = COLOURS[full.case.strategy]
+        series = [(full, colour, "as trained")] + ([(free, MUTED, "without all-reduce")] if free else [])
+        for index, (summary, shade, name) in enumerate(series):
+            shift = 0.16 * (2 * index - 1) if len(series) > 1 else 0.0
+            _draw_ranks(axes, ranks + shift, _step_milliseconds(summary), shade, name)
+        set_title(axes, label_point(full.case))
+        axes.set_xlabel("rank")
+        axes.set_ylabel("step time, ms")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(series) > 1:
+            place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 0.99), "ncols": 2, "columnspacing": 1}
+            axes.legend(fontsize=10.5, frameon=False, labelcolor=INK, handletextpad=0.2, **place)
+    return make_picture(
+        figure,
+        "step_times",
+        "Step times of each rank",
+        "Point: median of the steady windows; thick: middle half; thin: 5th to 95th percentile. With the all-reduce "
+        "all ranks wait for the slowest; without it, a slow rank shows.",
+        "Distributions of step times by rank for "
+        + ", ".join(f"{full.case.strategy} on {full.case.devices} devices" for full, _ in panels_of)
+        + ".",
+    )
+
+
+def _step_milliseconds(summary: CaseSummary) -> np.ndarray:
+    """Returns the steady step times of all repeats, float64 [ranks, windows]."""
+    return 1000 * np.concatenate([steady_step_seconds(record) for record in summary.records], axis=1)
+
+
+def _draw_ranks(axes: Axes, places: np.ndarray, milliseconds: np.ndarray, colour: str, name: str) -> None:
+    lowest, low, middle, high, highest = np.percentile(milliseconds, [5, 25, 50, 75, 95], axis=1)
+    if len(places) > MOST_RANKS_APART:
+        axes.fill_between(places, lowest, highest, color=colour, alpha=0.25, linewidth=0)
+        axes.plot(places, middle, color=colour, linewidth=1.2, label=name)
+        return
+    axes.vlines(places, lowest, highest, color=colour, linewidth=1.2)
+    axes.vlines(places, low, high, color=colour, linewidth=5)
+    axes.plot(places, middle, "o", color=colour, markeredgecolor=PAPER, markersize=7, label=name)
+
+
+def _largest_with_ranks(summaries: Sequence[CaseSummary]) -> list[tuple[CaseSummary, CaseSummary | None]]:
+    """For each strategy its steady case of the most ranks, preferably with its twin without all-reduce."""
+    free = {_twin_key(each): each for each in summaries if not each.case.all_reduce and each.images_per_second}
+    best: dict[str, CaseSummary] = {}
+    for each in summaries:
+        measured = each.case.kind == "train" and not each.case.is_ablation and each.images_per_second is not None
+        if measured and len(each.records[0].identity.hosts) > 1:
+            before = best.get(each.case.strategy)
+            if before is None or _rank_preference(each, free) > _rank_preference(before, free):
+                best[each.case.strategy] = each
+    return [(full, free.get(_twin_key(full))) for _, full in sorted(best.items())]
+
+
+def _twin_key(summary: CaseSummary) -> tuple[Any, ...]:
+    case = summary.case
+    return case.strategy, case.devices, case.hosts, case.cores_per_device, case.global_batch_size, str(case.settings)
+
+
+def _rank_preference(summary: CaseSummary, free: dict[tuple[Any, ...], CaseSummary]) -> tuple[Any, ...]:
+    return not is_oversubscribed(summary), _twin_key(summary) in free, summary.case.devices

@@ -1,0 +1,78 @@
+"""The report as one HTML page that needs no network, and runs no script but its own."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import math
+from importlib import resources
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from mnist_dist.benchmarks.report.definitions import DEFINITIONS
+from mnist_dist.benchmarks.report.table import Cell, Column, columns
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mnist_dist.benchmarks.report.figures.drawing import Picture
+    from mnist_dist.benchmarks.report.findings import Findings
+    from mnist_dist.benchmarks.report.sections import Section
+
+
+def render_html(findings: Findings, sections: Sequence[Section], pictures: Sequence[Picture]) -> str:
+    """Returns the page. All text from records is escaped; script and style are allowed by their hashes only."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mnist_dist.benchmarks.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    style, script = _read("report.css"), _read("report.js")
+    rows = findings.main_rows
+    shown = columns(rows)
+    return environment.get_template("report.html.j2").render(
+        findings=findings,
+        sections=sections,
+        pictures={picture.name: picture for picture in pictures},
+        columns=shown,
+        groups=[(name, len(list(of_group))) for name, of_group in groupby(shown, key=lambda column: column.group)],
+        rows=[(row, [column.cell(row) for column in shown]) for row in rows],
+        strategies=list(dict.fromkeys(row.case.strategy for row in rows)),
+        definitions=DEFINITIONS,
+        style=style,
+        script=script,
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+        order=_order,
+        words=functools.partial(_words, shown),
+        data_uri=_data_uri,
+    )
+
+
+def _read(name: str) -> str:
+    return (resources.files("mnist_dist.benchmarks.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _words(shown: Sequence[Column], cells: Sequence[Cell]) -> str:
+    """What the page finds a row by: what names the case, and what is no number, such as `unstable`."""
+    telling = [cell for column, cell in zip(shown, cells, strict=True) if column.group == "Case" or _order(cell) == ""]
+    return " ".join(f"{cell.text} {cell.detail}" for cell in telling)
+
+
+def _order(cell: Cell) -> Any:
+    """What the page sorts a cell by; empty sorts behind all."""
+    missing = isinstance(cell.order, float) and not math.isfinite(cell.order)
+    return "" if missing else cell.order
+
+
+def _data_uri(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

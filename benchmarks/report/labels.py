@@ -1,0 +1,95 @@
+"""How cases, their devices and their settings are called in tables and pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.records.record import Record, one_line
+
+TIMES, DASH = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
+MISSING = DASH
+STRATEGIES = ("single", "mirrored", "multiworker", "horovod")
+SHOWN_APART = ("runtime.precision", "runtime.xla")  # Settings that have a column of their own.
+
+
+def label_case(case: Case, gpus: bool = False, without: Collection[str] = ()) -> str:
+    """Returns, for example, `horovod, 4 x 2 cores, 128 images per device, without all-reduce`.
+
+    Args:
+        without: settings that are not worth naming, as all cases around have them.
+    """
+    parts = [case.strategy, label_devices(case, gpus), f"{label_number(case.images_per_device)} images per device"]
+    telling = [(key, value) for key, value in sorted(case.settings.items()) if key not in without]
+    parts += [one_line(f"{key.rpartition('.')[2]} {value}", 60) for key, value in telling]
+    parts += ["synthetic input"] if case.synthetic_input else []
+    parts += [] if case.all_reduce else ["without all-reduce"]
+    parts += [f"trained {label_duration(case)}"] if case.kind == "train" and not case.is_ablation else []
+    return ", ".join(parts)
+
+
+def common_settings(cases: Iterable[Case]) -> dict[str, Any]:
+    """Returns the settings that all cases that train have, with equal values."""
+    all_settings = [case.settings for case in cases if case.kind == "train"]
+    items = all_settings[0].items() if all_settings else ()
+    return {key: value for key, value in items if all(each.get(key) == value for each in all_settings)}
+
+
+def label_devices(case: Case, gpus: bool = False) -> str:
+    """Returns, for example, `4 x 2 cores`, `8 GPUs on 2 hosts` or `1 (all cores)`."""
+    if gpus:
+        devices = f"{case.devices} GPU{'s' if case.devices > 1 else ''}"
+    elif case.cores_per_device is None:
+        devices = f"{case.devices} (all cores)"
+    else:
+        devices = f"{case.devices} {TIMES} {label_cores(case.cores_per_device)}"
+    return devices + (f" on {case.hosts} hosts" if case.hosts > 1 else "")
+
+
+def label_cores(cores: int) -> str:
+    return f"{cores} core{'s' if cores > 1 else ''}"
+
+
+def label_duration(case: Case) -> str:
+    """Returns for how long the case trains."""
+    return "to the end" if case.measure_seconds is None else f"{case.measure_seconds:g} s"
+
+
+def label_other_settings(case: Case) -> str:
+    """Returns the settings that have no column of their own, for example `training.epochs=5`."""
+    others = sorted((key, value) for key, value in case.settings.items() if key not in SHOWN_APART)
+    return ", ".join(one_line(f"{key}={value}", 60) for key, value in others)
+
+
+def label_number(value: float) -> str:
+    """Returns `128` or, where a batch does not divide, `42.7`."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+
+
+def label_three_digits(value: float) -> str:
+    """Returns `0.123`, `12.0` or `1,234`."""
+    return f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def label_bytes(size: float) -> str:
+    """Returns, for example, `4 KiB` or `1.5 GiB`."""
+    units = ("B", "KiB", "MiB", "GiB")
+    power = min(int(math.log2(max(size, 1)) // 10), len(units) - 1)
+    return f"{size / 1024**power:.3g} {units[power]}"
+
+
+def label_range(low: float, high: float, form: Callable[[float], str]) -> str:
+    """Returns both ends, or nothing where one is not known."""
+    return f"{form(low)}{DASH}{form(high)}" if math.isfinite(low) and math.isfinite(high) else ""
+
+
+def label_point(case: Case) -> str:
+    """Returns strategy and number of devices, as short as pictures need."""
+    return f"{case.strategy} {TIMES} {case.devices}"
+
+
+def on_gpus(records: Sequence[Record]) -> bool:
+    """Whether the devices of these records are GPUs."""
+    return any((record.measurements or {}).get("device", "").upper().startswith("GPU") for record in records)

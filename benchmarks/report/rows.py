@@ -1,0 +1,117 @@
+"""The rows of the report: each case that trains, with how it relates to the others of its study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mnist_dist.benchmarks.analysis.matmul import MatmulRate, measured_rates
+from mnist_dist.benchmarks.analysis.scaling import Curve, efficiency, is_oversubscribed
+from mnist_dist.benchmarks.analysis.summary import CaseSummary
+from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.records.record import Record, one_line
+from mnist_dist.benchmarks.report.labels import STRATEGIES, on_gpus
+from mnist_dist.benchmarks.statistics.stats import Estimate
+
+MATMUL_DTYPES = {"mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case with what relates it to the others. Efficiencies and `mfu` are shares: 1 is ideal."""
+
+    summary: CaseSummary
+    weak: Estimate | None
+    strong: Estimate | None
+    mfu: float | None
+    power_watts: float | None
+    gpu_utilisation_percent: float | None
+    peak_gpu_memory_bytes: float | None
+    oversubscribed: bool
+    on_gpus: bool
+
+    @property
+    def case(self) -> Case:
+        return self.summary.case
+
+    @property
+    def images_per_second_per_device(self) -> Estimate | None:
+        total, n = self.summary.images_per_second, self.case.devices
+        return Estimate(total.value / n, total.low / n, total.high / n, total.repeats) if total else None
+
+
+def build_rows(summaries: Sequence[CaseSummary], curves: Sequence[Curve]) -> list[Row]:
+    """Returns the cases that train, by strategy and number of devices, ablations too."""
+    efficiencies = {
+        (curve.scaling, point.summary.case_id): point.efficiency for curve in curves for point in curve.points
+    }
+    for curve in curves:
+        if single := curve.baseline.images_per_second:
+            efficiencies[curve.scaling, curve.baseline.case_id] = efficiency(single, 1, single)
+    rates = measured_rates(summaries)
+    rows = [
+        Row(
+            summary=each,
+            weak=efficiencies.get(("weak", each.case_id)),
+            strong=efficiencies.get(("strong", each.case_id)),
+            mfu=_mfu(each, rates),
+            power_watts=_mean_telemetry(each.records, "power_watts"),
+            gpu_utilisation_percent=_mean_telemetry(each.records, "gpu_utilisation_percent"),
+            peak_gpu_memory_bytes=_peak_gpu_memory_bytes(each.records),
+            oversubscribed=is_oversubscribed(each),
+            on_gpus=on_gpus(each.records),
+        )
+        for each in summaries
+        if each.case.kind == "train"
+    ]
+    return sorted(rows, key=lambda row: _order(row.case))
+
+
+def main_rows(rows: Iterable[Row]) -> list[Row]:
+    """Leaves out the ablations."""
+    return [row for row in rows if not row.case.is_ablation]
+
+
+def measured_setting(summary: CaseSummary, name: str) -> str:
+    """Returns the precision or XLA mode that ran, which `auto` chose; empty where nothing ran."""
+    found = {str((record.measurements or {}).get(name, "")) for record in summary.records}
+    return one_line(", ".join(sorted(found - {""})), 60)
+
+
+def seed_accuracies(summary: CaseSummary) -> list[float]:
+    """Returns the test accuracy of every run that left a model, from 0 to 1."""
+    found = [(record.measurements or {}).get("test_accuracy") for record in summary.records]
+    return [accuracy for accuracy in found if accuracy is not None]
+
+
+def _order(case: Case) -> tuple[Any, ...]:
+    place = STRATEGIES.index(case.strategy)
+    return place, str(sorted(case.settings.items())), case.devices, case.hosts, -case.global_batch_size, case.case_id
+
+
+def _mfu(summary: CaseSummary, rates: Iterable[MatmulRate]) -> float | None:
+    precision, case = measured_setting(summary, "precision"), summary.case
+    dtype = MATMUL_DTYPES.get(precision, precision)
+    by_place = {
+        (each.case.devices, each.case.hosts): each.value
+        for each in rates
+        if (each.dtype, each.case.cores_per_device) == (dtype, case.cores_per_device)
+    }
+    rate = by_place.get((case.devices, case.hosts), case.devices * by_place.get((1, 1), 0.0))
+    if not rate or summary.images_per_second is None or summary.model_flops_per_image is None:
+        return None
+    return summary.model_flops_per_image * summary.images_per_second.value / rate
+
+
+def _peak_gpu_memory_bytes(records: Iterable[Record]) -> float | None:
+    found = [(record.measurements or {}).get("peak_device_memory_bytes") for record in records]
+    return max((max(ranks) for ranks in found if ranks), default=None)
+
+
+def _mean_telemetry(records: Iterable[Record], name: str) -> float | None:
+    found = [getattr(record.telemetry, name) for record in records if record.telemetry]
+    values = [value for value in found if value is not None]
+    return float(np.mean(values)) if values else None

@@ -1,0 +1,156 @@
+"""The report of a study: report.md, report.csv, report.html and figures/*.png in its folder."""
+
+from __future__ import annotations
+
+import functools
+import html
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mnist_dist.benchmarks.analysis.prediction import predict
+from mnist_dist.benchmarks.analysis.scaling import find_curves
+from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.records.store import writing
+from mnist_dist.benchmarks.report.csv_table import render_csv
+from mnist_dist.benchmarks.report.definitions import DEFINITIONS
+from mnist_dist.benchmarks.report.figures.draw import draw_all
+from mnist_dist.benchmarks.report.figures.drawing import Picture
+from mnist_dist.benchmarks.report.findings import Caveat, Findings, find_out, summarize_cases
+from mnist_dist.benchmarks.report.html import render_html
+from mnist_dist.benchmarks.report.sections import Section, build_sections, prediction_section
+from mnist_dist.benchmarks.report.table import (
+    TERMINAL_WIDTH,
+    escape_markdown,
+    render_markdown_table,
+    render_markdown_tables,
+    render_terminal_table,
+    render_terminal_texts,
+)
+from mnist_dist.errors import UserError
+from mnist_dist.files import atomic_write, write_text
+
+FIGURES = "figures"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written, and what to print.
+
+    Attributes:
+        html: the page; report.md, report.csv and figures/ lie beside it.
+        terminal_text: throughput against accuracy, and the warnings; with colours if the output is a terminal.
+    """
+
+    html: Path
+    terminal_text: str
+
+
+def write_report(folder: Path, records: Sequence[Record], warnings: Sequence[str] = ()) -> Report:
+    """Analyses the records of a study and writes what it says; each file is whole or not there.
+
+    Args:
+        folder: where the report goes; an older one there is replaced.
+        warnings: further ones for the top of the report, a sentence each.
+
+    Raises:
+        UserError: there are no records, or the folder cannot be written.
+    """
+    if not records:
+        raise UserError(f"--results: no records in '{folder}', expected at least one; run a suite with it first.")
+    folder = Path(folder)
+    findings = find_out(records, warnings)
+    sections, pictures = build_sections(findings), draw_all(findings)
+    page = folder / "report.html"
+    with writing(folder):
+        for picture in pictures:
+            with atomic_write(folder / FIGURES / f"{picture.name}.png") as file:
+                file.write(picture.png)
+        write_text(folder / "report.md", render_markdown(findings, sections, pictures))
+        write_text(folder / "report.csv", render_csv(findings.rows))
+        write_text(page, render_html(findings, sections, pictures))
+        for figure in (folder / FIGURES).glob("*.png"):
+            if figure.stem not in {picture.name for picture in pictures}:
+                figure.unlink()  # Of an earlier report.
+    return Report(page, render_terminal_text(findings, colour=sys.stdout.isatty()))
+
+
+def render_terminal_text(findings: Findings, colour: bool = False) -> str:
+    """Returns the main table and that of input pipelines that differ, or all tables where nothing was trained, and the
+    warnings, a paragraph each."""
+    parts = [render_terminal_table(findings.main_rows, TERMINAL_WIDTH, colour)] if findings.main_rows else []
+    for section in build_sections(findings):
+        if not findings.main_rows or (section.name == "input" and len(findings.inputs) > 1):
+            tables = [table for table in section.tables if not table.folded]
+            parts += [render_terminal_texts(table, TERMINAL_WIDTH, colour) for table in tables]
+    wrap = functools.partial(textwrap.fill, width=TERMINAL_WIDTH, initial_indent="! ", subsequent_indent="  ")
+    return "\n\n".join([*parts, "\n".join(wrap(caveat.text) for caveat in findings.caveats)]).rstrip()
+
+
+def render_predictions(records: Sequence[Record], colour: bool = False) -> str:
+    """Returns, for a terminal, what the models say of each curve of a study.
+
+    Raises:
+        UserError: there is no curve.
+    """
+    summaries = summarize_cases(records)
+    curves = find_curves(summaries)
+    if not curves:
+        raise UserError(
+            "DIR: its records hold no scaling curve, expected steady runs of `single` on one device and of a strategy "
+            "on several, with equal cores and settings; run the suite scaling."
+        )
+    section = prediction_section([predict(curve, summaries) for curve in curves])
+    overview, *forecasts = [render_terminal_texts(table, TERMINAL_WIDTH, colour) for table in section.tables] or [""]
+    points = [textwrap.fill(f"- {point}", width=TERMINAL_WIDTH, subsequent_indent="  ") for point in section.points]
+    return "\n\n".join(filter(None, [*forecasts, overview, "\n".join(points)]))
+
+
+def render_markdown(findings: Findings, sections: Sequence[Section], pictures: Sequence[Picture]) -> str:
+    """Returns report.md, whose pictures lie in figures/ beside it."""
+    by_name = {picture.name: picture for picture in pictures}
+    blocks = [f"# {escape_markdown(findings.title)}"]
+    blocks.append("\n".join(f"- {name}: {escape_markdown(value)}" for name, value in findings.facts))
+    if findings.caveats:
+        blocks += ["## Warnings", "\n".join(map(_markdown_caveat, findings.caveats))]
+    if findings.main_rows:
+        blocks += ["## Results", *_markdown_pictures(("throughput_accuracy", "time_to_accuracy"), by_name)]
+        blocks.append(render_markdown_tables(findings.main_rows))
+    for section in sections:
+        blocks += _markdown_section(section, by_name)
+    blocks.append("## How to read this")
+    for definition in DEFINITIONS:
+        blocks.append(f"**{definition.term}**: {' '.join(map(escape_markdown, (definition.text, definition.source)))}")
+    return "\n\n".join(block.strip() for block in blocks) + "\n"
+
+
+def _markdown_section(section: Section, pictures: dict[str, Picture]) -> Iterator[str]:
+    yield f"## {section.title}"
+    yield from map(escape_markdown, section.paragraphs)
+    if section.points:
+        yield "\n".join(f"- {escape_markdown(point)}" for point in section.points)
+    yield from _markdown_pictures(section.pictures, pictures)
+    for table in section.tables:
+        text = render_markdown_table(table.heads, table.rows, table.numeric)
+        if table.folded:
+            yield f"<details><summary>{html.escape(table.caption)}</summary>\n\n{text}\n\n</details>"
+        else:
+            yield f"{escape_markdown(table.caption)}:\n\n{text}"
+
+
+def _markdown_pictures(names: Sequence[str], pictures: dict[str, Picture]) -> Iterator[str]:
+    for name in names:
+        if name in pictures:
+            yield f"![{escape_markdown(pictures[name].alternative)}]({FIGURES}/{name}.png)"
+            yield escape_markdown(pictures[name].caption)
+
+
+def _markdown_caveat(caveat: Caveat) -> str:
+    if not caveat.details:
+        return f"- {escape_markdown(caveat.text)}"
+    # Within <pre>, Markdown changes nothing; it must start on a line of its own, indented like the list's text.
+    lines = [html.escape(line) for line in caveat.details]
+    text = "\n".join(f"  {line}" for line in ("<details><summary>output</summary><pre>", *lines, "</pre></details>"))
+    return f"- {escape_markdown(caveat.text)}\n{text}"

@@ -1,0 +1,381 @@
+"""Starts N ranks on this host and keeps them together; or prepares one rank that another launcher has started.
+
+No ssh and no MPI: ranks find each other through TF_CONFIG or through Horovod's rendezvous, which this launcher (or
+the chief, under mpirun) holds. Whatever happens to one rank, all have ended a few seconds later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import fcntl
+import os
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from mnist_dist.command import EXIT_INTERRUPTED
+from mnist_dist.config import Config, RuntimeConfig, config_to_yaml
+from mnist_dist.data.dataset import load_arrays
+from mnist_dist.distributed import horovod_build
+from mnist_dist.distributed.cluster import Cluster, cores_of, free_port
+from mnist_dist.distributed.rollcall import roll_call
+from mnist_dist.distributed.watchdog import EXIT_LOST_RANKS, HEARTBEAT_VARIABLE
+from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, TrainingError, UserError
+from mnist_dist.training.plan import make_plan
+from mnist_dist.training.workdir import check_workdir
+
+FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+GRACE_SECONDS = 2.0  # For the survivors of a dead rank to print their own view, before they are killed.
+SILENCE_SECONDS = 5.0  # Without a heartbeat (one a second) a rank counts as stuck.
+TAIL_LINES = 8
+PARENT_VARIABLE = "MNIST_DIST_LAUNCHER_PID"
+
+
+def train_in_ranks(config: Config, workdir: Path, resume: bool) -> dict[str, Any]:
+    """Trains with one process per device on this host; see `trainer.train` for arguments, result and errors.
+
+    What can be found wrong is found before any process starts.
+    """
+    folder = check_workdir(workdir, config, resume)
+    if resume and (result := folder.read_result()) and result["status"] == "completed":
+        return result
+    make_plan(config, len(load_arrays(config.data).train_images))
+    command = [sys.executable, "-m", "mnist_dist", "train", "--config", "/dev/stdin", "--workdir", str(workdir)]
+    command += ["--resume"] if resume else []
+    # A file without a name: nothing is left of it, however this process ends.
+    with tempfile.TemporaryFile("w", encoding="utf-8") as file:
+        file.write(config_to_yaml(config))
+        file.flush()
+        run_ranks(command, config.runtime.devices, horovod=config.runtime.strategy == "horovod", stdin=file)
+    result = folder.read_result()
+    if result is None:
+        raise TrainingError(f"launch: all ranks ended well, but '{folder.result_file}' is missing; is the disk shared?")
+    return result
+
+
+def run_ranks(
+    command: Sequence[str], ranks: int, *, horovod: bool, port: int | None = None, stdin: IO[str] | None = None
+) -> None:
+    """Runs the command once per rank on this host and waits for all.
+
+    Output lines appear as `[rank] line`. SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 go to every rank.
+
+    Args:
+        command: program and arguments, the same for all ranks.
+        horovod: hold a rendezvous for Horovod's ranks meanwhile.
+        stdin: a file that every rank can read as /dev/stdin, from its beginning; None: there is nothing to read.
+
+    Raises:
+        TrainingError: a rank ended with another code than 0; names the rank and quotes its last lines.
+    """
+    port = port or free_port(ranks + 2)
+    with rendezvous("127.0.0.1", port, ("127.0.0.1",) * ranks) if horovod else contextlib.nullcontext():
+        asyncio.run(_Group(command, ranks, port, stdin).run())
+
+
+@contextlib.contextmanager
+def join_ranks(cluster: Cluster, config: RuntimeConfig) -> Iterator[None]:
+    """Sets up this process as a rank, before TensorFlow is imported: its cores, and how Horovod finds the others.
+
+    Under srun and mpirun the chief holds the rendezvous, as nobody else does.
+    """
+    if cluster.launcher == "none":
+        yield
+        return
+    _die_with_launcher()
+    bind_cores(cluster)
+    if config.strategy == "horovod" and horovod_build.waits_for_tensors():
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", f"{horovod_build.IDLE_CYCLE_MILLISECONDS:g}")
+    with contextlib.ExitStack() as stack:
+        if cluster.launcher != "horovodrun":  # It has its own roll call and rendezvous.
+            if config.strategy == "horovod" and cluster.is_chief and cluster.launcher != "mnist-dist":
+                stack.enter_context(rendezvous("", cluster.port, cluster.hosts))
+            address = roll_call(cluster, config.join_timeout_seconds)
+            if config.strategy == "horovod":
+                interface = os.environ.get("HOROVOD_GLOO_IFACE") or interface_of(address)
+                os.environ.update(horovod_environment(cluster, interface, config.join_timeout_seconds))
+        yield
+
+
+def bind_cores(cluster: Cluster) -> None:
+    """Binds this process to its share of the cores it may use, unless the launcher has bound it already."""
+    mine = sorted(os.sched_getaffinity(0))
+    if cluster.launcher == "srun":  # Fewer cores than the host has may be the job's, which its ranks then share.
+        is_bound = os.environ.get("SLURM_CPU_BIND_TYPE", "none") not in ("", "none")
+    else:
+        is_bound = cluster.launcher == "mpirun" and len(mine) < (os.cpu_count() or 1)
+    if is_bound:
+        return
+    os.sched_setaffinity(0, cores_of(cluster.local_rank, cluster.local_size, mine))
+
+
+def horovod_environment(cluster: Cluster, interface: str, join_timeout_seconds: float) -> dict[str, str]:
+    """Returns what `horovodrun` would tell a rank, for Gloo over TCP on a network interface."""
+    hosts = list(dict.fromkeys(cluster.hosts))
+    environment = {
+        "HOROVOD_RANK": cluster.rank,
+        "HOROVOD_SIZE": cluster.size,
+        "HOROVOD_LOCAL_RANK": cluster.local_rank,
+        "HOROVOD_LOCAL_SIZE": cluster.local_size,
+        "HOROVOD_CROSS_RANK": hosts.index(cluster.hosts[cluster.rank]),
+        "HOROVOD_CROSS_SIZE": len(hosts),
+        # Without a name of its own, Horovod takes all nodes for one host.
+        "HOROVOD_HOSTNAME": cluster.hosts[cluster.rank],
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": socket.gethostbyname(cluster.addresses[0]),
+        # Gloo would otherwise resolve the host's name, which may lead to an address nobody listens on.
+        "HOROVOD_GLOO_IFACE": interface,
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": cluster.port,
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": int(join_timeout_seconds),
+    }
+    return {name: str(value) for name, value in environment.items()}
+
+
+def interface_of(address: str) -> str:
+    """Returns the name of the network interface that has an IPv4 address, such as "lo" of 127.0.0.1."""
+    request_address = 0x8915  # SIOCGIFADDR
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # An interface without an IPv4 address.
+                answer = fcntl.ioctl(probe, request_address, struct.pack("256s", name.encode()[:15]))
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    return "lo"  # Any address of 127.0.0.0/8 other than the first.
+
+
+@contextlib.contextmanager
+def rendezvous(address: str, port: int, hosts: Sequence[str]) -> Iterator[None]:
+    """Serves the key-value store over HTTP through which Horovod's Gloo ranks find each other.
+
+    Args:
+        address: to listen on; "" for all.
+        hosts: the host of every rank, ranks of one host being neighbours.
+
+    Raises:
+        UserError: Horovod is not installed, or the port is taken.
+    """
+    try:
+        from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
+        from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+    except ImportError:
+        raise UserError(
+            "runtime.strategy: received 'horovod', but Horovod is not installed; run `mnist-dist install-horovod`."
+        ) from None
+    slots = ",".join(f"{host}:{hosts.count(host)}" for host in dict.fromkeys(hosts))
+    try:
+        server = RendezvousHTTPServer((address, port), RendezvousHandler, 0)
+    except OSError as error:
+        raise UserError(f"launch: cannot listen on port {port} ({error.strerror}); try again.") from None
+    server.init(get_host_assignments(parse_hosts(slots), len(hosts)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True, name="rendezvous")
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@dataclass
+class _Rank:
+    number: int
+    process: asyncio.subprocess.Process
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
+    phase: str = "starting"
+    heard: float = field(default_factory=time.monotonic)
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether Ctrl-C ended it: within its command, or before that had begun."""
+        code = self.process.returncode
+        return code in (EXIT_INTERRUPTED, -signal.SIGINT) or bool(self.tail and self.tail[-1] == "KeyboardInterrupt")
+
+
+class _Group:
+    """The ranks of one run, from start to the end of the last."""
+
+    def __init__(self, command: Sequence[str], size: int, port: int, stdin: IO[str] | None) -> None:
+        self.command = command
+        self.size = size
+        self.port = port
+        self.stdin = stdin
+        self.ranks: list[_Rank] = []
+        self.interrupted = False  # By Ctrl-C.
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in FORWARDED_SIGNALS:
+            loop.add_signal_handler(number, self._forward, number)
+        readers: list[asyncio.Task[None]] = []
+        try:
+            for rank in range(self.size):
+                readers += await self._start(rank)
+            waiting = {asyncio.create_task(self._wait(rank)) for rank in self.ranks}
+            failed = await _first_failure(waiting)
+            if failed:
+                blame = self._blame(failed)  # While the others live: how they are now tells who is to blame.
+                await _settle(waiting, GRACE_SECONDS)
+        finally:
+            self._kill()
+            await asyncio.gather(*(rank.process.wait() for rank in self.ranks))
+            await _settle(readers, GRACE_SECONDS)
+        if failed and self.interrupted and failed.was_interrupted:
+            raise KeyboardInterrupt
+        if failed:
+            raise self._explain(failed, blame)
+
+    async def _start(self, rank: int) -> list[asyncio.Task[None]]:
+        heartbeat_read, heartbeat_write = os.pipe()
+        os.set_blocking(heartbeat_read, False)
+        cluster = Cluster(rank, self.size, rank, self.size, ("127.0.0.1",) * self.size, self.port)
+        process = await asyncio.create_subprocess_exec(
+            *self.command,
+            env=os.environ
+            | _importing_as_here()
+            | cluster.to_environment()
+            | {HEARTBEAT_VARIABLE: str(heartbeat_write), PARENT_VARIABLE: str(os.getpid())},
+            stdin=self.stdin or asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=[heartbeat_write],
+            start_new_session=True,  # Ctrl-C reaches the launcher alone, which forwards it once.
+        )
+        os.close(heartbeat_write)
+        started = _Rank(rank, process)
+        self.ranks.append(started)
+        relays = [(process.stdout, sys.stdout), (process.stderr, sys.stderr)]
+        readers = [_relay(started, source, target) for source, target in relays if source]
+        return [asyncio.create_task(reader) for reader in (*readers, _listen(started, heartbeat_read))]
+
+    async def _wait(self, rank: _Rank) -> _Rank:
+        await rank.process.wait()
+        return rank
+
+    def _forward(self, number: signal.Signals) -> None:
+        self.interrupted |= number == signal.SIGINT
+        for rank in self.ranks:
+            with contextlib.suppress(ProcessLookupError):
+                rank.process.send_signal(number)
+
+    def _kill(self) -> None:
+        for rank in self.ranks:
+            if rank.process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    rank.process.kill()
+
+    def _explain(self, failed: _Rank, blame: str) -> TrainingError:
+        code = failed.process.returncode or 0
+        if code == EXIT_LOST_RANKS:
+            return TrainingError(f"launch: {blame}.")
+        ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        error = TrainingError(
+            f"launch: rank {failed.number} {ended}; all {self.size} ranks were stopped."
+            + "".join(f"\n  [{failed.number}] {line}" for line in ["Its last lines:", *failed.tail])
+        )
+        error.exit_code = EXIT_BAD_INPUT if code == EXIT_BAD_INPUT else EXIT_FAILED
+        return error
+
+    def _blame(self, waited: _Rank) -> str:
+        """Names the rank that the others waited for."""
+        now = time.monotonic()
+        silent = [rank for rank in self.ranks if rank.process.returncode is None and now - rank.heard > SILENCE_SECONDS]
+        elsewhere = [rank for rank in self.ranks if rank.phase != waited.phase]
+        if silent:
+            first = silent[0]
+            return f"rank {first.number} gave no sign of life for {now - first.heard:.0f} s; all ranks were stopped"
+        if elsewhere:
+            first = elsewhere[0]
+            return (
+                f"rank {first.number} stayed in the phase '{first.phase}' while rank {waited.number} waited in "
+                f"'{waited.phase}'; all ranks were stopped"
+            )
+        return f"all ranks waited in the phase '{waited.phase}' for longer than the time-out"
+
+
+def _importing_as_here() -> dict[str, str]:
+    """Keeps ranks from importing what happens to lie in the current folder, which `python -m` would look into first.
+
+    Python before 3.11 looks there all the same.
+    """
+    here, package_parent = Path.cwd(), Path(__file__).resolve().parents[2]
+    folders = [str(here)] if here == package_parent else []  # A checkout that is not installed.
+    path = os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH")]))
+    return {"PYTHONSAFEPATH": "1"} | ({"PYTHONPATH": path} if path else {})
+
+
+async def _first_failure(waiting: set[asyncio.Task[_Rank]]) -> _Rank | None:
+    """Returns the first rank that ends badly, or None when all have ended well."""
+    pending = waiting
+    while pending:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        # A crash says more than the complaint of a rank that lost its partner a moment later.
+        bad = [task.result() for task in done if task.result().process.returncode]
+        if bad:
+            return min(bad, key=lambda rank: rank.process.returncode or 0)
+    return None
+
+
+async def _settle(tasks: Sequence[asyncio.Task] | set[asyncio.Task], seconds: float) -> None:
+    """Waits for tasks, but not for ever: a grandchild may hold a pipe open."""
+    if tasks:
+        _, pending = await asyncio.wait(tasks, timeout=seconds)
+        for task in pending:
+            task.cancel()
+
+
+async def _relay(rank: _Rank, source: asyncio.StreamReader, target: object) -> None:
+    """Copies lines with the rank before each, however long they are."""
+    rest = b""
+    while chunk := await source.read(65536):
+        *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) > 1_000_000:
+            lines, rest = [*lines, rest], b""
+        for line in lines:
+            _print(rank, line, target)
+    if rest:
+        _print(rank, rest, target)
+
+
+def _print(rank: _Rank, line: bytes, target: object) -> None:
+    text = line.decode(errors="replace").rstrip("\r")
+    rank.tail.append(text)
+    with contextlib.suppress(BrokenPipeError):
+        print(f"[{rank.number}] {text}", file=target, flush=True)  # type: ignore[call-overload]
+
+
+async def _listen(rank: _Rank, handle: int) -> None:
+    """Follows a rank's heartbeat."""
+    reader = asyncio.StreamReader()
+    pipe = os.fdopen(handle, "rb", buffering=0)
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    try:
+        while line := await reader.readline():
+            rank.heard = time.monotonic()
+            rank.phase = line.decode(errors="replace").strip()
+    finally:
+        transport.close()
+
+
+def _die_with_launcher() -> None:
+    """Asks the kernel to kill this rank when its launcher is killed, so that no orphan computes on."""
+    launcher = os.environ.get(PARENT_VARIABLE)
+    if launcher is None or not sys.platform.startswith("linux"):
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != int(launcher):  # It died before the request.
+        os._exit(EXIT_FAILED)

@@ -1,0 +1,40 @@
+"""What a finished run leaves for people: the model, its test, the pictures."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import TYPE_CHECKING
+
+import mnist_dist
+from mnist_dist.config import Config
+from mnist_dist.data.dataset import Arrays
+from mnist_dist.files import atomic_path
+from mnist_dist.inference.evaluate import Evaluation, predict, summarize
+from mnist_dist.network.model import build_inference_model
+from mnist_dist.training.workdir import Workdir
+from mnist_dist.training.writers import read_rows
+
+if TYPE_CHECKING:
+    import keras
+
+
+def save_deliverables(config: Config, arrays: Arrays, model: keras.Model, folder: Workdir) -> Evaluation:
+    """Saves model.keras, tests that very model on every test image, and draws the plots."""
+    from mnist_dist.inference import plots
+
+    inference_model = build_inference_model(config.model, model)
+    with atomic_path(folder.model_file) as file:
+        inference_model.save(file)
+    probabilities = predict(inference_model, arrays.test_images)
+    evaluation = summarize(arrays.test_labels, probabilities)
+    plots.save_curves(folder.plots / "curves.png", read_rows(folder.metrics_file))
+    plots.save_confusion_matrix(folder.plots / "confusion_matrix.png", evaluation.confusion)
+    plots.save_samples(folder.plots / "samples.png", arrays.test_images, arrays.test_labels, probabilities)
+    return evaluation
+
+
+def library_versions() -> dict[str, str]:
+    """Returns the versions that a result depends on."""
+    libraries = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")}
+    return {"mnist_dist": mnist_dist.__version__, "python": platform.python_version(), **libraries}

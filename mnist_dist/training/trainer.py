@@ -1,0 +1,437 @@
+"""The training run, from configuration to result, as one visible loop."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mnist_dist.config import Config
+from mnist_dist.data.dataset import (
+    Arrays,
+    Shard,
+    load_arrays,
+    make_eval_dataset,
+    make_synthetic_dataset,
+    make_train_dataset,
+    num_eval_steps,
+)
+from mnist_dist.distributed.cluster import Cluster, find_cluster
+from mnist_dist.distributed.launch import join_ranks
+from mnist_dist.distributed.preemption import Preemption
+from mnist_dist.distributed.strategies import (
+    Strategy,
+    Unreduced,
+    all_gather,
+    make_strategy,
+    mean_over_replicas,
+    resolve_strategy,
+)
+from mnist_dist.distributed.watchdog import EXIT_LOST_RANKS, Watchdog
+from mnist_dist.errors import TrainingError, UserError
+from mnist_dist.files import write_json
+from mnist_dist.network.flops import flops_per_image
+from mnist_dist.network.model import build_model
+from mnist_dist.network.optimizers import build_optimizer
+from mnist_dist.network.schedule import learning_rates
+from mnist_dist.runtime import Runtime, configure_runtime
+from mnist_dist.training import guard
+from mnist_dist.training.actions import (
+    Action,
+    Evaluate,
+    Guard,
+    LogMetrics,
+    Progress,
+    SaveCheckpoint,
+    diverged,
+    images_per_second,
+    is_due,
+    steps_until_due,
+)
+from mnist_dist.training.checkpoint import Checkpoints, assign_variables, variables_by_name
+from mnist_dist.training.plan import Plan, make_plan
+from mnist_dist.training.results import library_versions, save_deliverables
+from mnist_dist.training.step_times import StepClock, gather_step_times
+from mnist_dist.training.steps import make_eval_steps, make_train_steps
+from mnist_dist.training.workdir import Workdir, check_workdir, claim_workdir, record_config
+from mnist_dist.training.writers import Console, JsonLines, TensorBoard, Writer, make_console
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+WINDOW_SECONDS = 0.2  # Of a window of a run that only measures, about.
+
+
+def train(config: Config, workdir: Path, resume: bool = False) -> dict[str, Any]:
+    """Trains in `workdir` and returns the content of its result.json.
+
+    Every rank of a run calls this with the same arguments; only the chief touches the folder.
+
+    Args:
+        resume: continue the run in the folder from its newest intact checkpoint; start it where there is none.
+
+    Raises:
+        UserError: the input is bad, see its message; nothing that existed was overwritten.
+        TrainingError: the loss was not finite, or the guard found a fault.
+    """
+    started = time.perf_counter()
+    cluster = find_cluster(os.environ)
+    config = config.model_copy(update={"runtime": resolve_strategy(config.runtime, cluster)})
+    folder = check_workdir(workdir, config, resume) if cluster.is_chief else Workdir(workdir)
+    if resume and (result := folder.read_result()) and result["status"] == "completed":
+        return result
+    arrays = load_arrays(config.data)
+    plan = make_plan(config, len(arrays.train_images))
+    with contextlib.ExitStack() as stack:
+        preemption = stack.enter_context(Preemption())
+        # Joining takes two waits: for the roll call, which ends itself, and for TensorFlow or Horovod.
+        watchdog = stack.enter_context(Watchdog(cluster, 2 * config.runtime.join_timeout_seconds))
+        stack.enter_context(join_ranks(cluster, config.runtime))
+        runtime = configure_runtime(config.runtime, config.seed, cluster, batch_norm=config.model.batch_norm)
+        strategy = make_strategy(config.runtime, cluster)
+        preemption.listen()
+        watchdog.enter("preparing", config.runtime.stall_timeout_seconds)
+        if cluster.is_chief:
+            stack.enter_context(claim_workdir(folder, config))
+        console = stack.enter_context(make_console(plan.total_steps, config.training.batch_size, cluster.is_chief))
+        session = Session(
+            config, arrays, plan, cluster, runtime, strategy, folder, console, watchdog, preemption, started
+        )
+        with lost_ranks_explained(cluster):
+            result = run_session(session, resume)
+            watchdog.enter("ending")
+            strategy.barrier()  # No rank leaves while another still needs it.
+    return result
+
+
+@dataclass(frozen=True)
+class Session:
+    """One process' part in a run, from its start to its end."""
+
+    config: Config
+    arrays: Arrays
+    plan: Plan
+    cluster: Cluster
+    runtime: Runtime
+    strategy: Strategy
+    folder: Workdir
+    console: Console
+    watchdog: Watchdog
+    preemption: Preemption
+    started: float  # time.perf_counter() when the process' part began.
+
+
+def run_session(session: Session, resume: bool) -> dict[str, Any]:
+    """Builds everything, trains to the last step or to a signal, and leaves the results."""
+    config, plan, strategy, console = session.config, session.plan, session.strategy, session.console
+    rates = learning_rates(
+        config.schedule, config.optimizer.learning_rate, config.training.batch_size, plan.total_steps
+    )
+    for line in introduce(session, float(rates.max())):
+        console.say(line)
+
+    model, optimizer = build(session, rates)
+    variables = variables_by_name(model, optimizer)
+    checkpoints = Checkpoints(session.folder.checkpoints, config.checkpoint.keep, report=console.say)
+    progress = restore(session, checkpoints, variables) if resume else Progress()
+    strategy.broadcast(list(variables.values()))
+
+    earlier_seconds = progress.wall_seconds
+    save_checkpoint = SaveCheckpoint(
+        period=config.checkpoint.every_steps or plan.steps_per_epoch,
+        checkpoints=checkpoints if strategy.is_chief else None,
+        variables=variables,
+        precision=session.runtime.precision.value,
+        wall_seconds=lambda: earlier_seconds + time.perf_counter() - session.started,
+    )
+    actions = make_actions(session, model, optimizer, rates, progress)
+    if config.training.measure_seconds is None:
+        actions.append(save_checkpoint)
+    if config.runtime.guard:
+        check_shards(session)
+
+    clock = StepClock()
+    train_steps_to_the_end(session, model, optimizer, progress, actions, clock)
+    return leave_results(session, model, progress, save_checkpoint, clock)
+
+
+def build(session: Session, rates: np.ndarray) -> tuple[keras.Model, keras.Optimizer]:
+    """Returns the model and its optimizer, within the strategy's scope.
+
+    Args:
+        rates: float32 [total steps].
+    """
+    config, strategy = session.config, session.strategy
+    precision, fused = session.runtime.precision.value, session.runtime.kernels.value == "fused"
+    with strategy.scope():
+        replica_mean = functools.partial(mean_over_replicas, strategy)
+        model = build_model(config.model, precision=precision, seed=config.seed, replica_mean=replica_mean)
+        optimizer = build_optimizer(config.optimizer, rates, loss_scaling=precision == "mixed_float16", fused=fused)
+        optimizer.build(model.trainable_variables)
+    return model, optimizer
+
+
+def train_steps_to_the_end(
+    session: Session,
+    model: keras.Model,
+    optimizer: keras.Optimizer,
+    progress: Progress,
+    actions: Sequence[Action],
+    clock: StepClock,
+) -> None:
+    """Trains until the plan or the time to measure is over, or a rank was told to stop; `progress` says how far."""
+    config, plan, strategy = session.config, session.plan, session.strategy
+    batches = make_batches(session, session.arrays.train_labels, progress.step)
+    train_steps = make_train_steps(
+        model,
+        optimizer,
+        strategy if config.runtime.all_reduce else Unreduced(strategy),
+        batch_size=config.training.batch_size,
+        label_smoothing=config.training.label_smoothing,
+        accumulation_steps=config.training.accumulation_steps,
+        gradient_compression=config.optimizer.gradient_compression,
+        xla=session.runtime.xla.value == "on",
+        fused=session.runtime.kernels.value == "fused",
+        branches=session.runtime.branches,
+    )
+    clock.start()
+    first_call = True
+    signalled = time_is_up = False
+    window = 1 if config.training.measure_seconds else config.runtime.steps_per_call
+    while progress.step < plan.total_steps and not signalled and not time_is_up:
+        count = min(window, steps_until_due(actions, progress.step, plan.total_steps))
+        count = 1 if first_call else count  # Alone, so that compiling is timed apart.
+        session.watchdog.enter(f"step {progress.step + count}")
+        metrics = train_steps(batches, count).numpy()
+        seconds = clock.stop_window(count)
+        progress.advance(metrics, seconds, first_call)
+        first_call = False
+        stop_unless_finite(metrics[:, 0], progress)
+        session.console.advance(progress.step, seconds / count)
+        for action in actions:
+            if is_due(action, progress.step, plan.total_steps):
+                session.watchdog.enter(f"{type(action).__name__} after step {progress.step}")
+                with contextlib.nullcontext() if isinstance(action, LogMetrics) else clock.paused():
+                    action(progress)
+        session.watchdog.enter(f"agreement after step {progress.step}")
+        # Ranks that run freely must not show each other's pace in their windows.
+        with contextlib.nullcontext() if config.runtime.all_reduce else clock.paused():
+            signalled, time_is_up, slowest_step_seconds = agree(session, clock, seconds / count)
+        if config.training.measure_seconds:  # Windows long enough by time, and enough of them to see them settle.
+            window = min(max(round(WINDOW_SECONDS / slowest_step_seconds), 1), config.runtime.steps_per_call)
+
+
+def leave_results(
+    session: Session, model: keras.Model, progress: Progress, save_checkpoint: SaveCheckpoint, clock: StepClock
+) -> dict[str, Any]:
+    """Writes what a run leaves in its workdir, or a checkpoint where it was stopped, and returns result.json."""
+    config, strategy = session.config, session.strategy
+    session.watchdog.enter(f"results after step {progress.step}")
+    step_times = gather_step_times(clock, strategy, session.cluster.hosts)
+    result = describe_run(session, progress)
+    if config.training.measure_seconds:
+        result["status"] = "measured"
+    elif progress.step < session.plan.total_steps:
+        save_checkpoint(progress)
+        result |= {"status": "preempted", "signal": session.preemption.received}
+    elif strategy.is_chief:
+        evaluation = save_deliverables(config, session.arrays, model, session.folder)
+        result |= {"test_accuracy": evaluation.accuracy, "test_loss": evaluation.loss}
+    result["seconds"] = save_checkpoint.wall_seconds()
+    if strategy.is_chief:
+        write_json(session.folder.step_times_file, step_times)
+        write_json(session.folder.result_file, result)
+    return result
+
+
+@contextlib.contextmanager
+def lost_ranks_explained(cluster: Cluster) -> Iterator[None]:
+    """Turns what a collective raises when another rank has ended into one line."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (
+        tf.errors.UnavailableError,
+        tf.errors.UnknownError,
+        tf.errors.InternalError,
+        tf.errors.AbortedError,
+    ) as error:
+        if cluster.size == 1:
+            raise
+        lines = [line for line in str(error).splitlines() if "aborted by" in line or "shut down" in line] or [
+            str(error)
+        ]
+        reason = " ".join(lines[0].split())[:200]
+        lost = TrainingError(
+            f"training: rank {cluster.rank} lost the other ranks ({reason}); see which one ended first."
+        )
+        lost.exit_code = EXIT_LOST_RANKS
+        raise lost from None
+
+
+def introduce(session: Session, peak_learning_rate: float) -> Iterator[str]:
+    """Says what is about to run and what `auto` decided, with the reasons."""
+    config, runtime, replicas = session.config, session.runtime, session.strategy.shard.num_replicas
+    yield f"device     {runtime.device.kind}, {runtime.device.name}"
+    yield f"strategy   {session.strategy.name}, {replicas} replica{'s' if replicas > 1 else ''}"
+    yield f"precision  {runtime.precision.value} ({runtime.precision.reason})"
+    yield f"XLA        {runtime.xla.value} ({runtime.xla.reason})"
+    yield f"kernels    {runtime.kernels.value} ({runtime.kernels.reason})"
+    yield (
+        f"training   {session.plan.total_steps:,} steps of {config.training.batch_size} images (all replicas), "
+        f"{config.optimizer.name}, peak learning rate {peak_learning_rate:.3g}"
+    )
+    yield f"workdir    {session.folder.path}"
+
+
+def restore(session: Session, checkpoints: Checkpoints, variables: dict[str, keras.Variable]) -> Progress:
+    """Sets the chief's variables from the newest intact checkpoint; returns its progress, the step on all ranks."""
+    loaded = checkpoints.load_latest() if session.strategy.is_chief else None
+    progress = Progress()
+    if loaded is not None:
+        arrays, note = loaded
+        progress = Progress.from_dict(note)
+        if progress.precision != session.runtime.precision.value:
+            raise UserError(
+                f"runtime.precision: this device would continue in {session.runtime.precision.value}, but the run "
+                f"began in {progress.precision}; add --precision {progress.precision}."
+            )
+        assign_variables(variables, arrays)
+    if session.strategy.is_chief:
+        record_config(session.folder, session.config)  # Not before it is known to fit the checkpoint.
+    progress.step = int(all_gather(session.strategy, [progress.step]).sum())  # Zero on all but the chief.
+    session.console.say(
+        f"Resuming after step {progress.step}." if progress.step else "No checkpoint to resume from: starting anew."
+    )
+    return progress
+
+
+def make_batches(session: Session, labels: np.ndarray, start_step: int) -> tf.data.Iterator:
+    """Returns the endless iterator over training batches from `start_step` on; labels are integers [train_images]."""
+    config, images = session.config, session.arrays.train_images
+    batch_size = config.training.batch_size
+
+    def make_dataset(shard: Shard) -> tf.data.Dataset:
+        if config.data.kind == "synthetic":
+            return make_synthetic_dataset(images, labels, batch_size=batch_size, shard=shard)
+        return make_train_dataset(
+            images,
+            labels,
+            batch_size=batch_size,
+            seed=config.seed,
+            start_step=start_step,
+            shard=shard,
+            shift_pixels=config.data.shift_pixels,
+        )
+
+    return session.strategy.distribute(make_dataset)
+
+
+def make_actions(
+    session: Session, model: keras.Model, optimizer: keras.Optimizer, rates: np.ndarray, progress: Progress
+) -> list[Action]:
+    """Returns what happens between steps, in its order; the same on all ranks, but only the chief writes."""
+    config, plan, strategy = session.config, session.plan, session.strategy
+    writers: list[Writer] = []
+    if strategy.is_chief:
+        writers = [JsonLines(session.folder.metrics_file, progress.step), session.console]
+        writers += [TensorBoard(session.folder.tensorboard)] if config.logging.tensorboard else []
+    actions: list[Action] = [
+        LogMetrics(config.logging.every_steps, writers, rates, config.training.batch_size, plan.steps_per_epoch),
+    ]
+    if config.training.measure_seconds is None:
+        actions.append(make_evaluate(session, model, writers))
+    if config.runtime.guard:
+        actions.append(Guard(plan.steps_per_epoch, model, optimizer, rates, strategy))
+    return actions
+
+
+def make_evaluate(session: Session, model: keras.Model, writers: list[Writer]) -> Evaluate:
+    """Evaluates between epochs on the held-out images where there are some, or else on the test images."""
+    arrays, strategy, evaluation = session.arrays, session.strategy, session.config.evaluation
+    fused = session.runtime.kernels.value == "fused"
+    held_out = len(arrays.holdout_images) > 0
+    images, labels = (
+        (arrays.holdout_images, arrays.holdout_labels) if held_out else (arrays.test_images, arrays.test_labels)
+    )
+    return Evaluate(
+        period=max(1, round(evaluation.every_epochs * session.plan.steps_per_epoch))
+        if evaluation.every_epochs
+        else session.plan.total_steps,
+        split="holdout" if held_out else "test",
+        eval_steps=make_eval_steps(model, strategy, fused=fused, branches=session.runtime.branches),
+        make_batches=lambda: strategy.distribute(
+            lambda shard: make_eval_dataset(images, labels, batch_size=evaluation.batch_size, shard=shard)
+        ),
+        num_steps=num_eval_steps(len(images), evaluation.batch_size, strategy.shard.num_replicas),
+        num_images=len(images),
+        writers=writers,
+        steps_per_epoch=session.plan.steps_per_epoch,
+    )
+
+
+def check_shards(session: Session) -> None:
+    """Runs the guard's check of one epoch through this run's own pipeline."""
+    if session.config.data.kind == "synthetic":
+        return  # Every replica repeats one batch, on purpose.
+    indices = np.arange(session.plan.train_images, dtype=np.int32)
+    batches = make_batches(session, indices, start_step=0)
+    guard.check_shards(session.strategy, batches, session.plan.train_images, session.config.training.batch_size)
+
+
+def stop_unless_finite(losses: np.ndarray, progress: Progress) -> None:
+    """Ends the run on a loss that is NaN or infinite, before anything of it is saved.
+
+    Args:
+        losses: float32 [steps] of the steps just taken.
+
+    Raises:
+        TrainingError: names the step.
+    """
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if bad.size:
+        step = progress.step - len(losses) + int(bad[0]) + 1
+        raise diverged(f"the loss at step {step}", losses[bad[0]])
+
+
+def agree(session: Session, clock: StepClock, step_seconds: float) -> tuple[bool, bool, float]:
+    """Lets all ranks agree, after the same step, on what must not differ between them.
+
+    Returns:
+        Whether a signal, and whether the end of the measuring time, came to any; the slowest rank's seconds of a step.
+    """
+    limit = session.config.training.measure_seconds or float("inf")
+    own = [float(session.preemption.received is not None), float(clock.measured_seconds >= limit), step_seconds]
+    signalled, time_is_up, slowest = all_gather(session.strategy, own).max(axis=0)
+    return bool(signalled), bool(time_is_up), float(slowest)
+
+
+def describe_run(session: Session, progress: Progress) -> dict[str, Any]:
+    """Returns what result.json says of how the run was done; times in seconds, throughput of all replicas together."""
+    batch_size = session.config.training.batch_size
+    return {
+        "status": "completed",
+        "epochs": progress.step / session.plan.steps_per_epoch,
+        "steps": progress.step,
+        "global_batch_size": batch_size,
+        "images_per_second": images_per_second(progress.timed_steps, progress.timed_seconds, batch_size),
+        "training_seconds": progress.training_seconds,
+        "first_step_seconds": progress.first_step_seconds,
+        "strategy": session.strategy.name,
+        "replicas": session.strategy.shard.num_replicas,
+        "device": f"{session.runtime.device.kind}, {session.runtime.device.name}",
+        "precision": session.runtime.precision.value,
+        "xla": session.runtime.xla.value,
+        "kernels": session.runtime.kernels.value,
+        "flops_per_image": flops_per_image(session.config.model, cropped=session.runtime.kernels.value == "fused"),
+        "versions": library_versions(),
+    }

@@ -1,0 +1,192 @@
+"""`mnist-dist slurm`: submits scaling studies, shows how far they are, and ends them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mnist_dist.command import Parser, folder_argument, run_command
+from mnist_dist.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 1 Slurm refused, 2 bad input."""
+    return run_command(make_parser(), arguments)
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="mnist-dist slurm", description="Scaling studies on a Slurm cluster.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    add_scaling(commands)
+    for name, function, text in (
+        ("status", run_status, "show the points of a study, their state and results so far"),
+        ("cancel", run_cancel, "end what is left of a study"),
+    ):
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command.add_argument("study", type=Path, metavar="STUDY", help="its results folder, or the name below results/")
+        command.set_defaults(command=function)
+    return parser
+
+
+def add_scaling(commands: Any) -> None:
+    parser = commands.add_parser(
+        "scaling",
+        help="submit a scaling study, whole or not at all, and a report behind it",
+        description=(
+            "Submit a job for each number of devices, which measures all strategies on it, and behind them one that "
+            "makes the report. What would fail is found before anything is submitted."
+        ),
+        epilog=(
+            "Examples: `mnist-dist slurm scaling --gpus 1,2,4,8 --gpus-per-node 4 --partition a100 --account physics`; "
+            "on CPUs, `mnist-dist slurm scaling --devices 1,2,4 --devices-per-node 2 --cpus-per-task 8`. "
+            "slurm/site.yaml lists what a site may set once for all studies."
+        ),
+    )
+    gpus_or_cores = parser.add_mutually_exclusive_group(required=True)
+    gpus_or_cores.add_argument("--gpus", type=integers, metavar="N,N,...", help="numbers of GPUs to measure on")
+    gpus_or_cores.add_argument(
+        "--devices", type=integers, metavar="N,N,...", help="instead: numbers of CPU devices, each a share of the cores"
+    )
+    per_node = parser.add_mutually_exclusive_group(required=True)
+    per_node.add_argument("--gpus-per-node", type=positive, metavar="N", help="GPUs that a node has")
+    per_node.add_argument("--devices-per-node", type=positive, metavar="N", help="CPU devices that share a node")
+    parser.add_argument(
+        "--strategies",
+        type=names,
+        default=["mirrored", "multiworker", "horovod"],
+        metavar="NAME,NAME,...",
+        help="beside `single`, the baseline (default: mirrored,multiworker,horovod)",
+    )
+    parser.add_argument("--suite", default="scaling", metavar="SUITE", help="what is measured (default: scaling)")
+    parser.add_argument("--repeats", type=positive, metavar="N", help="instead of the suite's")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the trainings")
+    parser.add_argument("--results", type=folder_argument, metavar="DIR", help="default: results/scaling-DATE-TIME")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--array", action="store_true", help="one array instead, whose members all get the nodes of the largest"
+    )
+    mode.add_argument("--nested", action="store_true", help="one job instead, in which all points share the same nodes")
+    site = parser.add_argument_group("site", "instead of what the site's file says")
+    for flag in ("--partition", "--account", "--qos", "--constraint", "--time"):
+        site.add_argument(flag, metavar=flag.removeprefix("--").upper())
+    site.add_argument("--cpus-per-task", type=positive, metavar="N", help="cores of each device")
+    site.add_argument("--container", metavar="IMAGE", help="run the tasks in this image")
+    site.add_argument("--site", type=Path, metavar="FILE", help="a YAML file like slurm/site.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands; needs no Slurm")
+    parser.set_defaults(command=run_scaling)
+
+
+def run_scaling(args: argparse.Namespace) -> int:
+    from mnist_dist.slurm.site import job_environment
+    from mnist_dist.slurm.study import plan_jobs, render_commands
+    from mnist_dist.slurm.submission import check_submission, submit_study
+
+    request = make_request(args)
+    jobs = plan_jobs(request)
+    variables = job_environment(request.site, args.container, [str(request.results)])
+    if args.dry_run:
+        print(render_commands(request, jobs, variables))
+        return 0
+    environment = os.environ | variables
+    check_submission(request, jobs, environment)
+    print(render_commands(request, jobs, variables), flush=True)
+    submitted = submit_study(request, jobs, environment)
+    print(f"\njobs:    {', '.join(submitted.ids[:-1])}, and {submitted.report_job} for the report")
+    print(f"report:  {request.results / 'report.html'}, when they have ended")
+    print(f"status:  mnist-dist slurm status {request.results}")
+    return 0
+
+
+def make_request(args: argparse.Namespace) -> Any:
+    from mnist_dist.slurm.site import load_site
+    from mnist_dist.slurm.study import Request, check_strategies
+
+    check_strategies(args.strategies)
+    if bool(args.gpus) != bool(args.gpus_per_node):
+        raise UserError("--gpus goes with --gpus-per-node, and --devices with --devices-per-node; received a mixture.")
+    flags = {name: getattr(args, name) for name in ("partition", "account", "qos", "constraint", "time")}
+    site = load_site(args.site, {**flags, "cpus_per_task": args.cpus_per_task}, os.environ)
+    results = args.results or Path("results") / f"scaling-{time.strftime('%Y%m%d-%H%M%S')}"
+    options = ["--repeats", str(args.repeats)] if args.repeats else []
+    for setting in args.set:
+        options += ["--set", setting]
+    devices, devices_per_node = sorted(set(args.gpus or args.devices)), args.gpus_per_node or args.devices_per_node
+    return Request(
+        devices=devices,
+        devices_per_node=devices_per_node,
+        gpus=bool(args.gpus),
+        points=points_of(args, devices, devices_per_node, site.cpus_per_task or 1),
+        strategies=args.strategies,
+        suite=args.suite,
+        results=results.absolute(),
+        mode="array" if args.array else "nested" if args.nested else "jobs",
+        site=site,
+        options=options,
+    )
+
+
+def points_of(
+    args: argparse.Namespace, devices: Sequence[int], devices_per_node: int, cores: int
+) -> set[tuple[str, int]]:
+    """Plans the suite as the jobs will, in which each device has so many cores.
+
+    Raises:
+        UserError: they would refuse the suite or a setting.
+    """
+    from mnist_dist.benchmarks.measure.suite import Machine, Narrowing, load_suite, plan_cases
+    from mnist_dist.config import parse_assignment
+
+    nodes = -(-max(devices) // devices_per_node)
+    machine = Machine(cores * devices_per_node, devices_per_node if args.gpus else 0, devices_per_node, nodes)
+    settings = dict(parse_assignment(setting) for setting in args.set)
+    narrowing = Narrowing(devices, ["single", *args.strategies], args.repeats, cores, settings)
+    return {
+        (planned.case.strategy, planned.case.devices)
+        for planned in plan_cases(load_suite(args.suite), machine, narrowing)
+    }
+
+
+def run_status(args: argparse.Namespace) -> int:
+    from mnist_dist.slurm.scheduler import job_states
+    from mnist_dist.slurm.status import render_status
+    from mnist_dist.slurm.submission import read_submitted
+
+    results = find_study(args.study)
+    submitted = read_submitted(results)
+    print(render_status(submitted, job_states(submitted.ids), results))
+    return 0
+
+
+def run_cancel(args: argparse.Namespace) -> int:
+    from mnist_dist.slurm.scheduler import cancel, job_states
+    from mnist_dist.slurm.submission import ENDED_OR_ENDING, read_submitted
+
+    submitted = read_submitted(find_study(args.study))
+    active = [state.job for state in job_states(submitted.ids) if state.state not in ENDED_OR_ENDING]
+    if active:
+        cancel(list(dict.fromkeys(job.split("_")[0] for job in active)))
+    print(f"cancelled: {', '.join(active)}" if active else "nothing to cancel: all jobs have ended or are ending")
+    return 0
+
+
+def find_study(study: Path) -> Path:
+    below = Path("results") / study
+    return below if not study.exists() and below.exists() else study
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"received '{text}', expected a whole number from 1")
+    return int(text)
+
+
+def integers(text: str) -> list[int]:
+    return [positive(part.strip()) for part in text.split(",")]
+
+
+def names(text: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in text.split(",")))

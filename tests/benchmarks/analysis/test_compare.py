@@ -1,0 +1,407 @@
+"""Comparisons of simulated studies: what is planted is found, what is not is not, and unlike is not compared."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mnist_dist.benchmarks.analysis.compare import Comparison, Verdict, compare
+from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.report.compare_table import render_markdown, render_terminal
+from mnist_dist.benchmarks.statistics.stats import Estimate
+from tests.benchmarks.simulation import CASE, WINDOW_SECONDS, make_record, make_runs
+
+LATER = 1000  # Minutes: the studies are not interleaved.
+CASES = [CASE.model_copy(update={"global_batch_size": 100 * (n + 1)}) for n in range(6)]
+QUIET: dict[str, Any] = {"between": 0.003, "within": 0.01, "outlier_share": 0.0}
+TRAINED = CASE.model_copy(update={"measure_seconds": None})
+
+
+def studies(
+    seed: int, slower: float = 1.0, cases: Sequence[Case] = (CASE,), repeats: int = 5, **noise: Any
+) -> tuple[list[Record], list[Record]]:
+    """Simulates two studies; in the second everything takes `slower` times as long."""
+    rng = np.random.default_rng(seed)
+    base = [run for case in cases for run in make_runs(rng, repeats, case, **noise)]
+    new = [run for case in cases for run in make_runs(rng, repeats, case, slower=slower, first_minute=LATER, **noise)]
+    return base, new
+
+
+def outcomes(comparison: Comparison) -> list[str]:
+    return [verdict.outcome for verdict in comparison.verdicts]
+
+
+def only_verdict(base: Sequence[Record], new: Sequence[Record], **options: Any) -> Verdict:
+    (verdict,) = compare(base, new, **options).verdicts
+    return verdict
+
+
+@pytest.mark.slow
+def test_planted_slowdown_of_ten_percent_is_found() -> None:
+    found = [compare(*studies(seed, slower=1.1)) for seed in range(100)]
+    assert sum(comparison.exit_code == 1 for comparison in found) >= 95
+    values = [verdict.ratio.value for comparison in found for verdict in comparison.verdicts if verdict.ratio]
+    assert np.median(values) == pytest.approx(1 / 1.1, abs=0.01)
+
+
+@pytest.mark.slow
+def test_one_slow_case_of_six_is_found_in_spite_of_the_correction() -> None:
+    found = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        base = [run for case in CASES for run in make_runs(rng, 5, case, between=0.015)]
+        new = [
+            run
+            for case in CASES
+            for run in make_runs(
+                rng, 5, case, between=0.015, slower=1.1 if case == CASES[3] else 1.0, first_minute=LATER
+            )
+        ]
+        slower = [verdict.case for verdict in compare(base, new).verdicts if verdict.outcome == "slower"]
+        found += slower == [CASES[3]]
+    assert found >= 38
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("between", [0.02, 0.10])
+def test_equal_studies_are_seldom_called_slower(between: float) -> None:
+    """With runs that differ by 10 % even large differences come by chance: the interval must hold, not only d."""
+    found = [compare(*studies(seed, between=between)) for seed in range(100)]
+    assert sum("slower" in outcomes(comparison) for comparison in found) <= 5
+
+
+@pytest.mark.slow
+def test_families_of_cases_are_seldom_called_slower() -> None:
+    found = [compare(*studies(seed, cases=CASES, repeats=4, between=0.10)) for seed in range(100)]
+    assert sum("slower" in outcomes(comparison) for comparison in found) <= 5
+    ratios = [[verdict.ratio for verdict in comparison.verdicts if verdict.ratio] for comparison in found]
+    uncorrected = [any(ratio.high < 1 and ratio.value < 1 / 1.05 for ratio in family) for family in ratios]
+    assert sum(uncorrected) > 5  # What Holm's correction is for.
+
+
+def test_speed_up_is_faster() -> None:
+    comparison = compare(*studies(0, slower=1 / 1.2))
+    assert outcomes(comparison) == ["faster"]
+    assert comparison.exit_code == 0
+
+
+def test_equal_quiet_studies_are_the_same() -> None:
+    comparison = compare(*studies(0, **QUIET))
+    assert outcomes(comparison) == ["same"]
+    assert comparison.exit_code == 0
+
+
+def test_real_but_small_slowdown_is_the_same() -> None:
+    verdict = only_verdict(*studies(1, slower=1.03, **QUIET))
+    assert verdict.ratio is not None and verdict.ratio.high < 1
+    assert verdict.outcome == "same"
+
+
+def test_smallest_effect_decides_what_matters() -> None:
+    base, new = studies(1, slower=1.03, **QUIET)
+    assert only_verdict(base, new, smallest_effect=0.02).outcome == "slower"
+
+
+def test_noisy_studies_are_inconclusive_and_say_how_many_runs_they_need() -> None:
+    base, new = studies(0, between=0.08)
+    comparison = compare(base, new)
+    assert outcomes(comparison) == ["inconclusive"] and comparison.exit_code == 3
+    more_runs = comparison.verdicts[0].more_runs
+    assert more_runs is not None and more_runs > 2
+    assert f"about {more_runs} further runs of each needed" in render_markdown(comparison)
+
+
+@pytest.mark.slow
+def test_runs_said_to_be_needed_suffice_in_most_studies() -> None:
+    decided = []
+    for seed in range(30):
+        base, new = studies(seed, between=0.04)
+        more_runs = only_verdict(base, new).more_runs
+        if more_runs is not None and more_runs <= 40:
+            outcome = only_verdict(*studies(1000 + seed, between=0.04, repeats=5 + more_runs)).outcome
+            decided.append(outcome != "inconclusive")
+    assert len(decided) >= 10 and np.mean(decided) > 0.5
+
+
+def test_interleaved_runs_are_compared_in_pairs() -> None:
+    """The host slows down by a quarter from run to run, for both alike."""
+    rng = np.random.default_rng(0)
+    drift = np.linspace(0, 0.25, 5)
+    options: dict[str, Any] = {"between": drift, "within": 0.01, "outlier_share": 0.0}
+    base, new = make_runs(rng, 5, **options), make_runs(rng, 5, slower=1.1, **options)
+    paired = only_verdict(base, new)
+    assert paired.paired and paired.outcome == "slower"
+    rng = np.random.default_rng(0)
+    base, new = make_runs(rng, 5, **options), make_runs(rng, 5, slower=1.1, first_minute=LATER, **options)
+    apart = only_verdict(base, new)
+    assert not apart.paired and apart.outcome == "inconclusive"
+
+
+def test_a_pair_of_which_one_run_failed_is_left_out() -> None:
+    rng = np.random.default_rng(0)
+    base, new = make_runs(rng, 5), make_runs(rng, 5)
+    new[2] = make_record(repeat=2, minute=2, status="failed", reason="exit code 1")
+    verdict = only_verdict(base, new)
+    assert verdict.paired and (verdict.base_runs, verdict.new_runs) == (4, 4)
+    assert "failed runs: 0, 1" in verdict.remark
+
+
+def test_order_of_records_does_not_matter() -> None:
+    base, new = studies(0, cases=CASES[:3])
+    assert compare(base, new) == compare(base[::-1], new[::-1])
+    assert compare(base, new) == compare(base, new)
+
+
+def test_one_run_of_each_is_never_enough() -> None:
+    comparison = compare(*studies(0, slower=2.0, repeats=1))
+    assert outcomes(comparison) == ["inconclusive"] and comparison.exit_code == 3
+    assert "one run of each: how much runs differ is not known" in render_markdown(comparison)
+    assert "| 0.5" in render_markdown(comparison)
+
+
+def test_one_new_run_is_judged_by_the_spread_of_the_base() -> None:
+    base, new = studies(0, slower=1.3, **QUIET)
+    verdict = only_verdict(base, new[:1])
+    assert verdict.outcome == "slower" and "spread of the other's runs is taken for both" in verdict.remark
+    base, new = studies(0, slower=1.1, between=0.15)
+    assert only_verdict(base, new[:1]).outcome == "inconclusive"
+
+
+def changed(part: str, **values: Any) -> dict[str, Any]:
+    """Returns the keyword arguments of `make_runs` that change a part of the identity."""
+    return {"identity": {part: values}}
+
+
+@pytest.mark.parametrize(
+    ("change", "subject", "reason"),
+    [
+        (changed("hardware", cpu_model="Other CPU"), "hardware", "processor: base Example CPU, new Other CPU"),
+        (changed("hardware", cores=4), "hardware", "cores: base 2, new 4"),
+        (
+            changed("hardware", gpus=[{"name": "H200", "memory_bytes": 141 * 2**30}]),
+            "hardware",
+            'GPUs: base none, new ["H200, 141 GiB"]',
+        ),
+        (changed("hardware", memory_bytes=16 * 2**30), "hardware", "memory: from 8.0 to 16.0 GiB"),
+        (changed("hardware", gpu_driver="550"), "software", "GPU driver: base none, new 550"),
+        (changed("software", tensorflow="2.22.0"), "software", "tensorflow: base 2.21.0, new 2.22.0"),
+        (changed("software", cuda="12.9"), "software", "cuda: base none, new 12.9"),
+        (changed("config", training={"epochs": 5}), "config", "training.epochs: base 3, new 5"),
+        (changed("environment", OMP_NUM_THREADS="1"), "config", "OMP_NUM_THREADS: base none, new 1"),
+        ({"identity": {"launcher": "srun"}}, "config", "launcher: base mnist-dist, new srun"),
+    ],
+)
+def test_different_runs_are_not_compared_unless_allowed(change: dict[str, Any], subject: Any, reason: str) -> None:
+    rng = np.random.default_rng(0)
+    base, new = make_runs(rng, 3, between=0.005), make_runs(rng, 3, between=0.005, first_minute=LATER, **change)
+    comparison = compare(base, new)
+    assert comparison.verdicts == () and comparison.exit_code == 3
+    assert comparison.incomparable[0].reason == f"{subject} differs: {reason}"
+    assert reason in render_markdown(comparison)
+    assert len(compare(base, new, allow={subject}).verdicts) == 1
+    others: set[Any] = {"hardware", "software", "config"} - {subject}
+    assert compare(base, new, allow=others).verdicts == ()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"identity": {"git": {"commit": "fedcba", "dirty": True}}},
+        {"identity": {"hosts": ["n2"]}},
+        changed("software", mnist_dist="1.1.0"),
+        changed("software", horovod="0.29"),  # It does not run in this case.
+        changed("hardware", memory_bytes=8 * 2**30 + 2**20),
+        changed("config", seed=7, added={"by": "a later commit"}),
+        changed("environment", CUDA_VISIBLE_DEVICES="3"),
+    ],
+)
+def test_what_may_always_differ(change: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    base, new = make_runs(rng, 3, between=0.005), make_runs(rng, 3, between=0.005, first_minute=LATER, **change)
+    assert len(compare(base, new).verdicts) == 1
+
+
+def test_horovod_matters_where_it_runs() -> None:
+    case = CASE.model_copy(update={"strategy": "horovod"})
+    base, new = make_record(case), make_record(case, **changed("software", horovod="0.29"))
+    assert compare([base], [new]).incomparable[0].reason == "software differs: horovod: base 0.28.1, new 0.29"
+
+
+def test_mixed_hardware_within_a_study_is_not_compared() -> None:
+    base = [make_record(repeat=0), make_record(repeat=1, **changed("hardware", cores=4))]
+    assert compare(base, [make_record()]).incomparable[0].reason == "hardware differs: cores: base 2 and 4, new 2"
+
+
+def test_cases_of_one_study_only_are_listed() -> None:
+    base, new = studies(0, cases=CASES[:2], between=0.01)
+    comparison = compare(base[5:], new[:5])
+    assert comparison.only_in_base == ("single, 1 × 1 core, 200 images per device, trained 5 s",)  # noqa: RUF001
+    assert len(comparison.only_in_new) == 1 and comparison.exit_code == 3
+    text = render_markdown(comparison)
+    assert "Nothing could be compared" in text and "Only in the base:\n\n- single" in text
+
+
+def test_skipped_cases_were_not_measured() -> None:
+    base, new = studies(0, **QUIET)
+    comparison = compare(base, [*new, make_record(CASES[1], status="skipped", reason="no such GPU")])
+    assert comparison.only_in_new == () and comparison.exit_code == 0
+
+
+def test_in_a_terminal_remarks_stand_below_the_table() -> None:
+    """Where a line holds them, and nothing is marked up."""
+    base, new = studies(0, cases=CASES[:2], between=0.08)
+    text = render_terminal(compare(base, new[:5]))
+    assert max(map(len, text.splitlines())) <= 120 and "**" not in text and "|" not in text
+    table, _, below = text.partition("Of 1 case: 1 inconclusive.")
+    assert "inconclusive" in table and "further run" not in table
+    assert "Remarks:\n- single" in below and "further run" in below and "Only in the base:\n- single" in below
+
+
+def test_nothing_at_all() -> None:
+    comparison = compare([], [])
+    assert comparison.exit_code == 3 and "Nothing could be compared" in render_markdown(comparison)
+
+
+def with_setting(value: str, rng: np.random.Generator, first_minute: int, **settings: Any) -> list[Record]:
+    case = CASE.model_copy(update={"settings": {"runtime.xla": value, **settings}})
+    return make_runs(rng, 3, case, first_minute=first_minute, **QUIET)
+
+
+def test_settings_can_be_the_subject() -> None:
+    rng = np.random.default_rng(0)
+    base, new = with_setting("off", rng, 0), with_setting("on", rng, LATER)
+    assert compare(base, new).verdicts == ()
+    verdict = only_verdict(base, new, allow={"config"})
+    assert verdict.outcome == "same" and verdict.remark == "runtime.xla: off became on"
+
+
+def test_other_settings_still_tell_cases_apart() -> None:
+    rng = np.random.default_rng(0)
+    precisions = ("float32", "mixed_bfloat16")
+    base, new = (
+        [run for name in precisions for run in with_setting(xla, rng, minute, **{"runtime.precision": name})]
+        for xla, minute in (("off", 0), ("on", LATER))
+    )
+    comparison = compare(base, new, allow={"config"})
+    assert sorted(verdict.case.settings["runtime.precision"] for verdict in comparison.verdicts) == list(precisions)
+    assert {verdict.remark for verdict in comparison.verdicts} == {"runtime.xla: off became on"}
+
+
+def with_accuracies(accuracies: Sequence[float], minute: int = 0) -> list[Record]:
+    return [
+        make_record(
+            TRAINED,
+            repeat,
+            window_seconds=[(WINDOW_SECONDS * (1 + 0.001 * repeat) * np.ones(40)).tolist()],
+            measurements={"test_accuracy": accuracy},
+            minute=minute + repeat,
+        )
+        for repeat, accuracy in enumerate(accuracies)
+    ]
+
+
+def test_less_accurate_is_not_nothing() -> None:
+    base = with_accuracies([0.9921, 0.9924, 0.9919, 0.9923])
+    comparison = compare(base, with_accuracies([0.9880, 0.9884, 0.9878, 0.9883], LATER))
+    (verdict,) = comparison.verdicts
+    assert verdict.outcome == "same" and verdict.less_accurate is not None
+    assert comparison.exit_code == 1
+    assert "**less accurate**" in render_markdown(comparison)
+    assert "test accuracy 99.22 % became 98.81 % (4, 4 seeds)" in render_markdown(comparison)
+
+
+@pytest.mark.parametrize(
+    "accuracies",
+    [
+        [0.9922, 0.9919, 0.9924, 0.9920],  # As before.
+        [0.9940, 0.9943, 0.9941, 0.9939],  # Better.
+        [0.9900, 0.9931, 0.9889, 0.9925],  # Lower, but seeds explain it.
+        [0.99185, 0.99215, 0.99165, 0.99205],  # Lower by less than matters.
+        [0.95],  # One seed tells nothing.
+    ],
+)
+def test_accuracy_that_seeds_explain_is_no_loss(accuracies: list[float]) -> None:
+    comparison = compare(with_accuracies([0.9921, 0.9924, 0.9919, 0.9923]), with_accuracies(accuracies, LATER))
+    assert comparison.verdicts[0].less_accurate is None and comparison.exit_code == 0
+
+
+def test_unstable_cases_are_inconclusive() -> None:
+    base, _ = studies(0, between=0.01)
+    ramp = [(WINDOW_SECONDS * np.linspace(1, 1.5, 40)).tolist()]
+    new = [make_record(repeat=repeat, window_seconds=ramp, minute=LATER + repeat) for repeat in range(5)]
+    verdict = only_verdict(base, new)
+    assert verdict.outcome == "inconclusive" and verdict.ratio is None
+    assert verdict.remark.startswith("new is unstable: 5 of 5 repeats did not settle")
+
+
+def test_case_that_fails_now_is_inconclusive_with_its_reason() -> None:
+    base, _ = studies(0, between=0.01)
+    comparison = compare(base, [make_record(status="out_of_memory", reason="the | kernel ended it")])
+    assert outcomes(comparison) == ["inconclusive"] and comparison.exit_code == 3
+    assert "no run of new ended well: out_of_memory: the \\| kernel ended it" in render_markdown(comparison)
+
+
+def of_kind(kind: str, measured: Callable[[float], dict[str, Any]], factor: float, minute: int) -> list[Record]:
+    case = Case.model_validate({"kind": kind, "global_batch_size": 100})
+    noise = np.exp(0.005 * np.random.default_rng(minute).standard_normal(4)) * factor
+    return [make_record(case, n, measurements=measured(x), minute=minute + n) for n, x in enumerate(noise)]
+
+
+def matmul(slower: float) -> dict[str, Any]:
+    return {"size": 64, "dtype": "float32", "flops_per_second": [1e12 / slower, 1.01e12 / slower]}
+
+
+def collectives(slower: float) -> dict[str, Any]:
+    """Only the larger message becomes slower, by the square, so that the geometric mean does by `slower`."""
+    seconds = {1024: 1e-4, 2**20: 1e-2 * slower**2}
+    return {"messages": [{"bytes": size, "calls": 4, "seconds": [[4 * s] * 3]} for size, s in seconds.items()]}
+
+
+@pytest.mark.parametrize(("kind", "measured"), [("matmul", matmul), ("collectives", collectives)])
+def test_other_kinds_are_compared_by_their_own_rates(kind: str, measured: Callable[[float], dict[str, Any]]) -> None:
+    base = of_kind(kind, measured, 1.0, 0)
+    verdict = only_verdict(base, of_kind(kind, measured, 1.2, LATER))
+    assert verdict.outcome == "slower"
+    assert verdict.ratio is not None and verdict.ratio.value == pytest.approx(1 / 1.2, rel=0.01)
+    assert only_verdict(base, of_kind(kind, measured, 1.0, LATER)).outcome == "same"
+
+
+def test_no_message_size_in_common() -> None:
+    case = Case(kind="collectives")
+    base, new = (
+        [make_record(case, measurements={"messages": [{"bytes": size, "calls": 1, "seconds": [[0.1]]}]})]
+        for size in (4, 8)
+    )
+    assert only_verdict(base, new).remark == "no message size was measured in all runs"
+
+
+@pytest.mark.parametrize("effect", [0.0, -0.05, 1.0, 5.0, float("nan")])
+def test_smallest_effect_must_be_a_share(effect: float, user_error: Callable[..., str]) -> None:
+    assert "--smallest-effect: received" in user_error(compare, [], [], smallest_effect=effect)
+
+
+def test_table_reads_well() -> None:
+    rng = np.random.default_rng(0)
+    base = [run for case in CASES[:3] for run in make_runs(rng, 5, case, study="monday", **QUIET)]
+    dirty = {"git": {"commit": "fedcba9876543210", "dirty": True}}
+    options: dict[str, Any] = {"study": "tuesday", "identity": dirty, "first_minute": LATER}
+    new = []
+    for case, slower, between in zip(CASES, (1.0, 1.2, 1.0), (0.003, 0.003, 0.2), strict=False):
+        new += make_runs(rng, 5, case, slower=slower, **(QUIET | {"between": between}), **options)
+    comparison = compare(base, new)
+    text = render_markdown(comparison)
+    lines = text.splitlines()
+    assert lines[0] == "Base: monday (commit 0123456789)"
+    assert lines[2] == "New: tuesday (commit fedcba9876, changed)"
+    assert lines[4] == "**Of 3 cases: 1 slower, 1 inconclusive, 1 same.**"
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 5 and len({line.count("|") for line in table}) == 1
+    assert [cells.split(" | ")[4] for cells in table[2:]] == ["**slower**", "inconclusive", "same"]
+    shown = re.search(r"\| (0\.8\d\d) \| (0\.\d{3}) to (0\.\d{3}) \|", table[2])
+    ratio = comparison.verdicts[0].ratio
+    assert shown is not None and isinstance(ratio, Estimate)
+    assert [float(value) for value in shown.groups()] == pytest.approx([ratio.value, ratio.low, ratio.high], abs=6e-4)
+    assert text.endswith("within 5 %.\n") and "Holm's correction for 3 tests" in text

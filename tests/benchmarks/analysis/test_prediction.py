@@ -1,0 +1,371 @@
+"""What is predicted from points of known laws, how certain it claims to be, and what it refuses to say."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import pytest
+
+from mnist_dist.benchmarks.analysis.prediction import FittedModel, Forecast, Prediction, predict
+from mnist_dist.benchmarks.analysis.scaling import Curve, find_curves
+from mnist_dist.benchmarks.analysis.scaling_models import Ring, ScalingLaw, ScalingLawModel, gradient_bytes
+from mnist_dist.benchmarks.analysis.summary import CaseSummary, summarize
+from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.report.labels import MISSING
+from mnist_dist.benchmarks.report.sections import prediction_section
+from mnist_dist.benchmarks.statistics.stats import Estimate
+from tests.benchmarks import factory
+from tests.benchmarks.factory import make_study
+from tests.benchmarks.planted import train
+
+LAW = ScalingLaw(rate=8000, contention=0.03, coherency=0.0005)
+REPEATS = 3
+T_OF_TWO = 4.303  # The 97.5th percentile of Student's t with two degrees of freedom.
+
+
+def said(prediction: Prediction) -> str:
+    (text,) = prediction_section([prediction]).points
+    return text
+
+
+def overview(prediction: Prediction) -> Sequence[str]:
+    (row,) = prediction_section([prediction]).tables[0].rows
+    return row
+
+
+MEASURED: dict[str, CaseSummary] = {}
+
+
+def measured(case: Case) -> CaseSummary:
+    if case.case_id not in MEASURED:
+        MEASURED[case.case_id] = summarize(make_study([case], 1))
+    return MEASURED[case.case_id]
+
+
+def with_throughput(case: Case, images_per_second: float, deviation: float = 0.01) -> CaseSummary:
+    """A summary as of three repeats; the deviation is that of the logarithm."""
+    half = T_OF_TWO * deviation
+    estimate = Estimate(
+        images_per_second, images_per_second * math.exp(-half), images_per_second * math.exp(half), REPEATS
+    )
+    return replace(measured(case), images_per_second=estimate)
+
+
+def cases(devices: Sequence[int], images_of_all: int | None = None) -> list[Case]:
+    """Horovod on several devices and single on one, with 128 images each or so many together."""
+    return [
+        train("horovod" if count > 1 else "single", count, images=images_of_all // count if images_of_all else 128)
+        for count in devices
+    ]
+
+
+class Throughput(Protocol):
+    def images_per_second(self, devices: np.ndarray) -> np.ndarray: ...
+
+
+def points(law: Throughput, devices: Sequence[int], deviation: float = 0.0, seed: int = 0) -> list[CaseSummary]:
+    noise = np.exp(deviation * np.random.default_rng(seed).standard_normal(len(devices)))
+    rates = law.images_per_second(np.array(devices, float)) * noise
+    return [
+        with_throughput(case, rate, max(deviation, 1e-4))
+        for case, rate in zip(cases(devices), rates.tolist(), strict=True)
+    ]
+
+
+def only_curve(summaries: Sequence[CaseSummary]) -> Curve:
+    (curve,) = find_curves(summaries)
+    return curve
+
+
+def predict_from(summaries: Sequence[CaseSummary], **options: object) -> Prediction:
+    return predict(only_curve(summaries), summaries, **options)  # type: ignore[arg-type]
+
+
+def model(prediction: Prediction, name: str) -> FittedModel:
+    return next(each for each in prediction.models if each.name == name)
+
+
+def at(fitted: FittedModel, devices: int) -> Forecast:
+    return next(each for each in fitted.forecasts if each.devices == devices)
+
+
+def collectives(ring: Ring, devices: int, noise: float = 0.03, hosts: int = 1) -> CaseSummary:
+    """All-reduces of a ring, measured on its own."""
+    rng = np.random.default_rng(devices)
+    case = train("horovod", devices, kind="collectives", hosts=hosts)
+    record = measured(case).records[0]
+    messages = []
+    for exponent in range(1, 14):
+        (seconds,) = ring.seconds(np.array([float(devices)]), 4.0**exponent)
+        timings = 10 * seconds * np.exp(noise * rng.standard_normal((devices, 10)))
+        messages.append({"bytes": 4**exponent, "calls": 10, "seconds": timings.tolist()})
+    return replace(measured(case), records=(record.model_copy(update={"measurements": {"messages": messages}}),))
+
+
+def with_jitter(summary: CaseSummary, deviation: float) -> CaseSummary:
+    """The same case with steady windows that differ by so much."""
+    record = summary.records[0].model_copy(deep=True)
+    assert record.measurements
+    seconds = np.array(record.measurements["window_seconds"])
+    noise = np.exp(deviation * np.random.default_rng(0).standard_normal(seconds.shape))
+    record.measurements["window_seconds"] = (np.median(seconds) * noise).tolist()
+    return replace(summary, records=(record,))
+
+
+RING = Ring(latency_seconds=40e-6, seconds_per_byte=1e-9)
+
+
+class RingLaw:
+    """10 ms of compute for 128 images and an all-reduce, of which 1 ms is hidden."""
+
+    def images_per_second(self, devices: np.ndarray) -> np.ndarray:
+        size = gradient_bytes(measured(train("single", 1)).records[0].identity.config)
+        exposed = np.maximum(0.0, RING.seconds(devices, size) - 1e-3)
+        return 128 * devices / (10e-3 + np.where(devices > 1, exposed, 0.0))
+
+
+class TestScalingLaws:
+    def test_parameters_and_extrapolation(self) -> None:
+        prediction = predict_from(points(LAW, (1, 2, 4, 8, 16)))
+        usl = model(prediction, "USL")
+        assert prediction.models[0] is usl
+        expected = {"images_per_second_of_one": 8000, "contention": 0.03, "coherency": 0.0005}
+        assert usl.parameters == pytest.approx(expected, rel=1e-3)
+        assert usl.held_out_error == pytest.approx(0.0, abs=1e-4)
+        for devices in (1, 16, 64, 4096):
+            exact = float(LAW.images_per_second(np.array([devices]))[0])
+            assert at(usl, devices).images_per_second == pytest.approx(exact, rel=1e-2)
+            assert at(usl, devices).efficiency == pytest.approx(exact / (devices * 8000), rel=1e-2)
+
+    def test_amdahl_that_does_not_hold_foretells_too_much_and_is_not_trusted(self) -> None:
+        prediction = predict_from(points(ScalingLaw(8000, 0.02, 0.01), (1, 2, 4, 8, 16)))
+        amdahl = model(prediction, "Amdahl")
+        assert amdahl.held_out_error is not None and amdahl.held_out_error > 0.1
+        assert prediction.models[0].name == "USL"
+        assert f"{100 * amdahl.held_out_error:+.1f} % (Amdahl)" in said(prediction)
+
+    def test_amdahl_is_no_more_certain_than_the_law_it_is_a_case_of(self) -> None:
+        prediction = predict_from(points(ScalingLaw(8000, 0.03, 0.0), (1, 2, 4, 8), 0.02))
+        amdahl, usl = model(prediction, "Amdahl"), model(prediction, "USL")
+        assert at(amdahl, 1024).low <= at(usl, 1024).low and at(usl, 1024).high <= at(amdahl, 1024).high
+
+    def test_numbers_asked_for_are_predicted_beside_the_measured_ones(self) -> None:
+        prediction = predict_from(points(LAW, (1, 2, 4)), devices=(3, 48))
+        assert [each.devices for each in prediction.models[0].forecasts] == [1, 2, 3, 4, 48]
+        assert max(each.devices for each in predict_from(points(LAW, (1, 2, 4))).models[0].forecasts) == 4096
+
+    def test_the_same_seed_gives_the_same_prediction(self) -> None:
+        summaries = points(LAW, (1, 2, 4, 8), 0.02)
+        assert predict_from(summaries, seed=1) == predict_from(summaries, seed=1)
+        assert predict_from(summaries, seed=1) != predict_from(summaries, seed=2)
+
+
+class TestStepTimes:
+    def study(self, devices: Sequence[int] = (1, 2, 4, 8)) -> list[CaseSummary]:
+        single, *several = points(RingLaw(), devices)
+        return [with_jitter(single, 0.0), *several, *(collectives(RING, count) for count in devices if count > 1)]
+
+    def test_ring_overlap_and_extrapolation(self) -> None:
+        prediction = predict_from(self.study())
+        fitted = prediction.models[0]
+        assert fitted.name == "step times"
+        assert fitted.parameters["latency_seconds_within_host"] == pytest.approx(40e-6, rel=0.05)
+        assert fitted.parameters["seconds_per_byte_within_host"] == pytest.approx(1e-9, rel=0.05)
+        assert fitted.parameters["overlap_seconds"] == pytest.approx(1e-3, abs=0.1e-3)
+        for devices in (16, 64, 256):
+            exact = float(RingLaw().images_per_second(np.array([float(devices)]))[0])
+            assert at(fitted, devices).images_per_second == pytest.approx(exact, rel=0.03)
+        # The others cannot know that the exposed part only begins when the overlap is used up.
+        assert abs(fitted.held_out_error or 1.0) < 0.01 < abs(model(prediction, "Amdahl").held_out_error or 0.0)
+
+    def test_jitter_of_free_ranks_makes_stragglers_of_many_devices(self) -> None:
+        free = measured(train("horovod", 2, all_reduce=False, synthetic_input=True))
+        calm = predict_from([*self.study(), with_jitter(free, 0.0)])
+        jittery = predict_from([*self.study(), with_jitter(free, 0.1)])
+        rates = [at(model(each, "step times"), 64).images_per_second for each in (calm, jittery)]
+        assert rates[1] < 0.96 * rates[0]
+
+    def test_without_collectives_it_is_refused_and_the_others_are_not(self) -> None:
+        prediction = predict_from(points(RingLaw(), (1, 2, 4, 8)))
+        assert "no all-reduce of horovod was measured" in prediction.refused["step times"]
+        assert {each.name for each in prediction.models} == {"USL", "Amdahl"}
+        assert prediction.refused["step times"] in said(prediction)
+
+    def test_links_between_hosts_are_used_beyond_a_host(self) -> None:
+        far = Ring(10 * RING.latency_seconds, 10 * RING.seconds_per_byte)
+        near = self.study((1, 2, 4))
+        only_near = at(model(predict_from(near), "step times"), 64).images_per_second
+        with_far = predict_from([*near, collectives(far, 8, hosts=2)])
+        assert at(model(with_far, "step times"), 64).images_per_second < 0.5 * only_near
+        assert any("within one host" in note for note in predict_from(near).notes)
+        assert not any("within one host" in note for note in with_far.notes)
+
+    def test_a_link_that_is_needed_and_was_not_measured(self) -> None:
+        """Two devices share a host, so that the other number of devices are on several."""
+        single, two, four = points(RingLaw(), (1, 2, 4))
+        prediction = predict_from([single, two, four, collectives(RING, 4, hosts=2)])
+        assert prediction.refused["step times"] == "no all-reduce of horovod within a host was measured"
+
+    def test_single_batches_tell_what_strong_scaling_does_not_shrink(self) -> None:
+        """One device takes 2 ms + 1 ms for each 16 images."""
+        rates = {count: count / (2e-3 + count / 16e3) for count in (32, 64, 128)}
+        singles = [with_throughput(train("single", 1, images=count), rate) for count, rate in rates.items()]
+        shared = [with_throughput(case, 14_000.0 + 4000 * case.devices) for case in cases((2, 4), images_of_all=128)]
+        summaries = [*singles, *shared, collectives(RING, 2), collectives(RING, 4)]
+        (curve,) = (each for each in find_curves(summaries) if each.scaling == "strong" and len(each.points) == 3)
+        assert not any("one batch" in note for note in predict(curve, summaries).notes)
+        few = [each for each in summaries if each not in singles[:2]]
+        assert any("one batch" in note for note in predict(curve, few).notes)
+        assert max(each.devices for each in predict(curve, few).models[0].forecasts) == 128  # One image each.
+
+
+class TestHeldOutPoint:
+    def test_error_is_that_of_a_fit_to_the_others(self) -> None:
+        summaries = points(LAW, (1, 2, 4, 8), 0.03)
+        prediction = predict_from(summaries)
+        without = ScalingLawModel(has_coherency=True).fit(
+            np.array([1.0, 2.0, 4.0]), np.array([prediction.measured[devices] for devices in (1, 2, 4)])
+        )
+        foretold = float(without.images_per_second(np.array([8.0]))[0])
+        assert prediction.held_out_devices == 8
+        assert model(prediction, "USL").held_out_error == pytest.approx(foretold / prediction.measured[8] - 1)
+
+    def test_nothing_measured_on_it_is_used(self) -> None:
+        """The foretold throughputs stay what they were when everything measured on 8 devices is ruined."""
+        few = [*points(RingLaw(), (1, 2, 4), 0.02), collectives(RING, 2), collectives(RING, 4)]
+        free, free_on_8 = (measured(train("horovod", n, all_reduce=False, synthetic_input=True)) for n in (2, 8))
+        slow = Ring(1000 * RING.latency_seconds, 0.0)
+        good = [with_throughput(train("horovod", 8), 50_000.0), collectives(RING, 8), free_on_8]
+        bad = [with_throughput(train("horovod", 8), 500.0, 0.3), collectives(slow, 8), with_jitter(free_on_8, 0.5)]
+        foretold = []
+        for largest in (good, bad):
+            prediction = predict_from([*few, free, *largest])
+            errors = {each.name: each.held_out_error for each in prediction.models}
+            assert set(errors) == {"step times", "USL", "Amdahl"} and None not in errors.values()
+            foretold.append({name: (1 + (error or 0)) * prediction.measured[8] for name, error in errors.items()})
+        assert foretold[0] == pytest.approx(foretold[1], rel=1e-9)
+
+    def test_the_best_is_trusted_and_stands_first(self) -> None:
+        prediction = predict_from(points(LAW, (1, 2, 4, 8, 16), 0.05, seed=3))
+        errors = [abs(each.held_out_error or math.inf) for each in prediction.models]
+        assert errors == sorted(errors)
+        assert prediction.models[0].name in prediction.reason
+
+    def test_too_few_points_to_hold_one_out(self) -> None:
+        """Two points determine Amdahl's law, but not the three parameters of the other."""
+        prediction = predict_from(points(LAW, (1, 2, 4)))
+        assert model(prediction, "USL").held_out_error is None
+        assert model(prediction, "Amdahl").held_out_error is not None
+        assert any("USL" in note and "Three points" in note for note in prediction.notes)
+
+
+class TestHonesty:
+    @pytest.mark.parametrize("devices", [(1, 2), (2, 4)])
+    def test_two_points_are_refused(self, devices: tuple[int, ...]) -> None:
+        summaries = points(LAW, devices)
+        if 1 not in devices:
+            summaries = [with_throughput(train("horovod", 1), 7900.0), *points(LAW, (1, 2))]
+        prediction = predict_from(summaries)
+        assert prediction.models == ()
+        assert "2 measured numbers of devices; at least 3 are needed" in prediction.refused["all models"]
+        assert said(prediction) == (
+            f"Not predicted: horovod, weak scaling, 128 images per device: {prediction.refused['all models']}."
+        )
+
+    def test_intervals_widen_with_the_distance(self) -> None:
+        for fitted in predict_from(points(LAW, (1, 2, 4, 8), 0.02)).models:
+            widths = [math.log(each.high / each.low) for each in fitted.forecasts if each.devices >= 8]
+            assert widths == pytest.approx(sorted(widths), rel=0.1)
+            assert widths[-1] > 2 * widths[0]
+
+    def test_an_error_at_the_held_out_point_widens_them(self) -> None:
+        """Points without noise on a law that none of the models knows."""
+
+        class Broken:
+            def images_per_second(self, devices: np.ndarray) -> np.ndarray:
+                return 8000 * devices * np.where(devices >= 8, 0.6, 0.95)
+
+        for fitted in predict_from(points(Broken(), (1, 2, 3, 4, 8))).models:
+            assert fitted.held_out_error is not None and fitted.held_out_error > 0.4
+            assert at(fitted, 32).high > 0.999 * at(fitted, 32).images_per_second * (1 + fitted.held_out_error) ** 2
+
+    def test_devices_that_share_cores_are_left_out_or_named(self) -> None:
+        """The factory's hosts have 8 cores."""
+        enough = predict_from(points(LAW, (1, 2, 4, 16)))
+        assert list(enough.measured) == [1, 2, 4] and enough.held_out_devices == 4
+        assert enough.notes[0] == "Left out: 16 devices, because they share cores."
+        too_few = predict_from(points(LAW, (1, 8, 16)))
+        assert list(too_few.measured) == [1, 8, 16]
+        assert "16 devices share cores" in too_few.notes[0]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("devices", [(1, 2, 4, 8), (1, 2, 3, 4, 6, 8)])
+    def test_intervals_hold_the_measurements_to_come(self, devices: tuple[int, ...]) -> None:
+        """Nominally 95 of 100; the model is trusted for its held-out error, as a user would."""
+        targets, deviation, studies = (16, 32, 128), 0.02, 50
+        held, widths = np.zeros(3), []
+        for seed in range(studies):
+            prediction = predict_from(points(LAW, devices, deviation, seed), devices=targets, seed=seed)
+            rows = [at(prediction.models[0], each) for each in targets]
+            noise = np.exp(deviation * np.random.default_rng([1, seed]).standard_normal(3))
+            truth = LAW.images_per_second(np.array(targets, float)) * noise
+            held += [row.low <= value <= row.high for row, value in zip(rows, truth, strict=True)]
+            widths.append([row.high / row.low for row in rows])
+        assert (held / studies >= 0.88).all()
+        assert np.median(widths, axis=0)[0] < (
+            4.0 if len(devices) == 4 else 2.0
+        )  # Sure of everything by saying nothing?
+
+    @pytest.mark.slow
+    def test_intervals_of_step_times_hold_the_measurements_to_come(self) -> None:
+        held = []
+        for seed in range(20):
+            summaries = [*points(RingLaw(), (1, 2, 4, 8), 0.02, seed), *(collectives(RING, each) for each in (2, 4, 8))]
+            fitted = model(predict_from(summaries, devices=(32,), seed=seed), "step times")
+            truth = float(RingLaw().images_per_second(np.array([32.0]))[0])
+            held.append(at(fitted, 32).low <= truth <= at(fitted, 32).high)
+        assert np.mean(held) >= 0.85
+
+
+class TestPayingDevices:
+    def test_amdahl(self) -> None:
+        """With s = 0.1, doubling 4 devices gives 1.53-fold, doubling 8 only 1.36-fold."""
+        prediction = predict_from(points(ScalingLaw(8000, 0.1, 0.0), (1, 2, 4, 8)))
+        low, devices, high = model(prediction, "Amdahl").paying_devices
+        assert devices == 8 and low <= 8 <= high
+        assert f"8 ({low} to {high})" in overview(prediction)
+
+    def test_ideal_scaling_has_no_end_in_sight(self) -> None:
+        prediction = predict_from(points(ScalingLaw(8000, 0.0, 0.0), (1, 2, 4, 8)))
+        assert model(prediction, "Amdahl").paying_devices[1] == 4096
+        assert overview(prediction)[-1].startswith("4,096 or more (")
+
+    def test_nothing_to_gain(self) -> None:
+        prediction = predict_from(points(ScalingLaw(8000, 0.9, 0.0), (1, 2, 4, 8)))
+        assert model(prediction, "Amdahl").paying_devices[1] == 1
+
+
+def test_table_has_a_row_for_each_number_of_devices_and_a_column_for_each_model() -> None:
+    prediction = predict_from(points(LAW, (1, 2, 4, 8)), devices=(16,))
+    *_, table = prediction_section([prediction]).tables
+    trusted, *others = prediction.models
+    assert trusted.name in table.caption and list(table.heads[-len(others) :]) == [f"by {each.name}" for each in others]
+    assert len(table.rows) == 5 and {len(row) for row in table.rows} == {len(table.heads)} == {len(table.numeric)}
+    assert table.rows[0][:3] == ("1", "8,000", "8,000")
+    assert table.rows[-1][:2] == ("16", MISSING)
+
+
+def test_windows_and_timings_as_they_are_measured() -> None:
+    """The whole way: throughputs from noisy windows, all-reduces from noisy timings."""
+    chosen = [factory.train("single", 1), *(factory.train("horovod", count) for count in (2, 4))]
+    chosen += [factory.collectives("horovod", count) for count in (2, 4)]
+    summaries = [summarize(factory.make_study([case])) for case in chosen]
+    prediction = predict_from(summaries)
+    assert prediction.refused == {}
+    fitted = model(prediction, "step times")
+    latency, seconds_per_byte = factory.LATENCY_SECONDS["horovod"], factory.BYTE_SECONDS["horovod"]
+    assert fitted.parameters["latency_seconds_within_host"] == pytest.approx(latency, rel=0.1)
+    assert fitted.parameters["seconds_per_byte_within_host"] == pytest.approx(seconds_per_byte, rel=0.1)
+    assert fitted.held_out_error == pytest.approx(0.0, abs=0.1)

@@ -1,0 +1,306 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnist_dist.benchmarks.measure.telemetry import POWERCAP, Rapl, Sample, sample_power, summarize
+from mnist_dist.benchmarks.records.environment import open_nvml
+from mnist_dist.benchmarks.records.record import Telemetry
+from tests.benchmarks.factory import make_study, train
+
+LARGEST = 262_143_328_850  # Microjoules, of a real package.
+
+
+def has_gpu() -> bool:
+    with open_nvml() as nvml:
+        return nvml is not None and bool(nvml[1])
+
+
+def has_rapl() -> bool:
+    return any(os.access(zone / "energy_uj", os.R_OK) for zone in POWERCAP.glob("intel-rapl:*"))
+
+
+def set_number(file: Path, value: int) -> None:
+    """Changes a number at once, as sysfs does: no reader sees an empty file."""
+    new = file.with_name("new")
+    new.write_text(f"{value}\n")
+    new.replace(file)
+
+
+@pytest.fixture
+def powercap() -> Iterator[Path]:
+    """The folder of a host with two packages, laid out as Linux does; every zone has used 10 J."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # Unlike pytest's folders, open to other users.
+        yield lay_out_powercap(Path(folder))
+
+
+def lay_out_powercap(root: Path) -> Path:
+    zones = {
+        "intel-rapl": None,
+        "intel-rapl:0": "package-0",
+        "intel-rapl:0/intel-rapl:0:0": "core",
+        "intel-rapl:0/intel-rapl:0:1": "dram",
+        "intel-rapl:1": "package-1",
+        "intel-rapl:2": "psys",
+        "intel-rapl-mmio:0": "package-0",
+    }
+    for zone, name in zones.items():
+        folder = root / "devices" / zone
+        folder.mkdir(parents=True)
+        if name:
+            (folder / "name").write_text(f"{name}\n")
+            (folder / "max_energy_range_uj").write_text(f"{LARGEST}\n")
+            (folder / "energy_uj").write_text("10000000\n")
+    powercap = root / "powercap"
+    powercap.mkdir()
+    for zone in zones:
+        (powercap / Path(zone).name).symlink_to(root / "devices" / zone)
+    return powercap
+
+
+def use(powercap: Path, zone: str, joules: float) -> None:
+    file = powercap / zone / "energy_uj"
+    set_number(file, (int(file.read_text()) + int(1e6 * joules)) % LARGEST)
+
+
+@pytest.mark.skipif(has_gpu() or has_rapl(), reason="this host's power can be read")
+def test_a_host_without_counters_has_no_telemetry() -> None:
+    with sample_power(period_seconds=0.01) as power:
+        time.sleep(0.05)
+    assert power.telemetry is None
+
+
+@pytest.mark.skipif(not (has_gpu() or has_rapl()), reason="this host's power cannot be read")
+def test_the_power_of_this_host() -> None:
+    with sample_power(period_seconds=0.05) as power:
+        time.sleep(1)
+    assert power.telemetry is not None
+    assert power.telemetry.source == ("nvml" if has_gpu() else "rapl")
+    assert 0.5 < power.telemetry.power_watts < 100_000
+
+
+def test_packages_and_their_memory_count_once(powercap: Path) -> None:
+    rapl = Rapl(powercap)
+    before = rapl.read()
+    for zone in ("intel-rapl:0", "intel-rapl:1"):
+        use(powercap, zone, 3)
+    use(powercap, "intel-rapl:0:1", 0.5)
+    for counted_elsewhere in ("intel-rapl:0:0", "intel-rapl:2", "intel-rapl-mmio:0"):
+        use(powercap, counted_elsewhere, 100)
+    after = rapl.read()
+    assert after.joules - before.joules == pytest.approx(6.5)
+    assert after.seconds > before.seconds
+    assert after.utilisation_percent is None
+
+
+def test_counters_that_overflow(powercap: Path) -> None:
+    near_the_end = LARGEST / 1e6 - 15
+    use(powercap, "intel-rapl:0", near_the_end)
+    rapl = Rapl(powercap)
+    joules = [rapl.read().joules]
+    for _ in range(3):
+        use(powercap, "intel-rapl:0", LARGEST / 1e6 * 0.7)
+        joules.append(rapl.read().joules)
+    assert int((powercap / "intel-rapl:0" / "energy_uj").read_text()) < LARGEST
+    assert joules[-1] - joules[0] == pytest.approx(3 * 0.7 * LARGEST / 1e6, abs=1e-3)
+
+
+def test_power_while_a_block_runs(powercap: Path) -> None:
+    began = time.perf_counter()
+    with sample_power(period_seconds=0.02, powercap=powercap) as power:
+        for _ in range(10):
+            time.sleep(0.03)
+            use(powercap, "intel-rapl:1", 6)
+        assert power.telemetry is None, "it is not over yet"
+    seconds = time.perf_counter() - began
+    telemetry = power.telemetry
+    assert telemetry is not None
+    assert telemetry.source == "rapl"
+    assert telemetry.energy_joules == pytest.approx(60)
+    assert 0.3 < telemetry.seconds <= seconds
+    assert telemetry.power_watts >= telemetry.energy_joules / telemetry.seconds
+    assert telemetry.gpu_utilisation_percent is None
+    record = make_study([train("single", 1)], 1)[0].model_copy(update={"telemetry": telemetry})
+    record.check()
+
+
+def test_a_block_shorter_than_the_period(powercap: Path) -> None:
+    with sample_power(period_seconds=60, powercap=powercap) as power:
+        time.sleep(0.02)
+        use(powercap, "intel-rapl:0", 2)
+    assert power.telemetry is not None
+    assert power.telemetry.energy_joules == pytest.approx(2)
+    assert 0.02 < power.telemetry.seconds < 5
+
+
+def test_an_error_in_the_block_ends_the_sampling(powercap: Path) -> None:
+    with pytest.raises(ZeroDivisionError), sample_power(period_seconds=0.01, powercap=powercap) as power:
+        _ = 1 / 0
+    assert power.telemetry is not None
+
+
+def test_counters_that_go_away_cost_the_telemetry_only(powercap: Path) -> None:
+    with sample_power(period_seconds=0.01, powercap=powercap) as power:
+        (powercap / "intel-rapl:0" / "energy_uj").unlink()
+        time.sleep(0.05)
+    assert power.telemetry is None
+
+
+@pytest.mark.parametrize("content", ["", "many\n"])
+def test_counters_that_hold_no_number(powercap: Path, content: str) -> None:
+    (powercap / "intel-rapl:0" / "energy_uj").write_text(content)
+    with sample_power(powercap=powercap) as power:
+        pass
+    assert power.telemetry is None
+
+
+def test_counters_that_only_root_may_read(powercap: Path) -> None:
+    root = os.geteuid() == 0
+    for file in powercap.parent.glob("devices/**/energy_uj"):
+        file.chmod(0o400 if root else 0)
+    if root:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(PermissionError):
+            Rapl(powercap)
+        with sample_power(powercap=powercap) as power:
+            pass
+    finally:
+        if root:
+            os.seteuid(0)
+    assert power.telemetry is None
+
+
+@pytest.mark.slow
+def test_sampling_costs_next_to_nothing(powercap: Path) -> None:
+    before = time.process_time()
+    with sample_power(powercap=powercap) as power:
+        time.sleep(4)
+    assert power.telemetry is not None
+    assert time.process_time() - before < 0.04, "1 % of a core"
+
+
+def test_power_is_that_of_the_busy_part() -> None:
+    """10 s of importing at 50 W, then 20 s of training at 200 W."""
+    samples = [Sample(0, 1000), Sample(5, 1250), Sample(10, 1500), Sample(20, 3500), Sample(30, 5500)]
+    assert summarize("rapl", samples) == Telemetry(
+        source="rapl", seconds=30, energy_joules=4500, power_watts=200, gpu_utilisation_percent=None
+    )
+
+
+def test_busy_gpus_are_told_by_their_utilisation() -> None:
+    """They idle at 120 W, and training at 40 to 60 % needs 150 W."""
+    samples = [Sample(0, 0, 0), Sample(10, 1200, 0), Sample(20, 2700, 40), Sample(30, 4200, 60), Sample(40, 5400, 0)]
+    assert summarize("nvml", samples) == Telemetry(
+        source="nvml", seconds=40, energy_joules=5400, power_watts=150, gpu_utilisation_percent=50
+    )
+
+
+def test_idle_gpus() -> None:
+    found = summarize("nvml", [Sample(0, 0, 0), Sample(1, 50, 0), Sample(2, 110, 0)])
+    assert found is not None and (found.power_watts, found.gpu_utilisation_percent) == (55, 0)
+
+
+def test_one_reading_is_no_power() -> None:
+    assert summarize("rapl", []) is None
+    assert summarize("rapl", [Sample(1, 2)]) is None
+
+
+# Answers of NVML, for the real pynvml to load: GPU i idles with 100 (i + 1) W, counts its energy unless OLD is set,
+# and is busy to 10 (i + 1) %.
+DRIVER = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+static int gpus[2] = {0, 1};
+static int answer(char *text, const char *format, int i) { sprintf(text, format, i); return 0; }
+int nvmlInit_v2(void) { return getenv("BROKEN") ? 9 : 0; }
+int nvmlInitWithFlags(unsigned flags) { return nvmlInit_v2(); }
+int nvmlShutdown(void) { return 0; }
+const char *nvmlErrorString(int code) { return "error"; }
+int nvmlSystemGetDriverVersion(char *text, unsigned size) { return answer(text, "550.54.%d", 15); }
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = 2; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned i, int **gpu) { *gpu = &gpus[i]; return 0; }
+int nvmlDeviceGetUUID(int *gpu, char *text, unsigned size) { return answer(text, "GPU-%d", *gpu); }
+int nvmlDeviceGetName(int *gpu, char *text, unsigned size) { return answer(text, "Stand-in %d", *gpu); }
+int nvmlDeviceGetMemoryInfo(int *gpu, unsigned long long *memory) { memory[0] = 80ULL << 30; return *gpu ? 3 : 0; }
+int nvmlDeviceGetPowerUsage(int *gpu, unsigned *milliwatts) { *milliwatts = 100000 * (*gpu + 1); return 0; }
+int nvmlDeviceGetUtilizationRates(int *gpu, unsigned *rates) { rates[0] = 10 * (*gpu + 1); return 0; }
+int nvmlDeviceGetTotalEnergyConsumption(int *gpu, unsigned long long *millijoules) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    *millijoules = (unsigned long long)((now.tv_sec + now.tv_nsec * 1e-9) * 100000) * (*gpu + 1);
+    return getenv("OLD") ? 3 : 0;
+}
+"""
+
+GPU_SCRIPT = """
+import json, time
+from mnist_dist.benchmarks.records.environment import find_hardware
+from mnist_dist.benchmarks.measure.telemetry import sample_power
+with sample_power(period_seconds=0.05) as power:
+    time.sleep(0.3)
+with sample_power(gpus=1, period_seconds=0.05) as first:
+    time.sleep(0.3)
+found = {"hardware": find_hardware(), "all": power.telemetry, "first": first.telemetry}
+print(json.dumps({name: value and value.model_dump(mode="json") for name, value in found.items()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a driver's library for hosts that have no GPU."""
+    pytest.importorskip("pynvml", reason="needs nvidia-ml-py")
+    compiler = shutil.which("cc")
+    if has_gpu() or compiler is None:
+        pytest.skip("this host has a GPU, or no compiler to stand in for one")
+    folder = tmp_path_factory.mktemp("driver")
+    (folder / "nvml.c").write_text(DRIVER)
+    library = str(folder / "libnvidia-ml.so.1")
+    subprocess.run([compiler, "-shared", "-fPIC", "-w", "-o", library, str(folder / "nvml.c")], check=True)
+    return folder
+
+
+def measure_gpus(driver: Path, **variables: str) -> dict[str, Any]:
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(driver), **variables}
+    done = subprocess.run(
+        [sys.executable, "-c", GPU_SCRIPT], env=environment, check=True, capture_output=True, text=True
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("variables", [{}, {"OLD": "1"}], ids=["counter", "momentary power"])
+def test_gpus_through_nvml(driver: Path, variables: dict[str, str]) -> None:
+    found = measure_gpus(driver, **variables)
+    assert found["hardware"]["gpus"] == [
+        {"name": "Stand-in 0", "memory_bytes": 80 * 2**30},
+        {"name": "Stand-in 1", "memory_bytes": 0},
+    ]
+    assert found["hardware"]["gpu_driver"] == "550.54.15"
+    for name, watts, percent in (("all", 300, 15), ("first", 100, 10)):
+        telemetry = found[name]
+        assert telemetry["source"] == "nvml"
+        assert telemetry["power_watts"] == pytest.approx(watts, rel=0.05)
+        assert telemetry["energy_joules"] == pytest.approx(watts * telemetry["seconds"], rel=0.05)
+        assert telemetry["gpu_utilisation_percent"] == pytest.approx(percent)
+
+
+def test_gpus_of_other_jobs_do_not_count(driver: Path) -> None:
+    found = measure_gpus(driver, CUDA_VISIBLE_DEVICES="GPU-1")
+    assert [gpu["name"] for gpu in found["hardware"]["gpus"]] == ["Stand-in 1"]
+    assert [found[name]["power_watts"] for name in ("all", "first")] == pytest.approx([200, 200], rel=0.05)
+
+
+def test_a_broken_driver_is_no_driver(driver: Path) -> None:
+    found = measure_gpus(driver, BROKEN="1")
+    assert found["hardware"]["gpus"] == [] and found["hardware"]["gpu_driver"] is None
+    assert (found["all"] is None) == (not has_rapl())

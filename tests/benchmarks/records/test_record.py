@@ -1,0 +1,236 @@
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from mnist_dist.benchmarks.records import record as record_module
+from mnist_dist.benchmarks.records.record import MIGRATIONS, Record, parse_record
+from mnist_dist.errors import UserError
+from tests.benchmarks.factory import collectives, input_case, make_study, matmul, train
+
+FINISHED = train(
+    "horovod", 2, measure_seconds=None, settings={"runtime.precision": "float32", "model.filters": [8, 16]}
+)
+CASES = [FINISHED, train("single", 1), input_case(), collectives("multiworker", 2), matmul(1)]
+
+
+def json_of(record: Record) -> dict[str, Any]:
+    return json.loads(json.dumps(record.to_json(), allow_nan=False))
+
+
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    return make_study(CASES, 2, failing=[train("single", 1)])
+
+
+@pytest.fixture
+def content() -> dict[str, Any]:
+    """Of a training with windows of two ranks and evaluations. To be changed."""
+    return json_of(make_study([FINISHED], 1)[0])
+
+
+def put(content: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = (int(part) if part.isdigit() else part for part in path.split("/"))
+    place: Any = content
+    for part in parents:
+        place = place[part]
+    place[last] = value
+
+
+def test_records_of_every_kind_and_status_survive_json(records: list[Record]) -> None:
+    assert {record.case.kind for record in records} == {"train", "input", "collectives", "matmul"}
+    assert {record.status for record in records} == {"ok", "failed", "timeout"}
+    for record in records:
+        record.check()
+        assert parse_record(json_of(record), "file") == record
+
+
+def test_a_new_record_has_an_identifier_of_its_own(content: dict[str, Any]) -> None:
+    fields = dict(make_study([FINISHED], 1)[0])
+    fields = {name: fields[name] for name in fields if name not in ("schema_version", "record_id", "case", "case_id")}
+    one, other = (Record.new(FINISHED, **fields) for _ in range(2))
+    one.check()
+    assert one.case_id == FINISHED.case_id
+    assert one.record_id != other.record_id
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "problem"),
+    [
+        ("case_id", "0" * 12, "case_id: received '000000000000', expected '"),
+        ("case/devices", 4, "case_id: received '"),
+        ("case/colour", "red", "case.colour: Extra inputs are not permitted"),
+        ("measurements/window_seconds", [[0.1], [0.1]], "measurements.window_seconds: received rows of [1] values, "),
+        ("measurements/window_seconds/1", [0.1], "measurements.window_seconds: received rows of [1, "),
+        (
+            "measurements/window_seconds/1/0",
+            -0.1,
+            "measurements.window_seconds[1][0]: received -0.1, expected a finite",
+        ),
+        ("measurements/window_seconds/1/0", 0, "measurements.window_seconds: received 0, expected times above 0"),
+        (
+            "measurements/window_seconds/1/0",
+            "fast",
+            "measurements.window_seconds[1][0]: 'fast' is not of type 'number'",
+        ),
+        ("measurements/window_steps/0", 0, "measurements.window_steps[0]: 0 is less than the minimum of 1"),
+        ("measurements/startup_seconds", [1.0], "measurements.startup_seconds: received 1 rows, expected one for each"),
+        (
+            "identity/hosts",
+            ["n1"],
+            "measurements.window_seconds: received 2 rows, expected one for each of 1 identity.ho",
+        ),
+        ("measurements/test_loss", math.inf, "measurements.test_loss: received inf, expected a finite number from 0"),
+        ("measurements/test_loss", 10**400, "measurements.test_loss: received 1000"),
+        ("measurements/evaluations/0/accuracy", 98.5, "measurements.evaluations[0].accuracy: 98.5 is greater than"),
+        ("measurements", None, "measurements: None is not of type 'object'"),
+        ("measurements", {"messages": []}, "measurements: Additional properties are not allowed ('messages'"),
+        ("status", "failed", "reason: received None with status failed"),
+        ("reason", "because", "reason: received 'because' with status ok"),
+        ("status", "lost", "status: 'lost' is not one of"),
+        ("started_at", "yesterday", "started_at: received 'yesterday', expected a time like 2030-01-31T12:00:00+00:00"),
+        ("started_at", "2026-01-01T12:00:00+02:00", "started_at: received '2026-01-01T12:00:00+02:00', expected"),
+        ("started_at", "2026-01-01T12:00:00", "started_at: received '2026-01-01T12:00:00', expected"),
+        ("seconds", math.nan, "seconds: Input should be a finite number"),
+        ("record_id", "A" * 32, "record_id: 'AAAA"),
+        ("repeat", True, "repeat: True is not of type 'integer'"),
+        ("repeat", 1.0, "repeat: Input should be a valid integer"),
+        ("identity/hosts", [], "identity.hosts: received none, expected the host of every rank"),
+        (
+            "identity/config/training",
+            {"rate": math.nan},
+            "identity.config.training.rate: received nan, expected a finite",
+        ),
+        ("identity/environment/A", 1, "identity.environment.A: 1 is not of type 'string'"),
+        ("telemetry", {"source": "rapl"}, "telemetry: 'seconds' is a required property"),
+    ],
+)
+def test_what_is_no_record_is_one_line(
+    content: dict[str, Any], user_error: Callable[..., str], path: str, value: Any, problem: str
+) -> None:
+    put(content, path, value)
+    line = user_error(parse_record, content, "results/x.json")
+    assert line.startswith(f"results/x.json: not a record: {problem}")
+    assert line.endswith("; remove the file or restore it from a copy.")
+
+
+def test_a_failed_record_needs_one_line_of_reason_and_no_measurements(
+    content: dict[str, Any], user_error: Callable[..., str]
+) -> None:
+    content |= {"status": "out_of_memory", "reason": "killed"}
+    assert "measurements: expected null with status out_of_memory" in user_error(parse_record, content, "file")
+    content["measurements"] = None
+    assert parse_record(content, "file").reason == "killed"
+    content["reason"] = "killed\nby the kernel"
+    assert "reason: received several lines" in user_error(parse_record, content, "file")
+
+
+def test_a_record_is_checked_before_it_is_written(records: list[Record]) -> None:
+    broken = records[0].model_copy(update={"measurements": {"window_steps": [1]}})
+    with pytest.raises(ValueError, match="measurements: 'window_seconds' is a required property"):
+        broken.check()
+
+
+def places(value: Any, path: str = "") -> Iterator[str]:
+    """The paths to everything in a tree of JSON, of lists only to their first two elements."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    for key, child in pairs:
+        yield f"{path}{key}"
+        yield from places(child, f"{path}{key}/")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, -1, 10**400, math.nan, "\ud800\n\x1b[2J", [], [[1]], {}, {"a": None}],
+    ids=lambda value: repr(value)[:20],
+)
+def test_no_wrong_value_anywhere_ends_in_anything_but_one_line(content: dict[str, Any], value: Any) -> None:
+    refused = 0
+    for path in places(content):
+        changed = copy.deepcopy(content)
+        put(changed, path, value)
+        try:
+            parse_record(changed, "file")
+        except UserError as error:
+            refused += 1
+            line = str(error)
+            assert line.isprintable() and len(line) < 600, f"{path}: {line!r}"
+    assert refused > 20
+
+
+def test_content_nested_too_deeply(content: dict[str, Any], user_error: Callable[..., str]) -> None:
+    for _ in range(5000):
+        content["identity"]["config"] = {"a": content["identity"]["config"]}
+    assert "nested too deeply" in user_error(parse_record, content, "file")
+
+
+def test_a_newer_version_asks_for_an_update(content: dict[str, Any], user_error: Callable[..., str]) -> None:
+    line = user_error(parse_record, content | {"schema_version": 2, "colour": "red"}, "file")
+    assert line == (
+        "file: schema_version: received 2, expected at most 1; a newer mnist_dist wrote this record: update this one "
+        "to read it."
+    )
+
+
+@pytest.mark.parametrize("version", [0, -3])
+def test_an_older_version_without_a_migration(
+    content: dict[str, Any], user_error: Callable[..., str], version: int
+) -> None:
+    line = user_error(parse_record, content | {"schema_version": version}, "file")
+    assert f"schema_version: received {version}, from which no migration is known" in line
+
+
+@pytest.mark.parametrize("version", [None, "1", 1.5, True, [1]])
+def test_a_version_that_is_no_whole_number(
+    content: dict[str, Any], user_error: Callable[..., str], version: Any
+) -> None:
+    line = user_error(parse_record, content | {"schema_version": version}, "file")
+    assert f"schema_version: received {version!r}, expected a whole number" in line
+
+
+def test_older_versions_are_migrated_step_by_step(
+    content: dict[str, Any], user_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 0 is made up: it counted minutes; -1 had another name for them."""
+
+    def rename(older: dict[str, Any]) -> dict[str, Any]:
+        return {("minutes" if key == "duration" else key): value for key, value in older.items()}
+
+    def minutes_to_seconds(older: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in older.items() if key != "minutes"} | {"seconds": 60 * older["minutes"]}
+
+    present = parse_record(content, "file")
+    older = {key: value for key, value in content.items() if key != "seconds"} | {"schema_version": 0, "minutes": 2.5}
+    oldest = rename({}) | {("duration" if key == "minutes" else key): value for key, value in older.items()}
+    oldest["schema_version"] = -1
+    before = copy.deepcopy(oldest)
+    monkeypatch.setitem(MIGRATIONS, 0, minutes_to_seconds)
+    migrated = parse_record(older, "file")
+    assert migrated == present.model_copy(update={"seconds": 150.0})
+    assert "from which no migration is known" in user_error(parse_record, oldest, "file")
+    monkeypatch.setitem(MIGRATIONS, -1, rename)
+    assert parse_record(oldest, "file") == migrated
+    assert oldest == before, "the content that was passed is changed"
+
+
+def test_what_a_migration_leaves_is_validated(
+    content: dict[str, Any], user_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MIGRATIONS, 0, lambda older: older | {"seed": "none"})
+    assert "seed: 'none' is not of type 'integer'" in user_error(parse_record, content | {"schema_version": 0}, "file")
+    monkeypatch.setitem(MIGRATIONS, 0, lambda older: {"seed": older["number"]})
+    assert "not of version 0, as it says: KeyError 'number'" in user_error(
+        parse_record, content | {"schema_version": 0}, "file"
+    )
+
+
+def test_there_is_a_migration_from_every_older_version_with_a_schema() -> None:
+    from importlib import resources
+
+    folder = resources.files("mnist_dist.benchmarks.records") / "schema"
+    versions = {int(entry.name[len("record-") : -len(".json")]) for entry in folder.iterdir()}
+    assert max(versions) == record_module.SCHEMA_VERSION
+    assert versions - {record_module.SCHEMA_VERSION} == set(MIGRATIONS)

@@ -1,0 +1,264 @@
+"""The report's pictures: what they show, and that they can be read."""
+
+import contextlib
+import io
+import itertools
+import re
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from mnist_dist.benchmarks import figures
+from mnist_dist.benchmarks.analysis.collectives import measured_all_reduces
+from mnist_dist.benchmarks.figures import accuracy, all_reduces, losses, scaling, step_times
+from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.report.figures.drawing import (
+    COLOURS,
+    INK,
+    ON_DARK,
+    PAPER,
+    Label,
+    Picture,
+    make_picture,
+    new_figure,
+    place_labels,
+)
+from mnist_dist.benchmarks.report.findings import Findings, find_out
+from tests.benchmarks.factory import SLOW_RANK, ablations, collectives, make_study, strong, train, whole_study
+
+pytestmark = pytest.mark.slow
+
+SINGLE, HOROVOD = train("single", 1), train("horovod", 2)
+
+
+@pytest.fixture(scope="module")
+def findings() -> Findings:
+    return find_out(whole_study())
+
+
+@pytest.fixture(scope="module")
+def drawn_study(findings: Findings) -> dict[str, tuple[Picture, Figure]]:
+    """All pictures of the whole study and what they were made of, by name."""
+    with keep_figures() as kept, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pictures = figures.draw_all(findings)
+    return {picture.name: (picture, figure) for picture, figure in zip(pictures, kept, strict=True)}
+
+
+@pytest.fixture
+def drawn() -> Iterator[list[Figure]]:
+    """The figures of a test, as they are drawn."""
+    with keep_figures() as kept:
+        yield kept
+
+
+@contextlib.contextmanager
+def keep_figures() -> Iterator[list[Figure]]:
+    kept: list[Figure] = []
+
+    def keep(figure: Figure, *texts: str) -> Picture:
+        kept.append(figure)
+        return make_picture(figure, *texts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (accuracy, all_reduces, losses, scaling, step_times):
+            patch.setattr(module, "make_picture", keep)
+        yield kept
+
+
+@pytest.fixture(scope="module")
+def pictures(drawn_study: dict[str, tuple[Picture, Figure]]) -> dict[str, Picture]:
+    return {name: picture for name, (picture, _) in drawn_study.items()}
+
+
+def texts(svg: str) -> list[str]:
+    return [element.text or "" for element in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]  # noqa: S314
+
+
+NAMES = (
+    "throughput_accuracy",
+    "time_to_accuracy",
+    "throughput",
+    "efficiency",
+    "losses",
+    "step_times",
+    "prediction",
+    "all_reduce",
+)
+
+
+def test_all_pictures(pictures: dict[str, Picture]) -> None:
+    assert tuple(pictures) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files(pictures: dict[str, Picture], name: str) -> None:
+    picture = pictures[name]
+    image = np.asarray(Image.open(io.BytesIO(picture.png)).convert("L"))
+    assert image.std() > 5, "blank"
+    assert image.shape[1] / image.shape[0] == pytest.approx(picture.width / picture.height, rel=0.01)
+    assert len(picture.png) < 200_000 and len(picture.svg) < 150_000
+    assert len(picture.alternative) > 40 and picture.title and picture.caption
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_svg_is_self_contained_and_follows_dark_mode(pictures: dict[str, Picture], name: str) -> None:
+    svg = pictures[name].svg
+    links = [
+        value
+        for element in ElementTree.fromstring(svg).iter()  # noqa: S314
+        for key, value in element.attrib.items()
+        if key.endswith("href")
+    ]
+    assert all(link.startswith("#") for link in links)
+    assert "prefers-color-scheme:dark" in svg
+    body = svg[svg.index("</style>") :]
+    assert f"fill: {PAPER}" not in body and INK not in body, "a colour that does not follow the page"
+    assert "#000000" not in body, "text that dark pages swallow"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_stays_within_the_picture(drawn_study: dict[str, tuple[Picture, Figure]], name: str) -> None:
+    figure = drawn_study[name][1]
+    box = figure.get_tightbbox()
+    width, height = figure.get_size_inches()
+    assert box.x0 >= -0.02 and box.x1 <= width + 0.02 and box.y0 >= -0.02 and box.y1 <= height + 0.02
+
+
+def contrast(one: str, other: str) -> float:
+    """https://www.w3.org/TR/WCAG21/#dfn-contrast-ratio"""
+
+    def luminance(colour: str) -> float:
+        values = np.array([int(colour[index : index + 2], 16) for index in (1, 3, 5)]) / 255
+        linear = np.where(values <= 0.03928, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("colour", [INK, *COLOURS.values()])
+def test_text_can_be_read_on_light_and_dark_pages(colour: str) -> None:
+    assert contrast(colour, PAPER) >= 4.5
+    assert contrast(ON_DARK[colour], ON_DARK[PAPER]) >= 4.5
+
+
+def test_curves_are_drawn_at_their_values(findings: Findings, drawn: list[Figure]) -> None:
+    figures.draw_throughput(findings.curves)
+    weak = drawn[0].axes[0]
+    curve = next(curve for curve in findings.curves if (curve.scaling, curve.strategy) == ("weak", "multiworker"))
+    expected = [(point.devices, point.throughput.value) for point in curve.points]
+    lines = [np.transpose(np.asarray(line.get_data(), np.float64)) for line in weak.lines]
+    assert any(len(line) == len(expected) and np.allclose(line, expected) for line in lines)
+    single = curve.baseline.images_per_second
+    assert single
+    assert any(np.allclose(line, [(1, single.value), (8, 8 * single.value)]) for line in lines if len(line) == 2)
+
+
+def test_the_strategies_are_named_beside_their_lines(pictures: dict[str, Picture]) -> None:
+    for name in ("throughput", "efficiency"):
+        assert {"mirrored", "multiworker", "horovod"} <= set(texts(pictures[name].svg))
+    assert {"single × 1, float32", "multiworker × 8"} <= set(texts(pictures["throughput_accuracy"].svg))  # noqa: RUF001
+
+
+def test_losses_end_where_they_add_up_to(findings: Findings, drawn: list[Figure]) -> None:
+    figures.draw_losses(findings.attributions)
+    (axes,) = [each for each in drawn[0].axes if each.get_title(loc="left").startswith("horovod")]
+    *parts, total = (patch for patch in axes.patches if isinstance(patch, Rectangle))
+    assert len(parts) >= 4
+    assert sum(bar.get_width() for bar in parts) == pytest.approx(total.get_width())
+    for one, other in itertools.pairwise(parts):
+        assert other.get_x() == pytest.approx(one.get_x() + one.get_width())
+
+
+def test_the_slow_rank_shows(drawn: list[Figure]) -> None:
+    quadruple = train("horovod", 4)
+    figures.draw_step_times(find_out(make_study([SINGLE, quadruple, *ablations(quadruple)], 3)).summaries)
+    free = next(line for line in drawn[0].axes[0].lines if line.get_label() == "without all-reduce")
+    medians = np.asarray(free.get_ydata(), np.float64)
+    assert medians.argmax() == SLOW_RANK
+    assert medians[SLOW_RANK] > 1.04 * np.delete(medians, SLOW_RANK).max()
+
+
+def test_many_ranks_become_a_band(drawn: list[Figure]) -> None:
+    many = train("horovod", 40, cores_per_device=None)
+    figures.draw_step_times(find_out(make_study([many], 1)).summaries)
+    (axes,) = drawn[0].axes
+    assert len(axes.collections) == 1 and len(axes.lines) == 1
+    assert len(axes.lines[0].get_xdata()) == 40  # type: ignore[arg-type]
+
+
+def test_bandwidths_are_drawn_in_gigabytes(drawn: list[Figure]) -> None:
+    summaries = find_out(make_study([collectives("horovod", 4)], 3)).summaries
+    measured = measured_all_reduces(summaries)
+    figures.draw_all_reduces(measured)
+    line = drawn[0].axes[1].lines[0]
+    assert list(line.get_ydata()) == pytest.approx(  # type: ignore[arg-type]
+        [each.bus_bandwidth / 1e9 for each in measured if not each.is_latency]
+    )
+
+
+@pytest.mark.parametrize("records", [make_study([SINGLE], 1), make_study([SINGLE, strong("mirrored", 2)], 2)])
+def test_pictures_without_data_are_left_out(records: list[Record]) -> None:
+    names = {picture.name for picture in figures.draw_all(find_out(records))}
+    assert names == {"throughput_accuracy", "time_to_accuracy"}
+
+
+def test_one_run_without_intervals_is_drawn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = figures.draw_all(find_out(make_study([SINGLE, *ablations(SINGLE), HOROVOD, *ablations(HOROVOD)], 1)))
+    assert {"throughput", "efficiency", "losses", "step_times"} <= {picture.name for picture in drawn}
+
+
+def test_targets_that_no_seed_reaches_are_named() -> None:
+    """The factory's runs reach 99.3 % late."""
+    record = make_study([SINGLE], 1)[0]
+    measured = dict(record.measurements or {})
+    measured["evaluations"] = [each for each in measured["evaluations"] if each["accuracy"] < 0.99]
+    assert measured["evaluations"][-1]["accuracy"] > 0.98
+    short = record.model_copy(update={"measurements": measured})
+    pictures = {picture.name: picture for picture in figures.draw_all(find_out([short]))}
+    assert "99, 99.3 never" in texts(pictures["time_to_accuracy"].svg)
+
+
+def test_no_accuracy_above_all_is_shown() -> None:
+    record = make_study([SINGLE], 1)[0]
+    perfect = record.model_copy(update={"measurements": {**(record.measurements or {}), "test_accuracy": 0.9999}})
+    pictures = {picture.name: picture for picture in figures.draw_all(find_out([perfect]))}
+    ticks = [float(text) for text in texts(pictures["throughput_accuracy"].svg) if re.fullmatch(r"[\d.]+", text)]
+    assert len(ticks) > 1 and max(ticks) <= 100
+
+
+def test_settings_are_no_formulas() -> None:
+    cases = [
+        train("single", 1, settings={"runtime.precision": "float32", "data.path": path})
+        for path in ("$HOME/$x^{", "<svg>&\x07")
+    ]
+    pictures = {picture.name: picture for picture in figures.draw_all(find_out(make_study(cases, 2)))}
+    assert any("$HOME/$x^{" in text for text in texts(pictures["time_to_accuracy"].svg))
+    assert any("<svg>&?" in text for text in texts(pictures["time_to_accuracy"].svg))
+
+
+def test_equal_studies_give_equal_pictures(pictures: dict[str, Picture], findings: Findings) -> None:
+    again = figures.draw_efficiency(findings.curves)
+    assert again and again.svg == pictures["efficiency"].svg
+
+
+@pytest.mark.parametrize("points", [[(1, 1), (1, 1.01), (1, 1.02)], [(1, 1), (1.01, 1), (5, 1), (5.1, 1.01)]])
+def test_labels_do_not_cover_each_other(points: Sequence[tuple[float, float]]) -> None:
+    figure, (axes,) = new_figure()
+    axes.plot(*zip(*points, strict=True), "o")
+    axes.set_xlim(0, 6)
+    axes.set_ylim(0, 2)
+    place_labels(axes, [Label(x, y, f"strategy {index}", INK) for index, (x, y) in enumerate(points)])
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == len(points)
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))

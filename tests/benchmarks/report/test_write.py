@@ -1,0 +1,313 @@
+"""What the report says, and the files that it leaves."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markdown_it import MarkdownIt
+
+from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.records.record import Gpu, Hardware, Record
+from mnist_dist.benchmarks.report.findings import find_out
+from mnist_dist.benchmarks.report.sections import build_sections
+from mnist_dist.benchmarks.report.write import (
+    Report,
+    render_markdown,
+    render_predictions,
+    render_terminal_text,
+    write_report,
+)
+from tests.benchmarks.factory import (
+    FAILING,
+    OVERSUBSCRIBED,
+    SLOW_RANK,
+    ablations,
+    collectives,
+    input_case,
+    make_study,
+    matmul,
+    strong,
+    train,
+    whole_study,
+)
+
+SINGLE, HOROVOD = train("single", 1), train("horovod", 2)
+HOSTILE = "<script>alert(1)</script> </pre> ``` | [x](javascript:alert(1)) \x1b[31m"
+
+
+def caveats(records: list[Record], *warnings: str) -> list[str]:
+    return [caveat.text for caveat in find_out(records, warnings).caveats]
+
+
+def on(records: list[Record], **identity: Any) -> list[Record]:
+    """The same records from elsewhere."""
+    return [record.model_copy(update={"identity": record.identity.model_copy(update=identity)}) for record in records]
+
+
+@pytest.fixture(scope="module")
+def study() -> list[Record]:
+    return make_study([SINGLE, HOROVOD], 3)
+
+
+def test_a_faultless_study_has_no_warnings(study: list[Record]) -> None:
+    assert caveats(study) == []
+
+
+def test_warnings_of_the_caller_stand_first(study: list[Record]) -> None:
+    assert caveats([*study[:3], *on(study[3:], git=None)], "Two files could not be read.")[0].startswith("Two files")
+
+
+def hardware(**changes: Any) -> Hardware:
+    fields = make_study([SINGLE], 1)[0].identity.hardware.model_dump()
+    return Hardware(**(fields | changes))
+
+
+@pytest.mark.parametrize(
+    ("identity", "expected"),
+    [
+        ({"hardware": hardware(cpu_model="Another CPU")}, "Different hardware is mixed"),
+        ({"hardware": hardware(gpus=(Gpu(name="NVIDIA H100", memory_bytes=80 * 2**30),))}, "Different hardware"),
+        ({"software": {"tensorflow": "2.20.0"}}, "Different versions of software are mixed"),
+        ({"git": None}, "Different commits are mixed: 0123456789ab, unknown"),
+    ],
+)
+def test_mixed_identities_are_named(study: list[Record], identity: dict[str, Any], expected: str) -> None:
+    found = caveats([*study[:3], *on(study[3:], **identity)])
+    assert len(found) == 1 and found[0].startswith(expected)
+
+
+def test_uncommitted_changes_show_beside_the_commit() -> None:
+    findings = find_out(make_study([SINGLE, HOROVOD], 3, git={"commit": "ab" * 20, "dirty": True}))
+    assert dict(findings.facts)["Commit"] == "abababababab with changes that were not committed"
+    assert [caveat.text for caveat in findings.caveats] == [
+        "Measured with changes that were not committed: the commit alone does not reproduce these numbers."
+    ]
+
+
+def test_several_studies_are_named(study: list[Record]) -> None:
+    other = make_study([SINGLE], 1, study="another", seed=1)
+    assert caveats([*study, *other])[0] == "Records of 2 studies are mixed: another, example."
+
+
+def test_failures_have_their_reason_and_the_end_of_their_output() -> None:
+    findings = find_out(make_study([SINGLE, HOROVOD], 3, failing=[HOROVOD]))
+    failed, timed_out = findings.caveats
+    assert failed.text.startswith("horovod, 2 × 2 cores")  # noqa: RUF001
+    assert failed.text.endswith("2 of 3 runs failed: exit code 1: InternalError: collective timed out.")
+    assert failed.details[0].startswith("Traceback")
+    assert timed_out.text.endswith("1 of 3 runs timed out: no result after 300 s.")
+    assert dict(findings.facts)["Measured"].startswith("2 cases in 6 runs (3 measured, 1 timed out, 2 failed)")
+
+
+def test_skipped_cases_say_why() -> None:
+    skipped = [
+        record.model_copy(update={"status": "skipped", "reason": "Horovod is not installed"})
+        for record in make_study([HOROVOD], 1, failing=[HOROVOD])
+    ]
+    found = caveats([*make_study([SINGLE], 3), *skipped])
+    assert len(found) == 1
+    assert found[0].startswith("Not measured: horovod") and found[0].endswith(": Horovod is not installed.")
+
+
+def test_unstable_cases_are_named() -> None:
+    found = caveats(make_study([SINGLE, HOROVOD], 3, unstable=[HOROVOD]))
+    assert any(text.startswith("Unstable, so without a throughput: horovod, 2") for text in found)
+
+
+@pytest.mark.parametrize(("repeats", "expected"), [(1, "one run"), (2, "one or two runs"), (3, None)])
+def test_fewer_than_three_runs_are_named(repeats: int, expected: str | None) -> None:
+    found = caveats(make_study([SINGLE, HOROVOD], repeats))
+    assert all("say little about how much another run would differ" in text for text in found)
+    assert bool(found) == bool(expected)
+    assert expected is None or found[0].startswith(f"2 cases with {expected} each: ")
+
+
+def test_oversubscribed_cases_are_named() -> None:
+    (found,) = caveats(make_study([SINGLE, OVERSUBSCRIBED], 3))
+    assert found.startswith("Oversubscribed") and "horovod, 8 × 2 cores" in found  # noqa: RUF001
+
+
+def test_a_missing_baseline_is_named() -> None:
+    (found,) = caveats(make_study([HOROVOD], 3))
+    assert found.startswith("No scaling efficiency for horovod, 2")
+
+
+def test_facts_of_the_machine(study: list[Record]) -> None:
+    facts = dict(find_out(study).facts)
+    assert facts["Hardware"] == "8 cores of Example CPU @ 2.50GHz, x86_64, 32 GiB, no GPU"
+    assert facts["Date"] == "2026-01-01 12:00 to 2026-01-03 12:00 UTC"
+    assert facts["Software"].startswith("Debian GNU/Linux 12, kernel 6.1.0, python 3.11.7")
+    gpus = (Gpu(name="NVIDIA H100", memory_bytes=80 * 2**30),) * 4
+    with_gpus = on(study, hardware=hardware(gpus=gpus, gpu_driver="570.1"))
+    assert dict(find_out(with_gpus).facts)["Hardware"].endswith("4 × NVIDIA H100 (80 GiB), driver 570.1")  # noqa: RUF001
+
+
+def test_the_input_pipeline_relates_to_the_fastest_training() -> None:
+    slow, fast = SINGLE, train("single", 1, settings={"runtime.precision": "mixed_bfloat16"})
+    (rate,) = find_out(make_study([slow, fast, input_case()], 3)).inputs
+    assert rate.training and rate.training.case == fast
+    pipeline, consumed = rate.summary.images_per_second, rate.training.summary.images_per_second
+    assert pipeline and consumed
+    assert rate.multiple == pytest.approx(pipeline.value / consumed.value)
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        (collectives("horovod", 2), r"horovod +2 × 2 cores +64 MiB"),  # noqa: RUF001
+        (matmul(1), r"float32 +1 × 2 cores +2,048 +0\.9"),  # noqa: RUF001
+        (input_case(), r"single, 1 × 2 cores, 128 +1\d\d,\d\d\d"),  # noqa: RUF001
+    ],
+    ids=["collectives", "matmul", "input"],
+)
+def test_studies_without_training_print_their_tables(case: Case, expected: str) -> None:
+    findings = find_out(make_study([case], 3))
+    assert findings.main_rows == []
+    assert re.search(expected, render_terminal_text(findings))
+
+
+def test_bandwidth_is_that_of_the_ring() -> None:
+    findings = find_out(make_study([collectives("horovod", 4)], 3))
+    large = findings.all_reduces[-1]
+    assert large.bus_bandwidth == pytest.approx(1.5 * large.algorithm_bandwidth)
+    assert large.bus_bandwidth == pytest.approx(1.6e9, rel=0.1)
+
+
+def test_predictions_need_a_curve(user_error: Callable[..., str]) -> None:
+    assert "run the suite scaling" in user_error(render_predictions, make_study([SINGLE], 1))
+
+
+def test_predictions_of_every_curve() -> None:
+    records = make_study([SINGLE, HOROVOD, train("horovod", 4)], 3)
+    text = render_predictions(records)
+    assert "4,096" in text and "horovod, weak scaling, 128 images per device: trusted is" in text
+    assert "|" not in text
+
+
+def test_too_few_points_for_a_prediction() -> None:
+    text = " ".join(render_predictions(make_study([SINGLE, HOROVOD], 3)).split())
+    assert text.startswith("- Not predicted: horovod, weak scaling, 128 images per device: 2 measured numbers")
+
+
+def test_the_reason_of_a_lost_share_is_said() -> None:
+    quadruple = train("horovod", 4)
+    records = make_study([SINGLE, *ablations(SINGLE), quadruple, *ablations(quadruple), strong("mirrored", 2)], 3)
+    losses = next(section for section in build_sections(find_out(records)) if section.name == "losses")
+    assert len(losses.points) == 1
+    assert f"rank {SLOW_RANK} on host node1" in losses.points[0]
+    assert losses.tables[0].rows[0][0] == "horovod × 4, weak"  # noqa: RUF001
+
+
+def hostile_study() -> list[Record]:
+    settings = {"runtime.precision": "float32", "data.path": HOSTILE}
+    cases = [train("single", 1, settings=settings), train("horovod", 2, settings=settings)]
+    records = make_study(cases, 3, study=HOSTILE, suite=HOSTILE, failing=[cases[1]], hosts=[HOSTILE] * 2)
+    reason = HOSTILE.replace("\x1b", "")
+    return [
+        record.model_copy(update={"reason": reason, "output_tail": (HOSTILE, reason)}) if record.reason else record
+        for record in records
+    ]
+
+
+def test_text_from_records_is_inert_on_the_terminal() -> None:
+    text = render_terminal_text(find_out(hostile_study()))
+    assert "\x1b" not in text
+    assert "<script>alert(1)</script>" in text
+
+
+def test_text_from_records_is_inert_in_markdown() -> None:
+    findings = find_out(hostile_study())
+    text = render_markdown(findings, build_sections(findings), [])
+    assert "\x1b" not in text
+    page = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    assert "<script" not in page and 'href="javascript' not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 5
+    assert page.count("<pre>") == page.count("</pre>") == 2
+    assert "<h2>How to read this</h2>" in page  # Nothing before it swallowed the rest.
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    folder = tmp_path_factory.mktemp("study")
+    return folder, write_report(folder, whole_study(2), ["A file could not be read."])
+
+
+@pytest.mark.slow
+def test_files(written: tuple[Path, Report]) -> None:
+    folder, report = written
+    assert report.html == folder / "report.html"
+    figures = {"throughput_accuracy", "time_to_accuracy", "throughput", "efficiency", "losses", "step_times"}
+    figures |= {"prediction", "all_reduce"}
+    assert {path.name for path in folder.iterdir()} == {"report.md", "report.csv", "report.html", "figures"}
+    assert {path.stem for path in (folder / "figures").iterdir()} == figures
+    assert report.html.stat().st_size < 1_000_000
+    assert len(list(csv.DictReader((folder / "report.csv").open(newline="")))) > 20
+
+
+@pytest.mark.slow
+def test_markdown_has_every_part(written: tuple[Path, Report]) -> None:
+    folder, _ = written
+    page = MarkdownIt("commonmark", {"html": True}).enable("table").render((folder / "report.md").read_text())
+    titles = re.findall("<h2>(.*?)</h2>", page)
+    assert titles == [
+        "Warnings",
+        "Results",
+        "Scaling",
+        "Where the time goes",
+        "Prediction",
+        "All-reduce",
+        "Matrix products",
+        "Input pipeline",
+        "How to read this",
+    ]
+    assert page.count("<table>") >= 8
+    pictures = re.findall('<img src="(.*?)" alt="(.+?)"', page)
+    assert len(pictures) == 8
+    assert all((folder / source).is_file() for source, _ in pictures)
+
+
+@pytest.mark.slow
+def test_terminal_text(written: tuple[Path, Report]) -> None:
+    _, report = written
+    lines = report.terminal_text.splitlines()
+    assert "! A file could not be read." in lines
+    assert max(map(len, lines)) <= 120
+    for strategy in ("single", "mirrored", "multiworker", "horovod"):
+        assert any(re.match(rf"{strategy} +\d.*\d\d\.\d\d", line) for line in lines)  # With its accuracy.
+
+
+@pytest.mark.slow
+def test_an_older_report_survives_a_full_disk(
+    small_disk: Path, fill: Callable[[Path], None], study: list[Record], user_error: Callable[..., str]
+) -> None:
+    older = small_disk / "report.html"
+    older.write_text("older")
+    fill(small_disk)
+    assert "No space left" in user_error(write_report, small_disk, study)
+    assert older.read_text() == "older"
+    assert {path.name for path in small_disk.rglob("*") if path.is_file()} == {"report.html", "filling"}
+
+
+def test_nothing_to_report(tmp_path: Path, user_error: Callable[..., str]) -> None:
+    assert "no records" in user_error(write_report, tmp_path / "empty", [])
+    assert not (tmp_path / "empty").exists()
+
+
+def test_heavy_libraries_wait_until_they_are_needed() -> None:
+    heavy = "{'tensorflow', 'matplotlib', 'jinja2', 'scipy', 'ruptures', 'rich'}"
+    command = f"import sys, mnist_dist.benchmarks.report.write; print({heavy} & set(sys.modules))"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_failing_baseline_leaves_a_report(study: list[Record]) -> None:
+    findings = find_out(make_study([SINGLE, FAILING], 2, failing=[SINGLE, FAILING]))
+    assert findings.curves == () and len(findings.main_rows) == 2
+    assert "failed" in render_terminal_text(findings)

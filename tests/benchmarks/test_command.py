@@ -1,0 +1,178 @@
+"""The command as users meet it: what it says, what it refuses, and with which code it ends."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mnist_dist.benchmarks.command import exit_code, main
+from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.records.store import Store
+from tests.benchmarks.factory import make_study, train
+from tests.benchmarks.harness import COMMAND, REPOSITORY, environment, run, small_settings, write_suite
+
+COMMANDS = ["run", "report", "compare", "predict"]
+
+
+class TestHelp:
+    @pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)])
+    def test_it_comes_at_once_and_imports_no_giants(self, arguments: list[str]) -> None:
+        program = (
+            "import contextlib, sys, time\nfrom mnist_dist.benchmarks.command import main\n"
+            f"with contextlib.suppress(SystemExit): main({[*arguments, '--help']!r})\n"
+            "print(*sorted({name.split('.')[0] for name in sys.modules}))\nprint(time.process_time())"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=True
+        )
+        *_, modules, seconds = done.stdout.splitlines()
+        giants = {"tensorflow", "keras", "matplotlib", "scipy", "ruptures", "jinja2", "PIL", "horovod"}
+        assert not giants & set(modules.split())
+        assert float(seconds) < 0.5  # Of processor time, so that a busy machine does not matter.
+
+    def test_it_fits_a_page_and_names_all_commands(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            main(["--help"])
+        text = capsys.readouterr().out
+        assert len(text.splitlines()) <= 24
+        assert all(re.search(rf"^ +{command} ", text, re.MULTILINE) for command in COMMANDS)
+
+
+class TestDryRun:
+    def test_it_lists_the_cases_and_runs_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert main(["run", "quick", "--dry-run", "--repeats", "3"]) == 0
+        *cases, total = capsys.readouterr().out.splitlines()
+        assert all(re.match(r"[0-9a-f]{12}  3 x  \S", case) for case in cases)
+        assert re.fullmatch(rf"{len(cases)} cases, {3 * len(cases)} runs, about \d+:\d\d", total)
+        assert not list(tmp_path.iterdir())
+
+    def test_only_some_devices(self, capsys: pytest.CaptureFixture[str]) -> None:
+        main(["run", "quick", "--dry-run", "--only", "2"])
+        *cases, _ = capsys.readouterr().out.splitlines()
+        assert cases and all(" 2 \N{MULTIPLICATION SIGN} " in case for case in cases)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["run"], "the following arguments are required: SUITE"),
+            (["rnu"], "invalid choice: 'rnu'"),
+            (["run", "qick"], "SUITE: received 'qick'"),
+            (["run", "quick", "--devices", "0"], "argument --devices: received '0', expected whole numbers from 1 on"),
+            (["run", "quick", "--devices", "1,,2"], "argument --devices: received ''"),
+            (["run", "quick", "--repeats", "-1"], "argument --repeats: received '-1'"),
+            (["run", "quick", "--cores-per-device", "half"], "argument --cores-per-device: received 'half'"),
+            (["run", "quick", "--strategies", "horovd"], "argument --strategies: received 'horovd'"),
+            (["run", "quick", "--only", "7"], "--only: received 7, expected some of the study's numbers of devices"),
+            (["run", "quick", "--set", "runtime.xla"], "--set: received 'runtime.xla', expected key=value"),
+            (["run", "quick", "--set", "runtime.xlla=on"], "runtime.xlla: no such setting"),
+            (["run", "quick", "--set", "training.batch_size=64"], "training.batch_size: received as a setting"),
+            (["run", "quick", "--set", "seed=1"], "seed: received as a setting of a case"),
+            (["report", "nowhere"], "DIR: 'nowhere' holds no records"),
+            (["predict", "nowhere"], "DIR: 'nowhere' holds no records"),
+            (["run", "quick", "--results", ""], "argument --results: received '', expected the name of a folder"),
+            (["compare", "nowhere", "nowhere"], "BASE: 'nowhere' holds no records"),
+            (["compare", "a", "b", "--repeats", "3"], "--repeats: received without --interleave"),
+            (["compare", "a", "b", "--smallest-effect", "nan"], "argument --smallest-effect: received 'nan'"),
+            (["compare", "a", "b", "--smallest-effect", "0"], "argument --smallest-effect: received '0'"),
+            (["compare", "a", "b", "--interleave", "--suite", "qick"], "SUITE: received 'qick'"),
+        ],
+    )
+    def test_one_line_and_code_2(
+        self,
+        arguments: list[str],
+        said: str,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        if "--only" in arguments:
+            arguments = [*arguments, "--dry-run"]
+        try:
+            code = main(arguments)
+        except SystemExit as ended:
+            code = int(str(ended.code))
+        output = capsys.readouterr()
+        assert code == 2
+        assert output.out == ""
+        (line,) = output.err.splitlines()
+        assert line.startswith("mnist-dist: error: ") and said in line
+        assert not list(tmp_path.iterdir())
+
+    def test_a_folder_that_cannot_be_written(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "file").touch()
+        assert main(["run", "quick", "--results", str(tmp_path / "file" / "results")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("mnist-dist: error: results: cannot write")
+
+
+class TestExitCode:
+    @pytest.fixture
+    def records(self) -> list[Record]:
+        case, other = train("single", 1), train("mirrored", 2)
+        return make_study([case, other], 2, failing=[other])
+
+    def test_a_case_that_never_ended_well(self, records: list[Record], capsys: pytest.CaptureFixture[str]) -> None:
+        assert exit_code(records) == 1
+        failed, timeout = capsys.readouterr().err.splitlines()
+        assert failed.startswith("failed: mirrored") and failed.endswith("InternalError: collective timed out")
+        assert timeout.startswith("timeout: mirrored") and "repeat 2: no result after 300 s" in timeout
+
+    def test_that_of_other_devices_does_not_count(self, records: list[Record]) -> None:
+        assert exit_code(records, only={1}) == 0
+        assert exit_code(records, only={2}) == 1
+
+    def test_a_second_try_that_ended_well(self, records: list[Record]) -> None:
+        again = make_study([train("mirrored", 2)], 2)
+        assert exit_code([*records, *again]) == 0
+
+    def test_what_was_skipped_is_no_failure(self, records: list[Record]) -> None:
+        skipped = [
+            record.model_copy(update={"status": "skipped", "reason": "no second GPU", "measurements": None})
+            for record in records
+        ]
+        assert exit_code(skipped) == 0
+
+
+@pytest.mark.parametrize("arguments", [["run", "quick", "--dry-run"], ["run", "--help"]])
+def test_a_reader_that_leaves_early_ends_it_quietly(arguments: list[str]) -> None:
+    done = subprocess.run(
+        ["bash", "-c", '"$@" | true; exit ${PIPESTATUS[0]}', "bash", *COMMAND, *arguments],
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.slow
+def test_from_a_suite_to_its_report(tmp_path: Path, tiny_mnist: Path) -> None:
+    """Run in another folder than the checkout, with paths relative to it."""
+    block = {"measure_seconds": None, "settings": small_settings(Path("tiny.npz"))}
+    (tmp_path / "tiny.npz").symlink_to(tiny_mnist)
+    write_suite(tmp_path / "own.yaml", tiny_mnist, block=block)
+    done = run("run", "own.yaml", "--results", "results", "--repeats", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("[1/1] single"))
+    assert re.search(r": [\d,]+ images/s( \(not settled\))?, test accuracy \d\d?\.\d\d %, \d+ s; 0:00 left$", line)
+    assert "report: results/report.html" in done.stdout
+    assert all((tmp_path / "results" / f"report.{form}").stat().st_size for form in ("md", "csv", "html"))
+    (record,) = Store(tmp_path / "results").records()
+    assert (record.suite, record.study, record.status) == ("own", "results", "ok")
+    assert main(["compare", str(tmp_path / "results"), str(tmp_path / "results")]) == 2  # It says nothing.
+    shutil.copytree(tmp_path / "results", tmp_path / "copy")
+    assert main(["compare", str(tmp_path / "results"), str(tmp_path / "copy")]) in (0, 3)
+    again = run("run", "own.yaml", "--results", "results", cwd=tmp_path)
+    assert again.returncode == 2 and "add --resume" in again.stderr

@@ -1,0 +1,147 @@
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from mnist_dist.distributed.cluster import FIRST_PORT, LAST_PORT, Cluster, cores_of, find_cluster, free_port, job_port
+
+OWN = {
+    "MNIST_DIST_RANK": "2",
+    "MNIST_DIST_SIZE": "4",
+    "MNIST_DIST_LOCAL_RANK": "0",
+    "MNIST_DIST_LOCAL_SIZE": "2",
+    "MNIST_DIST_HOSTS": "n9,n9,n10,n10",
+    "MNIST_DIST_PORT": "20112",
+}
+HOROVODRUN = {
+    "HOROVOD_RANK": "1",
+    "HOROVOD_SIZE": "2",
+    "HOROVOD_LOCAL_RANK": "1",
+    "HOROVOD_LOCAL_SIZE": "2",
+    "HOROVOD_GLOO_RENDEZVOUS_PORT": "43017",
+}
+MPIRUN = {
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "PMIX_NAMESPACE": "prterun-host-4711@1",
+}
+OLD_MPIRUN = {name: value for name, value in MPIRUN.items() if name != "PMIX_NAMESPACE"} | {
+    "OMPI_MCA_ess_base_jobid": "1234567"
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, Cluster()),
+        ({"PATH": "/usr/bin", "SLURM_JOB_ID": "17"}, Cluster()),
+        (OWN, Cluster(2, 4, 0, 2, ("n9", "n9", "n10", "n10"), 20112, "mnist-dist")),
+        (HOROVODRUN, Cluster(1, 2, 1, 2, ("127.0.0.1",) * 2, job_port("43017"), "horovodrun")),
+        (MPIRUN, Cluster(3, 4, 1, 2, ("127.0.0.1",) * 4, job_port("prterun-host-4711@1"), "mpirun")),
+        (OLD_MPIRUN, Cluster(3, 4, 1, 2, ("127.0.0.1",) * 4, job_port("1234567"), "mpirun")),
+        (MPIRUN | HOROVODRUN, Cluster(1, 2, 1, 2, ("127.0.0.1",) * 2, job_port("43017"), "horovodrun")),
+        (OWN | MPIRUN | HOROVODRUN, Cluster(2, 4, 0, 2, ("n9", "n9", "n10", "n10"), 20112, "mnist-dist")),
+        (
+            OWN
+            | {"MNIST_DIST_RANK": "0", "MNIST_DIST_SIZE": "1", "MNIST_DIST_LOCAL_SIZE": "1", "MNIST_DIST_HOSTS": "n1"},
+            Cluster(0, 1, 0, 1, ("n1",), 20112, "mnist-dist"),
+        ),
+    ],
+)
+def test_the_place_that_a_launcher_tells(environment: dict[str, str], expected: Cluster) -> None:
+    assert find_cluster(environment) == expected
+
+
+@pytest.mark.parametrize("rank", range(4))
+def test_what_this_launcher_tells_is_understood(rank: int) -> None:
+    cluster = Cluster(rank, 4, rank % 2, 2, ("n9", "n9", "n10", "n10"), 20112, "mnist-dist")
+    assert find_cluster(cluster.to_environment()) == cluster
+    assert cluster.is_chief == (rank == 0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "line"),
+    [
+        (OWN | {"MNIST_DIST_RANK": "two"}, "MNIST_DIST_RANK: received 'two', expected a whole number"),
+        (OWN | {"MNIST_DIST_RANK": ""}, "MNIST_DIST_RANK: received '', expected a whole number"),
+        (OWN | {"MNIST_DIST_PORT": "http"}, "MNIST_DIST_PORT: received 'http', expected a whole number"),
+        (HOROVODRUN | {"HOROVOD_LOCAL_RANK": "1.0"}, "HOROVOD_LOCAL_RANK: received '1.0', expected a whole number"),
+        (
+            OWN | {"MNIST_DIST_RANK": "4"},
+            "mnist-dist: received rank 4 of 4 and local rank 0 of 2, expected ranks from 0",
+        ),
+        (OWN | {"MNIST_DIST_RANK": "-1"}, "mnist-dist: received rank -1 of 4"),
+        (MPIRUN | {"OMPI_COMM_WORLD_LOCAL_RANK": "2"}, "mpirun: received rank 3 of 4 and local rank 2 of 2"),
+        (HOROVODRUN | {"HOROVOD_SIZE": "0"}, "horovodrun: received rank 1 of 0"),
+        (OWN | {"MNIST_DIST_HOSTS": "n9,n10"}, "mnist-dist: received 2 hosts, expected one for each of 4 ranks."),
+        (OWN | {"MNIST_DIST_HOSTS": ""}, "mnist-dist: received 1 hosts, expected one for each of 4 ranks."),
+    ],
+)
+def test_contradictions(environment: dict[str, str], line: str, user_error: Callable[..., str]) -> None:
+    assert user_error(find_cluster, environment).startswith(line)
+
+
+@pytest.mark.parametrize("launcher", [OWN, HOROVODRUN, MPIRUN])
+def test_a_missing_variable_is_named(launcher: dict[str, str], user_error: Callable[..., str]) -> None:
+    required = [name for name in launcher if name.endswith(("SIZE", "LOCAL_RANK", "MNIST_DIST_PORT"))]
+    assert len(required) >= 3
+    for missing in required:
+        environment = {name: value for name, value in launcher.items() if name != missing}
+        assert user_error(find_cluster, environment).startswith(f"{missing}: received None, expected a whole number")
+
+
+# --- Ports ---
+
+
+def test_the_ranks_of_a_job_derive_the_same_port_and_other_jobs_another() -> None:
+    ports = [job_port(str(job)) for job in range(1000)]
+    assert ports == [job_port(str(job)) for job in range(1000)]
+    assert all(port >= FIRST_PORT and port + 16 <= LAST_PORT for port in ports)
+    assert len(set(ports)) > 400, "jobs would often meet"
+    assert min(abs(one - other) for one in set(ports) for other in set(ports) if one != other) >= 16
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_neighbouring_free_ports(count: int) -> None:
+    first = free_port(count)
+    assert first >= FIRST_PORT and first + count <= LAST_PORT
+    listeners = [socket.socket() for _ in range(count)]
+    try:
+        for offset, listener in enumerate(listeners):
+            listener.bind(("", first + offset))
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+# --- Cores ---
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cores", "shares"),
+    [
+        (1, [0, 1, 2, 3], [[0, 1, 2, 3]]),
+        (2, [0, 1, 2, 3], [[0, 1], [2, 3]]),
+        (2, [1, 3, 4, 6, 7], [[1, 3], [4, 6, 7]]),
+        (3, [0, 1, 2, 3, 4, 5, 6, 7], [[0, 1], [2, 3, 4], [5, 6, 7]]),
+        (2, [5], [[5], [5]]),
+        (4, [0, 1], [[0], [0], [1], [1]]),
+        (3, [0, 1], [[0], [0], [1]]),
+    ],
+)
+def test_shares_of_cores(ranks: int, cores: list[int], shares: list[list[int]]) -> None:
+    assert [cores_of(rank, ranks, cores) for rank in range(ranks)] == shares
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7, 16])
+@pytest.mark.parametrize("count", [1, 2, 6, 16, 61])
+def test_all_cores_are_used_and_shared_only_when_they_are_few(ranks: int, count: int) -> None:
+    shares = [cores_of(rank, ranks, range(count)) for rank in range(ranks)]
+    used = [core for share in shares for core in share]
+    assert set(used) == set(range(count))
+    assert all(share == list(range(share[0], share[-1] + 1)) for share in shares), "not neighbours"
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1 and min(sizes) >= 1
+    assert len(used) == max(count, ranks)

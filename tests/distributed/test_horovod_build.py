@@ -1,0 +1,236 @@
+"""Horovod's build: what is missing is named, the wheel is kept by what it depends on, and two ranks prove it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from mnist_dist.distributed import horovod_build
+from mnist_dist.distributed.horovod_build import BuildError
+from mnist_dist.errors import UserError
+
+REPOSITORY = Path(horovod_build.__file__).parents[2]
+
+
+def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    own = {**os.environ, "PYTHONPATH": str(REPOSITORY), **environment}
+    return subprocess.run(arguments, env=own, capture_output=True, text=True, timeout=1800)
+
+
+def touch(path: Path, text: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(("built_for", "expected"), [("this", True), ("2.15.0", False), (None, False)])
+def test_is_installed_only_for_the_tensorflow_that_is_here(tmp_path, built_for, expected):
+    version = horovod_build._tensorflow()[1] if built_for == "this" else built_for
+    touch(tmp_path / "horovod" / "__init__.py", "raise AssertionError('was imported')")
+    if version:
+        touch(tmp_path / "horovod" / "metadata.json", f'{{"tensorflow": "{version}", "dummy": "none"}}')
+    program = "import sys; from mnist_dist.distributed import horovod_build as h; "
+    program += "print(h.is_installed(), 'tensorflow' in sys.modules)"
+    done = run_python(sys.executable, "-c", program, PYTHONPATH=f"{tmp_path}{os.pathsep}{REPOSITORY}")
+    assert done.stdout.split() == [str(expected), "False"], done.stderr
+
+
+def test_names_missing_tools_before_doing_anything(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"g\+\+ .*make not found.*`apt-get install g\+\+ .*make`") as error:
+        horovod_build.install(wheel_dir=tmp_path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"--mpi needs mpicxx.*apt-get install libopenmpi-dev"):
+        horovod_build.install(mpi=True, wheel_dir=tmp_path)
+
+
+def test_names_missing_tensorflow(tmp_path):
+    program = "from mnist_dist.distributed.horovod_build import install; install()"
+    done = run_python(sys.executable, "-S", "-c", program)  # Without site-packages.
+    assert done.stderr.strip().splitlines()[-1].endswith("install it first: `pip install tensorflow`.")
+
+
+def test_names_missing_disk_space(monkeypatch):
+    monkeypatch.setattr(horovod_build, "BUILD_BYTES", 10**18)
+    monkeypatch.setattr(horovod_build, "_which", Path)
+    with pytest.raises(UserError, match=r"GB free, expected 1000000000.0; .*TMPDIR"):
+        horovod_build._check_tools()
+
+
+def test_names_a_folder_that_cannot_be_written(tmp_path):
+    with pytest.raises(UserError, match=r"--wheel-dir: cannot write .*Not a directory; name another"):
+        horovod_build.install(wheel_dir=touch(tmp_path / "file"))
+
+
+def test_patches_the_source_once(tmp_path):
+    before, after = defaultdict(list), defaultdict(list)
+    for name, old, new in horovod_build.PATCHES:
+        before[name].append(old)
+        after[name].append(new)
+    for name, parts in before.items():
+        touch(tmp_path / name, "\n".join(parts))
+    horovod_build.patch_source(tmp_path)
+    for name, parts in after.items():
+        assert (tmp_path / name).read_text() == "\n".join(parts)
+    with pytest.raises(BuildError, match=r"CMakeLists.txt has .*xla_mpi_ops.* 0 times, expected once"):
+        horovod_build.patch_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        ("[ 9%] x\n  a.cc:3: fatal error: b.h: None\nc.cc:1: error: d\n", "a.cc:3: fatal error: b.h: None"),
+        ("-- ok\n  CMake Error at C.txt:5 (message):\n    Could NOT find X\n\n  more", "(message): Could NOT find X"),
+        ("c++: fatal error: Killed signal terminated program cc1plus\n", "set MAKEFLAGS=-j1"),
+        ("as: a.o: No space left on device\n", "set TMPDIR to a folder"),
+        ("WARNING: x\nERROR: No matching distribution found for horovod\n", "check the network"),
+        ("CMake Error: nvcc is\nbroken\n", "HOROVOD_GPU_OPERATIONS="),
+        ("warning: a\nlast words\n", "last words"),
+        ("", "no output"),
+    ],
+)  # fmt: skip
+def test_quotes_the_first_error(log, expected):
+    reason = horovod_build.explain_failure(log)
+    assert expected in reason
+    assert "\n" not in reason
+
+
+def test_every_dependency_changes_the_key():
+    nccl = {"HOROVOD_NCCL_LIB": "/a/libnccl.so.2"}
+    keys = [
+        horovod_build.wheel_key("tensorflow-2.21.0", {}, None),
+        horovod_build.wheel_key("tensorflow-2.21.1", {}, None),
+        horovod_build.wheel_key("tensorflow-2.21.0", nccl, None),
+        horovod_build.wheel_key("tensorflow-2.21.0", {"HOROVOD_NCCL_LIB": "/b/libnccl.so.2"}, None),
+        horovod_build.wheel_key("tensorflow-2.21.0", {}, Path("/a/mpicxx")),
+        horovod_build.wheel_key("tensorflow-2.21.0", {}, Path("/b/mpicxx")),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert keys[0] == horovod_build.wheel_key("tensorflow-2.21.0", {}, None)
+    assert sysconfig.get_config_var("SOABI") in keys[0]
+    assert not any("/" in key for key in keys)
+
+
+def test_finds_nccl_beside_a_cuda_compiler(tmp_path, monkeypatch):
+    for name in ("HOROVOD_CUDA_HOME", "HOROVOD_GPU_OPERATIONS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    monkeypatch.setenv("HOROVOD_NCCL_HOME", str(tmp_path / "nccl"))
+    touch(tmp_path / "cuda/bin/nvcc")
+    touch(tmp_path / "cuda/include/cuda_runtime.h")
+    touch(tmp_path / "nccl/include/nccl.h")
+    assert horovod_build.find_nccl().get("HOROVOD_NCCL_INCLUDE") != str(tmp_path / "nccl/include")  # No library.
+    library = touch(tmp_path / "nccl/lib/libnccl.so.2")
+    found = horovod_build.find_nccl()
+    assert found == {
+        "HOROVOD_GPU_OPERATIONS": "NCCL",
+        "HOROVOD_CUDA_HOME": str(tmp_path / "cuda"),
+        "HOROVOD_NCCL_INCLUDE": str(tmp_path / "nccl/include"),
+        "HOROVOD_NCCL_LIB": str(library),
+    }
+    monkeypatch.setenv("LDFLAGS", "-Wl,-O1")
+    environment = horovod_build.build_environment(found, False, tmp_path)
+    assert environment["LDFLAGS"] == f"-Wl,-O1 -Wl,-rpath,{library.parent}"
+    assert (Path(environment["HOROVOD_NCCL_LIB"]) / "libnccl.so").resolve() == library
+    monkeypatch.setenv("HOROVOD_GPU_OPERATIONS", "")
+    assert horovod_build.find_nccl() == {}
+
+
+def test_the_build_ignores_contrary_variables_and_keeps_the_users(tmp_path, monkeypatch):
+    for name in ("HOROVOD_WITHOUT_GLOO", "HOROVOD_WITH_MPI", "HOROVOD_GPU_OPERATIONS"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HOROVOD_BUILD_CUDA_CC_LIST", "90")
+    monkeypatch.delenv("MAKEFLAGS", raising=False)
+    environment = horovod_build.build_environment({}, False, tmp_path)
+    assert not {"HOROVOD_WITHOUT_GLOO", "HOROVOD_WITH_MPI", "HOROVOD_GPU_OPERATIONS"} & set(environment)
+    assert environment["HOROVOD_WITHOUT_MPI"] == environment["HOROVOD_WITH_GLOO"] == "1"
+    assert environment["HOROVOD_BUILD_CUDA_CC_LIST"] == "90"
+    assert environment["MAKEFLAGS"] == f"-j{len(os.sched_getaffinity(0))}"
+    assert environment["HOROVOD_CPU_OPERATIONS"] == "GLOO"
+    monkeypatch.setenv("MAKEFLAGS", "-j1")
+    environment = horovod_build.build_environment({}, True, tmp_path)
+    assert environment["MAKEFLAGS"] == "-j1"
+    assert environment["HOROVOD_WITH_MPI"] == "1"
+    assert "HOROVOD_WITHOUT_MPI" not in environment
+    assert environment["HOROVOD_CPU_OPERATIONS"] == "MPI"
+
+
+def test_a_second_builder_waits(tmp_path, capsys):
+    entered = threading.Event()
+
+    def build_too() -> None:
+        with horovod_build._locked(tmp_path / "key"):
+            entered.set()
+
+    with horovod_build._locked(tmp_path / "key"):
+        thread = threading.Thread(target=build_too)
+        thread.start()
+        assert not entered.wait(0.3)
+    thread.join(5)
+    assert entered.is_set()
+    assert "waiting for it" in capsys.readouterr().err
+
+
+def test_a_failing_pip_is_one_line_that_names_its_log(tmp_path):
+    log = touch(tmp_path / "build.log", "ERROR: of an earlier step\n")
+    with pytest.raises(BuildError) as error:
+        horovod_build._pip(["install", "--no-index", "--find-links=/nonexistent", "no-such-package"], log)
+    assert "pip install failed: ERROR: " in str(error.value)
+    assert "earlier" not in str(error.value)
+    assert str(log) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert error.value.exit_code == 1
+
+
+def test_says_how_far_a_long_build_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(horovod_build, "PROGRESS_SECONDS", 0.05)
+    log = touch(tmp_path / "build.log", "  [ 7%] Building CXX object a/b.dir/c.cc.o\n  cd /tmp && c++ -c c.cc\n")
+    horovod_build._pip(["--version"], log)
+    assert "s  [ 7%] Building c.cc.o\n" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not all(map(shutil.which, ("g++", "cmake", "make"))), reason="needs g++, cmake and make")
+def test_refuses_an_altered_archive(tmp_path, monkeypatch):
+    touch(tmp_path / "index" / f"horovod-{horovod_build.VERSION}.tar.gz", "not what was released")
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "index")}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(horovod_build, "BUILD_PACKAGES", ("pip",))
+    with pytest.raises(BuildError, match=r"DO NOT MATCH THE HASHES.*altered file"):
+        horovod_build.install(wheel_dir=tmp_path / "wheels")
+    assert not list((tmp_path / "wheels").rglob("*.whl"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_builds_installs_and_proves(tmp_path):
+    """Takes minutes the first time and seconds where the wheel is already in the user's cache."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    packages = next((tmp_path / "venv").glob("lib/python*/site-packages"))
+    touch(packages / "tensorflow.pth", sysconfig.get_path("purelib"))  # TensorFlow as it is here, not a copy of it.
+
+    program = (
+        "from mnist_dist import horovod_build as h; h.install(); assert h.is_installed() and h.waits_for_tensors()\n"
+    )
+    done = run_python(python, "-c", program + "import horovod; print(horovod.__file__)")
+    assert done.returncode == 0, done.stderr
+    assert "two ranks all-reduced correctly in" in done.stdout
+    assert str(packages) in done.stdout.splitlines()[-1]
+
+    late = "import mnist_dist.distributed.horovod_build as h; h.PROOF_SECONDS = 0.2; h.prove_two_ranks()"
+    done = run_python(python, "-c", late)
+    assert "BuildError: install-horovod: test rank 0 of 2 failed (not done after 0 s)" in done.stderr
+
+    touch(tmp_path / "broken" / "tensorflow.py", "raise RuntimeError('broken')")
+    broken = os.pathsep.join([str(tmp_path / "broken"), str(REPOSITORY)])
+    done = run_python(
+        python, "-c", "from mnist_dist.distributed.horovod_build import *; prove_two_ranks()", PYTHONPATH=broken
+    )
+    assert "of 2 failed (status 1): RuntimeError: broken" in done.stderr

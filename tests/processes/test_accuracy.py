@@ -1,0 +1,22 @@
+"""Each strategy on two devices learns the full MNIST as well as one device does."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes.conftest import STRATEGIES
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(("flags", "accuracy"), [(["--epochs", "1"], 0.985), ([], 0.990)], ids=["one epoch", "default"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_accuracy_on_two_devices(tmp_path: Path, strategy: str, flags: list[str], accuracy: float) -> None:
+    command = [sys.executable, "-m", "mnist_dist", "train", "--workdir", str(tmp_path / "run")]
+    subprocess.run([*command, "--strategy", strategy, "--devices", "2", *flags], check=True, stdout=subprocess.DEVNULL)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["strategy"], result["replicas"]) == (strategy, 2)
+    assert result["test_accuracy"] >= accuracy

@@ -1,0 +1,141 @@
+"""Ranks die, hang, or never come: nobody waits for ever, somebody is named, and nothing is lost."""
+
+import dataclasses
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from mnist_dist.distributed.cluster import Cluster, free_port
+from mnist_dist.distributed.launch import rendezvous
+from mnist_dist.distributed.rollcall import roll_call
+from tests.processes.conftest import (
+    MULTI_PROCESS,
+    STRATEGIES,
+    StartRun,
+    assert_close,
+    rank_processes,
+    wait_until,
+)
+
+pytestmark = pytest.mark.slow
+
+SGD = ["--optimizer", "sgd", "--learning-rate", "0.02"]
+# Long enough to be hit in the middle, with a checkpoint every 10 steps.
+LONG = [*SGD, "--steps", "4000", "--set", "checkpoint.every_steps=10", "--set", "runtime.steps_per_call=5"]
+SHORT = [*SGD, "--steps", "60", "--set", "checkpoint.every_steps=10", "--set", "runtime.steps_per_call=5"]
+SECONDS_TO_END = 15
+
+
+@pytest.mark.parametrize(
+    ("strategy", "precision"),
+    [("multiworker", "float32"), ("multiworker", "mixed_bfloat16"), ("horovod", "float32")],  # The second one gathers.
+)
+def test_a_killed_rank_ends_all_and_is_named(start: StartRun, strategy: str, precision: str) -> None:
+    run = start("run", *LONG, "--strategy", strategy, "--devices", "2", "--precision", precision)
+    run.read_until("step    20")
+    ranks = rank_processes(run.process.pid)
+    os.kill(ranks[1], signal.SIGKILL)
+    killed = time.monotonic()
+    assert run.finish() == 1
+    assert time.monotonic() - killed < SECONDS_TO_END
+    assert "rank 1 was killed by SIGKILL" in run.output
+    assert not rank_processes(run.process.pid)
+
+
+@pytest.mark.parametrize("strategy", MULTI_PROCESS)
+def test_resumed_after_one_rank_was_killed(start: StartRun, start_once: StartRun, strategy: str) -> None:
+    run = start("run", *SHORT, "--strategy", strategy, "--devices", "2")
+    run.read_until("step    24")
+    os.kill(rank_processes(run.process.pid)[1], signal.SIGKILL)
+    assert run.finish() == 1
+    resumed = start("run", *SHORT, "--strategy", strategy, "--devices", "2", "--resume").succeed()
+    assert "Resuming after step" in resumed.output
+    expected = start_once(f"60 steps {strategy}", *SHORT, "--strategy", strategy, "--devices", "2")
+    assert_close(resumed.weights, expected.weights, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_resumed_after_all_were_killed(
+    start: StartRun, start_once: StartRun, strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    run = start("run", *SHORT, "--strategy", strategy, "--devices", "2")
+    run.read_until("step    24")
+    run.process.kill()  # The launcher alone: the kernel ends its ranks.
+    run.process.wait()
+    assert wait_until(lambda: not rank_processes(run.process.pid), seconds=5), "ranks outlived their launcher"
+    assert list(temporary.iterdir()) == []
+    resumed = start("run", *SHORT, "--strategy", strategy, "--devices", "2", "--resume").succeed()
+    assert "Resuming after step" in resumed.output
+    expected = start_once(f"60 steps {strategy}", *SHORT, "--strategy", strategy, "--devices", "2")
+    assert_close(resumed.weights, expected.weights, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("strategy", MULTI_PROCESS)
+def test_a_stuck_rank_ends_the_job_in_time_and_is_named(start: StartRun, strategy: str) -> None:
+    stall_seconds = 12
+    run = start(
+        "run",
+        *LONG,
+        "--strategy",
+        strategy,
+        "--devices",
+        "2",
+        "--set",
+        f"runtime.stall_timeout_seconds={stall_seconds}",
+    )
+    run.read_until("step    20")
+    ranks = rank_processes(run.process.pid)
+    os.kill(ranks[1], signal.SIGSTOP)
+    stopped = time.monotonic()
+    assert run.finish() == 1
+    assert time.monotonic() - stopped < stall_seconds + SECONDS_TO_END
+    assert "rank 1 gave no sign of life" in run.output, run.output
+    assert not rank_processes(run.process.pid)
+
+
+@pytest.mark.parametrize("strategy", MULTI_PROCESS)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_missing_rank_ends_the_job_in_time(start: StartRun, strategy: str, rank: int) -> None:
+    join_seconds = 8
+    here = Cluster(rank, 2, rank, 2, ("127.0.0.1",) * 2, free_port(4), "mnist-dist")
+    begun = time.monotonic()
+    run = start(
+        "run",
+        *["--strategy", strategy, "--set", f"runtime.join_timeout_seconds={join_seconds}"],
+        environment=here.to_environment(),
+    )
+    assert run.finish() == 1
+    assert time.monotonic() - begun < join_seconds + SECONDS_TO_END
+    assert f"launch: rank {1 - rank} (127.0.0.1" in run.output and "did not come within 8 s" in run.output, run.output
+    assert not (run.workdir / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("strategy", MULTI_PROCESS)
+def test_a_rank_that_is_lost_after_the_roll_call(start: StartRun, strategy: str) -> None:
+    """It has reported, but never joins: TensorFlow and Horovod would wait in their own ways."""
+    join_seconds = 10
+    here = Cluster(0, 2, 0, 2, ("127.0.0.1",) * 2, free_port(4), "mnist-dist")
+    lost = dataclasses.replace(here, rank=1, local_rank=1)
+    begun = time.monotonic()
+    with rendezvous("127.0.0.1", here.port, here.hosts):
+        run = start(
+            "run",
+            *["--strategy", strategy, "--set", f"runtime.join_timeout_seconds={join_seconds}"],
+            environment=here.to_environment(),
+        )
+        roll_call(lost, join_seconds)
+        assert run.finish() != 0
+    assert time.monotonic() - begun < 2 * join_seconds + SECONDS_TO_END
+
+
+def test_bad_input_is_found_before_ranks_start(start: StartRun) -> None:
+    run = start("run", "--strategy", "multiworker", "--devices", "5")
+    assert run.finish() == 2
+    assert run.output.startswith("mnist-dist: error: training.batch_size: received 48 for 5 replicas"), run.output
+    assert not run.workdir.exists()

@@ -1,0 +1,63 @@
+"""Ranks started by other launchers than our own, and what they find out about their place."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes.conftest import BATCH_SIZE, Run, StartRun, assert_close
+
+pytestmark = pytest.mark.slow
+
+SGD = ["--optimizer", "sgd", "--learning-rate", "0.02"]
+
+
+def run_under(launcher: list[str], workdir: Path, data: Path, strategy: str) -> str:
+    command = [*launcher, sys.executable, "-m", "mnist_dist", "train", "--workdir", str(workdir), *SGD]
+    command += ["--strategy", strategy, "--batch-size", str(BATCH_SIZE), "--precision", "float32", "--steps", "12"]
+    settings = [f"data.path={data}", "runtime.guard=true", "runtime.deterministic=true", "logging.tensorboard=false"]
+    command += [flag for setting in settings for flag in ("--set", setting)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("strategy", ["auto", "multiworker"])
+def test_horovodrun(strategy: str, tmp_path: Path, odd_mnist: Path, start_once: StartRun) -> None:
+    horovodrun = Path(sys.executable).parent / "horovodrun"
+    output = run_under([sys.executable, str(horovodrun), "-np", "2", "--gloo"], tmp_path / "run", odd_mnist, strategy)
+    assert f"strategy   {'horovod' if strategy == 'auto' else strategy}, 2 replicas" in output, output
+    check(tmp_path / "run", start_once)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "multiworker"])
+def test_mpirun(strategy: str, tmp_path: Path, odd_mnist: Path, start_once: StartRun) -> None:
+    if shutil.which("mpirun") is None:
+        if os.environ.get("CI"):
+            pytest.fail("mpirun is missing; .ci/run installs it")
+        pytest.skip("mpirun is missing; install it with `apt-get install openmpi-bin`")
+    launcher = ["mpirun", "-np", "2", "--oversubscribe"]
+    launcher += ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    output = run_under(launcher, tmp_path / "run", odd_mnist, strategy)
+    assert f"strategy   {'horovod' if strategy == 'auto' else strategy}, 2 replicas" in output, output
+    check(tmp_path / "run", start_once)
+
+
+def check(workdir: Path, start_once: StartRun) -> None:
+    expected = start_once("single on plain data", *SGD)
+    assert_close(Run.weights_in(workdir), expected.weights, tolerance=1e-4)
+
+
+def test_several_hosts_need_a_launcher_that_names_them(tmp_path: Path) -> None:
+    place = {"RANK": "0", "SIZE": "4", "LOCAL_RANK": "0", "LOCAL_SIZE": "2"}
+    environment = os.environ | {f"OMPI_COMM_WORLD_{name}": value for name, value in place.items()}
+    command = [sys.executable, "-m", "mnist_dist", "train", "--workdir", str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "mnist-dist: error: runtime.strategy: received 'horovod' on several hosts under mpirun"
+    )
+    assert len(done.stderr.splitlines()) == 1
