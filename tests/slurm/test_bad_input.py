@@ -77,8 +77,8 @@ def test_a_results_folder_that_cannot_be_written(slurm: Cluster, tmp_path: Path)
     done = scaling(slurm, tmp_path / "file" / "study", *CORES)
     assert done.returncode == 2
     assert done.stderr == (
-        f"mnist-dist: error: --results: cannot write into '{tmp_path}/file/study': Not a directory; expected a folder on "
-        "a disk that all nodes share.\n"
+        f"mnist-dist: error: --results: cannot write into '{tmp_path}/file/study': Not a directory; expected a folder "
+        "on a disk that all nodes share.\n"
     )
     assert known_jobs(slurm) == before
 
