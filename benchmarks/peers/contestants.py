@@ -49,7 +49,7 @@ class Script:
     def command(self, python: str, mode: Mode, seconds: float, seed: int, out: Path) -> list[str]:
         launcher = [python, "-m", "horovod.runner.launch", "-np", str(self.ranks), "--gloo"] if self.ranks else []
         common = ["--data", str(DATA), "--mode", mode, "--seconds", f"{seconds:g}", "--seed", str(seed)]
-        module = f"mnist_dist.benchmarks.peers.{self.module}"
+        module = f"mnist_dist.benchmarks.peers.scripts.{self.module}"
         return [*launcher, python, "-m", module, *common, *self.flags, "--out", str(out)]
 
 
