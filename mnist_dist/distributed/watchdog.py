@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 from mnist_dist.distributed.cluster import Cluster
 
@@ -56,6 +57,16 @@ class Watchdog:
         self._phase = phase
         if timeout_seconds is not None:
             self.timeout_seconds = timeout_seconds
+
+    @contextlib.contextmanager
+    def without_limit(self, phase: str) -> Iterator[None]:
+        """Is a phase that may last as long as it will."""
+        limit = self.timeout_seconds
+        self.enter(phase, float("inf"))
+        try:
+            yield
+        finally:
+            self.enter(f"after {phase}", limit)
 
     def _watch(self) -> None:
         while not self._stopped.wait(_PERIOD_SECONDS):

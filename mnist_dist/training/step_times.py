@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mnist_dist.distributed.strategies import Strategy, all_gather
+from mnist_dist.distributed.turns import Turn
 
 
 @dataclass
@@ -28,6 +29,10 @@ class StepClock:
     first_step_seconds: float = 0.0
     window_steps: list[int] = field(default_factory=list)
     window_seconds: list[float] = field(default_factory=list)
+    window_cycles: list[int] = field(default_factory=list)  # Of the turns in which they were trained, if by turns.
+    window_variants: list[str] = field(default_factory=list)
+    turn: Turn | None = None  # Which this rank has, where it takes turns with others.
+    _turn_start: int = 0
     _edge: float = 0.0
     _paused: float = 0.0
 
@@ -46,7 +51,15 @@ class StepClock:
         else:
             self.window_steps.append(steps)
             self.window_seconds.append(seconds)
+            if self.turn is not None:
+                self.window_cycles.append(self.turn.cycle)
+                self.window_variants.append(self.turn.variant)
         return seconds
+
+    def end_turn(self) -> tuple[int, float]:
+        """Returns steps and seconds of the windows since the last turn ended."""
+        start, self._turn_start = self._turn_start, len(self.window_seconds)
+        return sum(self.window_steps[start:]), sum(self.window_seconds[start:])
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -68,16 +81,19 @@ def gather_step_times(clock: StepClock, strategy: Strategy, hosts: Sequence[str]
     Returns:
         Content of step_times.json: `hosts` [ranks], `window_steps` [windows], `window_seconds` [ranks][windows], and,
         each [ranks], `startup_seconds`, `first_step_seconds`, `peak_memory_bytes` of the process and
-        `peak_device_memory_bytes` of its GPU (None without one).
+        `peak_device_memory_bytes` of its GPU (None without one). Of a run in turns also `window_cycles` and
+        `window_variants`, each [windows].
     """
     device_bytes = peak_device_memory_bytes()
     own = [clock.startup_seconds, clock.first_step_seconds, peak_memory_bytes(), device_bytes or 0]
     of_ranks = all_gather(strategy, [*own, *clock.window_seconds])
     startup, first_step, memory, device_memory = of_ranks[:, : len(own)].T.tolist()
+    by_turns = {"window_cycles": clock.window_cycles, "window_variants": clock.window_variants}
     return {
         "hosts": list(hosts),
         "window_steps": clock.window_steps,
         "window_seconds": of_ranks[:, len(own) :].tolist(),
+        **(by_turns if clock.window_cycles else {}),
         "startup_seconds": startup,
         "first_step_seconds": first_step,
         "peak_memory_bytes": memory,

@@ -11,9 +11,11 @@ from mnist_dist.training.loops import repeat
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
     import tensorflow as tf
 
 TrainSteps = Callable[["tf.data.Iterator", int], "tf.Tensor"]
+StepCall = Callable[[int], "np.ndarray"]  # Takes so many steps; returns float32 [steps, 2] as `TrainSteps` does.
 EvalSteps = Callable[["tf.data.Iterator", int], "tf.Tensor"]
 ALIGNED = 32  # Elements: 64 bytes of bfloat16. TensorFlow copies a part of a tensor that begins elsewhere.
 

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from mnist_dist.distributed.strategies import (
     mean_over_replicas,
     resolve_strategy,
 )
+from mnist_dist.distributed.turns import FULL, Turns, join_turns
 from mnist_dist.distributed.watchdog import EXIT_LOST_RANKS, Watchdog
 from mnist_dist.errors import TrainingError, UserError
 from mnist_dist.files import write_json
@@ -55,11 +56,13 @@ from mnist_dist.training.actions import (
     is_due,
     steps_until_due,
 )
+from mnist_dist.training.by_turns import Ration, measure_by_turns
 from mnist_dist.training.checkpoint import Checkpoints, assign_variables, variables_by_name
 from mnist_dist.training.plan import Plan, make_plan
 from mnist_dist.training.results import library_versions, save_deliverables
 from mnist_dist.training.step_times import StepClock, gather_step_times
-from mnist_dist.training.steps import make_eval_steps, make_train_steps
+from mnist_dist.training.steps import StepCall, make_eval_steps, make_train_steps
+from mnist_dist.training.variants import VARIANTS
 from mnist_dist.training.workdir import Workdir, check_workdir, claim_workdir, record_config
 from mnist_dist.training.writers import Console, JsonLines, TensorBoard, Writer, make_console
 
@@ -101,9 +104,10 @@ def train(config: Config, workdir: Path, resume: bool = False) -> dict[str, Any]
         watchdog.enter("preparing", config.runtime.stall_timeout_seconds)
         if cluster.is_chief:
             stack.enter_context(claim_workdir(folder, config))
+        turns = stack.enter_context(join_turns(os.environ, cluster.rank, cluster.size))
         console = stack.enter_context(make_console(plan.total_steps, config.training.batch_size, cluster.is_chief))
         session = Session(
-            config, arrays, plan, cluster, runtime, strategy, folder, console, watchdog, preemption, started
+            config, arrays, plan, cluster, runtime, strategy, folder, console, watchdog, preemption, turns, started
         )
         with lost_ranks_explained(cluster):
             result = run_session(session, resume)
@@ -126,6 +130,7 @@ class Session:
     console: Console
     watchdog: Watchdog
     preemption: Preemption
+    turns: Turns | None  # With other groups of processes, where a harness of benchmarks grants them.
     started: float  # time.perf_counter() when the process' part began.
 
 
@@ -150,7 +155,7 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
         checkpoints=checkpoints if strategy.is_chief else None,
         variables=variables,
         precision=session.runtime.precision.value,
-        wall_seconds=lambda: earlier_seconds + time.perf_counter() - session.started,
+        wall_seconds=lambda: earlier_seconds + own_seconds(session),
     )
     actions = make_actions(session, model, optimizer, rates, progress)
     if config.training.measure_seconds is None:
@@ -159,8 +164,22 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
         check_shards(session)
 
     clock = StepClock()
-    train_steps_to_the_end(session, model, optimizer, progress, actions, clock)
-    return leave_results(session, model, progress, save_checkpoint, clock)
+    call_of = make_step_calls(session, model, optimizer, progress.step)
+    train_steps_to_the_end(session, call_of(FULL), progress, actions, clock)
+    result = leave_results(session, model, progress, save_checkpoint)
+    if session.turns is not None:
+        measure_by_turns(session.turns, call_of, clock, session.watchdog, session.preemption)
+    step_times = gather_step_times(clock, strategy, session.cluster.hosts)
+    if strategy.is_chief:
+        write_json(session.folder.step_times_file, step_times)
+        write_json(session.folder.result_file, result)
+    return result
+
+
+def own_seconds(session: Session) -> float:
+    """Returns how long this process' part has taken, without the turns of others."""
+    waited = session.turns.waited_seconds if session.turns else 0.0
+    return time.perf_counter() - session.started - waited
 
 
 def build(session: Session, rates: np.ndarray) -> tuple[keras.Model, keras.Optimizer]:
@@ -179,38 +198,53 @@ def build(session: Session, rates: np.ndarray) -> tuple[keras.Model, keras.Optim
     return model, optimizer
 
 
+def make_step_calls(
+    session: Session, model: keras.Model, optimizer: keras.Optimizer, start_step: int
+) -> Callable[[str], StepCall]:
+    """Returns a function from a variant's name to the call that takes steps of it, built when first asked for."""
+    config, strategy = session.config, session.strategy
+
+    @functools.cache
+    def call_of(name: str) -> StepCall:
+        variant = VARIANTS[name]
+        resident = variant.resident or config.data.kind == "synthetic"
+        batches = make_batches(session, session.arrays.train_labels, start_step, resident)
+        train_steps = make_train_steps(
+            model,
+            optimizer,
+            strategy if variant.reduced and config.runtime.all_reduce else Unreduced(strategy),
+            batch_size=config.training.batch_size,
+            label_smoothing=config.training.label_smoothing,
+            accumulation_steps=config.training.accumulation_steps,
+            gradient_compression=config.optimizer.gradient_compression,
+            xla=session.runtime.xla.value == "on",
+            fused=session.runtime.kernels.value == "fused",
+            branches=session.runtime.branches,
+        )
+        return lambda count: train_steps(batches, count).numpy()
+
+    return call_of
+
+
 def train_steps_to_the_end(
-    session: Session,
-    model: keras.Model,
-    optimizer: keras.Optimizer,
-    progress: Progress,
-    actions: Sequence[Action],
-    clock: StepClock,
+    session: Session, take_steps: StepCall, progress: Progress, actions: Sequence[Action], clock: StepClock
 ) -> None:
     """Trains until the plan or the time to measure is over, or a rank was told to stop; `progress` says how far."""
-    config, plan, strategy = session.config, session.plan, session.strategy
-    batches = make_batches(session, session.arrays.train_labels, progress.step)
-    train_steps = make_train_steps(
-        model,
-        optimizer,
-        strategy if config.runtime.all_reduce else Unreduced(strategy),
-        batch_size=config.training.batch_size,
-        label_smoothing=config.training.label_smoothing,
-        accumulation_steps=config.training.accumulation_steps,
-        gradient_compression=config.optimizer.gradient_compression,
-        xla=session.runtime.xla.value == "on",
-        fused=session.runtime.kernels.value == "fused",
-        branches=session.runtime.branches,
-    )
+    config, plan = session.config, session.plan
+    ration = Ration(session.turns, clock, session.watchdog, session.preemption)
+    by_turns = session.turns is not None and config.training.measure_seconds is not None
     clock.start()
     first_call = True
     signalled = time_is_up = False
     window = 1 if config.training.measure_seconds else config.runtime.steps_per_call
     while progress.step < plan.total_steps and not signalled and not time_is_up:
         count = min(window, steps_until_due(actions, progress.step, plan.total_steps))
-        count = 1 if first_call else count  # Alone, so that compiling is timed apart.
+        # The first alone, so that compiling is timed apart.
+        count = 1 if first_call else ration.allow(count)
+        if count == 0:
+            break
         session.watchdog.enter(f"step {progress.step + count}")
-        metrics = train_steps(batches, count).numpy()
+        metrics = take_steps(count)
         seconds = clock.stop_window(count)
         progress.advance(metrics, seconds, first_call)
         first_call = False
@@ -225,17 +259,17 @@ def train_steps_to_the_end(
         # Ranks that run freely must not show each other's pace in their windows.
         with contextlib.nullcontext() if config.runtime.all_reduce else clock.paused():
             signalled, time_is_up, slowest_step_seconds = agree(session, clock, seconds / count)
+        time_is_up |= by_turns  # Measured from here on as the harness says.
         if config.training.measure_seconds:  # Windows long enough by time, and enough of them to see them settle.
             window = min(max(round(WINDOW_SECONDS / slowest_step_seconds), 1), config.runtime.steps_per_call)
 
 
 def leave_results(
-    session: Session, model: keras.Model, progress: Progress, save_checkpoint: SaveCheckpoint, clock: StepClock
+    session: Session, model: keras.Model, progress: Progress, save_checkpoint: SaveCheckpoint
 ) -> dict[str, Any]:
     """Writes what a run leaves in its workdir, or a checkpoint where it was stopped, and returns result.json."""
     config, strategy = session.config, session.strategy
     session.watchdog.enter(f"results after step {progress.step}")
-    step_times = gather_step_times(clock, strategy, session.cluster.hosts)
     result = describe_run(session, progress)
     if config.training.measure_seconds:
         result["status"] = "measured"
@@ -246,9 +280,6 @@ def leave_results(
         evaluation = save_deliverables(config, session.arrays, model, session.folder)
         result |= {"test_accuracy": evaluation.accuracy, "test_loss": evaluation.loss}
     result["seconds"] = save_checkpoint.wall_seconds()
-    if strategy.is_chief:
-        write_json(session.folder.step_times_file, step_times)
-        write_json(session.folder.result_file, result)
     return result
 
 
@@ -315,13 +346,17 @@ def restore(session: Session, checkpoints: Checkpoints, variables: dict[str, ker
     return progress
 
 
-def make_batches(session: Session, labels: np.ndarray, start_step: int) -> tf.data.Iterator:
-    """Returns the endless iterator over training batches from `start_step` on; labels are integers [train_images]."""
+def make_batches(session: Session, labels: np.ndarray, start_step: int, resident: bool = False) -> tf.data.Iterator:
+    """Returns the endless iterator over training batches from `start_step` on; labels are integers [train_images].
+
+    Args:
+        resident: over one batch that stays in memory, and is on the device already.
+    """
     config, images = session.config, session.arrays.train_images
     batch_size = config.training.batch_size
 
     def make_dataset(shard: Shard) -> tf.data.Dataset:
-        if config.data.kind == "synthetic":
+        if resident:
             return make_synthetic_dataset(images, labels, batch_size=batch_size, shard=shard)
         return make_train_dataset(
             images,

@@ -1,0 +1,245 @@
+"""A round: contenders that are alive at once and take turns on the same devices.
+
+They are started one after another, so that each one's start-up and first step have the machine for themselves. Then they
+wait, and one at a time has the turn: a fifth of a second of steps. First those that train to an end do so; then, in
+cycles whose order is drawn anew, every contender has one turn of each of its variants. What is compared is compared
+within a cycle, so that whatever slows the machine for longer than that falls on all alike: duet benchmarking (Bulej et
+al., ICPE 2020) with randomised multiple interleaved trials (Abedi and Brecht, ICPE 2017).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mnist_dist.benchmarks.measure.process import End, Running
+from mnist_dist.benchmarks.measure.turns import Group, Harness
+from mnist_dist.benchmarks.statistics.paired import mean_of_rounds
+from mnist_dist.benchmarks.statistics.stats import student_quantile
+from mnist_dist.distributed.turns import FULL, Turn
+
+TURN_SECONDS = 0.2
+LEAD_SHARE = 0.1  # Of a turn's steps, taken before them without being counted: the first find cold caches.
+CALIBRATIONS = 8  # At most, until a turn is about as long as it should be.
+FEWEST_CYCLES = 10  # Before anything is called known well enough.
+ENDING_SECONDS = 30.0  # For a contender that is told to end, to write what it measured.
+CONFIDENCE = 0.95
+
+Key = tuple[str, str]  # A contender's name and one of its variants.
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What takes part in a round.
+
+    Attributes:
+        start: starts it, with further variables in its environment.
+        variants: of its step that are measured; none, where only a training to its end matters.
+    """
+
+    name: str
+    start: Callable[[Mapping[str, str]], Running]
+    variants: Sequence[str] = (FULL,)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a round is over.
+
+    Attributes:
+        seconds: of measuring, at most, once all trainings have ended.
+        width: half of the 95 % interval, as a share, at which a ratio is known well enough.
+        ratios: those that are to be known so well, each a numerator and a denominator.
+        timeout_seconds: for a contender to become ready, and for each turn.
+    """
+
+    seconds: float
+    width: float
+    ratios: Sequence[tuple[Key, Key]]
+    timeout_seconds: float
+
+
+@dataclass
+class Standing:
+    """A contender in its round.
+
+    Attributes:
+        end: how it ended, once it has.
+        step_seconds: of each variant, in its last turn.
+        rates: steps per second by variant and cycle.
+        waiting_cores: that its processes used while others had the turn, on average.
+    """
+
+    contender: Contender
+    running: Running
+    group: Group | None = None
+    end: End | None = None
+    step_seconds: dict[str, float] = field(default_factory=dict)
+    rates: dict[str, dict[int, float]] = field(default_factory=dict)
+    waiting_cores: float = 0.0
+    turn_seconds: float = 0.0
+    turn_cpu_seconds: float = 0.0
+
+
+class Round:
+    """Takes contenders from their start to their end.
+
+    Attributes:
+        standings: by name.
+        narrow_enough: whether all ratios became known as well as was asked for.
+        interruption: what ended the round early, if anything did; to be raised again when the results are safe.
+
+    Args:
+        tick: called at least once a turn, to show the time.
+        seed: of the order of the turns.
+    """
+
+    def __init__(
+        self, contenders: Sequence[Contender], limits: Limits, tick: Callable[[], None] = lambda: None, seed: int = 0
+    ) -> None:
+        self.standings: dict[str, Standing] = {}
+        self.narrow_enough = False
+        self.interruption: BaseException | None = None
+        self._contenders, self._limits, self._tick = contenders, limits, tick
+        self._random = random.Random(seed)  # noqa: S311 - an order, not a secret.
+        self._cycles = 0
+
+    def run(self) -> Mapping[str, Standing]:
+        """Returns how each contender fared; whatever happens, none of them is left alive."""
+        with Harness() as self._harness:
+            try:
+                for contender in self._contenders:
+                    self._start(contender)
+                self._train()
+                self._calibrate()
+                self._measure()
+            except (KeyboardInterrupt, SystemExit) as interruption:  # Ctrl-C, or a scheduler's signal.
+                self.interruption = interruption
+            finally:
+                self._end_all()
+        return self.standings
+
+    def _start(self, contender: Contender) -> None:
+        running = contender.start(self._harness.variables(contender.name))
+        standing = self.standings[contender.name] = Standing(contender, running)
+        standing.group = self._harness.wait_until_ready(
+            contender.name, self._limits.timeout_seconds, self._is_alive(standing)
+        )
+        if standing.group is None:
+            standing.end = running.end(f"not ready after {self._limits.timeout_seconds:g} s")
+
+    def _train(self) -> None:
+        """Lets those train that train to an end, in turns, until each has come to it."""
+        while training := [each for each in self._alive() if each.group and each.group.is_training]:
+            for standing in self._random.sample(training, len(training)):
+                self._give(standing, FULL, self._cycles, lead=False)
+                if standing.end is None and not standing.contender.variants and not _is_training(standing):
+                    self._end(standing)
+            self._cycles += 1
+
+    def _calibrate(self) -> None:
+        """Compiles every variant, and learns how long its steps take."""
+        for standing in self._alive():
+            for variant in standing.contender.variants:
+                for _ in range(CALIBRATIONS):
+                    seconds = self._give(standing, variant, -1)
+                    if seconds is None or seconds > TURN_SECONDS / 2:
+                        break
+
+    def _measure(self) -> None:
+        """Cycles until all ratios are known well enough or the time is up, and notes what those who waited used."""
+        began = time.monotonic()
+        cpu_before = {each.contender.name: each.running.cpu_seconds() for each in self._alive()}
+        for standing in self._alive():
+            standing.turn_seconds = standing.turn_cpu_seconds = 0.0
+        while not self.narrow_enough and time.monotonic() - began < self._limits.seconds:
+            keys = [(standing, variant) for standing in self._alive() for variant in standing.contender.variants]
+            if not keys:
+                break
+            for standing, variant in self._random.sample(keys, len(keys)):
+                if standing.end is None:
+                    self._give(standing, variant, self._cycles)
+            self._cycles += 1
+            self.narrow_enough = self._is_narrow_enough()
+        elapsed = time.monotonic() - began
+        for standing in self._alive():
+            used = standing.running.cpu_seconds() - cpu_before[standing.contender.name] - standing.turn_cpu_seconds
+            standing.waiting_cores = max(used, 0.0) / max(elapsed - standing.turn_seconds, 1e-3)
+
+    def _give(self, standing: Standing, variant: str, cycle: int, lead: bool = True) -> float | None:
+        """Gives a turn, and notes what came of it; returns its seconds, or None if the contender is out."""
+        group = standing.group
+        if group is None or standing.end is not None:
+            return None
+        steps = max(1, round(TURN_SECONDS / standing.step_seconds.get(variant, TURN_SECONDS)))
+        turn = Turn(steps, max(1, round(LEAD_SHARE * steps)) if lead else 0, variant, cycle)
+        began, cpu_before = time.monotonic(), standing.running.cpu_seconds()
+        seconds = self._harness.give(group, turn, self._limits.timeout_seconds, self._is_alive(standing))
+        standing.turn_seconds += time.monotonic() - began
+        standing.turn_cpu_seconds += standing.running.cpu_seconds() - cpu_before
+        if seconds is None:
+            standing.end = self._left(standing)
+            return None
+        if group.steps and seconds:
+            standing.step_seconds[variant] = seconds / group.steps
+            standing.rates.setdefault(variant, {})[cycle] = group.steps / seconds
+        if group.signal:
+            self._end(standing)
+        return seconds
+
+    def _left(self, standing: Standing) -> End:
+        """Says how a contender ended that did not end its turn."""
+        if standing.running.is_alive and standing.group and standing.group.is_complete:
+            return standing.running.end(f"a turn took longer than {self._limits.timeout_seconds:g} s")
+        standing.running.wait(ENDING_SECONDS)
+        return standing.running.end(f"it left the round, and had not ended {ENDING_SECONDS:g} s later")
+
+    def _end(self, standing: Standing) -> None:
+        """Tells a contender that there is no turn any more, and waits until it has written what it measured."""
+        if standing.group is not None:
+            self._harness.dismiss(standing.group)
+        standing.running.wait(ENDING_SECONDS, self._tick)
+        standing.end = standing.running.end(f"it was told to end, and had not {ENDING_SECONDS:g} s later")
+
+    def _end_all(self) -> None:
+        for standing in self._alive():
+            if self.interruption and (standing.group is None or _is_training(standing)):
+                standing.end = standing.running.end("the round was interrupted")
+            else:
+                self._end(standing)
+
+    def _alive(self) -> list[Standing]:
+        return [standing for standing in self.standings.values() if standing.end is None]
+
+    def _is_alive(self, standing: Standing) -> Callable[[], bool]:
+        def is_alive() -> bool:
+            self._tick()
+            return standing.running.is_alive
+
+        return is_alive
+
+    def _is_narrow_enough(self) -> bool:
+        widths = [self._half_width(*ratio) for ratio in self._limits.ratios]
+        return bool(widths) and max(widths) <= self._limits.width
+
+    def _half_width(self, numerator: Key, denominator: Key) -> float:
+        """Returns half of the 95 % interval of a ratio, as a share; 0 if one side has ended and none is to be had."""
+        sides = [self.standings[name] for name, _ in (numerator, denominator)]
+        if any(side.end is not None for side in sides):
+            return 0.0
+        above, below = (side.rates.get(key[1], {}) for side, key in zip(sides, (numerator, denominator), strict=True))
+        cycles = sorted(cycle for cycle in above.keys() & below.keys() if cycle >= 0)
+        if len(cycles) < FEWEST_CYCLES:
+            return math.inf
+        ratios = np.log([above[cycle] / below[cycle] for cycle in cycles])
+        _, variance, freedom = mean_of_rounds([ratios])
+        return math.inf if math.isnan(variance) else student_quantile((1 + CONFIDENCE) / 2, freedom) * variance**0.5
+
+
+def _is_training(standing: Standing) -> bool:
+    return standing.group is not None and standing.group.is_training

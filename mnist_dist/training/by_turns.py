@@ -1,0 +1,59 @@
+"""Training in turns with other groups of processes: to its end, and then, variant by variant, to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mnist_dist.distributed.preemption import Preemption
+from mnist_dist.distributed.turns import Turn, Turns
+from mnist_dist.distributed.watchdog import Watchdog
+from mnist_dist.training.step_times import StepClock
+from mnist_dist.training.steps import StepCall
+
+
+class Ration:
+    """How many steps a training may take until others have their turn; without others, all that it asks for."""
+
+    def __init__(self, turns: Turns | None, clock: StepClock, watchdog: Watchdog, preemption: Preemption) -> None:
+        self._turns, self._clock, self._watchdog, self._preemption = turns, clock, watchdog, preemption
+        self._left = 0
+
+    def allow(self, count: int) -> int:
+        """Returns how many of so many steps may be taken now, as soon as one may; 0 if none may be any more."""
+        if self._turns is None:
+            return count
+        if self._left == 0:
+            turn = next_turn(self._turns, self._clock, self._watchdog, self._preemption)
+            self._left = turn.steps if turn else 0
+        allowed = min(count, self._left)
+        self._left -= allowed
+        return allowed
+
+
+def measure_by_turns(
+    turns: Turns,
+    call_of: Callable[[str], StepCall],
+    clock: StepClock,
+    watchdog: Watchdog,
+    preemption: Preemption,
+) -> None:
+    """Takes steps of the variants that a harness asks for, a turn after another, until it asks for no more.
+
+    What the weights become does not matter any more: without all-reduce, they are not those of any training.
+    """
+    turns.is_training = False
+    while (turn := next_turn(turns, clock, watchdog, preemption)) is not None:
+        take_steps = call_of(turn.variant)
+        if turn.lead:
+            with clock.paused():
+                take_steps(turn.lead)
+        take_steps(turn.steps)
+        clock.stop_window(turn.steps)
+
+
+def next_turn(turns: Turns, clock: StepClock, watchdog: Watchdog, preemption: Preemption) -> Turn | None:
+    """Ends this turn and returns the next, once it has come; the wait is in no time that counts."""
+    with clock.paused(), watchdog.without_limit("waiting for its turn"):
+        turns.done(*clock.end_turn())
+        clock.turn = turns.wait(lambda: preemption.received)
+    return clock.turn
