@@ -1,8 +1,8 @@
 """A round: contenders that are alive at once and take turns on the same devices.
 
-They are started one after another, so that each one's start-up and first step have the machine for themselves. Then they
-wait, and one at a time has the turn: a fifth of a second of steps. First those that train to an end do so; then, in
-cycles whose order is drawn anew, every contender has one turn of each of its variants. What is compared is compared
+They are started one after another, so that each one's start-up and first step have the machine for themselves. Then
+they wait, and one at a time has the turn: a fifth of a second of steps. First those that train to an end do so; then,
+in cycles whose order is drawn anew, every contender has one turn of each of its variants. What is compared is compared
 within a cycle, so that whatever slows the machine for longer than that falls on all alike: duet benchmarking (Bulej et
 al., ICPE 2020) with randomised multiple interleaved trials (Abedi and Brecht, ICPE 2017).
 """

@@ -1,10 +1,10 @@
 """Contrasts of rates that were taken in turns: what slows the machine for longer than a cycle falls on all alike.
 
-The sample is one value for each cycle, such as the log ratio of two rates. The trimmed mean over cycles withstands those
-in which one side alone was disturbed; blocks of cycles, which resemble their neighbours, say how far it can be trusted
-(Yuen, "The two-sample trimmed t for unequal population variances", Biometrika 61, 1974, with the winsorised
-series in blocks). Several rounds are fresh processes each: their mean has Student's t, and never less variance than the
-cycles within them explain.
+The sample is one value for each cycle, such as the log ratio of two rates. The trimmed mean over cycles withstands
+those in which one side alone was disturbed; blocks of cycles, which resemble their neighbours, say how far it can be
+trusted (Yuen, "The two-sample trimmed t for unequal population variances", Biometrika 61, 1974, with the winsorised
+series in blocks). Several rounds are fresh processes each: their mean has Student's t, and never less variance than
+the cycles within them explain.
 """
 
 from __future__ import annotations

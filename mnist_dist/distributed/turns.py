@@ -74,12 +74,13 @@ class Turns:
         if self._connection is None:
             self._connection = connect(self._address)
             self._send(self._connection, self._greeting | {"training": self.is_training})
-        told = False
+        told, line = False, None
         try:
-            while (line := self._next_line(self._connection)) is None:
+            while line is None:
                 if not told and (name := signalled()):
                     self._send(self._connection, {"signal": name})
                     told = True
+                line = self._next_line(self._connection)
         finally:
             self.waited_seconds += time.perf_counter() - began
         return Turn(**json.loads(line)) if line else None
