@@ -24,9 +24,9 @@ from mnist_dist.distributed.launch import join_ranks, run_ranks
 from mnist_dist.distributed.strategies import Strategy, all_gather, make_strategy, resolve_strategy
 from mnist_dist.errors import UserError
 from mnist_dist.files import write_json
+from mnist_dist.loops import repeat
 from mnist_dist.network.forward import choose_form
 from mnist_dist.runtime import Runtime, configure_runtime
-from mnist_dist.training.loops import repeat
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mnist_dist.distributed.strategies import Strategy
+from mnist_dist.loops import repeat
 from mnist_dist.network.forward import Forward
-from mnist_dist.training.loops import repeat
 
 if TYPE_CHECKING:
     import keras
