@@ -21,8 +21,8 @@ from mnist_dist.benchmarks.statistics.stats import Series
 from mnist_dist.config import Config, PositiveFloat, PositiveInt
 from mnist_dist.config import Section as Fields
 from mnist_dist.distributed.strategies import Strategy, all_gather
+from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime
-from mnist_dist.training.loops import repeat
 
 if TYPE_CHECKING:
     import tensorflow as tf

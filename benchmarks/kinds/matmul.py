@@ -20,8 +20,8 @@ from mnist_dist.benchmarks.report.table import TextTable
 from mnist_dist.benchmarks.statistics.stats import Series
 from mnist_dist.config import Config, PositiveFloat, PositiveInt
 from mnist_dist.distributed.strategies import Strategy
+from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime
-from mnist_dist.training.loops import repeat
 
 if TYPE_CHECKING:
     import tensorflow as tf

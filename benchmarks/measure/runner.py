@@ -314,7 +314,7 @@ def find_machine(devices_per_host: int | None = None) -> Machine:
     import importlib.util
 
     from mnist_dist.benchmarks.records.environment import find_hardware
-    from mnist_dist.runtime import cpu_has_float16
+    from mnist_dist.cpuinfo import cpu_has_float16
 
     hardware = find_hardware()
     in_container = "MNIST_DIST_CONTAINER" in os.environ  # Of which this process knows nothing.

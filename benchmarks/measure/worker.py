@@ -23,6 +23,7 @@ from mnist_dist.distributed.launch import join_ranks, run_ranks
 from mnist_dist.distributed.strategies import make_strategy, resolve_strategy
 from mnist_dist.errors import UserError
 from mnist_dist.files import write_json
+from mnist_dist.network.forward import choose_form
 from mnist_dist.runtime import configure_runtime
 
 
@@ -48,7 +49,8 @@ def measure_or_start_ranks(case: Case, result_file: Path) -> None:
         return
     settings = resolve_strategy(config.runtime, cluster)
     with join_ranks(cluster, settings):
-        runtime = configure_runtime(settings, config.seed, cluster)
+        runtime = configure_runtime(settings, config.seed, local_rank=cluster.local_rank, local_size=cluster.local_size)
+        choose_form(settings, runtime)  # For the threads that training has.
         strategy = make_strategy(settings, cluster)
         measurements = of_kind.measure(config, strategy, runtime)
         if strategy.is_chief:
