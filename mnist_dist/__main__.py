@@ -11,15 +11,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mnist_dist import __version__
 from mnist_dist.command import EXIT_INTERRUPTED, Parser, folder_argument, run_command
 from mnist_dist.errors import UserError
-
-if TYPE_CHECKING:
-    from mnist_dist.config import Config
-    from mnist_dist.distributed.cluster import Cluster
 
 # Flags for the settings that most runs change; --set reaches all of them.
 FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -124,6 +120,7 @@ def run_train(args: argparse.Namespace) -> int:
     workdir = args.workdir or Path("runs") / f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
     from mnist_dist.distributed.cluster import find_cluster
+    from mnist_dist.training.ranks import train_here_or_in_ranks
     from mnist_dist.training.workdir import Workdir
 
     cluster = find_cluster(os.environ)
@@ -152,20 +149,6 @@ def describe_result(result: dict[str, Any], workdir: Path) -> str:
         f"{result['status']} by {result['signal']} after step {result['steps']}; "
         f"continue with `mnist-dist train --workdir {shlex.quote(str(workdir))} --resume`"
     )
-
-
-def train_here_or_in_ranks(config: Config, workdir: Path, resume: bool, cluster: Cluster) -> dict[str, Any]:
-    """Trains in this process, or in one process per device that this one starts and watches."""
-    from mnist_dist.distributed.strategies import resolve_strategy
-
-    runtime = resolve_strategy(config.runtime, cluster)
-    if cluster.launcher != "none" or runtime.strategy in ("single", "mirrored"):
-        from mnist_dist.training.trainer import train
-
-        return train(config, workdir, resume)
-    from mnist_dist.distributed.launch import train_in_ranks
-
-    return train_in_ranks(config.model_copy(update={"runtime": runtime}), workdir, resume)
 
 
 def add_workdir(parser: argparse.ArgumentParser) -> None:

@@ -61,15 +61,9 @@ def check_data() -> Iterator[Finding]:
 
 
 def check_devices() -> Iterator[Finding]:
-    from mnist_dist.runtime import (
-        compile_kernels,
-        cpu_name,
-        decide_kernels,
-        decide_precision,
-        decide_xla,
-        find_device,
-        import_tensorflow,
-    )
+    from mnist_dist.cpuinfo import cpu_name
+    from mnist_dist.network.forward import compile_kernels, decide_kernels
+    from mnist_dist.runtime import decide_precision, decide_xla, find_device, import_tensorflow
 
     tf = import_tensorflow()
     usable = len(os.sched_getaffinity(0))

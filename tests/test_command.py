@@ -10,7 +10,7 @@ from mnist_dist.command import Parser, folder_argument, run_command
 from mnist_dist.errors import UserError
 
 
-def make_parser(command: Callable[[Any], int], prog: str = "tool") -> Parser:
+def make_parser(command: Callable[[Any], int], prog: str = "tool group") -> Parser:
     parser = Parser(prog=prog)
     parser.add_subparsers(required=True).add_parser("do").set_defaults(command=command)
     return parser

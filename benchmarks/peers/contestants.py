@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mnist_dist.benchmarks.kinds import input, matmul
 from mnist_dist.benchmarks.measure.suite import Machine
 from mnist_dist.benchmarks.peers.runs import Mode
 from mnist_dist.benchmarks.records.case import Case
@@ -189,12 +190,12 @@ def _for_goals(ours: Case, machine: Machine) -> list[Contestant]:
     of_each = ("--processes", "2", "--batch-size", str(RANK_BATCH_SIZE), "--steps-per-call", str(RANK_STEPS_PER_CALL))
     works: list[tuple[str, str, Case | Script]] = [
         ("synthetic", "mnist-dist train, synthetic resident data", ours.model_copy(update={"synthetic_input": True})),
-        ("input", "our input pipeline alone", Case(kind="input")),
+        ("input", "our input pipeline alone", Case(kind=input.KIND.name)),
         *(
             (
                 f"matmul-{dtype}",
                 f"{dtype} matrix product",
-                Case(kind="matmul", settings={"runtime.precision": precision}),
+                Case(kind=matmul.KIND.name, settings={"runtime.precision": precision}),
             )
             for dtype, precision in (("bfloat16", "mixed_bfloat16"), ("float32", "float32"))
         ),

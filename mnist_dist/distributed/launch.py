@@ -15,53 +15,27 @@ import signal
 import socket
 import struct
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from mnist_dist.command import EXIT_INTERRUPTED
-from mnist_dist.config import Config, RuntimeConfig, config_to_yaml
-from mnist_dist.data.dataset import load_arrays
+from mnist_dist.config import RuntimeConfig
 from mnist_dist.distributed import horovod_build
 from mnist_dist.distributed.cluster import Cluster, cores_of, free_port
 from mnist_dist.distributed.rollcall import roll_call
 from mnist_dist.distributed.watchdog import EXIT_LOST_RANKS, HEARTBEAT_VARIABLE
 from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, TrainingError, UserError
-from mnist_dist.training.plan import make_plan
-from mnist_dist.training.workdir import check_workdir
 
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 GRACE_SECONDS = 2.0  # For the survivors of a dead rank to print their own view, before they are killed.
 SILENCE_SECONDS = 5.0  # Without a heartbeat (one a second) a rank counts as stuck.
 TAIL_LINES = 8
 PARENT_VARIABLE = "MNIST_DIST_LAUNCHER_PID"
-
-
-def train_in_ranks(config: Config, workdir: Path, resume: bool) -> dict[str, Any]:
-    """Trains with one process per device on this host; see `trainer.train` for arguments, result and errors.
-
-    What can be found wrong is found before any process starts.
-    """
-    folder = check_workdir(workdir, config, resume)
-    if resume and (result := folder.read_result()) and result["status"] == "completed":
-        return result
-    make_plan(config, len(load_arrays(config.data).train_images))
-    command = [sys.executable, "-m", "mnist_dist", "train", "--config", "/dev/stdin", "--workdir", str(workdir)]
-    command += ["--resume"] if resume else []
-    # A file without a name: nothing is left of it, however this process ends.
-    with tempfile.TemporaryFile("w", encoding="utf-8") as file:
-        file.write(config_to_yaml(config))
-        file.flush()
-        run_ranks(command, config.runtime.devices, horovod=config.runtime.strategy == "horovod", stdin=file)
-    result = folder.read_result()
-    if result is None:
-        raise TrainingError(f"launch: all ranks ended well, but '{folder.result_file}' is missing; is the disk shared?")
-    return result
 
 
 def run_ranks(

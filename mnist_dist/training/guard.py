@@ -14,7 +14,7 @@ import numpy as np
 from mnist_dist.distributed import strategies
 from mnist_dist.distributed.strategies import Strategy
 from mnist_dist.errors import TrainingError
-from mnist_dist.training.loops import repeat
+from mnist_dist.loops import repeat
 
 if TYPE_CHECKING:
     import keras
