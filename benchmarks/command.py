@@ -145,10 +145,18 @@ def names(text: str) -> list[str]:
 
 
 def run_run(args: argparse.Namespace) -> int:
-    from mnist_dist.benchmarks.measure.runner import find_machine
-    from mnist_dist.benchmarks.measure.study import TimeLeft, choose, open_study, remark, run_study, runs_left
-    from mnist_dist.benchmarks.measure.suite import load_suite, order_of_runs, plan_cases
-    from mnist_dist.benchmarks.report.progress import render_cases, show_cases
+    from mnist_dist.benchmarks.measure.runner import Study, find_machine
+    from mnist_dist.benchmarks.measure.study import (
+        choose,
+        estimate_seconds,
+        open_study,
+        plan_rounds,
+        remark,
+        run_rounds,
+    )
+    from mnist_dist.benchmarks.measure.suite import load_suite, plan_cases
+    from mnist_dist.benchmarks.records.store import Store
+    from mnist_dist.benchmarks.report.progress import render_cases, show_rounds
 
     suite = load_suite(args.suite)
     machine = find_machine(args.devices_per_host)
@@ -156,14 +164,16 @@ def run_run(args: argparse.Namespace) -> int:
     if args.dry_run:
         chosen = choose(cases, args.only)
         rows = [(planned.case, planned.repeats, remark(planned, machine)) for planned in chosen]
-        print(render_cases(rows, bool(machine.gpus), TimeLeft(order_of_runs(chosen, 0)).seconds))
+        study = Study("", "", suite.timeout_seconds, machine, Path())
+        rounds = plan_rounds([(study, Store(Path()))], chosen)
+        print(render_cases(rows, bool(machine.gpus), len(rounds), estimate_seconds(rounds)))
         return 0
     folder = args.results or Path("results") / f"{Path(args.suite).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     study, store = open_study(folder, Path(args.suite).stem, suite, machine, cases, args.resume)
-    known = store.records()
-    runs = runs_left(cases, known, study, args.only)
-    with show_cases(len(runs), bool(machine.gpus)) as progress:
-        run_study(study, store, runs, progress, known)
+    sides = [(study, store)]
+    rounds = plan_rounds(sides, choose(cases, args.only), store.records())
+    with show_rounds(rounds) as progress:
+        run_rounds(rounds, sides, progress)
     records = store.records()
     if not args.no_report:
         show_report(store, records)
@@ -289,10 +299,10 @@ def run_compare(args: argparse.Namespace) -> int:
     allow = set(args.allow)
     if args.interleave:
         from mnist_dist.benchmarks.measure.interleave import measure_both
-        from mnist_dist.benchmarks.report.progress import show_cases
+        from mnist_dist.benchmarks.report.progress import show_rounds
 
         suite, narrowing = args.suite or "quick", read_narrowing(args)
-        base, new, subject = measure_both(args.base, args.new, suite, args.results, narrowing, args.resume, show_cases)
+        base, new, subject = measure_both(args.base, args.new, suite, args.results, narrowing, args.resume, show_rounds)
         allow |= subject
     else:
         for name in ("suite", "results", "devices", "strategies", "repeats", "cores_per_device", "set", "resume"):

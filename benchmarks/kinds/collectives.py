@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +10,17 @@ from pydantic import Field, model_validator
 
 from mnist_dist.benchmarks.analysis.collectives import AllReduce, measured_all_reduces, slowest_seconds
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
-from mnist_dist.benchmarks.measure.timing import calibrate, seconds_of
+from mnist_dist.benchmarks.measure.timing import take_timings
 from mnist_dist.benchmarks.records.kinds import Measurements, NoRateError, WorkerKind
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.labels import label_bytes, label_count, label_devices, label_range, label_three_digits
 from mnist_dist.benchmarks.report.sections import Section
 from mnist_dist.benchmarks.report.table import TextTable
 from mnist_dist.benchmarks.statistics.stats import Series
-from mnist_dist.config import Config, PositiveFloat, PositiveInt
+from mnist_dist.config import Config, NonNegativeInt, PositiveFloat, PositiveInt
 from mnist_dist.config import Section as Fields
 from mnist_dist.distributed.strategies import Strategy, all_gather
+from mnist_dist.distributed.turns import Turns
 from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from mnist_dist.benchmarks.report.findings import Findings
 
-TIMING_SECONDS = 0.05  # Of each timing; there are many sizes.
-TIMINGS = 10
 MESSAGE_BYTES = tuple(4 * 8**exponent for exponent in range(9))  # 4 B to 64 MiB.
 
 
@@ -38,6 +36,7 @@ class Message(Fields):
     bytes: PositiveInt = Field(description="Size of the float32 message on each rank.")
     calls: PositiveInt = Field(description="All-reduces, one after the other, in each timing.")
     seconds: list[list[PositiveFloat]] = Field(description="[ranks][timings], each of all its calls together.")
+    cycles: list[NonNegativeInt] | None = Field(None, description="[timings]: the cycle of the turn of each.")
 
     @model_validator(mode="after")
     def _check_rows(self) -> Message:
@@ -56,12 +55,13 @@ class Collectives(WorkerKind):
     description = "all-reduce over message sizes"
     prefix = "all-reduce: "
     measurements = Messages
-    seconds = 20.0
+    seconds = 0.8
+    variants = tuple(map(str, MESSAGE_BYTES))
 
     def fits(self, strategy: str, devices: int) -> bool:
         return devices > 1
 
-    def measure(self, config: Config, strategy: Strategy, runtime: Runtime) -> dict[str, Any]:
+    def measure(self, config: Config, strategy: Strategy, runtime: Runtime, turns: Turns | None) -> dict[str, Any]:
         """Sums messages of growing sizes over all replicas, one all-reduce after the other."""
         import tensorflow as tf
 
@@ -83,12 +83,12 @@ class Collectives(WorkerKind):
 
             return lambda calls: reduce_many(tf.constant(calls)).numpy()
 
+        runs = {name: make_reduce_many(int(name)) for name in self.variants}
         messages = []
-        for size in MESSAGE_BYTES:
-            run = make_reduce_many(size)
-            calls = calibrate(run, strategy, TIMING_SECONDS)
-            timings = [seconds_of(functools.partial(run, calls)) for _ in range(TIMINGS)]
-            messages.append({"bytes": size, "calls": calls, "seconds": all_gather(strategy, timings).tolist()})
+        for name, timings in take_timings(runs, strategy, turns, self.seconds).items():
+            seconds = all_gather(strategy, [each.seconds / each.count for each in timings]).tolist()
+            cycles = [each.cycle for each in timings]
+            messages.append({"bytes": int(name), "calls": 1, "seconds": seconds, "cycles": cycles})
         return {"messages": messages}
 
     def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.kinds.windows import Windows, WindowsKind
-from mnist_dist.benchmarks.measure.timing import calibrate, seconds_of
+from mnist_dist.benchmarks.measure.timing import take_timings
 from mnist_dist.benchmarks.records.kinds import WorkerKind
 from mnist_dist.benchmarks.report.labels import MISSING, label_case, label_count, label_range
 from mnist_dist.benchmarks.report.rows import Row
@@ -17,6 +16,7 @@ from mnist_dist.benchmarks.report.table import TextTable
 from mnist_dist.config import Config
 from mnist_dist.data.dataset import load_arrays, make_train_dataset
 from mnist_dist.distributed.strategies import Strategy, all_gather
+from mnist_dist.distributed.turns import FULL, Turns
 from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime
 
@@ -25,17 +25,15 @@ if TYPE_CHECKING:
 
     from mnist_dist.benchmarks.report.findings import Findings
 
-SECONDS = 4.0  # About forty windows, or twenty where they are joined in pairs.
-
 
 class Input(WindowsKind, WorkerKind):
     name = "input"
     description = "the input pipeline alone"
     prefix = "input alone: "
     measurements = Windows
-    seconds = 6.0
+    seconds = 4.0
 
-    def measure(self, config: Config, strategy: Strategy, runtime: Runtime) -> dict[str, Any]:
+    def measure(self, config: Config, strategy: Strategy, runtime: Runtime, turns: Turns | None) -> dict[str, Any]:
         """Reads training batches and does nothing with them."""
         import tensorflow as tf
 
@@ -62,11 +60,12 @@ class Input(WindowsKind, WorkerKind):
         def run(count: int) -> Any:
             return read(tf.constant(count)).numpy()
 
-        steps = calibrate(run, strategy)
-        windows: list[float] = []
-        while float(all_gather(strategy, [sum(windows)]).min()) < SECONDS:  # Until the fastest rank has had enough.
-            windows.append(seconds_of(functools.partial(run, steps)))
-        return {"window_steps": [steps] * len(windows), "window_seconds": all_gather(strategy, windows).tolist()}
+        timings = take_timings({FULL: run}, strategy, turns, self.seconds)[FULL]
+        return {
+            "window_steps": [each.count for each in timings],
+            "window_seconds": all_gather(strategy, [each.seconds for each in timings]).tolist(),
+            "window_cycles": [each.cycle for each in timings],
+        }
 
     def sections(self, summaries: Sequence[CaseSummary], findings: Findings) -> Iterator[Section]:
         rows = []

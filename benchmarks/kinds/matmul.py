@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,15 +10,16 @@ from pydantic import Field
 
 from mnist_dist.benchmarks.analysis.matmul import measured_rates
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
-from mnist_dist.benchmarks.measure.timing import calibrate, seconds_of
+from mnist_dist.benchmarks.measure.timing import take_timings
 from mnist_dist.benchmarks.records.kinds import Measurements, WorkerKind
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.labels import label_devices, label_range, label_three_digits
 from mnist_dist.benchmarks.report.sections import Section
 from mnist_dist.benchmarks.report.table import TextTable
 from mnist_dist.benchmarks.statistics.stats import Series
-from mnist_dist.config import Config, PositiveFloat, PositiveInt
+from mnist_dist.config import Config, NonNegativeInt, PositiveFloat, PositiveInt
 from mnist_dist.distributed.strategies import Strategy
+from mnist_dist.distributed.turns import FULL, Turns
 from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from mnist_dist.benchmarks.report.findings import Findings
 
 SIZE = 2048
-TIMINGS = 10
 
 
 class Products(Measurements):
@@ -38,6 +37,7 @@ class Products(Measurements):
     flops_per_second: list[PositiveFloat] = Field(
         description="One for each timing, of all devices of the case together; 2 n^3 for one product."
     )
+    cycles: list[NonNegativeInt] | None = Field(None, description="[timings]: the cycle of the turn of each.")
 
 
 class Matmul(WorkerKind):
@@ -45,14 +45,14 @@ class Matmul(WorkerKind):
     description = "the rate of matrix products, to which MFU relates"
     prefix = "matrix products: "
     measurements = Products
-    seconds = 4.0
+    seconds = 1.5
     # One product at a time has to keep all cores busy; the fused form would give it one thread, to run several.
     settings: ClassVar = {"runtime.kernels": "plain"}
 
     def fits(self, strategy: str, devices: int) -> bool:
         return strategy == "single"  # A process measures its own products only.
 
-    def measure(self, config: Config, strategy: Strategy, runtime: Runtime) -> dict[str, Any]:
+    def measure(self, config: Config, strategy: Strategy, runtime: Runtime, turns: Turns | None) -> dict[str, Any]:
         """Multiplies square matrices in the type that training computes in."""
         import keras
         import tensorflow as tf
@@ -70,9 +70,13 @@ class Matmul(WorkerKind):
         def run(count: int) -> Any:
             return multiply(tf.constant(count)).numpy()
 
-        count = calibrate(run, strategy)
-        rates = [2 * SIZE**3 * count / seconds_of(functools.partial(run, count)) for _ in range(TIMINGS)]
-        return {"size": SIZE, "dtype": dtype, "flops_per_second": rates}
+        timings = take_timings({FULL: run}, strategy, turns, self.seconds)[FULL]
+        return {
+            "size": SIZE,
+            "dtype": dtype,
+            "flops_per_second": [2 * SIZE**3 * each.count / each.seconds for each in timings],
+            "cycles": [each.cycle for each in timings],
+        }
 
     def describe(self, record: Record) -> Sequence[str]:
         measured = record.measurements or {}

@@ -21,11 +21,23 @@ class Windows(Measurements):
         description="[ranks][windows]: each rank's time between two synchronised edges, at the same steps on all ranks."
     )
 
+    window_cycles: list[int] | None = Field(
+        None, description="[windows]: the cycle of the turn in which each was computed; -1 before measuring began."
+    )
+    window_variants: list[str] | None = Field(
+        None, description="[windows]: full, or what was left out: resident (input), unreduced (all-reduce), or both."
+    )
+
     @model_validator(mode="after")
     def _check_rows(self) -> Windows:
-        lengths, windows = sorted({len(row) for row in self.window_seconds}), len(self.window_steps)
+        windows = len(self.window_steps)
+        lengths = sorted({len(row) for row in self.window_seconds})
         if set(lengths) - {windows}:
             raise ValueError(f"window_seconds: received rows of {lengths} values, expected {windows}")
+        for name in ("window_cycles", "window_variants"):
+            values = getattr(self, name)
+            if values is not None and len(values) != windows:
+                raise ValueError(f"{name}: received {len(values)} values, expected {windows}")
         return self
 
 

@@ -1,26 +1,22 @@
-"""Measures two commits, or two configurations, against each other: alternating, in one go, on one machine."""
+"""Measures two commits, or two configurations, against each other: in turns, on one machine."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import os
-import random
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.benchmarks.measure import runner
-from mnist_dist.benchmarks.measure.runner import find_machine
-from mnist_dist.benchmarks.measure.study import Progress, TimeLeft, open_study
-from mnist_dist.benchmarks.measure.suite import Narrowing, check_settings, load_suite, order_of_runs, plan_cases
+from mnist_dist.benchmarks.measure.runner import Run, find_machine
+from mnist_dist.benchmarks.measure.study import Progress, open_study, plan_rounds, run_rounds
+from mnist_dist.benchmarks.measure.suite import Narrowing, check_settings, load_suite, plan_cases
 from mnist_dist.benchmarks.records.environment import CODE_FOLDER
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.records.store import finished
 from mnist_dist.config import Config, get_setting, load_config, parse_assignment, setting_descriptions
 from mnist_dist.errors import UserError
 from mnist_dist.files import writing
@@ -42,15 +38,15 @@ def measure_both(
     results: Path | None,
     narrowing: Narrowing,
     resume: bool,
-    show: Callable[[int, bool], contextlib.AbstractContextManager[Progress]],
+    show: Callable[[Sequence[Sequence[Run]]], contextlib.AbstractContextManager[Progress]],
 ) -> tuple[list[Record], list[Record], set[str]]:
-    """Measures both sides of every case and repeat one right after the other, in a random order.
+    """Measures both sides of every case in turns.
 
     Args:
         base: a commit of this checkout, a YAML file, or KEY=VALUE; `new` likewise.
         results: gets the folders `base` and `new`, each a study.
         resume: go on there, with what one side or both have not measured yet.
-        show: from the number of runs and whether there are GPUs, makes what is told of each.
+        show: makes what is told of the rounds that it is given.
 
     Returns:
         The records of both sides, matching case by case, and what is allowed to differ because it is the subject.
@@ -65,24 +61,12 @@ def measure_both(
         sides = []
         for name, arm in zip(("base", "new"), arms, strict=True):
             study, store = open_study(folder / name, Path(suite_name).stem, suite, machine, cases, resume)
-            sides.append((dataclasses.replace(study, code=arm.code), store))
-        known = [store.records() for _, store in sides]
-        done = [finished(records, study.name) for records, (study, _) in zip(known, sides, strict=True)]
-        runs = [
-            (side, (planned, repeat))
-            for planned, repeat in order_of_runs(cases, 0)
-            for side in random.Random(f"{planned.case_id}/{repeat}").sample((0, 1), 2)  # noqa: S311
-            if (planned.case_id, repeat) not in done[side]
-        ]
-        left = TimeLeft((run for _, run in runs), itertools.chain(*known))
-        with show(len(runs), bool(machine.gpus)) as progress:
-            for side, (planned, repeat) in runs:
-                (study, store), arm = sides[side], arms[side]
-                progress.begin(planned.case, repeat, left.seconds, f"{arm.name}: ")
-                record = runner.run_case(study, planned.case, repeat, progress.tick, arm.settings)
-                store.add(record)
-                left.end(planned, record)
-                progress.end(record, left.seconds)
+            study = dataclasses.replace(study, code=arm.code, under_test=arm.settings)
+            sides.append((study, store))
+        known = [record for _, store in sides for record in store.records()]
+        rounds = plan_rounds(sides, cases, known)
+        with show(rounds) as progress:
+            run_rounds(rounds, sides, progress)
     subject = {"software"} if arms[0].code != arms[1].code else set()
     subject |= {"config"} if arms[0].settings != arms[1].settings else set()
     return sides[0][1].records(), sides[1][1].records(), subject

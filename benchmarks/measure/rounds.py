@@ -14,10 +14,12 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from mnist_dist.benchmarks.measure.process import End, Running
+from mnist_dist.benchmarks.measure.telemetry import Sample
 from mnist_dist.benchmarks.measure.turns import Group, Harness
 from mnist_dist.benchmarks.statistics.paired import mean_of_rounds
 from mnist_dist.benchmarks.statistics.stats import student_quantile
@@ -30,6 +32,8 @@ FEWEST_CYCLES = 10  # Before anything is called known well enough.
 ENDING_SECONDS = 30.0  # For a contender that is told to end, to write what it measured.
 CONFIDENCE = 0.95
 
+Ended = Literal["narrow", "time", "trained", "interrupted"]
+Meter = Callable[[], "Sample | None"]
 Key = tuple[str, str]  # A contender's name and one of its variants.
 
 
@@ -73,10 +77,13 @@ class Standing:
         step_seconds: of each variant, in its last turn.
         rates: steps per second by variant and cycle.
         waiting_cores: that its processes used while others had the turn, on average.
+        own_seconds: from its start until it was ready, and in its turns.
     """
 
     contender: Contender
     running: Running
+    began: float
+    own_seconds: float = 0.0
     group: Group | None = None
     end: End | None = None
     step_seconds: dict[str, float] = field(default_factory=dict)
@@ -84,6 +91,7 @@ class Standing:
     waiting_cores: float = 0.0
     turn_seconds: float = 0.0
     turn_cpu_seconds: float = 0.0
+    energy: list[tuple[Sample, Sample]] = field(default_factory=list)  # At the start and the end of each turn.
 
 
 class Round:
@@ -91,27 +99,37 @@ class Round:
 
     Attributes:
         standings: by name.
-        narrow_enough: whether all ratios became known as well as was asked for.
+        ended: what ended it: "narrow" (all ratios are known as well as was asked for), "time", "trained" (there was
+            nothing more to measure) or "interrupted".
         interruption: what ended the round early, if anything did; to be raised again when the results are safe.
 
     Args:
         tick: called at least once a turn, to show the time.
         seed: of the order of the turns.
+        meter: reads the energy that the devices have used; None where it cannot be read.
+        host: an address of this host at which all ranks reach it.
     """
 
     def __init__(
-        self, contenders: Sequence[Contender], limits: Limits, tick: Callable[[], None] = lambda: None, seed: int = 0
+        self,
+        contenders: Sequence[Contender],
+        limits: Limits,
+        tick: Callable[[], None] = lambda: None,
+        seed: int = 0,
+        meter: Meter | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         self.standings: dict[str, Standing] = {}
-        self.narrow_enough = False
+        self.ended: Ended = "trained"
         self.interruption: BaseException | None = None
         self._contenders, self._limits, self._tick = contenders, limits, tick
         self._random = random.Random(seed)  # noqa: S311 - an order, not a secret.
+        self._meter, self._host = meter, host
         self._cycles = 0
 
     def run(self) -> Mapping[str, Standing]:
         """Returns how each contender fared; whatever happens, none of them is left alive."""
-        with Harness() as self._harness:
+        with Harness(self._host) as self._harness:
             try:
                 for contender in self._contenders:
                     self._start(contender)
@@ -119,17 +137,18 @@ class Round:
                 self._calibrate()
                 self._measure()
             except (KeyboardInterrupt, SystemExit) as interruption:  # Ctrl-C, or a scheduler's signal.
-                self.interruption = interruption
+                self.interruption, self.ended = interruption, "interrupted"
             finally:
                 self._end_all()
         return self.standings
 
     def _start(self, contender: Contender) -> None:
         running = contender.start(self._harness.variables(contender.name))
-        standing = self.standings[contender.name] = Standing(contender, running)
+        standing = self.standings[contender.name] = Standing(contender, running, began=time.monotonic())
         standing.group = self._harness.wait_until_ready(
             contender.name, self._limits.timeout_seconds, self._is_alive(standing)
         )
+        standing.own_seconds = time.monotonic() - standing.began
         if standing.group is None:
             standing.end = running.end(f"not ready after {self._limits.timeout_seconds:g} s")
 
@@ -157,15 +176,17 @@ class Round:
         cpu_before = {each.contender.name: each.running.cpu_seconds() for each in self._alive()}
         for standing in self._alive():
             standing.turn_seconds = standing.turn_cpu_seconds = 0.0
-        while not self.narrow_enough and time.monotonic() - began < self._limits.seconds:
-            keys = [(standing, variant) for standing in self._alive() for variant in standing.contender.variants]
-            if not keys:
-                break
+        while keys := [(standing, variant) for standing in self._alive() for variant in standing.contender.variants]:
             for standing, variant in self._random.sample(keys, len(keys)):
                 if standing.end is None:
                     self._give(standing, variant, self._cycles)
             self._cycles += 1
-            self.narrow_enough = self._is_narrow_enough()
+            if self._is_narrow_enough():
+                self.ended = "narrow"
+                break
+            if time.monotonic() - began > self._limits.seconds:
+                self.ended = "time"
+                break
         elapsed = time.monotonic() - began
         for standing in self._alive():
             used = standing.running.cpu_seconds() - cpu_before[standing.contender.name] - standing.turn_cpu_seconds
@@ -179,9 +200,13 @@ class Round:
         steps = max(1, round(TURN_SECONDS / standing.step_seconds.get(variant, TURN_SECONDS)))
         turn = Turn(steps, max(1, round(LEAD_SHARE * steps)) if lead else 0, variant, cycle)
         began, cpu_before = time.monotonic(), standing.running.cpu_seconds()
+        energy_before = self._meter() if self._meter else None
         seconds = self._harness.give(group, turn, self._limits.timeout_seconds, self._is_alive(standing))
         standing.turn_seconds += time.monotonic() - began
+        standing.own_seconds += time.monotonic() - began
         standing.turn_cpu_seconds += standing.running.cpu_seconds() - cpu_before
+        if self._meter and energy_before and (energy_after := self._meter()):
+            standing.energy.append((energy_before, energy_after))
         if seconds is None:
             standing.end = self._left(standing)
             return None

@@ -1,51 +1,38 @@
-"""Runs one case in a fresh group of processes, and makes a record of whatever comes of it.
+"""Runs cases in fresh groups of processes that take turns, and makes a record of whatever comes of each.
 
-The harness sleeps while a case runs: it waits for the end of the group and for nothing else.
+The harness sleeps while one of them computes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import re
-import select
 import shlex
 import shutil
-import signal
-import subprocess
+import socket
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from mnist_dist.benchmarks.measure.suite import ONE_PROCESS, Machine, training_settings
-from mnist_dist.benchmarks.measure.telemetry import sample_power
+from mnist_dist.benchmarks.measure.process import End, Running
+from mnist_dist.benchmarks.measure.rounds import Contender, Limits, Round
+from mnist_dist.benchmarks.measure.suite import ONE_PROCESS, Machine, PlannedCase, training_settings
+from mnist_dist.benchmarks.measure.telemetry import open_meter, summarize
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.environment import CODE_FOLDER, identity
 from mnist_dist.benchmarks.records.kinds import kind
-from mnist_dist.benchmarks.records.record import Record, Status, explain_record
+from mnist_dist.benchmarks.records.record import Record, Turns, explain_record
 from mnist_dist.config import load_config
 from mnist_dist.errors import UserError, one_line
 from mnist_dist.files import writing
-
-TAIL_LINES = 30
-TICK_SECONDS = 1.0  # Between two looks at the clock.
-GRACE_SECONDS = 10.0  # For the ranks to end by themselves when the time is up.
-LOG_BYTES = 100_000  # Of the end of a case's output, in which errors are looked for.
-OUT_OF_MEMORY = re.compile(
-    r"resource_?exhausted|OOM when allocating|out[ _]of[ _]memory|MemoryError|std::bad_alloc|oom.?kill|"
-    r"cannot allocate memory",
-    re.IGNORECASE,
-)
-PR_SET_PDEATHSIG = 1
-libc = ctypes.CDLL(None)  # Loaded now: between fork and exec there must be no import.
 
 
 @dataclass(frozen=True)
@@ -55,6 +42,7 @@ class Study:
     Attributes:
         code: the folder whose `mnist_dist` and `benchmarks` run; another checkout's when two are compared.
         program: how `mnist-dist` is started there.
+        under_test: settings that are the subject of a comparison, and so no part of any case.
     """
 
     name: str
@@ -62,72 +50,159 @@ class Study:
     timeout_seconds: float
     machine: Machine
     scratch: Path
+    width: float = 0.01
     code: Path = CODE_FOLDER
     program: Sequence[str] = (sys.executable, "-m", "mnist_dist")
+    under_test: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One case, to be measured once in its study; `repeat` is also the seed of a training."""
+
+    study: Study
+    planned: PlannedCase
+    repeat: int
+
+    @property
+    def case(self) -> Case:
+        return self.planned.case
+
+    @property
+    def name(self) -> str:
+        """What tells it from all others of a round."""
+        return f"{self.study.name}/{self.planned.case_id}/{self.repeat}"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    status: Status
-    reason: str | None = None
-    tail: Sequence[str] = ()
+    """What came of a run, as its record has it."""
+
+    end: End
     measurements: dict[str, Any] | None = None
     hosts: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run_case(
-    study: Study,
-    case: Case,
-    repeat: int,
-    tick: Callable[[], None] = lambda: None,
-    under_test: Mapping[str, Any] | None = None,
-) -> Record:
-    """Measures a case once; never raises for what a case does, only for what the harness cannot do.
+def run_round(
+    runs: Sequence[Run], ratios: Sequence[tuple[Run, Run]], tick: Callable[[], None] = lambda: None, seed: int = 0
+) -> Iterator[Record]:
+    """Measures cases in turns and yields their records, once all have ended.
+
+    Never raises for what a case does, only for what the harness cannot do; or, when all records are out, what
+    interrupted the round.
 
     Args:
-        repeat: also the seed of the training run.
-        tick: called about once a second meanwhile, to show the time.
-        under_test: settings that are the subject of a comparison, and so no part of the case.
+        ratios: whose rates are to be known to the width that the study asks for, each a numerator and a denominator.
+        seed: of the order of the turns.
     """
-    started_at = _now()
-    began, cpu_began = time.monotonic(), time.process_time()
+    study = runs[0].study
+    with writing(study.scratch), contextlib.ExitStack() as stack:
+        study.scratch.mkdir(parents=True, exist_ok=True)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="round-", dir=study.scratch)))
+        started = {run.name: _Start(run, folder / str(number)) for number, run in enumerate(runs)}
+        limits = Limits(
+            seconds=sum(run.planned.measuring_seconds for run in runs),
+            width=study.width,
+            ratios=[tuple((run.name, run.planned.variants[0]) for run in pair) for pair in ratios],  # type: ignore[misc]
+            timeout_seconds=study.timeout_seconds,
+        )
+        gpus = max(run.case.devices // run.case.hosts for run in runs) if study.machine.gpus else None
+        meter = stack.enter_context(open_meter(gpus))
+        contenders = [Contender(run.name, started[run.name], run.planned.variants) for run in runs]
+        round_ = Round(contenders, limits, tick, seed, meter, harness_address(study.machine))
+        cpu_began = time.process_time()
+        standings = round_.run()
+        shared: dict[str, Any] = {"round_id": uuid.uuid4().hex, "contenders": len(runs), "ended": round_.ended}
+        harness = (time.process_time() - cpu_began) / len(runs)
+        for run in (run for run in runs if run.name in standings):
+            standing = standings[run.name]
+            yield started[run.name].record(
+                standing.end or End("failed", "it has no end"),
+                seconds=standing.own_seconds,
+                harness_cpu_seconds=harness,
+                # The meter sees this host alone.
+                telemetry=summarize(standing.energy) if run.case.hosts == 1 else None,
+                turns=Turns(waiting_cores=standing.waiting_cores, **shared),
+            )
+    if round_.interruption:
+        raise round_.interruption
+
+
+def run_alone(run: Run, tick: Callable[[], None] = lambda: None) -> Record:
+    """Measures a case that takes no turns, by itself."""
+    study = run.study
     with writing(study.scratch):
         study.scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{case.case_id}-r{repeat}-", dir=study.scratch) as scratch:
-        with sample_power(case.devices // case.hosts if study.machine.gpus else None) as power:
-            outcome = _measure(study, case, repeat, under_test or {}, Path(scratch), tick)
+    with tempfile.TemporaryDirectory(prefix="alone-", dir=study.scratch) as scratch:
+        start = _Start(run, Path(scratch) / "0")
+        began, cpu_began = time.monotonic(), time.process_time()
+        with start({}) as running:
+            running.wait(study.timeout_seconds, tick)
+            end = running.end(f"not done after {study.timeout_seconds:g} s")
         seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu_began
-    telemetry = power.telemetry if case.hosts == 1 else None  # It sees this host alone.
-    measured = {"seconds": seconds, "harness_cpu_seconds": cpu_seconds, "telemetry": telemetry}
-    try:
-        return _record(study, case, repeat, outcome, started_at, **measured)
-    except ValidationError as error:  # Such as a loss that is not a number.
-        reason = f"it measured nonsense: {explain_record(error)}"
-        outcome = replace(outcome, status="failed", reason=reason, measurements=None)
-        return _record(study, case, repeat, outcome, started_at, **measured)
+        return start.record(end, seconds=seconds, harness_cpu_seconds=cpu_seconds, telemetry=None, turns=None)
 
 
-def skipped(study: Study, case: Case, repeat: int, reason: str) -> Record:
+def skipped(run: Run) -> Record:
     """Returns the record of a case that this machine cannot run."""
-    nothing = {"seconds": 0.0, "harness_cpu_seconds": 0.0, "telemetry": None}
-    return _record(study, case, repeat, Outcome("skipped", reason), _now(), **nothing)
+    nothing = {"seconds": 0.0, "harness_cpu_seconds": 0.0, "telemetry": None, "turns": None}
+    return _record(run, Outcome(End("skipped", run.planned.skip_reason)), _now(), **nothing)
 
 
-def _record(study: Study, case: Case, repeat: int, outcome: Outcome, started_at: str, **measured: Any) -> Record:
+class _Start:
+    """Starts a run, and makes its record when it has ended."""
+
+    def __init__(self, run: Run, scratch: Path) -> None:
+        self._run, self._scratch = run, scratch
+        self._started_at, self._config = "", {}  # type: tuple[str, Mapping[str, Any]]
+
+    def __call__(self, variables: Mapping[str, str]) -> Running:
+        run, study = self._run, self._run.study
+        case = run.case.model_copy(update={"settings": {**run.case.settings, **study.under_test}})
+        config = load_config("default", training_settings(case, run.repeat))
+        self._started_at, self._config = _now(), config.model_dump(mode="json")
+        with writing(self._scratch):
+            self._scratch.mkdir()
+            command = kind(case.kind).command(study.program, case, config, self._scratch)
+        path = os.pathsep.join(filter(None, [str(study.code), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **variables}
+        log = self._scratch / "output.log"
+        return Running(launch_command(command, study, case), study.code, environment, _cores(case, study), log)
+
+    def record(self, end: End, **measured: Any) -> Record:
+        outcome = self._collect(end)
+        try:
+            return _record(self._run, outcome, self._started_at, **measured)
+        except ValidationError as error:  # Such as a loss that is not a number.
+            end = End("failed", f"it measured nonsense: {explain_record(error)}", end.tail)
+            return _record(self._run, replace(outcome, end=end, measurements=None), self._started_at, **measured)
+
+    def _collect(self, end: End) -> Outcome:
+        if end.status != "ok":
+            return Outcome(end, config=self._config)
+        try:
+            measurements, hosts = kind(self._run.case.kind).collect(self._scratch)
+        except (OSError, ValueError, TypeError, LookupError, UserError) as error:
+            reason = one_line(f"it ended well, but left no whole result: {error!r}")
+            return Outcome(End("failed", reason, end.tail), config=self._config)
+        return Outcome(End("ok"), measurements, hosts, self._config)
+
+
+def _record(run: Run, outcome: Outcome, started_at: str, **measured: Any) -> Record:
+    study, end = run.study, outcome.end
+    launcher: Literal["srun", "mnist-dist"] = "srun" if study.machine.hosts else "mnist-dist"
     return Record.new(
-        case,
+        run.case,
         study=study.name,
         suite=study.suite,
-        repeat=repeat,
-        seed=repeat,
-        status=outcome.status,
-        reason=outcome.reason,
-        output_tail=tuple(outcome.tail),
+        repeat=run.repeat,
+        seed=run.repeat,
+        status=end.status,
+        reason=end.reason,
+        output_tail=() if end.status == "ok" else tuple(end.tail),
         started_at=started_at,
-        identity=identity(
-            outcome.config, outcome.hosts, "srun" if study.machine.hosts else "mnist-dist", code=study.code
-        ),
+        identity=identity(outcome.config, outcome.hosts, launcher, code=study.code),
         measurements=outcome.measurements,
         **measured,
     )
@@ -137,40 +212,14 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
-def _measure(
-    study: Study, case: Case, seed: int, under_test: Mapping[str, Any], scratch: Path, tick: Callable[[], None]
-) -> Outcome:
-    measured = case.model_copy(update={"settings": {**case.settings, **under_test}})
-    config = load_config("default", training_settings(measured, seed))
-    content = config.model_dump(mode="json")
-    of_kind = kind(case.kind)
-    with writing(scratch):
-        command = of_kind.command(study.program, measured, config, scratch)
-    log = scratch / "output.log"
-    outcome = run_command(launch_command(command, study, case), _cores(case, study), log, study, tick)
-    if outcome.status != "ok":
-        return replace(outcome, config=content)
-    try:
-        measurements, hosts = of_kind.collect(scratch)
-    except (OSError, ValueError, TypeError, LookupError, UserError) as error:
-        reason = one_line(f"it ended well, but left no whole result: {error!r}")
-        return Outcome("failed", reason, outcome.tail, config=content)
-    return Outcome("ok", None, (), measurements, hosts, content)
+def harness_address(machine: Machine) -> str:
+    """Returns the address of this host at which the ranks of a study reach the harness."""
+    if (machine.hosts or 1) == 1:
+        return "127.0.0.1"
+    from mnist_dist.distributed.cluster import node_addresses
 
-
-def run_command(command: Sequence[str], cores: set[int], log: Path, study: Study, tick: Callable[[], None]) -> Outcome:
-    """Runs a command as a process group of its own, on some cores, and says how it ended, with its last lines."""
-    ooms = _kernel_ooms()
-    code = _run(command, _environment(study), cores, log, study, tick)
-    lines = _last_lines(log)
-    tail = lines[-TAIL_LINES:]
-    if code is None:
-        return Outcome("timeout", f"not done after {study.timeout_seconds:g} s", tail)
-    if code != 0:
-        says_so = any(OUT_OF_MEMORY.search(line) for line in lines)
-        status: Status = "out_of_memory" if says_so or _kernel_ooms() > ooms else "failed"
-        return Outcome(status, _reason(code, tail), tail)
-    return Outcome("ok", None, tail)
+    node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    return socket.gethostbyname(node_addresses([node]).get(node, node))
 
 
 def launch_command(command: Sequence[str], study: Study, case: Case) -> list[str]:
@@ -186,7 +235,8 @@ def launch_command(command: Sequence[str], study: Study, case: Case) -> list[str
     python = shlex.split(os.environ.get("MNIST_DIST_TASK_PYTHON", "")) or [sys.executable]
     task = [*python, *command[1:]] if command[0] == sys.executable else command
     return [
-        *("srun", "--mpi=none", "--distribution=block", "--exact", "--unbuffered", "--label"),
+        # Others of the round have steps on the same cores and GPUs, and wait.
+        *("srun", "--mpi=none", "--distribution=block", "--overlap", "--unbuffered", "--label"),
         *("--kill-on-bad-exit=1", "--wait=20"),  # Ranks end together: one that does not is on a lost node.
         *(f"--nodes={case.hosts}", f"--ntasks={ranks}", f"--ntasks-per-node={ranks // case.hosts}"),
         f"--cpus-per-task={cores}",
@@ -196,117 +246,12 @@ def launch_command(command: Sequence[str], study: Study, case: Case) -> list[str
     ]
 
 
-def _environment(study: Study) -> dict[str, str]:
-    path = os.pathsep.join(filter(None, [str(study.code), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-
-
 def _cores(case: Case, study: Study) -> set[int]:
     """Returns the cores that a case may use on this host: those of its devices, or all where it has no limit."""
     usable = sorted(os.sched_getaffinity(0))
     if study.machine.hosts is not None or case.cores_per_device is None:
         return set(usable)
     return set(usable[: case.cores_per_device * case.devices])
-
-
-def _run(
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    cores: set[int],
-    log: Path,
-    study: Study,
-    tick: Callable[[], None],
-) -> int | None:
-    """Runs a command to its end, or to the end of its time; returns its exit code, or None when time was up."""
-    with log.open("wb") as output, _bound_to(cores):
-        process = subprocess.Popen(
-            command,
-            cwd=study.code,  # `python -m` looks for modules here first.
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            preexec_fn=_die_with_harness,
-        )
-    deadline = time.monotonic() + study.timeout_seconds
-    try:
-        while not _ended(process, TICK_SECONDS):
-            tick()
-            if time.monotonic() > deadline:
-                return None
-        return process.returncode
-    finally:  # Also when the harness itself is interrupted.
-        _end(process)
-
-
-def _die_with_harness() -> None:
-    """Asks the kernel to kill this child when the harness is killed: an orphan would disturb what is measured next."""
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a group: with a signal that its launcher hands on, then by force."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT, signal.SIGKILL):  # Two SIGINT end a step of srun.
-        if process.poll() is not None:
-            break
-        with contextlib.suppress(ProcessLookupError):
-            if number == signal.SIGTERM:
-                process.send_signal(number)
-            else:
-                os.killpg(process.pid, number)
-        _ended(process, GRACE_SECONDS if number == signal.SIGTERM else 1.0)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # What the leader left behind.
-    process.wait()
-
-
-def _ended(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Sleeps until a process ends, without looking again and again; returns whether it has."""
-    if process.poll() is not None:
-        return True
-    try:
-        handle = os.pidfd_open(process.pid)
-    except OSError:  # Before Linux 5.3.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-    else:
-        try:
-            select.select([handle], [], [], seconds)
-        finally:
-            os.close(handle)
-    return process.poll() is not None
-
-
-@contextlib.contextmanager
-def _bound_to(cores: set[int]) -> Iterator[None]:
-    """Binds this thread to some cores, for a child to inherit."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-def _last_lines(log: Path) -> list[str]:
-    with log.open("rb") as file:
-        file.seek(max(log.stat().st_size - LOG_BYTES, 0))
-        return [line[:500] for line in file.read().decode(errors="replace").splitlines()]
-
-
-def _reason(code: int, tail: Sequence[str]) -> str:
-    """Names the error that a case printed, or how it ended."""
-    errors = [line for line in tail if re.search(r"\berror: |\w(Error|Exception)(: |$)", line)]
-    ended = f"killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
-    return one_line(f"{ended}: {errors[-1]}" if errors else ended)
-
-
-def _kernel_ooms() -> int:
-    """Returns how many processes the kernel has killed for want of memory, as far as it tells."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        return int(re.findall(r"^oom_kill (\d+)", Path("/proc/vmstat").read_text(), re.M)[0])
-    return 0
 
 
 def find_machine(devices_per_host: int | None = None) -> Machine:

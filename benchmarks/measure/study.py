@@ -1,40 +1,40 @@
-"""Runs a whole suite into a results folder: interleaved, resumable, and to its end whatever a case does."""
+"""Runs a whole suite into a results folder: round by round, resumable, and to its end whatever a case does."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from mnist_dist.benchmarks.measure import runner
-from mnist_dist.benchmarks.measure.runner import Study
-from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase, Suite, order_of_runs
-from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.measure.runner import Run, Study
+from mnist_dist.benchmarks.measure.suite import ONE_PROCESS, Machine, PlannedCase, Suite
+from mnist_dist.benchmarks.records.environment import find_hardware
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store, finished
 from mnist_dist.errors import UserError
 
-Run = tuple[PlannedCase, int]
+PROCESS_BYTES, GPU_PROCESS_BYTES = 1.2e9, 2e9  # What a process of this network may take, of the host's and a GPU's.
+Side = tuple[Study, Store]
 
 
 class Progress(Protocol):
     """Is told how far a study is."""
 
-    def begin(self, case: Case, repeat: int, left_seconds: float, of: str = "") -> None:
-        """Learns which case begins, of which side of a comparison, and how long it and all after it will take."""
+    def begin(self, runs: Sequence[Run], left_seconds: float) -> None:
+        """Learns which cases take turns next, and how long they and all after them will take."""
 
     def tick(self) -> None:
-        """Is called about once a second while a case runs."""
+        """Is called about once a second while a round goes on."""
 
     def end(self, record: Record, left_seconds: float) -> None:
-        """Learns what came of the case, and how long those after it will take."""
+        """Learns what came of a case, and how long the rounds after it will take."""
 
 
 def open_study(
     folder: Path, suite_name: str, suite: Suite, machine: Machine, cases: Sequence[PlannedCase], resume: bool
-) -> tuple[Study, Store]:
+) -> Side:
     """Lays down the plan of a new study, or goes on with the folder's own.
 
     Raises:
@@ -55,25 +55,8 @@ def open_study(
         }
     )
     # Not relative: the case's processes run in another folder.
-    return Study(name, suite_name, suite.timeout_seconds, machine, folder.resolve() / "scratch"), store
-
-
-def runs_left(
-    cases: Sequence[PlannedCase], known: Collection[Record], study: Study, only: Iterable[int] | None
-) -> list[Run]:
-    """Returns what is still to measure, in its order.
-
-    Args:
-        known: the records that there are.
-        only: keeps the cases with one of these numbers of devices.
-    """
-    done = finished(known, study.name)
-    skipped = {(record.case_id, record.repeat) for record in known if record.status == "skipped"}
-    return [
-        (planned, repeat)
-        for planned, repeat in order_of_runs(choose(cases, only), 0)
-        if (planned.case_id, repeat) not in (done | skipped if planned.skip_reason else done)
-    ]
+    scratch = folder.resolve() / "scratch"
+    return Study(name, suite_name, suite.timeout_seconds, machine, scratch, suite.width), store
 
 
 def choose(cases: Sequence[PlannedCase], only: Iterable[int] | None) -> list[PlannedCase]:
@@ -94,71 +77,111 @@ def choose(cases: Sequence[PlannedCase], only: Iterable[int] | None) -> list[Pla
     return chosen
 
 
-def run_study(
-    study: Study, store: Store, runs: Sequence[Run], progress: Progress, known: Iterable[Record] = ()
-) -> list[Record]:
-    """Measures what is left; each record is in the store before the next case begins.
+def plan_rounds(
+    sides: Sequence[Side], cases: Sequence[PlannedCase], known: Sequence[Record] = (), processes: int | None = None
+) -> list[list[Run]]:
+    """Returns the rounds that are still to be run: of each repeat, as many cases at once as memory holds.
+
+    Where it does not hold all of them, the first case that others are compared with is in each of the rounds.
 
     Args:
-        known: earlier records, which tell how long their like takes.
+        sides: a study, or two of which each case is compared; both of its runs are in one round.
+        known: the records that there are.
+        processes: that may be alive at once; None: as many as this host has the memory for.
+    """
+    done, most = finished(known), processes or most_processes()
+    done |= {(each.study, each.case_id, each.repeat) for each in known if each.status == "skipped"}
+    rounds = []
+    for repeat in range(max((case.repeats for case in cases), default=0)):
+        of_repeat = [case for case in cases if repeat < case.repeats]
+        units = [[Run(study, planned, repeat) for study, _ in sides] for planned in of_repeat]
+        left = [unit for unit in units if any((run.study.name, run.case.case_id, repeat) not in done for run in unit)]
+        alone = [unit for unit in left if not kind(unit[0].case.kind).takes_turns]
+        together = [unit for unit in left if unit not in alone]
+        baseline = next((unit for unit in units if is_baseline(unit[0])), None)
+        rounds += [*_parts(together, baseline if together else None, most), *alone]
+    return rounds
+
+
+def _parts(units: Sequence[list[Run]], baseline: list[Run] | None, most: int) -> Iterator[list[Run]]:
+    """Yields the runs of some units in parts of so many processes at most, the baseline in all of them."""
+    always = baseline or []
+    part = list(always)
+    for unit in (unit for unit in units if unit is not baseline):
+        if len(part) > len(always) and sum(map(_processes, [*part, *unit])) > most:
+            yield part
+            part = list(always)
+        part += unit
+    if len(part) > len(always) or any(unit is baseline for unit in units):
+        yield part
+
+
+def is_baseline(run: Run) -> bool:
+    """Whether others are compared with it: a training on one device."""
+    case = run.case
+    return case.kind == "train" and case.strategy == "single" and bool(run.planned.variants) and not case.is_ablation
+
+
+def most_processes() -> int:
+    """Returns how many processes this host has the memory for, and its GPUs, where it has some."""
+    hardware = find_hardware()
+    counts = [hardware.memory_bytes / PROCESS_BYTES, *(gpu.memory_bytes / GPU_PROCESS_BYTES for gpu in hardware.gpus)]
+    return max(int(min(counts)), 1)
+
+
+def _processes(run: Run) -> int:
+    """Returns how many processes a run has on each host."""
+    return 1 if run.case.strategy in ONE_PROCESS else -(-run.case.devices // run.case.hosts)
+
+
+def run_rounds(rounds: Sequence[Sequence[Run]], sides: Sequence[Side], progress: Progress) -> list[Record]:
+    """Measures round by round; the records of each are in their store before the next begins.
 
     Returns:
         The new records.
     """
+    stores = {study.name: store for study, store in sides}
     records = []
-    left = TimeLeft(runs, known)
-    for planned, repeat in runs:
-        progress.begin(planned.case, repeat, left.seconds)
-        if planned.skip_reason:
-            record = runner.skipped(study, planned.case, repeat, planned.skip_reason)
-        else:
-            record = runner.run_case(study, planned.case, repeat, progress.tick)
-        store.add(record)
-        records.append(record)
-        left.end(planned, record)
-        progress.end(record, left.seconds)
+    for number, runs in enumerate(rounds):
+        progress.begin(runs, estimate_seconds(rounds[number:]))
+        after = estimate_seconds(rounds[number + 1 :])
+        for record in _run(runs, progress, seed=number):
+            stores[record.study].add(record)
+            records.append(record)
+            progress.end(record, after)
     return records
 
 
-class TimeLeft:
-    """How long some runs take: as long as their like did, or else by the rule of thumb of their kind.
+def _run(runs: Sequence[Run], progress: Progress, seed: int) -> Iterator[Record]:
+    able = [run for run in runs if run.planned.skip_reason is None]
+    yield from (runner.skipped(run) for run in runs if run not in able)
+    if able and kind(able[0].case.kind).takes_turns:
+        yield from runner.run_round(able, compared(able), progress.tick, seed)
+    else:
+        yield from (runner.run_alone(run, progress.tick) for run in able)
 
-    Each record corrects the sum, which to add up anew would take ever longer with the number of runs.
-    """
 
-    def __init__(self, runs: Iterable[Run], known: Iterable[Record] = ()) -> None:
-        self._left: Counter[str] = Counter()
-        self._expected: dict[str, float] = {}
-        self._seen: Counter[str] = Counter()
-        for planned, _ in runs:
-            if planned.skip_reason is None:
-                self._left[planned.case_id] += 1
-                if planned.case_id not in self._expected:
-                    self._expected[planned.case_id] = kind(planned.case.kind).estimate_seconds(planned.case)
-        self._seconds = sum(count * self._expected[case_id] for case_id, count in self._left.items())
-        self._runs = self._left.total()
-        for record in known:
-            self._learn(record)
+def compared(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Returns the runs whose ratios matter: of each case on both sides, or of each training and the baseline."""
+    trained = [run for run in runs if run.planned.variants]
+    by_case: dict[str, list[Run]] = {}
+    for run in trained:
+        by_case.setdefault(run.planned.case_id, []).append(run)
+    pairs = [(new, base) for base, *others in by_case.values() for new in others]
+    baseline = next(filter(is_baseline, trained), None)
+    if pairs or baseline is None:
+        return pairs
+    return [(run, baseline) for run in trained if run is not baseline and run.case.kind == baseline.case.kind]
 
-    @property
-    def seconds(self) -> float:
-        return self._seconds if self._runs else 0.0
 
-    def end(self, planned: PlannedCase, record: Record) -> None:
-        """Takes one run off, and learns how long it took."""
-        if planned.skip_reason is None:
-            self._seconds -= self._expected[planned.case_id]
-            self._left[planned.case_id] -= 1
-            self._runs -= 1
-            self._learn(record)
-
-    def _learn(self, record: Record) -> None:
-        """Takes in another run of a case, of which the mean is expected of those to come."""
-        if record.status == "ok" and record.case_id in self._expected:
-            self._seen[record.case_id] += 1
-            correction = (record.seconds - self._expected[record.case_id]) / self._seen[record.case_id]
-            self._expected[record.case_id] += correction
-            self._seconds += self._left[record.case_id] * correction
+def estimate_seconds(rounds: Iterable[Sequence[Run]]) -> float:
+    """Returns about how long some rounds take, by a rule of thumb of each kind, if they take all of their time."""
+    return sum(
+        kind(run.case.kind).estimate_seconds(run.case) + run.planned.measuring_seconds
+        for runs in rounds
+        for run in runs
+        if run.planned.skip_reason is None
+    )
 
 
 def remark(planned: PlannedCase, machine: Machine) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -33,7 +32,7 @@ from mnist_dist.errors import UserError, nearest, one_line
 ONE_PROCESS = ("single", "mirrored")
 MAX_CASES, MAX_RUNS = 2000, 100_000
 DEFAULT_IMAGES_PER_DEVICE = 128
-ABLATION_SECONDS = 4.0  # Of a full run that trains to its end.
+ABLATION_SECONDS = 4.0  # For which each variant of a training to its end is measured, when it has ended.
 
 # Settings of a training run that follow from its case, and what says them instead.
 DECIDED = {
@@ -72,14 +71,13 @@ class Block(Section):
     ablations: bool = Field(False, description="Also without input and without all-reduce, to tell where time goes.")
     measure_seconds: PositiveFloat | None = Field(None, description="See mnist_dist.benchmarks.records.case.Case.")
     repeats: PositiveInt | None = Field(None, description="Instead of the suite's.")
-    ablation_repeats: PositiveInt | None = Field(None, description="Of the ablations, instead of the block's.")
     settings: dict[str, Any] = Field(default_factory=dict, description="Of the training runs, by dotted key.")
     vary: dict[str, Values] = Field(default_factory=dict, description="Settings that take each of some values.")
 
     @field_validator("ablations")
     @classmethod
     def _check_ablations(cls, ablations: bool, info: ValidationInfo) -> bool:
-        if ablations and "kind" in info.data and not kind(info.data["kind"]).has_ablations:
+        if ablations and "kind" in info.data and not kind(info.data["kind"]).ablations(Case(devices=2)):
             raise ValueError(f"false, as nothing can be left out of kind {info.data['kind']}")
         return ablations
 
@@ -91,6 +89,7 @@ class Suite(Section):
     minutes: PositiveFloat = Field(description="What it took on two cores without a GPU.")
     repeats: PositiveInt = Field(description="Fresh processes per case.")
     timeout_seconds: PositiveFloat = Field(600.0, description="After which a case is ended and recorded as such.")
+    width: PositiveFloat = Field(0.01, description="Half of the 95 % interval of ratios, as a share, that is enough.")
     strategies: Strategies = Field(["single", "mirrored", "multiworker", "horovod"])
     devices: Annotated[Integers | None, BeforeValidator(_all_as_none)] = Field(
         None, description="all, or none given: powers of two up to what the machine has."
@@ -112,9 +111,20 @@ class Machine:
 
 @dataclass(frozen=True)
 class PlannedCase:
+    """A case as a suite has it.
+
+    Attributes:
+        repeats: rounds in which it takes part.
+        skip_reason: why this machine cannot run it.
+        variants: of its step that have turns of their own.
+        measuring_seconds: for which all of them together are measured, at most.
+    """
+
     case: Case
     repeats: int
-    skip_reason: str | None = None  # Why this machine cannot run it.
+    skip_reason: str | None = None
+    variants: tuple[str, ...] = ()
+    measuring_seconds: float = 0.0
 
     @functools.cached_property
     def case_id(self) -> str:
@@ -177,13 +187,11 @@ def plan_cases(suite: Suite, machine: Machine, narrowing: Narrowing = Narrowing(
     planned: dict[str, PlannedCase] = {}
     for block, of_block in zip(suite.blocks, counts, strict=True):
         for case in _expand(block, suite, machine, narrowing, of_block, cores_per_device, all_cores):
-            repeats = block.repeats or suite.repeats
-            if case.is_ablation and block.ablation_repeats:
-                repeats = min(repeats, block.ablation_repeats)
-            repeats = narrowing.repeats or repeats
+            repeats = narrowing.repeats or block.repeats or suite.repeats
+            variants, seconds = _variants(block, case)
             before = planned.get(case.case_id)
             if before is None or before.repeats < repeats:
-                planned[case.case_id] = PlannedCase(case, repeats, _skip_reason(case, machine))
+                planned[case.case_id] = PlannedCase(case, repeats, _skip_reason(case, machine), variants, seconds)
             if len(planned) > MAX_CASES:
                 raise UserError(f"SUITE: it has more than {MAX_CASES:,} cases, expected at most as many.")
     if sum(case.repeats for case in planned.values()) > MAX_RUNS:
@@ -196,20 +204,6 @@ def plan_cases(suite: Suite, machine: Machine, narrowing: Narrowing = Narrowing(
     for case in {str(item.case.settings): item.case for item in planned.values()}.values():
         training_settings(case, seed=0)  # A mistake in a setting shows before anything runs.
     return list(planned.values())
-
-
-def order_of_runs(cases: Sequence[PlannedCase], seed: int) -> list[tuple[PlannedCase, int]]:
-    """Interleaves: all cases once in a random order, then again in another one; drift falls on all alike.
-
-    Returns:
-        (case, repeat) in the order in which they run.
-    """
-    runs: list[tuple[PlannedCase, int]] = []
-    for repeat in range(max(case.repeats for case in cases)):
-        of_repeat = sorted((case for case in cases if repeat < case.repeats), key=lambda case: case.case_id)
-        random.Random(f"{seed}/{repeat}").shuffle(of_repeat)  # noqa: S311 - an order, not a secret.
-        runs += [(case, repeat) for case in of_repeat]
-    return runs
 
 
 def training_settings(case: Case, seed: int) -> dict[str, Any]:
@@ -299,16 +293,14 @@ def _expand(
                     settings=block.settings | dict(values) | dict(narrowing.settings or {}),
                 )
                 yield case
-                if block.ablations and (devices > 1 or strategy == "single"):
-                    yield from _ablations(case)
 
 
-def _ablations(case: Case) -> Iterator[Case]:
-    """What attribution needs beside the full run: without input, and without input and all-reduce."""
-    measured = case.model_copy(update={"measure_seconds": case.measure_seconds or ABLATION_SECONDS})
-    yield measured.model_copy(update={"synthetic_input": True})
-    if case.devices > 1:
-        yield measured.model_copy(update={"synthetic_input": True, "all_reduce": False})
+def _variants(block: Block, case: Case) -> tuple[tuple[str, ...], float]:
+    """Returns what of a case is measured in turns, and for how long altogether."""
+    of_kind = kind(case.kind)
+    seconds = of_kind.measuring_seconds(case) or (ABLATION_SECONDS if block.ablations else 0.0)
+    variants = of_kind.variants + (of_kind.ablations(case) if block.ablations else ())
+    return (variants, seconds * len(variants)) if seconds else ((), 0.0)
 
 
 def _batches(block: Block, devices: int) -> list[int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mnist_dist.config import Config, Section
+from mnist_dist.distributed.turns import FULL
 from mnist_dist.files import write_json
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ KINDS = {
     "matmul": "mnist_dist.benchmarks.kinds.matmul",
     "input": "mnist_dist.benchmarks.kinds.input",
 }
+
+STARTUP_SECONDS = 6.0  # What starting TensorFlow and leaving the results takes.
 
 
 def kind(name: str) -> Kind:
@@ -59,7 +62,8 @@ class Kind(ABC):
         prefix: of the labels of its cases, to tell them from trainings.
         measurements: the model of what a run leaves in its record.
         settings: by dotted key, which the process needs, whatever its case says.
-        has_ablations: whether a part can be left out, to tell where time goes.
+        variants: of what it does, each of which has turns of its own.
+        takes_turns: whether its process asks for its turn; else it is measured by itself.
         has_batches: whether its cases differ by their batch size.
     """
 
@@ -68,16 +72,25 @@ class Kind(ABC):
     prefix: str
     measurements: type[Measurements]
     settings: ClassVar[Mapping[str, Any]] = {}
-    has_ablations: bool = False
+    variants: tuple[str, ...] = (FULL,)
+    takes_turns: bool = True
     has_batches: bool = False
 
     def fits(self, strategy: str, devices: int) -> bool:
         """Returns whether there is something to measure with so many devices."""
         return True
 
+    def ablations(self, case: Case) -> tuple[str, ...]:
+        """Returns the variants from which something is left out, to tell where time goes."""
+        return ()
+
+    @abstractmethod
+    def measuring_seconds(self, case: Case) -> float:
+        """Returns for how long each variant is measured, at most; 0 for a training of which only its end matters."""
+
     @abstractmethod
     def estimate_seconds(self, case: Case) -> float:
-        """Returns how long a run takes from its start to its end, for as long as none has shown it."""
+        """Returns how long a run takes besides, from its start to its end, for as long as none has shown it."""
 
     @abstractmethod
     def command(self, program: Sequence[str], case: Case, config: Config, scratch: Path) -> list[str]:
@@ -128,22 +141,26 @@ class WorkerKind(Kind):
 
     Attributes:
         worker: the module that runs as that process.
-        seconds: that a run takes.
+        seconds: for which each variant is measured.
     """
 
     worker: str = "mnist_dist.benchmarks.measure.worker"
     seconds: float
 
-    def estimate_seconds(self, case: Case) -> float:
+    def measuring_seconds(self, case: Case) -> float:
         return self.seconds
 
+    def estimate_seconds(self, case: Case) -> float:
+        return STARTUP_SECONDS
+
     @abstractmethod
-    def measure(self, config: Config, strategy: Any, runtime: Any) -> dict[str, Any]:
+    def measure(self, config: Config, strategy: Any, runtime: Any, turns: Any) -> dict[str, Any]:
         """Measures, on every rank at once, and returns what the record holds.
 
         Args:
             strategy: distributed.strategies.Strategy that the ranks have joined.
             runtime: runtime.Runtime, as it was configured.
+            turns: distributed.turns.Turns of this rank; None where nobody grants any.
         """
 
     def command(self, program: Sequence[str], case: Case, config: Config, scratch: Path) -> list[str]:

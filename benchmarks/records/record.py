@@ -23,10 +23,12 @@ from mnist_dist.benchmarks.records.kinds import KINDS, kind
 from mnist_dist.config import NonNegativeFloat, NonNegativeInt, PositiveInt, Section, explain
 from mnist_dist.errors import UserError, one_line
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # From an older version to the step that turns its content into the next version's.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: lambda content: content | {"turns": None},  # One after the other was the only way.
+}
 
 
 def _check_utc(text: str) -> str:
@@ -101,13 +103,29 @@ class Telemetry(Section):
     gpu_utilisation_percent: NonNegativeFloat | None
 
 
+class Turns(Section):
+    """How a case took turns with others that were alive at once, so that ratios within a cycle can be trusted."""
+
+    round_id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] = Field(
+        description="Shared by those that took turns; cycles of the same number are neighbours in time."
+    )
+    contenders: PositiveInt = Field(description="How many took turns.")
+    waiting_cores: NonNegativeFloat = Field(
+        description="Cores that the processes of this case used while others had the turn, on average."
+    )
+    ended: Literal["narrow", "time", "trained", "interrupted"] = Field(
+        description="What ended the measuring: all ratios were known well enough, the time was up, there was nothing "
+        "to measure beyond the trainings, or somebody interrupted it."
+    )
+
+
 class Record(Section):
     """One case measured once. Written once, never changed.
 
     Raw values are kept; medians, intervals and efficiencies are derived when reporting. Times are in seconds.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     record_id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     study: str = Field(description="Name of the study, equal for all of its records.")
     suite: str
@@ -119,9 +137,14 @@ class Record(Section):
     reason: str | None = Field(description="One line, unless the status is ok.")
     output_tail: Strings = Field(description="The last lines of output of a case that is not ok.")
     started_at: Annotated[str, AfterValidator(_check_utc)] = Field(description="ISO 8601, UTC.")
-    seconds: NonNegativeFloat = Field(description="From the start of the process group to its end.")
-    harness_cpu_seconds: NonNegativeFloat = Field(description="Processor time that the harness itself used meanwhile.")
+    seconds: NonNegativeFloat = Field(
+        description="From the start of the process group to its end, without the turns of others."
+    )
+    harness_cpu_seconds: NonNegativeFloat = Field(
+        description="Processor time that the harness itself used meanwhile; in a round, the case's share of it."
+    )
     identity: Identity
+    turns: Turns | None = Field(description="Null where the case was measured by itself.")
     telemetry: Telemetry | None = Field(description="Null where neither NVML nor RAPL can be read.")
     measurements: dict[str, Any] | None = Field(description="As the case's kind has it; null unless the status is ok.")
 

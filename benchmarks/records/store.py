@@ -149,9 +149,13 @@ def file_name(record: Record) -> str:
     return f"{record.case_id}-r{record.repeat}-{record.record_id}.json"
 
 
-def finished(records: Iterable[Record], study: str) -> set[tuple[str, int]]:
-    """Returns case_id and repeat of what a study has measured successfully, and need not measure again."""
-    return {(record.case_id, record.repeat) for record in records if (record.study, record.status) == (study, "ok")}
+def finished(records: Iterable[Record]) -> set[tuple[str, str, int]]:
+    """Returns study, case_id and repeat of what was measured successfully to its end, and need not be again."""
+    return {
+        (record.study, record.case_id, record.repeat)
+        for record in records
+        if record.status == "ok" and not (record.turns and record.turns.ended == "interrupted")
+    }
 
 
 def _read_record(path: Path) -> Record:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.labels import label_with_kind
+
+if TYPE_CHECKING:
+    from mnist_dist.benchmarks.measure.runner import Run
 
 HOW_LONG = {
     "training.epochs",
@@ -85,29 +89,39 @@ def make_progress(total: int) -> Progress:
     return (BarProgress if sys.stdout.isatty() else Progress)(total)
 
 
-class CaseProgress:
-    """Tells of the cases of a study, by their labels and what was measured."""
+class RoundProgress:
+    """Tells of the rounds of a study: which cases take turns, and what was measured of each."""
 
-    def __init__(self, progress: Progress, gpus: bool = False) -> None:
+    def __init__(self, progress: Progress, rounds: Sequence[Sequence[Run]]) -> None:
         self.tick = progress.tick
         self._progress = progress
-        self._gpus = gpus
-        self._number = -1
-        self._label = ""
+        self._rounds = len(rounds)
+        self._number = 0
+        self._done = 0
+        self._sides = len({run.study.name for runs in rounds for run in runs})
+        self._gpus = any(run.study.machine.gpus for runs in rounds for run in runs)
 
-    def begin(self, case: Case, repeat: int, left_seconds: float, of: str = "") -> None:
+    def begin(self, runs: Sequence[Run], left_seconds: float) -> None:
         self._number += 1
-        self._label = f"{of}{label_run(case, self._gpus)}, repeat {repeat + 1}"
-        self._progress.begin(self._number, self._label, left_seconds)
+        able = [run for run in runs if run.planned.skip_reason is None]
+        names = list(dict.fromkeys(label_run(run.case, self._gpus) for run in able))
+        what = names[0] if len(names) == 1 else f"{len(able)} cases in turns"
+        label = f"round {self._number} of {self._rounds}: {what}"
+        print(f"{label}, at most {clock(left_seconds)} left", flush=True)
+        self._progress.begin(self._done, label, left_seconds)
 
     def end(self, record: Record, left_seconds: float) -> None:
-        self._progress.end(f"{self._label}: {describe(record)}", left_seconds)
+        side = f"{record.study}: " if self._sides > 1 else ""
+        label = f"{side}{label_run(record.case, self._gpus)}, repeat {record.repeat + 1}"
+        self._progress.begin(self._done, label, left_seconds)
+        self._progress.end(f"{label}: {describe(record)}", left_seconds)
+        self._done += 1
 
 
 @contextlib.contextmanager
-def show_cases(total: int, gpus: bool = False) -> Iterator[CaseProgress]:
-    with make_progress(total) as progress:
-        yield CaseProgress(progress, gpus)
+def show_rounds(rounds: Sequence[Sequence[Run]]) -> Iterator[RoundProgress]:
+    with make_progress(sum(map(len, rounds))) as progress:
+        yield RoundProgress(progress, rounds)
 
 
 def label_run(case: Case, gpus: bool) -> str:
@@ -122,7 +136,7 @@ def describe(record: Record) -> str:
     return ", ".join([*kind(record.case.kind).describe(record), f"{record.seconds:.0f} s"])
 
 
-def render_cases(cases: Iterable[tuple[Case, int, str]], gpus: bool, seconds: float) -> str:
+def render_cases(cases: Iterable[tuple[Case, int, str]], gpus: bool, rounds: int, seconds: float) -> str:
     """Renders the cases of a suite, a line each, with their repeats and a remark, and the time that all will take."""
     cases = list(cases)
     lines = [
@@ -130,7 +144,7 @@ def render_cases(cases: Iterable[tuple[Case, int, str]], gpus: bool, seconds: fl
         for case, repeats, remark in cases
     ]
     runs = sum(repeats for _, repeats, _ in cases)
-    return "\n".join([*lines, f"{len(cases)} cases, {runs} runs, about {clock(seconds)}"])
+    return "\n".join([*lines, f"{len(cases)} cases, {runs} runs in {rounds} rounds, at most about {clock(seconds)}"])
 
 
 def clock(seconds: float) -> str:

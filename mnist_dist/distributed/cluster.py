@@ -112,7 +112,7 @@ def _srun_cluster(environment: Mapping[str, str]) -> Cluster:
         raise UserError(
             f"srun: received {len(nodes)} nodes and {sum(tasks)} tasks on {len(tasks)} of them, expected {size} tasks."
         )
-    known = _node_addresses(nodes)
+    known = node_addresses(nodes)
     hosts = tuple(node for node, count in zip(nodes, tasks, strict=True) for _ in range(count))
     here = environment.get("SLURMD_NODENAME", hosts[rank])
     if hosts[rank] != here:
@@ -161,7 +161,7 @@ def _expand_ranges(ranges: str, text: str) -> list[str]:
     return numbers
 
 
-def _node_addresses(nodes: Sequence[str]) -> dict[str, str]:
+def node_addresses(nodes: Sequence[str]) -> dict[str, str]:
     """Asks Slurm at which address it reaches each node; without Slurm's commands, as in containers, the name serves."""
     command = ["scontrol", "--oneliner", "show", "nodes", ",".join(nodes)]
     try:
