@@ -43,7 +43,7 @@ class Message(Fields):
     def _check_rows(self) -> Message:
         lengths = sorted({len(row) for row in self.seconds})
         if len(lengths) > 1:
-            raise ValueError(f"seconds: received rows of {lengths} values, expected equally many")
+            raise ValueError(f"seconds in rows of equally many values, not of {lengths}")
         return self
 
 

@@ -219,8 +219,9 @@ def explain_record(error: ValidationError) -> str:
         return one_line(f"{where}: is missing")
     if finding["type"] == "extra_forbidden":
         return one_line(f"{where}: no such field")
-    if finding["type"] == "value_error" and not where:  # Of the record as a whole.
-        return one_line(str(finding["ctx"]["error"]))
+    if finding["type"] == "value_error" and not isinstance(finding["input"], str):  # Too much to show what came.
+        problem = str(finding["ctx"]["error"])
+        return one_line(f"{where}: expected {problem}" if where else problem)
     return one_line(explain(error).rstrip("."))
 
 

@@ -115,10 +115,9 @@ def test_a_new_record_has_an_identifier_of_its_own(content: dict[str, Any]) -> N
         (
             "identity/config/training",
             {"rate": [1, math.nan]},
-            "identity.config: received {'training': {'rate': [1, nan]}} (dict), expected finite numbers, not nan at "
-            "training.rate.1",
+            "identity.config: expected finite numbers, not nan at training.rate.1",
         ),
-        ("identity/config/training", 10**400, "identity.config: received {'training': 1000"),
+        ("identity/config/training", 10**400, "identity.config: expected finite numbers, not 1000"),
         ("identity/environment/A", 1, "identity.environment.A: received 1 (int), expected a valid string"),
         ("telemetry", {"source": "rapl"}, "telemetry.seconds: is missing"),
     ],
@@ -130,6 +129,13 @@ def test_what_is_no_record_is_one_line(
     line = user_error(parse_record, content, "results/x.json")
     assert line.startswith(f"results/x.json: not a record: {problem}")
     assert line.endswith("; remove the file or restore it from a copy.")
+
+
+def test_timings_of_some_ranks_only(user_error: Callable[..., str]) -> None:
+    content = json_of(make_study([collectives("multiworker", 2)], 1)[0])
+    content["measurements"]["messages"][3]["seconds"][1].pop()
+    line = user_error(parse_record, content, "file")
+    assert "measurements.messages.3: expected seconds in rows of equally many values, not of [11, 12]" in line
 
 
 def test_settings_that_are_no_numbers(user_error: Callable[..., str]) -> None:
