@@ -15,18 +15,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnist_dist.benchmarks.measure.suite import ONE_PROCESS, training_settings
+from mnist_dist.benchmarks.measure.suite import training_settings
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.config import Config, load_config, read_yaml
 from mnist_dist.data.dataset import load_arrays, make_train_dataset
 from mnist_dist.distributed.cluster import find_cluster
 from mnist_dist.distributed.launch import join_ranks, run_ranks
-from mnist_dist.distributed.strategies import Strategy, all_gather, make_strategy, resolve_strategy
+from mnist_dist.distributed.strategies.interface import Strategy, all_gather
+from mnist_dist.distributed.strategies.resolve import make_strategy, resolve_strategy
 from mnist_dist.errors import UserError
 from mnist_dist.files import write_json
 from mnist_dist.loops import repeat
 from mnist_dist.network.forward import choose_form
 from mnist_dist.runtime import Runtime, configure_runtime
+from mnist_dist.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -54,9 +56,9 @@ def measure_or_start_ranks(case: Case, result_file: Path) -> None:
     """Measures as a rank, or in this process alone, or starts the ranks that do."""
     config = load_config("default", training_settings(case, seed=0))
     cluster = find_cluster(os.environ)
-    if cluster.launcher == "none" and case.strategy not in ONE_PROCESS:
+    if cluster.launcher == "none" and not STRATEGIES[case.strategy].one_process:
         command = [sys.executable, "-m", "mnist_dist.benchmarks.measure.worker", *sys.argv[1:]]
-        run_ranks(command, case.devices, horovod=case.strategy == "horovod")
+        run_ranks(command, case.devices, strategy=case.strategy)
         return
     settings = resolve_strategy(config.runtime, cluster)
     with join_ranks(cluster, settings):

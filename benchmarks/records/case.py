@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mnist_dist.config import PositiveFloat, PositiveInt, Section
+from mnist_dist.config import PositiveFloat, PositiveInt, Section, StrategyName
+from mnist_dist.strategies import BASELINE
 
 Kind = Literal["train", "input", "collectives", "matmul"]
-StrategyName = Literal["single", "mirrored", "multiworker", "horovod"]
 
 
 class Case(Section):
@@ -27,7 +27,7 @@ class Case(Section):
             "matmul: the rate of matrix products, to which MFU relates."
         ),
     )
-    strategy: StrategyName = Field("single", description="How the devices work together.")
+    strategy: StrategyName = Field(BASELINE, description="How the devices work together.")
     devices: PositiveInt = Field(1, description="Devices (replicas) in total.")
     hosts: PositiveInt = Field(1, description="Hosts over which the devices spread evenly.")
     cores_per_device: PositiveInt | None = Field(

@@ -11,7 +11,6 @@ from mnist_dist.benchmarks.records.record import Record, one_line
 
 TIMES, DASH = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 MISSING = DASH
-STRATEGIES = ("single", "mirrored", "multiworker", "horovod")
 SHOWN_APART = ("runtime.precision", "runtime.xla")  # Settings that have a column of their own.
 
 
