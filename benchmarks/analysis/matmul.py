@@ -34,9 +34,9 @@ def measured_rates(summaries: Iterable[CaseSummary]) -> list[MatmulRate]:
     found = []
     for summary in summaries:
         timings: dict[tuple[str, int], list[float]] = {}
-        for record in summary.records if summary.case.kind == "matmul" else ():
-            measured = record.measurements or {}
-            timings.setdefault((measured["dtype"], measured["size"]), []).extend(measured["flops_per_second"])
+        for measured in (record.measurements or {} for record in summary.records):
+            if "flops_per_second" in measured:
+                timings.setdefault((measured["dtype"], measured["size"]), []).extend(measured["flops_per_second"])
         for (dtype, size), rates in timings.items():
             low, median, high = map(float, np.percentile(rates, [5, 50, 95]))
             found.append(MatmulRate(summary.case, dtype, size, median, low, high, len(summary.records)))

@@ -132,7 +132,7 @@ def split_by_success(records: Sequence[Record]) -> tuple[tuple[Record, ...], tup
 
 
 def has_windows(records: Sequence[Record]) -> bool:
-    return all(record.case.kind in ("train", "input") for record in records)
+    return all("window_steps" in (record.measurements or {}) for record in records)
 
 
 def steady_state_of(record: Record) -> SteadyState:

@@ -5,6 +5,7 @@ Imports no TensorFlow.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,8 +16,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 
-from mnist_dist.benchmarks.records.case import Case, Kind
-from mnist_dist.benchmarks.records.record import one_line
+from mnist_dist.benchmarks.records.case import Case, KindName
+from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.config import (
     MAX_CONFIG_BYTES,
     PositiveFloat,
@@ -28,7 +29,7 @@ from mnist_dist.config import (
     read_yaml,
     setting_descriptions,
 )
-from mnist_dist.errors import UserError, nearest
+from mnist_dist.errors import UserError, nearest, one_line
 from mnist_dist.strategies import BASELINE, STRATEGIES
 
 MAX_CASES, MAX_RUNS = 2000, 100_000
@@ -63,7 +64,7 @@ Values = Annotated[list[Any], Field(min_length=1)]
 class Block(Section):
     """Cases that share what they measure; lists are crossed with one another."""
 
-    kind: Kind = Field("train", description="See mnist_dist.benchmarks.records.case.Case.")
+    kind: KindName = Field("train", description="See mnist_dist.benchmarks.records.case.Case.")
     strategies: Strategies | None = Field(None, description="Instead of the suite's.")
     devices: Integers | None = Field(None, description="Instead of the suite's.")
     images_per_device: Integers | None = Field(None, description="Weak scaling: this many images of each device.")
@@ -79,9 +80,8 @@ class Block(Section):
     @field_validator("ablations")
     @classmethod
     def _check_ablations(cls, ablations: bool, info: ValidationInfo) -> bool:
-        kind = info.data.get("kind", "train")
-        if ablations and kind != "train":
-            raise ValueError(f"false, as nothing can be left out of kind {kind}")
+        if ablations and "kind" in info.data and not kind(info.data["kind"]).has_ablations:
+            raise ValueError(f"false, as nothing can be left out of kind {info.data['kind']}")
         return ablations
 
 
@@ -116,6 +116,11 @@ class PlannedCase:
     case: Case
     repeats: int
     skip_reason: str | None = None  # Why this machine cannot run it.
+
+    @functools.cached_property
+    def case_id(self) -> str:
+        """That of the case, which takes too long to find to ask for it again in every run."""
+        return self.case.case_id
 
 
 @dataclass(frozen=True)
@@ -202,7 +207,7 @@ def order_of_runs(cases: Sequence[PlannedCase], seed: int) -> list[tuple[Planned
     """
     runs: list[tuple[PlannedCase, int]] = []
     for repeat in range(max(case.repeats for case in cases)):
-        of_repeat = sorted((case for case in cases if repeat < case.repeats), key=lambda case: case.case.case_id)
+        of_repeat = sorted((case for case in cases if repeat < case.repeats), key=lambda case: case.case_id)
         random.Random(f"{seed}/{repeat}").shuffle(of_repeat)  # noqa: S311 - an order, not a secret.
         runs += [(case, repeat) for case in of_repeat]
     return runs
@@ -227,10 +232,8 @@ def training_settings(case: Case, seed: int) -> dict[str, Any]:
         "training.batch_size": case.global_batch_size,
         "training.measure_seconds": case.measure_seconds,
         "data.kind": "synthetic" if case.synthetic_input else "mnist",
+        **kind(case.kind).settings,
     }
-    if case.kind == "matmul":
-        # One product at a time has to keep all cores busy; the fused form would give it one thread, to run several.
-        settings["runtime.kernels"] = "plain"
     load_config("default", settings)
     return settings
 
@@ -278,10 +281,10 @@ def _expand(
     ]
     varied = [[(key, value) for value in values] for key, values in block.vary.items()]
     for strategy, devices in itertools.product(strategies, counts):
-        if (devices > 1 and not STRATEGIES[strategy].several_devices) or (block.kind == "collectives" and devices == 1):
+        if devices > 1 and not STRATEGIES[strategy].several_devices:
             continue
-        if block.kind == "matmul" and strategy != BASELINE:
-            continue  # A process measures its own products only.
+        if not kind(block.kind).fits(strategy, devices):
+            continue
         # One device with all cores is the whole machine already, and would be measured twice.
         whole = cores_per_device if (devices, cores_per_device) == (1, machine.cores) else None
         if all_cores is not None:
@@ -315,7 +318,7 @@ def _batches(block: Block, devices: int) -> list[int]:
     """Returns the global batch sizes of a block's cases on this many devices."""
     per_device = block.images_per_device or ([] if block.global_batch_size else [DEFAULT_IMAGES_PER_DEVICE])
     batches = [images * devices for images in per_device] + (block.global_batch_size or [])
-    return batches if block.kind in ("train", "input") else batches[:1]  # The others have sizes of their own.
+    return batches if kind(block.kind).has_batches else batches[:1]  # The others have sizes of their own.
 
 
 def _device_counts(block: Block, suite: Suite, machine: Machine, narrowing: Narrowing) -> list[int]:

@@ -155,7 +155,7 @@ def _outcome_of(record: Record) -> dict[str, Any]:
 
 def _measured_of(record: Record) -> Measured:
     measured, software = record.measurements or {}, record.identity.software
-    if record.case.kind == "matmul":
+    if "flops_per_second" in measured:  # Matrix products.
         rates = [round(rate) for rate in measured["flops_per_second"]]
         return Measured(
             window_work=rates, window_seconds=[[1.0] * len(rates)], precision=measured["dtype"], versions=software
@@ -165,7 +165,7 @@ def _measured_of(record: Record) -> Measured:
         "window_work": [steps * batch for steps in measured["window_steps"]],
         "window_seconds": measured["window_seconds"],
     }
-    if record.case.kind == "input":
+    if "first_step_seconds" not in measured:  # The input pipeline alone.
         return Measured(**windows, versions=software)
     return Measured(
         **windows,

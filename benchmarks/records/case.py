@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from mnist_dist.benchmarks.records.kinds import KINDS
 from mnist_dist.config import PositiveFloat, PositiveInt, Section, StrategyName
 from mnist_dist.strategies import BASELINE
 
-Kind = Literal["train", "input", "collectives", "matmul"]
+
+def _check_kind(name: str) -> str:
+    if name not in KINDS:
+        raise ValueError(f"one of {', '.join(KINDS)}")
+    return name
+
+
+KindName = Annotated[str, AfterValidator(_check_kind), Field(json_schema_extra={"enum": list(KINDS)})]
 
 
 class Case(Section):
     """What is measured. Equal cases may be averaged, and compared between studies."""
 
-    kind: Kind = Field(
-        "train",
-        description=(
-            "train: the training loop; input: its pipeline alone; collectives: all-reduce over message sizes; "
-            "matmul: the rate of matrix products, to which MFU relates."
-        ),
-    )
+    kind: KindName = Field("train", description="What is measured; see mnist_dist.benchmarks.records.kinds.")
     strategy: StrategyName = Field(BASELINE, description="How the devices work together.")
     devices: PositiveInt = Field(1, description="Devices (replicas) in total.")
     hosts: PositiveInt = Field(1, description="Hosts over which the devices spread evenly.")

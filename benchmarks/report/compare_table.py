@@ -7,9 +7,9 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from mnist_dist.benchmarks.analysis.compare import OUTCOMES, Comparison, Verdict
-from mnist_dist.benchmarks.records.record import one_line
 from mnist_dist.benchmarks.report.table import TERMINAL_WIDTH, TextTable, render_terminal_texts
 from mnist_dist.benchmarks.statistics.stats import Estimate
+from mnist_dist.errors import one_line
 
 MOST_RUNS_TOLD = 100
 HEADS = ("case", "new / base", "95 % interval", "corrected", "verdict", "runs, base and new")

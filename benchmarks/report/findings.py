@@ -9,13 +9,13 @@ from typing import Any
 
 from mnist_dist.benchmarks.analysis.attribution import Attribution, attribute
 from mnist_dist.benchmarks.analysis.collectives import AllReduce, measured_all_reduces
-from mnist_dist.benchmarks.analysis.matmul import MatmulRate, measured_rates
 from mnist_dist.benchmarks.analysis.prediction import Prediction, predict
 from mnist_dist.benchmarks.analysis.scaling import Curve, find_curves
 from mnist_dist.benchmarks.analysis.summary import CaseSummary, summarize
-from mnist_dist.benchmarks.records.record import Hardware, Record, one_line
-from mnist_dist.benchmarks.report.labels import TIMES, common_settings, label_bytes, label_case, on_gpus
+from mnist_dist.benchmarks.records.record import Hardware, Record
+from mnist_dist.benchmarks.report.labels import TIMES, common_settings, label_bytes, label_with_kind, on_gpus
 from mnist_dist.benchmarks.report.rows import Row, build_rows, main_rows
+from mnist_dist.errors import one_line
 
 FEWEST_REPEATS = 3
 MOST_NAMES = 6  # Hosts or cases that are listed by name; of more, the number.
@@ -29,21 +29,6 @@ class Caveat:
 
     text: str
     details: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class InputRate:
-    """The input pipeline alone. `training` is the fastest case with the same devices, which it would have to feed."""
-
-    summary: CaseSummary
-    training: Row | None
-
-    @property
-    def multiple(self) -> float | None:
-        """Images per second of the pipeline over those that training consumes."""
-        pipeline = self.summary.images_per_second
-        consumed = self.training.summary.images_per_second if self.training else None
-        return pipeline.value / consumed.value if pipeline and consumed else None
 
 
 @dataclass(frozen=True)
@@ -66,8 +51,6 @@ class Findings:
     attributions: tuple[Attribution, ...]
     predictions: tuple[Prediction, ...]
     all_reduces: tuple[AllReduce, ...]
-    matmuls: tuple[MatmulRate, ...]
-    inputs: tuple[InputRate, ...]
 
     @property
     def main_rows(self) -> list[Row]:
@@ -95,8 +78,6 @@ def find_out(records: Sequence[Record], warnings: Sequence[str] = ()) -> Finding
         attributions=tuple(each for curve in curves for each in attribute(curve, summaries)),
         predictions=tuple(predict(curve, summaries) for curve in curves),
         all_reduces=tuple(measured_all_reduces(summaries)),
-        matmuls=tuple(measured_rates(summaries)),
-        inputs=tuple(_input_rates(summaries, main_rows(rows))),
     )
 
 
@@ -210,8 +191,7 @@ class _Namer:
     without: Collection[str]
 
     def __call__(self, summary: CaseSummary) -> str:
-        kind = "" if summary.case.kind == "train" else f"{summary.case.kind}, "
-        return kind + label_case(summary.case, on_gpus(summary.records), self.without)
+        return label_with_kind(summary.case, on_gpus(summary.records), self.without)
 
     def list(self, summaries: Sequence[CaseSummary]) -> str:
         return "; ".join(map(self, summaries)) if len(summaries) <= MOST_NAMES else _count(summaries, "case")
@@ -267,17 +247,3 @@ def _failure_caveats(summary: CaseSummary, name: _Namer) -> Iterator[Caveat]:
 
 def _count(items: Sequence[object], name: str) -> str:
     return f"{len(items)} {name}{'s' if len(items) != 1 else ''}"
-
-
-def _input_rates(summaries: Iterable[CaseSummary], rows: Sequence[Row]) -> Iterator[InputRate]:
-    for summary in summaries:
-        if summary.case.kind == "input" and summary.records:
-            fed = [row for row in rows if _feeds(summary, row)]
-            fastest = max(fed, key=lambda row: row.summary.images_per_second.value, default=None)  # type: ignore[union-attr]
-            yield InputRate(summary, fastest)
-
-
-def _feeds(summary: CaseSummary, row: Row) -> bool:
-    pipeline, training = summary.case, row.case
-    same = (pipeline.devices, pipeline.cores_per_device) == (training.devices, training.cores_per_device)
-    return same and row.summary.images_per_second is not None

@@ -7,7 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.records.record import Record, one_line
+from mnist_dist.benchmarks.records.kinds import kind
+from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.errors import one_line
 
 TIMES, DASH = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 MISSING = DASH
@@ -27,6 +29,11 @@ def label_case(case: Case, gpus: bool = False, without: Collection[str] = ()) ->
     parts += [] if case.all_reduce else ["without all-reduce"]
     parts += [f"trained {label_duration(case)}"] if case.kind == "train" and not case.is_ablation else []
     return ", ".join(parts)
+
+
+def label_with_kind(case: Case, gpus: bool = False, without: Collection[str] = ()) -> str:
+    """Returns the label of a case among those of other kinds, for example `input alone: single, 1 x 2 cores, ...`."""
+    return kind(case.kind).prefix + label_case(case, gpus, without)
 
 
 def common_settings(cases: Iterable[Case]) -> dict[str, Any]:
@@ -65,6 +72,11 @@ def label_other_settings(case: Case) -> str:
 def label_number(value: float) -> str:
     """Returns `128` or, where a batch does not divide, `42.7`."""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
+
+
+def label_count(value: float) -> str:
+    """Returns `1,234`, whatever stands behind the point."""
+    return f"{value:,.0f}"
 
 
 def label_three_digits(value: float) -> str:

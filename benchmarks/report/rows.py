@@ -12,9 +12,10 @@ from mnist_dist.benchmarks.analysis.matmul import MatmulRate, measured_rates
 from mnist_dist.benchmarks.analysis.scaling import Curve, efficiency, is_oversubscribed
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.records.record import Record, one_line
+from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.labels import on_gpus
 from mnist_dist.benchmarks.statistics.stats import Estimate
+from mnist_dist.errors import one_line
 from mnist_dist.strategies import STRATEGIES
 
 MATMUL_DTYPES = {"mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 from mnist_dist.benchmarks.analysis.attribution import Attribution, PartName
-from mnist_dist.benchmarks.analysis.collectives import AllReduce
-from mnist_dist.benchmarks.analysis.matmul import MatmulRate
 from mnist_dist.benchmarks.analysis.prediction import POWERS_OF_TWO, Prediction
+from mnist_dist.benchmarks.records.kinds import KINDS, kind
 from mnist_dist.benchmarks.report.explanation import explain
 from mnist_dist.benchmarks.report.findings import Findings
 from mnist_dist.benchmarks.report.labels import (
     MISSING,
-    label_bytes,
-    label_case,
-    label_devices,
+    label_count,
     label_number,
     label_point,
     label_range,
@@ -29,12 +26,15 @@ from mnist_dist.benchmarks.statistics.stats import Estimate
 
 @dataclass(frozen=True)
 class Section:
+    """A part of the report; `on_terminal`: the terminal shows its tables below the main one."""
+
     name: str
     title: str
     paragraphs: Sequence[str] = ()
     points: Sequence[str] = ()
     tables: Sequence[TextTable] = ()
     pictures: Sequence[str] = ()
+    on_terminal: bool = False
 
 
 def build_sections(findings: Findings) -> list[Section]:
@@ -42,11 +42,13 @@ def build_sections(findings: Findings) -> list[Section]:
     parts: list[Iterable[Section]] = [
         _scaling(findings),
         [prediction_section(findings.predictions)] if findings.predictions else [],
-        _all_reduces(findings.all_reduces),
-        _matmuls(findings.matmuls),
-        _input(findings),
+        *(_of_kind(name, findings) for name in KINDS),
     ]
     return [section for part in parts for section in part]
+
+
+def _of_kind(name: str, findings: Findings) -> Iterable[Section]:
+    return kind(name).sections([each for each in findings.summaries if each.case.kind == name], findings)
 
 
 def _scaling(findings: Findings) -> Iterator[Section]:
@@ -125,7 +127,7 @@ def _prediction_overview(predictions: Sequence[Prediction]) -> TextTable:
         low, sensible, high = model.paying_devices
         beyond = [forecast for forecast in model.forecasts if forecast.devices > each.held_out_devices][:2]
         error = "not tested" if model.held_out_error is None else f"{100 * model.held_out_error:+.1f} %"
-        forecasts = [f"{_number(next_.images_per_second)} on {next_.devices:,}" for next_ in beyond]
+        forecasts = [f"{label_count(next_.images_per_second)} on {next_.devices:,}" for next_ in beyond]
         tested = f"{error} at {each.held_out_devices}"
         two = [*forecasts, MISSING, MISSING][:2]
         rows.append((_name(each), model.name, tested, *two, f"{_count(sensible)} ({_count(low)} to {_count(high)})"))
@@ -140,12 +142,12 @@ def _forecast_table(each: Prediction) -> TextTable:
     rows = [
         (
             f"{forecast.devices:,}",
-            _number(each.measured[forecast.devices]) if forecast.devices in each.measured else MISSING,
-            _number(forecast.images_per_second),
-            label_range(forecast.low, forecast.high, _number),
+            label_count(each.measured[forecast.devices]) if forecast.devices in each.measured else MISSING,
+            label_count(forecast.images_per_second),
+            label_range(forecast.low, forecast.high, label_count),
             _percent(forecast.efficiency),
             label_range(forecast.efficiency_low, forecast.efficiency_high, _percent),
-            *(_number(other.images_per_second) for other in of_others),
+            *(label_count(other.images_per_second) for other in of_others),
         )
         for forecast, *of_others in zip(*(fitted.forecasts for fitted in each.models), strict=True)
     ]
@@ -166,89 +168,3 @@ def _count(devices: int) -> str:
 
 def _percent(share: float) -> str:
     return f"{round(100 * share, 1) + 0.0:.1f}"  # Adding zero takes the sign from -0.0.
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _all_reduces(measured: Sequence[AllReduce]) -> Iterator[Section]:
-    if not measured:
-        return
-    small = [each for each in measured if each.is_latency]
-    large = [each for each in measured if not each.is_latency]
-    latency: list[tuple[str, Callable[[AllReduce], str]]] = [
-        ("latency, µs", lambda each: f"{1e6 * each.seconds:,.0f}"),
-        ("5th to 95th percentile", lambda each: label_range(1e6 * each.low, 1e6 * each.high, _number)),
-    ]
-    bandwidth: list[tuple[str, Callable[[AllReduce], str]]] = [
-        ("time, ms", lambda each: label_three_digits(1e3 * each.seconds)),
-        ("5th to 95th percentile", lambda each: label_range(1e3 * each.low, 1e3 * each.high, label_three_digits)),
-        ("algbw, GB/s per rank", lambda each: label_three_digits(each.algorithm_bandwidth / 1e9)),
-        ("busbw, GB/s per rank", lambda each: label_three_digits(each.bus_bandwidth / 1e9)),
-    ]
-    tables = [
-        _message_table(caption, chosen, columns)
-        for caption, chosen, columns in (
-            ("Latency of small messages, slowest rank", small, latency),
-            ("Bandwidth of large messages, slowest rank", large, bandwidth),
-        )
-        if chosen
-    ]
-    yield Section("collectives", "All-reduce", tables=tables, pictures=("all_reduce",))
-
-
-def _message_table(
-    caption: str, measured: Sequence[AllReduce], columns: Sequence[tuple[str, Callable[[AllReduce], str]]]
-) -> TextTable:
-    rows = [
-        (
-            each.case.strategy,
-            label_devices(each.case),
-            label_bytes(each.size_bytes),
-            *(form(each) for _, form in columns),
-        )
-        for each in measured
-    ]
-    heads = ("strategy", "devices", "message of each rank", *(head for head, _ in columns))
-    return TextTable(caption, heads, rows, (False, False, *[True] * (1 + len(columns))))
-
-
-def _matmuls(rates: Sequence[MatmulRate]) -> Iterator[Section]:
-    if not rates:
-        return
-    rows = [
-        (
-            each.dtype,
-            label_devices(each.case),
-            f"{each.size:,}",
-            label_three_digits(each.value / 1e12),
-            label_range(each.low / 1e12, each.high / 1e12, label_three_digits),
-        )
-        for each in rates
-    ]
-    heads = ("type", "devices", "n of an n x n matrix", "TFLOP/s, total", "5th to 95th percentile")
-    table = TextTable(
-        "Measured rate of matrix products, to which MFU relates", heads, rows, (False, False, True, True, True)
-    )
-    yield Section("matmul", "Matrix products", tables=[table])
-
-
-def _input(findings: Findings) -> Iterator[Section]:
-    if not findings.inputs:
-        return
-    rows = []
-    for each in findings.inputs:
-        rate, multiple = each.summary.images_per_second, each.multiple
-        rows.append(
-            (
-                label_case(each.summary.case, without=findings.common_settings),
-                _number(rate.value) if rate else "unstable",
-                (label_range(rate.low, rate.high, _number) if rate else "") or MISSING,
-                f"{multiple:.1f}" if multiple else MISSING,
-                label_case(each.training.case, without=findings.common_settings) if each.training else MISSING,
-            )
-        )
-    heads = ("pipeline", "images/s, total", "95 % interval", "times what training takes", "that training (the fastest)")
-    table = TextTable("The input pipeline without training", heads, rows, (False, True, True, True, False))
-    yield Section("input", "Input pipeline", tables=[table])

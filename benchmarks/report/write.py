@@ -13,7 +13,6 @@ from pathlib import Path
 from mnist_dist.benchmarks.analysis.prediction import predict
 from mnist_dist.benchmarks.analysis.scaling import find_curves
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.records.store import writing
 from mnist_dist.benchmarks.report.csv_table import render_csv
 from mnist_dist.benchmarks.report.definitions import DEFINITIONS
 from mnist_dist.benchmarks.report.figures.draw import draw_all
@@ -30,7 +29,7 @@ from mnist_dist.benchmarks.report.table import (
     render_terminal_texts,
 )
 from mnist_dist.errors import UserError
-from mnist_dist.files import atomic_write, write_text
+from mnist_dist.files import atomic_write, write_text, writing
 
 FIGURES = "figures"
 
@@ -82,7 +81,7 @@ def render_terminal_text(findings: Findings, colour: bool = False) -> str:
     warnings, a paragraph each."""
     parts = [render_terminal_table(findings.main_rows, TERMINAL_WIDTH, colour)] if findings.main_rows else []
     for section in build_sections(findings):
-        if not findings.main_rows or (section.name == "input" and len(findings.inputs) > 1):
+        if not findings.main_rows or section.on_terminal:
             tables = [table for table in section.tables if not table.folded]
             parts += [render_terminal_texts(table, TERMINAL_WIDTH, colour) for table in tables]
     wrap = functools.partial(textwrap.fill, width=TERMINAL_WIDTH, initial_indent="! ", subsequent_indent="  ")

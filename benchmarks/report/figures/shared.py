@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_dist.benchmarks.analysis.scaling import is_oversubscribed
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
-from mnist_dist.benchmarks.records.record import one_line
 from mnist_dist.benchmarks.report.figures.drawing import COLOURS, MARKERS, PAPER
 from mnist_dist.benchmarks.report.labels import label_cores, label_duration, label_number, label_other_settings
 from mnist_dist.benchmarks.report.rows import measured_setting
 from mnist_dist.benchmarks.statistics.stats import Estimate
+from mnist_dist.errors import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

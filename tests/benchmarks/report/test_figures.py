@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from mnist_dist.benchmarks import figures
 from mnist_dist.benchmarks.analysis.collectives import measured_all_reduces
-from mnist_dist.benchmarks.figures import accuracy, all_reduces, losses, scaling, step_times
 from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.report.figures import accuracy, all_reduces, losses, scaling, step_times
+from mnist_dist.benchmarks.report.figures import draw as figures
 from mnist_dist.benchmarks.report.figures.drawing import (
     COLOURS,
     INK,

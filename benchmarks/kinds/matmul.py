@@ -1,0 +1,104 @@
+"""Matrix products: the rate that the devices reach, to which MFU relates."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from mnist_dist.benchmarks.analysis.matmul import measured_rates
+from mnist_dist.benchmarks.analysis.summary import CaseSummary
+from mnist_dist.benchmarks.measure.timing import calibrate, seconds_of
+from mnist_dist.benchmarks.records.kinds import Measurements, WorkerKind
+from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.report.labels import label_devices, label_range, label_three_digits
+from mnist_dist.benchmarks.report.sections import Section
+from mnist_dist.benchmarks.report.table import TextTable
+from mnist_dist.benchmarks.statistics.stats import Series
+from mnist_dist.config import Config, PositiveFloat, PositiveInt
+from mnist_dist.distributed.strategies.interface import Strategy
+from mnist_dist.loops import repeat
+from mnist_dist.runtime import Runtime
+from mnist_dist.strategies import BASELINE
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from mnist_dist.benchmarks.report.findings import Findings
+
+SIZE = 2048
+TIMINGS = 10
+
+
+class Products(Measurements):
+    size: PositiveInt = Field(description="n of the product of two n x n matrices.")
+    dtype: str
+    flops_per_second: list[PositiveFloat] = Field(
+        description="One for each timing, of all devices of the case together; 2 n^3 for one product."
+    )
+
+
+class Matmul(WorkerKind):
+    name = "matmul"
+    description = "the rate of matrix products, to which MFU relates"
+    prefix = "matrix products: "
+    measurements = Products
+    seconds = 4.0
+    # One product at a time has to keep all cores busy; the fused form would give it one thread, to run several.
+    settings: ClassVar = {"runtime.kernels": "plain"}
+
+    def fits(self, strategy: str, devices: int) -> bool:
+        return strategy == BASELINE  # A process measures its own products only.
+
+    def measure(self, config: Config, strategy: Strategy, runtime: Runtime) -> dict[str, Any]:
+        """Multiplies square matrices in the type that training computes in."""
+        import keras
+        import tensorflow as tf
+
+        dtype = keras.dtype_policies.get(runtime.precision.value).compute_dtype
+        left, right = (tf.cast(tf.random.normal([SIZE, SIZE], seed=seed), dtype) for seed in (0, 1))
+
+        def step(_: tf.Tensor, product: tf.Tensor) -> tf.Tensor:
+            return tf.matmul(product, right) / SIZE**0.5  # Keeps its scale, and is 1/2048 of the work.
+
+        @tf.function(autograph=False)
+        def multiply(count: tf.Tensor) -> tf.Tensor:
+            return repeat(count, step, left)[0, 0]
+
+        def run(count: int) -> Any:
+            return multiply(tf.constant(count)).numpy()
+
+        count = calibrate(run, strategy)
+        rates = [2 * SIZE**3 * count / seconds_of(functools.partial(run, count)) for _ in range(TIMINGS)]
+        return {"size": SIZE, "dtype": dtype, "flops_per_second": rates}
+
+    def describe(self, record: Record) -> Sequence[str]:
+        measured = record.measurements or {}
+        return [f"{np.median(measured['flops_per_second']) / 1e9:,.0f} GFLOP/s in {measured['dtype']}"]
+
+    def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:
+        rates = [np.asarray((record.measurements or {})["flops_per_second"]) for record in records]
+        return [Series(np.ones(len(rate)), 1 / rate) for rate in rates]
+
+    def sections(self, summaries: Sequence[CaseSummary], findings: Findings) -> Iterator[Section]:
+        rows = [
+            (
+                each.dtype,
+                label_devices(each.case),
+                f"{each.size:,}",
+                label_three_digits(each.value / 1e12),
+                label_range(each.low / 1e12, each.high / 1e12, label_three_digits),
+            )
+            for each in measured_rates(summaries)
+        ]
+        heads = ("type", "devices", "n of an n x n matrix", "TFLOP/s, total", "5th to 95th percentile")
+        caption = "Measured rate of matrix products, to which MFU relates"
+        if rows:
+            table = TextTable(caption, heads, rows, (False, False, True, True, True))
+            yield Section("matmul", "Matrix products", tables=[table])
+
+
+KIND = Matmul()
