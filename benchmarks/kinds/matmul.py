@@ -19,9 +19,10 @@ from mnist_dist.benchmarks.report.sections import Section
 from mnist_dist.benchmarks.report.table import TextTable
 from mnist_dist.benchmarks.statistics.stats import Series
 from mnist_dist.config import Config, PositiveFloat, PositiveInt
-from mnist_dist.distributed.strategies import Strategy
+from mnist_dist.distributed.strategies.interface import Strategy
 from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime
+from mnist_dist.strategies import BASELINE
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -50,7 +51,7 @@ class Matmul(WorkerKind):
     settings: ClassVar = {"runtime.kernels": "plain"}
 
     def fits(self, strategy: str, devices: int) -> bool:
-        return strategy == "single"  # A process measures its own products only.
+        return strategy == BASELINE  # A process measures its own products only.
 
     def measure(self, config: Config, strategy: Strategy, runtime: Runtime) -> dict[str, Any]:
         """Multiplies square matrices in the type that training computes in."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mnist_dist.distributed.strategies import Strategy, all_gather
+from mnist_dist.distributed.strategies.interface import Strategy, all_gather
 
 WINDOW_SECONDS = 0.1
 

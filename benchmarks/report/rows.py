@@ -13,9 +13,10 @@ from mnist_dist.benchmarks.analysis.scaling import Curve, efficiency, is_oversub
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.labels import STRATEGIES, on_gpus
+from mnist_dist.benchmarks.report.labels import on_gpus
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.errors import one_line
+from mnist_dist.strategies import STRATEGIES
 
 MATMUL_DTYPES = {"mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}
 
@@ -89,7 +90,7 @@ def seed_accuracies(summary: CaseSummary) -> list[float]:
 
 
 def _order(case: Case) -> tuple[Any, ...]:
-    place = STRATEGIES.index(case.strategy)
+    place = list(STRATEGIES).index(case.strategy)
     return place, str(sorted(case.settings.items())), case.devices, case.hosts, -case.global_batch_size, case.case_id
 
 
