@@ -23,12 +23,12 @@ from typing import Literal
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.matching import Difference, find_differences, match_cases, show_value
+from mnist_dist.benchmarks.analysis.matmul import matmul_series
 from mnist_dist.benchmarks.analysis.summary import (
+    RunSummary,
     has_windows,
     mean_test_accuracy,
     split_by_success,
-    steady_series,
-    steady_state_of,
     why_unstable,
 )
 from mnist_dist.benchmarks.records.case import Case
@@ -221,15 +221,13 @@ class _NoRateError(Exception):
 def _series(records: Sequence[Record], both: Sequence[Record], name: str) -> list[Series]:
     """Returns what each run of one side did; `both` are the runs of both sides, `name` is that of this one."""
     if has_windows(records):
-        states = [steady_state_of(record) for record in records]
-        unstable = why_unstable(states)
+        runs = [RunSummary(record) for record in records]
+        unstable = why_unstable([run.steady_state for run in runs])
         if unstable:
             raise _NoRateError(f"{name} is unstable: {unstable}")
-        return [steady_series(record, state) for record, state in zip(records, states, strict=True)]
-    measured = [record.measurements or {} for record in records]
+        return [run.series for run in runs]
     if records[0].case.kind == "matmul":
-        rates = [np.asarray(each["flops_per_second"]) for each in measured]
-        return [Series(np.ones(len(rate)), 1 / rate) for rate in rates]
+        return [matmul_series(record) for record in records]
     sizes = set.intersection(*(set(_all_reduce_seconds(record)) for record in both))
     if not sizes:
         raise _NoRateError("no message size was measured in all runs")

@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mnist_dist.benchmarks.analysis.attribution import steady_step_seconds
 from mnist_dist.benchmarks.analysis.collectives import AllReduce, measured_all_reduces
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point, Scaling, is_oversubscribed
 from mnist_dist.benchmarks.analysis.scaling_models import (
@@ -361,8 +360,8 @@ def _relative_times(curve: Curve, summaries: Sequence[CaseSummary]) -> Floats:
     times = [
         (steps / steps.mean()).ravel()
         for summary in (free or [curve.baseline])
-        for record in summary.records
-        if (steps := steady_step_seconds(record)).size
+        for run in summary.runs
+        if (steps := run.step_seconds).size
     ]
     return np.concatenate(times) if times else np.ones(1)
 

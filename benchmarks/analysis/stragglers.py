@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mnist_dist.benchmarks.statistics.stats import block_length
+from mnist_dist.benchmarks.statistics.blocks import block_length
 
 NOTABLE_EXCESS = 0.05  # By which a rank must be slower than the others to be named.
 SIGNIFICANCE = 0.05

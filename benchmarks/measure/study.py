@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mnist_dist.benchmarks.analysis.summary import steady_series, steady_state_of
+from mnist_dist.benchmarks.analysis.matmul import matmul_series
+from mnist_dist.benchmarks.analysis.summary import RunSummary
 from mnist_dist.benchmarks.measure import runner
 from mnist_dist.benchmarks.measure.runner import Study
 from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase, Suite, order_of_runs
@@ -126,15 +128,14 @@ def describe(record: Record) -> str:
     measured = record.measurements or {}
     parts = []
     if "window_steps" in measured:
-        state = steady_state_of(record)
-        steady = steady_series(record, state)
-        rate = f"{steady.work.sum() / steady.seconds.sum():,.0f} images/s"
-        parts.append(f"{rate} (not settled)" if state.reason_unstable else rate)
+        run = RunSummary(record)
+        settled = "" if run.steady_state.reason_unstable is None else " (not settled)"
+        parts.append(f"{math.exp(run.series.log_rate):,.0f} images/s{settled}")
     if measured.get("test_accuracy") is not None:
         parts.append(f"test accuracy {100 * measured['test_accuracy']:.2f} %")
     if "flops_per_second" in measured:
-        rates = sorted(measured["flops_per_second"])
-        parts.append(f"{rates[len(rates) // 2] / 1e9:,.0f} GFLOP/s in {measured['dtype']}")
+        rate = math.exp(matmul_series(record).log_rate)
+        parts.append(f"{rate / 1e9:,.0f} GFLOP/s in {measured['dtype']}")
     return ", ".join([*parts, f"{record.seconds:.0f} s"])
 
 

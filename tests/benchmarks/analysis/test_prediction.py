@@ -11,7 +11,7 @@ import pytest
 from mnist_dist.benchmarks.analysis.prediction import FittedModel, Forecast, Prediction, predict
 from mnist_dist.benchmarks.analysis.scaling import Curve, find_curves
 from mnist_dist.benchmarks.analysis.scaling_models import Ring, ScalingLaw, ScalingLawModel, gradient_bytes
-from mnist_dist.benchmarks.analysis.summary import CaseSummary, summarize
+from mnist_dist.benchmarks.analysis.summary import CaseSummary, RunSummary, summarize
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.report.labels import MISSING
 from mnist_dist.benchmarks.report.sections import prediction_section
@@ -101,7 +101,9 @@ def collectives(ring: Ring, devices: int, noise: float = 0.03, hosts: int = 1) -
         (seconds,) = ring.seconds(np.array([float(devices)]), 4.0**exponent)
         timings = 10 * seconds * np.exp(noise * rng.standard_normal((devices, 10)))
         messages.append({"bytes": 4**exponent, "calls": 10, "seconds": timings.tolist()})
-    return replace(measured(case), records=(record.model_copy(update={"measurements": {"messages": messages}}),))
+    return replace(
+        measured(case), runs=(RunSummary(record.model_copy(update={"measurements": {"messages": messages}})),)
+    )
 
 
 def with_jitter(summary: CaseSummary, deviation: float) -> CaseSummary:
@@ -111,7 +113,7 @@ def with_jitter(summary: CaseSummary, deviation: float) -> CaseSummary:
     seconds = np.array(record.measurements["window_seconds"])
     noise = np.exp(deviation * np.random.default_rng(0).standard_normal(seconds.shape))
     record.measurements["window_seconds"] = (np.median(seconds) * noise).tolist()
-    return replace(summary, records=(record,))
+    return replace(summary, runs=(RunSummary(record),))
 
 
 RING = Ring(latency_seconds=40e-6, seconds_per_byte=1e-9)
