@@ -36,7 +36,7 @@ import numpy as np
 
 from mnist_dist.benchmarks.analysis.collectives import measured_all_reduces
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point, Scaling, is_oversubscribed
-from mnist_dist.benchmarks.analysis.scaling_models import gradient_bytes
+from mnist_dist.benchmarks.analysis.step_times import gradient_bytes
 from mnist_dist.benchmarks.analysis.stragglers import SlowPlace, find_slow_place
 from mnist_dist.benchmarks.analysis.summary import CaseSummary, RunSummary
 from mnist_dist.benchmarks.records.case import Case, StrategyName

@@ -120,6 +120,5 @@ def _excess(repeats: Sequence[np.ndarray], index: int, left_out: Sequence[int]) 
 def _block_means(times: np.ndarray) -> np.ndarray:
     """Returns the means over blocks of windows that are long enough to be nearly independent, [ranks, blocks]."""
     relative = times / times.mean(axis=0)
-    length = max(block_length(row) for row in relative)
-    blocks = max(times.shape[1] // length, 1)
+    blocks = max(times.shape[1] // block_length(relative), 1)
     return np.stack([part.mean(axis=1) for part in np.array_split(times, blocks, axis=1)], axis=1)

@@ -57,7 +57,7 @@ class GroupMeans:
         squares = level.sum() ** 2 / max(freedom, 1) + np.sum(pattern**2 / np.maximum(self.repeats - 1, 1))
         if freedom == 0:
             squares += np.sum(within**2 / self.within_freedom)
-        half = float(student_quantile(0.975, total**2 / squares)) * math.sqrt(total) if squares else 0.0
+        half = student_quantile(0.975, total**2 / squares) * math.sqrt(total) if squares else 0.0
         used = slope.any(axis=1) if slope.any() else np.full(len(slope), True)
         return Estimate(value, value - half, value + half, int(self.repeats[used].min()))
 
@@ -85,6 +85,6 @@ def estimate_means(groups: Sequence[Sequence[Repeat]]) -> GroupMeans:
 def _reduce(steps: np.ndarray, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Returns the seconds of a step by each clock, their covariance from the windows, and the number of blocks."""
     means = seconds.sum(axis=1) / steps.sum()
-    length = max(block_length(row / steps) for row in seconds)
+    length = block_length(seconds / steps)
     influence = (seconds - means[:, None] * steps) / steps.mean()
     return means, covariance_of_means(influence, length), len(steps) // length

@@ -8,6 +8,7 @@ windows explain, by blocks; intervals are Student's.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ class Series:
 
     @cached_property
     def _block_length(self) -> int:
-        return block_length(self.seconds / self.work)
+        return block_length((self.seconds / self.work)[None])
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class LogEstimate:
 
     def half_width(self, confidence: float) -> float:
         """Returns half the length of the interval of the logarithm."""
-        return float(student_quantile((1 + confidence) / 2, self.freedom)) * math.sqrt(self.variance)
+        return student_quantile((1 + confidence) / 2, self.freedom) * math.sqrt(self.variance)
 
     def p_value(self) -> float:
         """Returns the two-sided p-value of the hypothesis that the quantity is 1: its inverted interval."""
@@ -207,10 +208,14 @@ def repeats_needed(variance: float, half_width: float, confidence: float = CONFI
     Returns:
         At least 2; None if more than 10,000.
     """
-    counts = np.arange(2, MOST_REPEATS + 1)
-    widths = student_quantile((1 + confidence) / 2, arms * (counts - 1)) * np.sqrt(variance / counts)
-    enough = np.flatnonzero(widths <= half_width)
-    return int(counts[enough[0]]) if len(enough) else None
+
+    def is_enough(count: int) -> bool:
+        quantile = student_quantile((1 + confidence) / 2, arms * (count - 1))
+        return bool(quantile * math.sqrt(variance / count) <= half_width)
+
+    counts = range(2, MOST_REPEATS + 1)
+    place = bisect.bisect_left(counts, True, key=is_enough)
+    return counts[place] if place < len(counts) else None
 
 
 def estimate_mean(values: Sequence[float]) -> Estimate:
@@ -285,11 +290,11 @@ def holm_levels(p_values: np.ndarray, significance: float = 0.05) -> np.ndarray:
     return decided
 
 
-def student_quantile(probability: float, freedom: float | np.ndarray) -> float | np.ndarray:
+def student_quantile(probability: float, freedom: float) -> float:
     """Returns the quantile of Student's t distribution; nan where the degrees of freedom are."""
     from scipy import special
 
-    return special.stdtrit(freedom, probability)
+    return float(special.stdtrit(freedom, probability))
 
 
 def _log_total_rate(repeats: Sequence[Series]) -> float:
@@ -307,5 +312,5 @@ def _mean(values: Sequence[float]) -> tuple[float, float, float]:
     if count == 1:
         return mean, math.nan, math.nan
     deviation = float(np.std(values, ddof=1))
-    half = float(student_quantile((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count)
+    half = student_quantile((1 + CONFIDENCE) / 2, count - 1) * deviation / math.sqrt(count)
     return mean, half, deviation

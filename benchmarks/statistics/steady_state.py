@@ -122,27 +122,23 @@ def find_drift(values: np.ndarray) -> float | None:
     from scipy import stats
 
     count = len(values)
-    windows = np.arange(count)
+    windows = np.arange(count) - (count - 1) / 2
+    ranks = stats.rankdata(values) - (count + 1) / 2
+    before = np.arange(1, count)
+    # Parts of the sum of squares of the ranks.
+    line = (windows @ ranks) ** 2 / (windows @ windows)
+    two_levels = np.max(np.cumsum(ranks)[:-1] ** 2 * (1 / before + 1 / before[::-1]))
+    if line <= two_levels:
+        return None
     slope, intercept, _, _ = stats.theilslopes(values, windows)
     drift = float(slope) * (count - 1)
-    line = stats.spearmanr(windows, values).statistic ** 2 if abs(drift) >= np.log1p(SMALLEST_CHANGE) else 0.0
-    if line <= _explained_by_two_levels(values):
+    if abs(drift) < np.log1p(SMALLEST_CHANGE):
         return None
     memory = np.clip(lag_one_correlation(values - intercept - slope * windows), 0, 0.9)
     variance = 2 * (2 * count + 5) / (9 * count * (count - 1)) * (1 + memory) / (1 - memory)
     tau = stats.kendalltau(windows, values).statistic
     p_value = 2 * stats.norm.sf(abs(tau) / np.sqrt(variance))
-    return drift if p_value < DRIFT_SIGNIFICANCE or line > OBVIOUS_DRIFT else None
-
-
-def _explained_by_two_levels(values: np.ndarray) -> float:
-    """Returns the share of the variance of the ranks that is explained if the mean changes once, where that is most."""
-    from scipy import stats
-
-    ranks = stats.rankdata(values) - (len(values) + 1) / 2
-    windows = np.arange(1, len(ranks))
-    explained = np.cumsum(ranks)[:-1] ** 2 * (1 / windows + 1 / windows[::-1])
-    return float(explained.max() / max(ranks @ ranks, 1e-9))
+    return drift if p_value < DRIFT_SIGNIFICANCE or line > OBVIOUS_DRIFT * (ranks @ ranks) else None
 
 
 def _too_short(slowest: np.ndarray, warm_up: int) -> str:

@@ -10,7 +10,8 @@ import pytest
 
 from mnist_dist.benchmarks.analysis.prediction import FittedModel, Forecast, Prediction, predict
 from mnist_dist.benchmarks.analysis.scaling import Curve, find_curves
-from mnist_dist.benchmarks.analysis.scaling_models import Ring, ScalingLaw, ScalingLawModel, gradient_bytes
+from mnist_dist.benchmarks.analysis.scaling_models import ScalingLaw, ScalingLawModel
+from mnist_dist.benchmarks.analysis.step_times import Ring, gradient_bytes
 from mnist_dist.benchmarks.analysis.summary import CaseSummary, RunSummary, summarize
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.report.labels import MISSING
@@ -331,22 +332,22 @@ class TestHonesty:
         assert np.mean(held) >= 0.85
 
 
-class TestPayingDevices:
+class TestWorthwhileDevices:
     def test_amdahl(self) -> None:
         """With s = 0.1, doubling 4 devices gives 1.53-fold, doubling 8 only 1.36-fold."""
         prediction = predict_from(points(ScalingLaw(8000, 0.1, 0.0), (1, 2, 4, 8)))
-        low, devices, high = model(prediction, "Amdahl").paying_devices
+        low, devices, high = model(prediction, "Amdahl").worthwhile_devices
         assert devices == 8 and low <= 8 <= high
         assert f"8 ({low} to {high})" in overview(prediction)
 
     def test_ideal_scaling_has_no_end_in_sight(self) -> None:
         prediction = predict_from(points(ScalingLaw(8000, 0.0, 0.0), (1, 2, 4, 8)))
-        assert model(prediction, "Amdahl").paying_devices[1] == 4096
+        assert model(prediction, "Amdahl").worthwhile_devices[1] == 4096
         assert overview(prediction)[-1].startswith("4,096 or more (")
 
     def test_nothing_to_gain(self) -> None:
         prediction = predict_from(points(ScalingLaw(8000, 0.9, 0.0), (1, 2, 4, 8)))
-        assert model(prediction, "Amdahl").paying_devices[1] == 1
+        assert model(prediction, "Amdahl").worthwhile_devices[1] == 1
 
 
 def test_table_has_a_row_for_each_number_of_devices_and_a_column_for_each_model() -> None:

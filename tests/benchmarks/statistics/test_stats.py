@@ -84,8 +84,8 @@ def test_variance_from_blocks_is_that_of_theory(memory: float) -> None:
 
 def test_blocks_are_of_one_window_where_windows_are_independent() -> None:
     rng = np.random.default_rng(0)
-    independent = block_length(np.exp(0.02 * rng.standard_normal(200)))
-    correlated = block_length(np.exp(correlated_noise(rng, 200, 0.02, 0.8)[0]))
+    independent = block_length(np.exp(0.02 * rng.standard_normal((1, 200))))
+    correlated = block_length(np.exp(correlated_noise(rng, 200, 0.02, 0.8)))
     assert independent <= 3 < 8 <= correlated <= 66
 
 
