@@ -26,7 +26,6 @@ are slow by chance, and so would not add up to what the efficiency says.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +37,7 @@ from mnist_dist.benchmarks.analysis.collectives import measured_all_reduces
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point, Scaling, is_oversubscribed
 from mnist_dist.benchmarks.analysis.step_times import gradient_bytes
 from mnist_dist.benchmarks.analysis.stragglers import SlowPlace, find_slow_place
-from mnist_dist.benchmarks.analysis.summary import CaseSummary, RunSummary
+from mnist_dist.benchmarks.analysis.summary import CaseSummary, RunSummary, untimed
 from mnist_dist.benchmarks.records.case import Case, StrategyName
 from mnist_dist.benchmarks.report.labels import on_gpus
 from mnist_dist.benchmarks.statistics.contrasts import Repeat, estimate_means
@@ -117,7 +116,7 @@ def attribute(curve: Curve, summaries: Sequence[CaseSummary]) -> list[Attributio
         curve: with its measured points.
         summaries: all of the study, of which the runs without input or all-reduce and the collectives are used.
     """
-    by_case = {_identity(summary.case): summary for summary in summaries}
+    by_case = {summary.untimed_case: summary for summary in summaries}
     points = [_find_runs(curve, point, by_case) for point in curve.points if point.devices > 1]
     return [_attribute_point(curve, runs, by_case) for runs in points if {"full", "full at 1"} <= set(runs)]
 
@@ -139,14 +138,9 @@ def _find_runs(curve: Curve, point: Point, by_case: Mapping[str, CaseSummary]) -
     }
     if curve.scaling == "strong":
         wanted |= {"full of share": share, "synthetic of share": share.model_copy(update={"synthetic_input": True})}
-    found = {name: by_case.get(_identity(each)) for name, each in wanted.items()}
+    found = {name: by_case.get(untimed(each)) for name, each in wanted.items()}
     found |= {"full": point.summary, "full at 1": curve.baseline}
     return {name: each for name, each in found.items() if each and each.runs and not each.unstable}
-
-
-def _identity(case: Case) -> str:
-    """Returns what runs that explain each other share: a run without input or all-reduce never trains to its end."""
-    return json.dumps(case.model_dump(mode="json", exclude={"measure_seconds"}), sort_keys=True)
 
 
 def _attribute_point(
@@ -297,7 +291,7 @@ def _all_reduce_seconds(full: CaseSummary, summaries: Iterable[CaseSummary]) -> 
 def _faster_strategy(full: CaseSummary, by_case: Mapping[str, CaseSummary]) -> tuple[str, float] | None:
     """Returns the fastest other strategy whose throughput lies beyond this one's interval and by more than 5 %."""
     own = full.images_per_second
-    same = [_identity(full.case.model_copy(update={"strategy": strategy})) for strategy in get_args(StrategyName)]
+    same = [untimed(full.case.model_copy(update={"strategy": strategy})) for strategy in get_args(StrategyName)]
     factors = {
         each.case.strategy: each.images_per_second.value / own.value
         for each in (by_case[identity] for identity in same if identity in by_case)

@@ -24,9 +24,13 @@ import numpy as np
 
 from mnist_dist.benchmarks.analysis.measured_step_times import limits_of_step_times, make_step_times_model
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point, Scaling, is_oversubscribed
-from mnist_dist.benchmarks.analysis.scaling_models import Floats, Law, Model, ScalingLawModel
+from mnist_dist.benchmarks.analysis.scaling_models import Floats, ScalingLaw, ScalingLawModel
+from mnist_dist.benchmarks.analysis.step_times import StepTimes, StepTimesModel
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.statistics.stats import Estimate, student_quantile
+
+Law = ScalingLaw | StepTimes
+Model = ScalingLawModel | StepTimesModel
 
 MODELS = ("step times", "Amdahl", "USL")  # By the number of parameters to fit.
 POWERS_OF_TWO = tuple(2**exponent for exponent in range(13))
@@ -116,15 +120,16 @@ def predict(
     wanted = np.array(sorted({*devices, *measured}), np.float64)
     if curve.scaling == "strong":
         wanted = wanted[wanted <= curve.baseline.case.global_batch_size]
-    models, refused = [], {}
-    for name in MODELS:
+    fitted: dict[str, FittedModel] = {}
+    refused = {}
+    for name in reversed(MODELS):
         evidence = _Evidence(curve, points, summaries, np.random.default_rng(seed))
         try:
-            models.append(_fit(evidence, name, wanted))
+            fitted[name] = _fit(evidence, name, wanted, fitted["USL"] if name == "Amdahl" else None)
         except ValueError as error:
             refused[name] = str(error)
-    models, reason = _by_trust(_with_honest_amdahl(models), result.held_out_devices)
-    if any(model.name == "step times" for model in models):
+    models, reason = _by_trust([fitted[name] for name in MODELS if name in fitted], result.held_out_devices)
+    if "step times" in fitted:
         notes += limits_of_step_times(curve, summaries)
     if len(measured) == FEWEST_POINTS:
         notes.append("Three points fix the three parameters of USL: its intervals hold their noise, not its own error.")
@@ -180,19 +185,29 @@ class _Evidence:
         return ScalingLawModel(has_coherency=name == "USL")
 
 
-def _fit(evidence: _Evidence, name: str, wanted: Floats) -> FittedModel:
-    """Fits a model with and without the largest number of devices; raises ValueError where it cannot be fitted."""
+def _fit(evidence: _Evidence, name: str, wanted: Floats, wider: FittedModel | None) -> FittedModel:
+    """Fits a model with and without the largest number of devices.
+
+    Args:
+        wider: a model of which it is a special case that points cannot prove, so that its intervals hold here as well.
+
+    Raises:
+        ValueError: it cannot be fitted.
+    """
     held_out_error = _held_out_error(evidence, name)
     model = evidence.model(name)
     law = model.fit(evidence.devices, evidence.images_per_second)
     laws, noise = _draw_laws(evidence, model, law)
-    return FittedModel(
-        name,
-        law.parameters,
-        held_out_error,
-        _forecasts(evidence, law, laws, noise, wanted, held_out_error),
-        _worthwhile_devices(evidence.curve, law, laws),
-    )
+    value, low, high = _intervals(evidence, law, laws, noise, wanted, held_out_error)
+    fewest, best, most = _worthwhile_devices(evidence.curve, law, laws)
+    if wider:
+        low = np.minimum(low, [row.low for row in wider.forecasts])
+        high = np.maximum(high, [row.high for row in wider.forecasts])
+        fewest, most = min(fewest, wider.worthwhile_devices[0]), max(most, wider.worthwhile_devices[2])
+    ideal = wanted * evidence.single_images_per_second
+    columns = [wanted.astype(int), value, low, high, value / ideal, low / ideal, high / ideal]
+    forecasts = tuple(Forecast(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
+    return FittedModel(name, law.parameters, held_out_error, forecasts, (fewest, best, most))
 
 
 def _held_out_error(evidence: _Evidence, name: str) -> float | None:
@@ -228,9 +243,10 @@ def _draw_laws(evidence: _Evidence, model: Model, law: Law) -> tuple[list[Law], 
     return [model.fit(evidence.devices, fitted * shock, evidence.rng) for shock in shocks], noise
 
 
-def _forecasts(
+def _intervals(
     evidence: _Evidence, law: Law, laws: Sequence[Law], noise: Floats, wanted: Floats, held_out_error: float | None
-) -> tuple[Forecast, ...]:
+) -> tuple[Floats, Floats, Floats]:
+    """Returns images per second and their bounds, float64 [wanted]."""
     drawn = np.log([each.images_per_second(wanted) for each in laws])
     drawn += noise[:, None] * evidence.rng.standard_normal(drawn.shape)
     value = law.images_per_second(wanted)
@@ -240,9 +256,7 @@ def _forecasts(
         doublings = np.maximum(np.log2(wanted / measured[-1]), 0) / np.log2(measured[-1] / measured[-2])
         drift = np.exp(abs(math.log1p(held_out_error)) * doublings)
         low, high = np.minimum(low, value / drift), np.maximum(high, value * drift)
-    ideal = wanted * evidence.single_images_per_second
-    columns = [wanted.astype(int), value, low, high, value / ideal, low / ideal, high / ideal]
-    return tuple(Forecast(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
+    return value, low, high
 
 
 def _worthwhile_devices(curve: Curve, law: Law, laws: Sequence[Law]) -> tuple[int, int, int]:
@@ -257,28 +271,6 @@ def _worthwhile_devices(curve: Curve, law: Law, laws: Sequence[Law]) -> tuple[in
     drawn = sorted(last_worthwhile(each.images_per_second(devices)) for each in laws)
     low, high = (drawn[round(share * (len(drawn) - 1))] for share in (0.025, 0.975))
     return low, last_worthwhile(law.images_per_second(devices)), high
-
-
-def _with_honest_amdahl(models: Sequence[FittedModel]) -> list[FittedModel]:
-    """Widens the intervals of Amdahl's law to those of USL, of which it is a special case that points cannot prove."""
-    general = next(model for model in models if model.name == "USL")
-
-    def widened(model: FittedModel) -> FittedModel:
-        forecasts = [
-            replace(
-                row,
-                low=min(row.low, wide.low),
-                high=max(row.high, wide.high),
-                efficiency_low=min(row.efficiency_low, wide.efficiency_low),
-                efficiency_high=max(row.efficiency_high, wide.efficiency_high),
-            )
-            for row, wide in zip(model.forecasts, general.forecasts, strict=True)
-        ]
-        (low, value, high), (wide_low, _, wide_high) = model.worthwhile_devices, general.worthwhile_devices
-        paying = (min(low, wide_low), value, max(high, wide_high))
-        return replace(model, forecasts=tuple(forecasts), worthwhile_devices=paying)
-
-    return [widened(model) if model.name == "Amdahl" else model for model in models]
 
 
 def _by_trust(models: Sequence[FittedModel], held_out: int) -> tuple[list[FittedModel], str]:

@@ -7,46 +7,12 @@ Here are the scaling laws: X(N) = l N / (1 + s (N - 1) + k N (N - 1)) with s, k 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 GAUSS_NEWTON_STEPS = 15
 
 Floats = np.ndarray  # float64
-
-
-class Law(Protocol):
-    """A fitted model."""
-
-    @property
-    def free_parameters(self) -> int:
-        """How many parameters the points have determined: those at a bound are not counted."""
-
-    @property
-    def parameters(self) -> dict[str, float]:
-        """By name, with units in the names."""
-
-    def images_per_second(self, devices: Floats) -> Floats:
-        """Returns the throughput of all devices together."""
-
-
-class Model(Protocol):
-    """A model to be fitted."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def fewest_points(self) -> int:
-        """As many as it has parameters to fit."""
-
-    def fit(self, devices: Floats, images_per_second: Floats, rng: np.random.Generator | None = None) -> Law:
-        """Fits the logarithms of throughputs, float64 [points], the first on one device.
-
-        Args:
-            rng: also draw anew, from their uncertainty, what was fitted beforehand.
-        """
 
 
 @dataclass(frozen=True)
@@ -59,15 +25,12 @@ class ScalingLaw:
 
     @property
     def free_parameters(self) -> int:
+        """How many parameters the points have determined: those at a bound are not counted."""
         return 1 + (self.contention > 0) + (self.coherency > 0)
 
     @property
     def parameters(self) -> dict[str, float]:
-        return {
-            "images_per_second_of_one": self.rate,
-            "contention": self.contention,
-            "coherency": self.coherency,
-        }
+        return {"images_per_second_of_one": self.rate, "contention": self.contention, "coherency": self.coherency}
 
     def images_per_second(self, devices: Floats) -> Floats:
         others = devices - 1
@@ -81,15 +44,14 @@ class ScalingLawModel:
     has_coherency: bool
 
     @property
-    def name(self) -> str:
-        return "USL" if self.has_coherency else "Amdahl"
-
-    @property
     def fewest_points(self) -> int:
         return 3 if self.has_coherency else 2
 
     def fit(self, devices: Floats, images_per_second: Floats, rng: np.random.Generator | None = None) -> ScalingLaw:
-        """See `Model`: N / X(N) is linear in 1 / l, s / l and k / l, none of which is negative."""
+        """Fits the logarithms of throughputs, float64 [points]; `rng` is for models with a part fitted beforehand.
+
+        N / X(N) is linear in 1 / l, s / l and k / l, none of which is negative.
+        """
         columns = np.column_stack([np.ones_like(devices), devices - 1, devices * (devices - 1)])
         seconds = devices / images_per_second
         constant, *shares = fit_nonnegative(columns[:, : self.fewest_points], seconds).tolist()

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -93,11 +93,15 @@ class StepTimesModel:
     images_of_one: int
     is_strong: bool
     fixed_share: float = 0.0
-    name: str = field(default="step times", init=False)
-    fewest_points: int = field(default=2, init=False)
+    fewest_points: ClassVar[int] = 2  # As many as it has parameters to fit.
 
     def fit(self, devices: Floats, images_per_second: Floats, rng: np.random.Generator | None = None) -> StepTimes:
-        """See `Model`. Compute is the step of the first point; the overlap is fitted to the others.
+        """Fits the logarithms of throughputs, float64 [points], the first on one device.
+
+        Compute is the step of the first point; the overlap is fitted to the others.
+
+        Args:
+            rng: draw the links anew from their uncertainty.
 
         Raises:
             ValueError: an all-reduce that takes part in a point was not measured.

@@ -7,6 +7,7 @@ A repeat too short to tell makes the case unstable, as the others are hardly lon
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -128,6 +129,16 @@ class CaseSummary:
     def records(self) -> tuple[Record, ...]:
         """Of the runs."""
         return tuple(run.record for run in self.runs)
+
+    @cached_property
+    def untimed_case(self) -> str:
+        """See `untimed`."""
+        return untimed(self.case)
+
+
+def untimed(case: Case) -> str:
+    """Returns what runs that explain each other share: a run without input or all-reduce never trains to its end."""
+    return json.dumps(case.model_dump(mode="json", exclude={"measure_seconds"}), sort_keys=True)
 
 
 def summarize(records: Sequence[Record]) -> CaseSummary:

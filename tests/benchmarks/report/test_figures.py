@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from mnist_dist.benchmarks.figures import accuracy, all_reduces, losses, scaling, step_times
 from PIL import Image
 
 from mnist_dist.benchmarks import figures
 from mnist_dist.benchmarks.analysis.collectives import measured_all_reduces
+from mnist_dist.benchmarks.figures import accuracy, all_reduces, losses, scaling, step_times
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.figures.drawing import (
     COLOURS,
