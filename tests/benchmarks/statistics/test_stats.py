@@ -59,17 +59,6 @@ def test_interval_of_a_single_run_covers_what_varies_within_it() -> None:
     assert 0.88 <= coverage(1, 300, between=0.0, within=0.05, windows=60) <= 0.98
 
 
-def test_percentile_bootstrap_would_cover_too_seldom() -> None:
-    """The reason for Student's t: bare percentiles of three repeats leave out the truth in every fourth study."""
-    rng, hits = np.random.default_rng(1), 0
-    for _ in range(200):
-        rates = np.array([series.work.sum() / series.seconds.sum() for series in make_series(rng, 3, between=0.03)])
-        means = rates[rng.integers(3, size=(2000, 3))].mean(axis=1)
-        low, high = np.percentile(means, [2.5, 97.5])
-        hits += low <= true_rate(0.03) <= high
-    assert hits / 200 < 0.85
-
-
 @pytest.mark.parametrize("memory", [0.0, 0.5])
 def test_variance_from_blocks_is_that_of_theory(memory: float) -> None:
     """The mean of n values of an AR(1) process has variance s^2 / n (1 + memory) / (1 - memory) for large n."""
