@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from pydantic import Field
 
-from mnist_dist.benchmarks.analysis.matmul import measured_rates
+from mnist_dist.benchmarks.analysis.matmul import matmul_series, measured_rates
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.measure.timing import calibrate, seconds_of
 from mnist_dist.benchmarks.records.kinds import Measurements, WorkerKind
@@ -77,11 +77,10 @@ class Matmul(WorkerKind):
 
     def describe(self, record: Record) -> Sequence[str]:
         measured = record.measurements or {}
-        return [f"{np.median(measured['flops_per_second']) / 1e9:,.0f} GFLOP/s in {measured['dtype']}"]
+        return [f"{math.exp(matmul_series(record).log_rate) / 1e9:,.0f} GFLOP/s in {measured['dtype']}"]
 
     def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:
-        rates = [np.asarray((record.measurements or {})["flops_per_second"]) for record in records]
-        return [Series(np.ones(len(rate)), 1 / rate) for rate in rates]
+        return [matmul_series(record) for record in records]
 
     def sections(self, summaries: Sequence[CaseSummary], findings: Findings) -> Iterator[Section]:
         rows = [
