@@ -135,7 +135,7 @@ def percent(text: str) -> float:
 
 
 def names(text: str) -> list[str]:
-    from mnist_dist.benchmarks.report.labels import STRATEGIES
+    from mnist_dist.strategies import STRATEGIES
 
     parts = text.split(",")
     for part in parts:

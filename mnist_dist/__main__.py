@@ -16,10 +16,14 @@ from typing import Any
 from mnist_dist import __version__
 from mnist_dist.command import EXIT_INTERRUPTED, Parser, folder_argument, run_command
 from mnist_dist.errors import UserError
+from mnist_dist.strategies import STRATEGIES
 
 # Flags for the settings that most runs change; --set reaches all of them.
 FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "--strategy": ("runtime.strategy", {"metavar": "NAME"}),
+    "--strategy": (
+        "runtime.strategy",
+        {"metavar": "NAME", "help": "; ".join(f"{row.name}: {row.summary}" for row in STRATEGIES.values())},
+    ),
     "--devices": ("runtime.devices", {"type": int, "metavar": "N"}),
     "--epochs": ("training.epochs", {"type": int, "metavar": "N"}),
     "--steps": ("training.steps", {"type": int, "metavar": "N"}),
@@ -95,8 +99,8 @@ def add_train(commands: Any) -> None:
     for flag, (key, options) in FLAGS.items():
         default = get_setting(defaults, key)
         help_text = descriptions[key].rstrip(".") + ("" if default is None else f" (default: {default})")
-        help_text = help_text.replace("%", "%%")
-        parser.add_argument(flag, dest=key, help=help_text, default=None, **options)
+        help_text = f"{help_text}. {options['help']}" if "help" in options else help_text
+        parser.add_argument(flag, dest=key, default=None, **options | {"help": help_text.replace("%", "%%")})
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, e.g. model.filters=[16,32]"
     )
@@ -112,7 +116,8 @@ def run_train(args: argparse.Namespace) -> int:
         source = str(args.workdir / "config.yaml")  # A run goes on with its own settings.
     settings = flags | dict(parse_assignment(text) for text in args.set)
     config = load_config(source, settings)
-    if args.resume and config.runtime.strategy == "single" and config.runtime.devices > 1:
+    named = STRATEGIES.get(config.runtime.strategy)
+    if args.resume and named and not named.several_devices and config.runtime.devices > 1:
         # Recorded of a run on one device, which had not named it either.
         config = load_config(source, {"runtime.strategy": "auto"} | settings)
     if args.resume and args.workdir is None:

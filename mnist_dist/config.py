@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from mnist_dist import strategies
 from mnist_dist.errors import UserError, nearest
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -52,6 +53,8 @@ def _check_windows_fit(sizes: tuple[int, int]) -> tuple[int, int]:
     return sizes
 
 
+StrategyName = Annotated[str, BeforeValidator(strategies.check_name)]
+StrategySetting = Annotated[str, BeforeValidator(lambda value: strategies.check_name(value, "auto"))]
 Switch = Annotated[Literal["on", "off", "auto"], BeforeValidator(_on_off)]
 Pair = Annotated[tuple[Units, Units], BeforeValidator(_as_pair)]
 
@@ -142,8 +145,8 @@ class EvaluationConfig(Section):
 
 
 class RuntimeConfig(Section):
-    strategy: Literal["auto", "single", "mirrored", "multiworker", "horovod"] = Field(
-        "auto", description="single, mirrored (one process), multiworker or horovod (a process per device)."
+    strategy: StrategySetting = Field(
+        "auto", description="How the devices work together; auto decides by their number and the launcher."
     )
     devices: PositiveInt = Field(1, description="Devices (replicas) in total: GPUs, or shares of the CPU's cores.")
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = Field(

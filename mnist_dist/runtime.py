@@ -15,6 +15,7 @@ from typing import Any
 from mnist_dist import cpuinfo
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.errors import UserError
+from mnist_dist.strategies import STRATEGIES
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def configure_runtime(
     keras.utils.set_random_seed(seed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    replicas = config.devices if config.strategy == "mirrored" else 1
+    replicas = config.devices if STRATEGIES[config.strategy].one_process else 1
     select_devices(replicas, local_rank, local_size)
     device = find_device()
     precision = decide_precision(config.precision, device)

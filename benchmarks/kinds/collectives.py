@@ -19,7 +19,7 @@ from mnist_dist.benchmarks.report.table import TextTable
 from mnist_dist.benchmarks.statistics.stats import Series
 from mnist_dist.config import Config, NonNegativeInt, PositiveFloat, PositiveInt
 from mnist_dist.config import Section as Fields
-from mnist_dist.distributed.strategies import Strategy, all_gather
+from mnist_dist.distributed.strategies.interface import Strategy, all_gather
 from mnist_dist.distributed.turns import Turns
 from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime

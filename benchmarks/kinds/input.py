@@ -15,7 +15,7 @@ from mnist_dist.benchmarks.report.sections import Section
 from mnist_dist.benchmarks.report.table import TextTable
 from mnist_dist.config import Config
 from mnist_dist.data.dataset import load_arrays, make_train_dataset
-from mnist_dist.distributed.strategies import Strategy, all_gather
+from mnist_dist.distributed.strategies.interface import Strategy, all_gather
 from mnist_dist.distributed.turns import FULL, Turns
 from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from pydantic import Field
 
-from mnist_dist.benchmarks.analysis.matmul import measured_rates
+from mnist_dist.benchmarks.analysis.matmul import matmul_series, measured_rates
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.measure.timing import take_timings
 from mnist_dist.benchmarks.records.kinds import Measurements, WorkerKind
@@ -18,10 +18,11 @@ from mnist_dist.benchmarks.report.sections import Section
 from mnist_dist.benchmarks.report.table import TextTable
 from mnist_dist.benchmarks.statistics.stats import Series
 from mnist_dist.config import Config, NonNegativeInt, PositiveFloat, PositiveInt
-from mnist_dist.distributed.strategies import Strategy
+from mnist_dist.distributed.strategies.interface import Strategy
 from mnist_dist.distributed.turns import FULL, Turns
 from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime
+from mnist_dist.strategies import BASELINE
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -50,7 +51,7 @@ class Matmul(WorkerKind):
     settings: ClassVar = {"runtime.kernels": "plain"}
 
     def fits(self, strategy: str, devices: int) -> bool:
-        return strategy == "single"  # A process measures its own products only.
+        return strategy == BASELINE  # A process measures its own products only.
 
     def measure(self, config: Config, strategy: Strategy, runtime: Runtime, turns: Turns | None) -> dict[str, Any]:
         """Multiplies square matrices in the type that training computes in."""
@@ -80,11 +81,10 @@ class Matmul(WorkerKind):
 
     def describe(self, record: Record) -> Sequence[str]:
         measured = record.measurements or {}
-        return [f"{np.median(measured['flops_per_second']) / 1e9:,.0f} GFLOP/s in {measured['dtype']}"]
+        return [f"{math.exp(matmul_series(record).log_rate) / 1e9:,.0f} GFLOP/s in {measured['dtype']}"]
 
     def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:
-        rates = [np.asarray((record.measurements or {})["flops_per_second"]) for record in records]
-        return [Series(np.ones(len(rate)), 1 / rate) for rate in rates]
+        return [matmul_series(record) for record in records]
 
     def sections(self, summaries: Sequence[CaseSummary], findings: Findings) -> Iterator[Section]:
         rows = [

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from pydantic import Field, model_validator
 
-from mnist_dist.benchmarks.analysis.summary import steady_series, steady_state_of, why_unstable
+from mnist_dist.benchmarks.analysis.summary import RunSummary, why_unstable
 from mnist_dist.benchmarks.records.kinds import Kind, Measurements, NoRateError
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.statistics.stats import Series
@@ -47,13 +48,12 @@ class WindowsKind(Kind):
     has_batches = True
 
     def describe(self, record: Record) -> Sequence[str]:
-        state = steady_state_of(record)
-        steady = steady_series(record, state)
-        rate = f"{steady.work.sum() / steady.seconds.sum():,.0f} images/s"
-        return [f"{rate} (not settled)" if state.reason_unstable else rate]
+        run = RunSummary(record)
+        rate = f"{math.exp(run.series.log_rate):,.0f} images/s"
+        return [f"{rate} (not settled)" if run.steady_state.reason_unstable else rate]
 
     def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:
-        states = [steady_state_of(record) for record in records]
-        if unstable := why_unstable(states):
+        runs = [RunSummary(record) for record in records]
+        if unstable := why_unstable([run.steady_state for run in runs]):
             raise NoRateError(f"unstable: {unstable}")
-        return [steady_series(record, state) for record, state in zip(records, states, strict=True)]
+        return [run.series for run in runs]

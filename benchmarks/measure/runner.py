@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from mnist_dist.benchmarks.measure.process import End, Running
 from mnist_dist.benchmarks.measure.rounds import Contender, Limits, Round
-from mnist_dist.benchmarks.measure.suite import ONE_PROCESS, Machine, PlannedCase, training_settings
+from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase, training_settings
 from mnist_dist.benchmarks.measure.telemetry import open_meter, summarize
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.environment import CODE_FOLDER, identity
@@ -33,6 +33,7 @@ from mnist_dist.benchmarks.records.record import Record, Turns, explain_record
 from mnist_dist.config import load_config
 from mnist_dist.errors import UserError, one_line
 from mnist_dist.files import writing
+from mnist_dist.strategies import STRATEGIES, missing_packages
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ def launch_command(command: Sequence[str], study: Study, case: Case) -> list[str
     """Lets Slurm start the ranks of a case in a job; elsewhere, mnist_dist does."""
     if study.machine.hosts is None:
         return list(command)
-    ranks = 1 if case.strategy in ONE_PROCESS else case.devices
+    ranks = 1 if STRATEGIES[case.strategy].one_process else case.devices
     # Without a number, each task would get a single core.
     per_rank = (case.cores_per_device or 0) * case.devices // ranks
     cores = per_rank or max(study.machine.cores * case.hosts // ranks, 1)
@@ -256,17 +257,15 @@ def _cores(case: Case, study: Study) -> set[int]:
 
 def find_machine(devices_per_host: int | None = None) -> Machine:
     """Finds what the cases of a study may use: this host's devices, or those of the Slurm job around this process."""
-    import importlib.util
-
     from mnist_dist.benchmarks.records.environment import find_hardware
     from mnist_dist.cpuinfo import cpu_has_float16
 
     hardware = find_hardware()
     in_container = "MNIST_DIST_CONTAINER" in os.environ  # Of which this process knows nothing.
-    has_horovod = in_container or importlib.util.find_spec("horovod") is not None
+    missing = frozenset() if in_container else missing_packages()
     gpus = len(hardware.gpus)
     in_job = "SLURM_JOB_ID" in os.environ and shutil.which("srun") is not None
     hosts = int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) if in_job else None
     cores = int(os.environ.get("SLURM_CPUS_ON_NODE", hardware.cores)) if in_job else hardware.cores
     has_float16 = gpus > 0 or cpu_has_float16()
-    return Machine(cores, gpus, devices_per_host or gpus or cores, hosts, has_horovod, has_float16)
+    return Machine(cores, gpus, devices_per_host or gpus or cores, hosts, missing, has_float16)

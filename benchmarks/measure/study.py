@@ -8,12 +8,13 @@ from typing import Protocol
 
 from mnist_dist.benchmarks.measure import runner
 from mnist_dist.benchmarks.measure.runner import Run, Study
-from mnist_dist.benchmarks.measure.suite import ONE_PROCESS, Machine, PlannedCase, Suite
+from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase, Suite
 from mnist_dist.benchmarks.records.environment import find_hardware
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store, finished
 from mnist_dist.errors import UserError
+from mnist_dist.strategies import BASELINE, STRATEGIES
 
 PROCESS_BYTES, GPU_PROCESS_BYTES = 1.2e9, 2e9  # What a process of this network may take, of the host's and a GPU's.
 Side = tuple[Study, Store]
@@ -119,7 +120,7 @@ def _parts(units: Sequence[list[Run]], baseline: list[Run] | None, most: int) ->
 def is_baseline(run: Run) -> bool:
     """Whether others are compared with it: a training on one device."""
     case = run.case
-    return case.kind == "train" and case.strategy == "single" and bool(run.planned.variants) and not case.is_ablation
+    return case.kind == "train" and case.strategy == BASELINE and bool(run.planned.variants) and not case.is_ablation
 
 
 def most_processes() -> int:
@@ -131,7 +132,7 @@ def most_processes() -> int:
 
 def _processes(run: Run) -> int:
     """Returns how many processes a run has on each host."""
-    return 1 if run.case.strategy in ONE_PROCESS else -(-run.case.devices // run.case.hosts)
+    return 1 if STRATEGIES[run.case.strategy].one_process else -(-run.case.devices // run.case.hosts)
 
 
 def run_rounds(rounds: Sequence[Sequence[Run]], sides: Sequence[Side], progress: Progress) -> list[Record]:

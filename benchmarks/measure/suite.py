@@ -15,21 +15,22 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 
-from mnist_dist.benchmarks.records.case import Case, KindName, StrategyName
+from mnist_dist.benchmarks.records.case import Case, KindName
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.config import (
     MAX_CONFIG_BYTES,
     PositiveFloat,
     PositiveInt,
     Section,
+    StrategyName,
     explain,
     load_config,
     read_yaml,
     setting_descriptions,
 )
 from mnist_dist.errors import UserError, nearest, one_line
+from mnist_dist.strategies import STRATEGIES
 
-ONE_PROCESS = ("single", "mirrored")
 MAX_CASES, MAX_RUNS = 2000, 100_000
 DEFAULT_IMAGES_PER_DEVICE = 128
 ABLATION_SECONDS = 4.0  # For which each variant of a training to its end is measured, when it has ended.
@@ -90,7 +91,7 @@ class Suite(Section):
     repeats: PositiveInt = Field(description="Fresh processes per case.")
     timeout_seconds: PositiveFloat = Field(600.0, description="After which a case is ended and recorded as such.")
     width: PositiveFloat = Field(0.01, description="Half of the 95 % interval of ratios, as a share, that is enough.")
-    strategies: Strategies = Field(["single", "mirrored", "multiworker", "horovod"])
+    strategies: Strategies = Field(default_factory=lambda: list(STRATEGIES))
     devices: Annotated[Integers | None, BeforeValidator(_all_as_none)] = Field(
         None, description="all, or none given: powers of two up to what the machine has."
     )
@@ -105,7 +106,7 @@ class Machine:
     gpus: int
     devices_per_host: int
     hosts: int | None = None  # Of a job in which `srun` starts the ranks; None: this host alone.
-    has_horovod: bool = True
+    missing_packages: frozenset[str] = frozenset()  # Of those that strategies need.
     has_float16: bool = True  # Arithmetic, not only storage.
 
 
@@ -274,7 +275,9 @@ def _expand(
     ]
     varied = [[(key, value) for value in values] for key, values in block.vary.items()]
     for strategy, devices in itertools.product(strategies, counts):
-        if (strategy == "single" and devices > 1) or not kind(block.kind).fits(strategy, devices):
+        if devices > 1 and not STRATEGIES[strategy].several_devices:
+            continue
+        if not kind(block.kind).fits(strategy, devices):
             continue
         # One device with all cores is the whole machine already, and would be measured twice.
         whole = cores_per_device if (devices, cores_per_device) == (1, machine.cores) else None
@@ -343,7 +346,7 @@ def _all_cores(machine: Machine, cores_per_device: int | None, most_devices: int
 def _hosts(strategy: str, devices: int, machine: Machine) -> int:
     """The fewest hosts that give each device its own place. It does not depend on how many this job has, as the
     jobs of one study have more or fewer."""
-    if strategy in ONE_PROCESS or machine.hosts is None:
+    if STRATEGIES[strategy].one_process or machine.hosts is None:
         return 1
     return -(-devices // machine.devices_per_host)
 
@@ -370,6 +373,5 @@ def _skip_reason(case: Case, machine: Machine) -> str | None:
         )
     if case.settings.get("runtime.precision") == "mixed_float16" and not machine.has_float16:
         return "the CPU has no float16 arithmetic"
-    if case.strategy == "horovod" and not machine.has_horovod:
-        return "Horovod is not installed; run `mnist-dist install-horovod`"
-    return None
+    row = STRATEGIES[case.strategy]
+    return row.missing if row.package in machine.missing_packages else None

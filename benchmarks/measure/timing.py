@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mnist_dist.distributed.strategies import Strategy, all_gather
+from mnist_dist.distributed.strategies.interface import Strategy, all_gather
 from mnist_dist.distributed.turns import Turns
 
 WINDOW_SECONDS = 0.1

@@ -14,18 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from mnist_dist.benchmarks.measure.suite import ONE_PROCESS, training_settings
+from mnist_dist.benchmarks.measure.suite import training_settings
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import WorkerKind, kind
 from mnist_dist.config import load_config
 from mnist_dist.distributed.cluster import find_cluster
 from mnist_dist.distributed.launch import join_ranks, run_ranks
-from mnist_dist.distributed.strategies import make_strategy, resolve_strategy
+from mnist_dist.distributed.strategies.resolve import make_strategy, resolve_strategy
 from mnist_dist.distributed.turns import join_turns
 from mnist_dist.errors import UserError
 from mnist_dist.files import write_json
 from mnist_dist.network.forward import choose_form
 from mnist_dist.runtime import configure_runtime
+from mnist_dist.strategies import STRATEGIES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,9 +45,9 @@ def measure_or_start_ranks(case: Case, result_file: Path) -> None:
     of_kind = cast(WorkerKind, kind(case.kind))
     config = load_config("default", training_settings(case, seed=0))
     cluster = find_cluster(os.environ)
-    if cluster.launcher == "none" and case.strategy not in ONE_PROCESS:
+    if cluster.launcher == "none" and not STRATEGIES[case.strategy].one_process:
         command = [sys.executable, "-m", of_kind.worker, *sys.argv[1:]]
-        run_ranks(command, case.devices, horovod=case.strategy == "horovod")
+        run_ranks(command, case.devices, strategy=case.strategy)
         return
     settings = resolve_strategy(config.runtime, cluster)
     with join_ranks(cluster, settings):

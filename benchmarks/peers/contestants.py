@@ -96,7 +96,7 @@ class Environment:
         available = self.machine.gpus or self.machine.cores
         if work.devices > available:
             return f"it needs {work.devices} devices, and there are {available}"
-        if uses_horovod and not self.machine.has_horovod:
+        if uses_horovod and "horovod" in self.machine.missing_packages:
             return "Horovod is not installed; run `mnist-dist install-horovod`"
         if isinstance(work, Script) and work.python == "pytorch" and self.pytorch_version is None:
             return self.pytorch_missing

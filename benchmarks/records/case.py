@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
 from mnist_dist.benchmarks.records.kinds import KINDS
-from mnist_dist.config import PositiveFloat, PositiveInt, Section
+from mnist_dist.config import PositiveFloat, PositiveInt, Section, StrategyName
+from mnist_dist.strategies import BASELINE
 
 
 def _check_kind(name: str) -> str:
@@ -22,14 +23,13 @@ def _check_kind(name: str) -> str:
 
 
 KindName = Annotated[str, AfterValidator(_check_kind), Field(json_schema_extra={"enum": list(KINDS)})]
-StrategyName = Literal["single", "mirrored", "multiworker", "horovod"]
 
 
 class Case(Section):
     """What is measured. Equal cases may be averaged, and compared between studies."""
 
     kind: KindName = Field("train", description="What is measured; see mnist_dist.benchmarks.records.kinds.")
-    strategy: StrategyName = Field("single", description="How the devices work together.")
+    strategy: StrategyName = Field(BASELINE, description="How the devices work together.")
     devices: PositiveInt = Field(1, description="Devices (replicas) in total.")
     hosts: PositiveInt = Field(1, description="Hosts over which the devices spread evenly.")
     cores_per_device: PositiveInt | None = Field(

@@ -209,7 +209,7 @@ def _unstable_caveats(summaries: Sequence[CaseSummary], name: _Namer) -> Iterato
     for summary in summaries:
         if summary.unsettled_repeats and not summary.unstable:
             runs = f"{summary.unsettled_repeats} of {len(summary.records)} runs"
-            yield Caveat(f"{runs} did not settle, and count with their warm-up: {name(summary)}.")
+            yield Caveat(f"{runs} did not settle, and count all the same: {name(summary)}.")
 
 
 def _identity_caveats(records: Sequence[Record]) -> Iterator[Caveat]:

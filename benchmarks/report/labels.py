@@ -13,7 +13,6 @@ from mnist_dist.errors import one_line
 
 TIMES, DASH = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 MISSING = DASH
-STRATEGIES = ("single", "mirrored", "multiworker", "horovod")
 SHOWN_APART = ("runtime.precision", "runtime.xla")  # Settings that have a column of their own.
 
 

@@ -13,9 +13,10 @@ from mnist_dist.benchmarks.analysis.scaling import Curve, efficiency, is_oversub
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.labels import STRATEGIES, on_gpus
+from mnist_dist.benchmarks.report.labels import on_gpus
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.errors import one_line
+from mnist_dist.strategies import STRATEGIES
 
 MATMUL_DTYPES = {"mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}
 
@@ -50,8 +51,7 @@ def build_rows(summaries: Sequence[CaseSummary], curves: Sequence[Curve]) -> lis
         (curve.scaling, point.summary.case_id): point.efficiency for curve in curves for point in curve.points
     }
     for curve in curves:
-        if single := curve.baseline.images_per_second:
-            efficiencies[curve.scaling, curve.baseline.case_id] = efficiency(single, 1, single)
+        efficiencies[curve.scaling, curve.baseline.case_id] = efficiency(curve.baseline, curve.baseline)
     rates = measured_rates(summaries)
     rows = [
         Row(
@@ -89,7 +89,7 @@ def seed_accuracies(summary: CaseSummary) -> list[float]:
 
 
 def _order(case: Case) -> tuple[Any, ...]:
-    place = STRATEGIES.index(case.strategy)
+    place = list(STRATEGIES).index(case.strategy)
     return place, str(sorted(case.settings.items())), case.devices, case.hosts, -case.global_batch_size, case.case_id
 
 

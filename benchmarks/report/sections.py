@@ -124,7 +124,7 @@ def _prediction_overview(predictions: Sequence[Prediction]) -> TextTable:
     rows = []
     for each in predictions:
         model = each.models[0]
-        low, sensible, high = model.paying_devices
+        low, sensible, high = model.worthwhile_devices
         beyond = [forecast for forecast in model.forecasts if forecast.devices > each.held_out_devices][:2]
         error = "not tested" if model.held_out_error is None else f"{100 * model.held_out_error:+.1f} %"
         forecasts = [f"{label_count(next_.images_per_second)} on {next_.devices:,}" for next_ in beyond]

@@ -5,28 +5,29 @@ from __future__ import annotations
 import numpy as np
 
 
-def lag_one_correlation(values: np.ndarray) -> float:
-    """Returns the correlation of neighbouring values, from their ranks so that outliers matter little.
+def lag_one_correlation(values: np.ndarray) -> np.ndarray:
+    """Returns the correlation of neighbouring values, from their ranks so that outliers matter little, float64 [...].
 
     Args:
-        values: float64 [windows].
+        values: float64 [..., windows].
     """
     from scipy import stats
 
-    ranks = stats.rankdata(values) - (len(values) + 1) / 2
-    power = float(ranks @ ranks)
-    return float(ranks[1:] @ ranks[:-1]) / power if power else 0.0
+    ranks = stats.rankdata(values, axis=-1) - (values.shape[-1] + 1) / 2
+    power = np.sum(ranks**2, axis=-1)
+    return np.sum(ranks[..., 1:] * ranks[..., :-1], axis=-1) / np.where(power > 0, power, 1.0)
 
 
-def block_length(values: np.ndarray) -> int:
+def block_length(series: np.ndarray) -> int:
     """Returns Politis and White's block length for noise of the first order (Econometric Reviews 23, 2004).
 
     Args:
-        values: float64 [windows].
+        series: float64 [rows, windows], of which that with the longest memory decides.
     """
-    memory = min(max(lag_one_correlation(values), 0.0), 0.9)
-    best = (6 * len(values)) ** (1 / 3) * (memory / (1 - memory**2)) ** (2 / 3)
-    return max(1, min(round(best), len(values) // 3))
+    windows = series.shape[1]
+    memory = float(np.clip(lag_one_correlation(series).max(), 0.0, 0.9))
+    best = (6 * windows) ** (1 / 3) * (memory / (1 - memory**2)) ** (2 / 3)
+    return max(1, min(round(best), windows // 3))
 
 
 def covariance_of_means(series: np.ndarray, length: int) -> np.ndarray:

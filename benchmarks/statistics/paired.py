@@ -44,7 +44,7 @@ def mean_of_cycles(values: np.ndarray) -> CycleMean:
     cut = int(TRIMMED * count)
     kept = np.sort(values)[cut : count - cut]
     winsorised = np.clip(values, kept[0], kept[-1])
-    length = block_length(winsorised) if count > 2 else 1
+    length = block_length(winsorised[None]) if count > 2 else 1
     blocks = len(kept) // length
     variance = float(covariance_of_means(winsorised[None], length)[0, 0]) * (count / len(kept)) ** 2
     return CycleMean(float(kept.mean()), variance if blocks > 1 else math.nan, blocks)

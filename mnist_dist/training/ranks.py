@@ -11,8 +11,9 @@ from mnist_dist.config import Config, config_to_yaml
 from mnist_dist.data.dataset import load_arrays
 from mnist_dist.distributed import launch
 from mnist_dist.distributed.cluster import Cluster
-from mnist_dist.distributed.strategies import resolve_strategy
+from mnist_dist.distributed.strategies.resolve import resolve_strategy
 from mnist_dist.errors import TrainingError
+from mnist_dist.strategies import STRATEGIES
 from mnist_dist.training.plan import make_plan
 from mnist_dist.training.workdir import check_workdir
 
@@ -20,7 +21,7 @@ from mnist_dist.training.workdir import check_workdir
 def train_here_or_in_ranks(config: Config, workdir: Path, resume: bool, cluster: Cluster) -> dict[str, Any]:
     """Trains as the strategy needs it; see `trainer.train` for arguments, result and errors."""
     runtime = resolve_strategy(config.runtime, cluster)
-    if cluster.launcher != "none" or runtime.strategy in ("single", "mirrored"):
+    if cluster.launcher != "none" or STRATEGIES[runtime.strategy].one_process:
         from mnist_dist.training.trainer import train
 
         return train(config, workdir, resume)
@@ -39,7 +40,7 @@ def train_in_ranks(config: Config, workdir: Path, resume: bool) -> dict[str, Any
     with tempfile.TemporaryFile("w", encoding="utf-8") as file:
         file.write(config_to_yaml(config))
         file.flush()
-        launch.run_ranks(command, config.runtime.devices, horovod=config.runtime.strategy == "horovod", stdin=file)
+        launch.run_ranks(command, config.runtime.devices, strategy=config.runtime.strategy, stdin=file)
     result = folder.read_result()
     if result is None:
         raise TrainingError(f"launch: all ranks ended well, but '{folder.result_file}' is missing; is the disk shared?")

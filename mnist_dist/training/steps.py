@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from mnist_dist.distributed.strategies import Strategy
+from mnist_dist.distributed.strategies.interface import Strategy
 from mnist_dist.loops import repeat
 from mnist_dist.network.forward import Forward
 

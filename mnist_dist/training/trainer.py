@@ -26,14 +26,9 @@ from mnist_dist.data.dataset import (
 from mnist_dist.distributed.cluster import Cluster, find_cluster
 from mnist_dist.distributed.launch import join_ranks
 from mnist_dist.distributed.preemption import Preemption
-from mnist_dist.distributed.strategies import (
-    Strategy,
-    Unreduced,
-    all_gather,
-    make_strategy,
-    mean_over_replicas,
-    resolve_strategy,
-)
+from mnist_dist.distributed.strategies.interface import Strategy, all_gather, mean_over_replicas
+from mnist_dist.distributed.strategies.resolve import make_strategy, resolve_strategy
+from mnist_dist.distributed.strategies.unreduced import Unreduced
 from mnist_dist.distributed.turns import FULL, Turns, join_turns
 from mnist_dist.distributed.watchdog import EXIT_LOST_RANKS, Watchdog
 from mnist_dist.errors import TrainingError, UserError
@@ -337,7 +332,7 @@ def introduce(session: Session, peak_learning_rate: float) -> Iterator[str]:
     """Says what is about to run and what `auto` decided, with the reasons."""
     config, runtime, replicas = session.config, session.runtime, session.strategy.shard.num_replicas
     yield f"device     {runtime.device.kind}, {runtime.device.name}"
-    yield f"strategy   {session.strategy.name}, {replicas} replica{'s' if replicas > 1 else ''}"
+    yield f"strategy   {config.runtime.strategy}, {replicas} replica{'s' if replicas > 1 else ''}"
     yield f"precision  {runtime.precision.value} ({runtime.precision.reason})"
     yield f"XLA        {runtime.xla.value} ({runtime.xla.reason})"
     yield f"kernels    {session.form.kernels.value} ({session.form.kernels.reason})"
@@ -484,7 +479,7 @@ def describe_run(session: Session, progress: Progress) -> dict[str, Any]:
         "images_per_second": images_per_second(progress.timed_steps, progress.timed_seconds, batch_size),
         "training_seconds": progress.training_seconds,
         "first_step_seconds": progress.first_step_seconds,
-        "strategy": session.strategy.name,
+        "strategy": session.config.runtime.strategy,
         "replicas": session.strategy.shard.num_replicas,
         "device": f"{session.runtime.device.kind}, {session.runtime.device.name}",
         "precision": session.runtime.precision.value,

@@ -15,7 +15,7 @@ import numpy as np
 
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.labels import STRATEGIES
+from mnist_dist.strategies import STRATEGIES
 
 HOST_CORES = 8
 CORES_PER_DEVICE = 2

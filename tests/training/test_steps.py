@@ -13,7 +13,8 @@ import pytest
 
 from mnist_dist.config import ModelConfig, OptimizerConfig
 from mnist_dist.data.dataset import Arrays, Shard, make_eval_dataset, make_train_dataset
-from mnist_dist.distributed.strategies import Single, Strategy
+from mnist_dist.distributed.strategies.interface import Strategy
+from mnist_dist.distributed.strategies.single import Single
 from mnist_dist.network.forward import Form, decide_kernels
 from mnist_dist.network.model import build_model
 from mnist_dist.network.optimizers import build_optimizer

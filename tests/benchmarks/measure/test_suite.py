@@ -201,7 +201,7 @@ class TestSkipReasons:
             ("mirrored", 8, JOB, "8 devices on one host, which has places for 4"),
             ("mirrored", 4, Machine(4, 2, 2), "4 devices on one host, which has 2 GPUs"),
             ("multiworker", 2, Machine(4, 1, 1), "2 devices on one host, which has 1 GPU"),
-            ("horovod", 2, Machine(2, 0, 2, has_horovod=False), "Horovod is not installed"),
+            ("horovod", 2, Machine(2, 0, 2, missing_packages=frozenset({"horovod"})), "Horovod is not installed"),
         ],
     )
     def test_of_a_machine(self, strategy: str, devices: int, machine: Machine, reason: str) -> None:

@@ -16,7 +16,7 @@ from mnist_dist.benchmarks.measure.runner import run_case
 from mnist_dist.benchmarks.measure.timing import WINDOW_SECONDS, calibrate
 from mnist_dist.benchmarks.records.case import StrategyName
 from mnist_dist.benchmarks.statistics.steady_state import FEWEST_WINDOWS, merge_windows
-from mnist_dist.distributed.strategies import Single
+from mnist_dist.distributed.strategies.single import Single
 from tests.benchmarks.harness import make_study, small_case
 
 FASTEST_MEMORY = 1e12  # Bytes per second, more than any processor of today copies.

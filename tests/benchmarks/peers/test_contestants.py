@@ -55,7 +55,7 @@ def test_commands_are_what_the_scripts_understand() -> None:
 
 
 def test_reasons_to_skip() -> None:
-    one = Machine(cores=1, gpus=0, devices_per_host=1, has_horovod=False)
+    one = Machine(cores=1, gpus=0, devices_per_host=1, missing_packages=frozenset({"horovod"}))
     nothing = Environment(one, "python3", None, "no PyTorch here")
     works = {name: contestant.throughput for name, contestant in CONTESTANTS.items() if contestant.throughput}
     reasons = {name: nothing.skip_reason(work) for name, work in works.items()}
