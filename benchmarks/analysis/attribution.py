@@ -36,16 +36,14 @@ from typing import Literal
 
 import numpy as np
 
-from mnist_dist.benchmarks.analysis.collectives import measured_all_reduces
+from mnist_dist.benchmarks.analysis.collectives import AllReduce
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point, Scaling, is_oversubscribed
 from mnist_dist.benchmarks.analysis.scaling_models import gradient_bytes
 from mnist_dist.benchmarks.analysis.stragglers import SlowPlace, find_slow_place
-from mnist_dist.benchmarks.analysis.summary import CaseSummary, steady_state_of
+from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.labels import on_gpus
+from mnist_dist.benchmarks.records.record import on_gpus
 from mnist_dist.benchmarks.statistics.stats import Estimate, block_length, student_quantile
-from mnist_dist.benchmarks.statistics.steady_state import merge_windows
 
 PartName = Literal["small batches", "input", "communication", "stragglers", "rest", "unexplained"]
 
@@ -114,33 +112,24 @@ class Attribution:
         return largest if largest and largest.share.low > 0 else None
 
 
-def attribute(curve: Curve, summaries: Sequence[CaseSummary], seed: int = 0) -> list[Attribution]:
+def attribute(
+    curve: Curve, summaries: Sequence[CaseSummary], all_reduces: Sequence[AllReduce] = (), seed: int = 0
+) -> list[Attribution]:
     """Splits the loss of every point on several devices.
 
     Args:
         curve: with its measured points.
-        summaries: all of the study, of which the runs without input or all-reduce and the collectives are used.
+        summaries: all of the study, of which the runs without input or all-reduce are used.
+        all_reduces: those that the study measured by themselves.
         seed: of the bootstrap.
     """
     rng = np.random.default_rng(seed)
     points = [_find_runs(curve, point, summaries) for point in curve.points if point.devices > 1]
     return [
-        _attribute_point(curve, measured, summaries, rng)
+        _attribute_point(curve, measured, summaries, all_reduces, rng)
         for measured in points
         if {"full", "full at 1"} <= set(measured.runs)
     ]
-
-
-def steady_step_seconds(record: Record) -> np.ndarray:
-    """Returns the step times of every rank in each window of the steady state, float64 [ranks, windows].
-
-    Short windows are merged.
-    """
-    measured, first = record.measurements or {}, steady_state_of(record).first_window
-    steps, seconds, _ = merge_windows(
-        measured["window_steps"][first:], [row[first:] for row in measured["window_seconds"]]
-    )
-    return seconds / steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +149,7 @@ class _Measured:
 
     def step_seconds(self, name: str) -> list[np.ndarray]:
         """Returns the steady step times of a run, float64 [repeats][ranks, windows]; empty where there is none."""
-        return [steady_step_seconds(record) for record in self.runs[name].records] if name in self.runs else []
+        return self.runs[name].steady_step_seconds() if name in self.runs else []
 
     def slow_place(self, name: str) -> SlowPlace | None:
         if name not in self.runs:
@@ -193,7 +182,11 @@ def _identity(case: Case) -> str:
 
 
 def _attribute_point(
-    curve: Curve, measured: _Measured, summaries: Sequence[CaseSummary], rng: np.random.Generator
+    curve: Curve,
+    measured: _Measured,
+    summaries: Sequence[CaseSummary],
+    all_reduces: Sequence[AllReduce],
+    rng: np.random.Generator,
 ) -> Attribution:
     full, case = measured.full, measured.full.case
     slowest = measured.slow_place("free")
@@ -210,7 +203,7 @@ def _attribute_point(
     unexplained = total
     for terms in causes.values():
         unexplained = _add(unexplained, terms, -1)
-    alone = _all_reduce_seconds(full, summaries)
+    alone = _all_reduce_seconds(full, all_reduces)
     return Attribution(
         case=case,
         scaling=curve.scaling,
@@ -402,15 +395,11 @@ def _hidden_input(runs: Mapping[str, _Run]) -> Estimate | None:
     return _estimate_share(_add(without, _add({"full": SLOWEST}, {"synthetic": SLOWEST}, -1), -1), runs)
 
 
-def _all_reduce_seconds(full: CaseSummary, summaries: Sequence[CaseSummary]) -> float | None:
+def _all_reduce_seconds(full: CaseSummary, all_reduces: Sequence[AllReduce]) -> float | None:
     """Returns the seconds of one all-reduce as large as the gradients, from the two nearest measured sizes."""
     case, size = full.case, gradient_bytes(full.records[0].identity.config)
     place = (case.strategy, case.devices, case.hosts)
-    messages = [
-        each
-        for each in measured_all_reduces(summaries)
-        if (each.case.strategy, each.case.devices, each.case.hosts) == place
-    ]
+    messages = [each for each in all_reduces if (each.case.strategy, each.case.devices, each.case.hosts) == place]
     sizes, seconds = [each.size_bytes for each in messages], [each.seconds for each in messages]
     if not sizes or not min(sizes) <= size <= max(sizes):
         return None

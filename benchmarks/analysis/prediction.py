@@ -23,8 +23,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mnist_dist.benchmarks.analysis.attribution import steady_step_seconds
-from mnist_dist.benchmarks.analysis.collectives import AllReduce, measured_all_reduces
+from mnist_dist.benchmarks.analysis.collectives import AllReduce
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point, Scaling, is_oversubscribed
 from mnist_dist.benchmarks.analysis.scaling_models import (
     Floats,
@@ -108,13 +107,18 @@ class Prediction:
 
 
 def predict(
-    curve: Curve, summaries: Sequence[CaseSummary], devices: Sequence[int] = POWERS_OF_TWO, seed: int = 0
+    curve: Curve,
+    summaries: Sequence[CaseSummary],
+    all_reduces: Sequence[AllReduce] = (),
+    devices: Sequence[int] = POWERS_OF_TWO,
+    seed: int = 0,
 ) -> Prediction:
     """Fits the models to a curve and extrapolates.
 
     Args:
         curve: with its measured points.
-        summaries: all of the study, of which all-reduces and runs without all-reduce are used.
+        summaries: all of the study, of which runs without all-reduce and of one device are used.
+        all_reduces: those that the study measured by themselves, which the model of step times needs.
         devices: the numbers of devices to predict; in strong scaling those beyond the global batch are left out.
         seed: of the bootstrap.
     """
@@ -128,16 +132,17 @@ def predict(
     wanted = np.array(sorted({*devices, *measured}), np.float64)
     if curve.scaling == "strong":
         wanted = wanted[wanted <= curve.baseline.case.global_batch_size]
+    messages = [each for each in all_reduces if each.case.strategy == curve.strategy and each.case.devices > 1]
     models, refused = [], {}
     for name in MODELS:
-        study = _Study(curve, points, summaries, np.random.default_rng(seed))
+        study = _Study(curve, points, summaries, messages, np.random.default_rng(seed))
         try:
             models.append(_fit(study, name, wanted))
         except ValueError as error:
             refused[name] = str(error)
     models, reason = _by_trust(_with_honest_amdahl(models), result.held_out_devices)
     if any(model.name == "step times" for model in models):
-        notes += _limits_of_step_times(curve, summaries)
+        notes += _limits_of_step_times(curve, summaries, messages)
     if len(measured) == FEWEST_POINTS:
         notes.append("Three points fix the three parameters of USL: its intervals hold their noise, not its own error.")
     return replace(result, models=tuple(models), refused=refused, reason=reason, notes=tuple(notes))
@@ -163,6 +168,7 @@ class _Study:
     curve: Curve
     points: Sequence[Point]
     summaries: Sequence[CaseSummary]
+    messages: Sequence[AllReduce]
     rng: np.random.Generator
     link_draws: int = LINK_DRAWS
 
@@ -183,7 +189,8 @@ class _Study:
         """Returns what was measured on fewer devices and nothing else, for a fit without its uncertainty."""
         points = [point for point in self.points if point.devices < devices]
         summaries = [summary for summary in self.summaries if summary.case.devices < devices]
-        return replace(self, points=points, summaries=summaries, link_draws=0)
+        messages = [each for each in self.messages if each.case.devices < devices]
+        return replace(self, points=points, summaries=summaries, messages=messages, link_draws=0)
 
     def model(self, name: str) -> Model:
         """Prepares a model for fitting; raises ValueError where it cannot be fitted."""
@@ -304,8 +311,7 @@ def _by_trust(models: Sequence[FittedModel], held_out: int) -> tuple[list[Fitted
 
 def _step_times_model(study: _Study) -> StepTimesModel:
     """Prepares the model of step times; raises ValueError where the all-reduces that it needs were not measured."""
-    curve = study.curve
-    messages = _messages(curve, study.summaries)
+    curve, messages = study.curve, study.messages
     if not messages:
         raise ValueError(f"no all-reduce of {curve.strategy} was measured, as the suite scaling does")
     per_host = _devices_per_host([point.summary.case for point in study.points] + [each.case for each in messages])
@@ -323,13 +329,6 @@ def _step_times_model(study: _Study) -> StepTimesModel:
         is_strong=curve.scaling == "strong",
         fixed_share=_fixed_share(curve, study.summaries),
     )
-
-
-def _messages(curve: Curve, summaries: Sequence[CaseSummary]) -> list[AllReduce]:
-    of_strategy = [
-        summary for summary in summaries if summary.case.strategy == curve.strategy and summary.case.devices > 1
-    ]
-    return measured_all_reduces(of_strategy)
 
 
 def _draw_links(
@@ -361,8 +360,8 @@ def _relative_times(curve: Curve, summaries: Sequence[CaseSummary]) -> Floats:
     times = [
         (steps / steps.mean()).ravel()
         for summary in (free or [curve.baseline])
-        for record in summary.records
-        if (steps := steady_step_seconds(record)).size
+        for steps in summary.steady_step_seconds()
+        if steps.size
     ]
     return np.concatenate(times) if times else np.ones(1)
 
@@ -396,9 +395,9 @@ def _same_setup(case: Case, curve: Curve) -> bool:
     return (case.settings, case.cores_per_device) == (baseline.settings, baseline.cores_per_device)
 
 
-def _limits_of_step_times(curve: Curve, summaries: Sequence[CaseSummary]) -> list[str]:
+def _limits_of_step_times(curve: Curve, summaries: Sequence[CaseSummary], messages: Sequence[AllReduce]) -> list[str]:
     notes = []
-    if _devices_per_host([each.case for each in _messages(curve, summaries)]) == math.inf:
+    if _devices_per_host([each.case for each in messages]) == math.inf:
         notes.append("All measured links lie within one host; step times take further devices to be joined as fast.")
     if curve.scaling == "strong" and len(_singles(curve, summaries)) < 2:
         notes.append("One device was measured with one batch; step times take compute to shrink with its images.")

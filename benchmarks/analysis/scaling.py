@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
-from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.report.labels import STRATEGIES
+from mnist_dist.benchmarks.records.case import STRATEGIES, Case
 from mnist_dist.benchmarks.statistics.stats import Estimate
 
 Scaling = Literal["weak", "strong"]
@@ -89,8 +88,9 @@ def _curves_of(baseline: CaseSummary, fitting: Iterable[CaseSummary], scaling: S
     for point in _points([baseline, *fitting], baseline):
         by_strategy.setdefault(point.summary.case.strategy, []).append(point)
     curves = []
-    for strategy, points in sorted(by_strategy.items(), key=lambda item: STRATEGIES.index(item[0])):
-        if points[-1].devices > 1:
+    for strategy in STRATEGIES:
+        points = by_strategy.get(strategy, [])
+        if points and points[-1].devices > 1:
             start = [] if points[0].devices == 1 else by_strategy["single"]
             curves.append(Curve(scaling, strategy, baseline, (*start, *points)))
     return curves

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.records.record import Record, one_line
 from mnist_dist.benchmarks.statistics.stats import (
     Accuracy,
     Estimate,
@@ -60,6 +60,7 @@ class CaseSummary:
     Attributes:
         records: the repeats that ended well, in order.
         failures: the others, also those that were skipped.
+        steady_states: where each of `records` is steady; none of kinds without windows.
         unstable: why there is no throughput although the repeats ended well.
         unsettled_repeats: how many did not settle; if the case is not unstable, they count with all their windows.
         images_per_second: of all devices together.
@@ -75,6 +76,7 @@ class CaseSummary:
     case_id: str
     records: tuple[Record, ...]
     failures: tuple[Record, ...]
+    steady_states: tuple[SteadyState, ...]
     unstable: str | None
     unsettled_repeats: int
     images_per_second: Estimate | None
@@ -88,6 +90,23 @@ class CaseSummary:
     time_to_accuracy: dict[float, TimeToAccuracy]
     model_flops_per_image: int | None
     images_per_joule: float | None
+
+    @property
+    def seed_accuracies(self) -> list[float]:
+        """The test accuracy of every run that left a model, from 0 to 1."""
+        return _measured(self.records, "test_accuracy")
+
+    def measured_setting(self, name: str) -> str:
+        """Returns the precision or XLA mode that ran, which `auto` chose; empty where nothing ran."""
+        return one_line(", ".join(sorted(set(map(str, _measured(self.records, name))))), 60)
+
+    def steady_step_seconds(self) -> list[np.ndarray]:
+        """Returns the step times of every rank in each steady window, float64 [records][ranks, windows].
+
+        Short windows are merged.
+        """
+        merged = [_steady_windows(*pair) for pair in zip(self.records, self.steady_states, strict=True)]
+        return [seconds / steps for steps, seconds in merged]
 
 
 def summarize(records: Sequence[Record]) -> CaseSummary:
@@ -108,6 +127,7 @@ def summarize(records: Sequence[Record]) -> CaseSummary:
         case_id=records[0].case_id,
         records=ok,
         failures=failures,
+        steady_states=tuple(states),
         unstable=unstable,
         unsettled_repeats=sum(state.reason_unstable is not None for state in states),
         images_per_second=images_per_second,
@@ -155,12 +175,18 @@ def steady_series(record: Record, state: SteadyState) -> Series:
     The seconds are those of the rank that took longest over all of them: as the windows of all ranks have the same
     edges, that is what the job took. Summing the slowest rank of each window would count the jitter of the edges.
     """
+    steps, seconds = _steady_windows(record, state)
+    slowest = seconds[np.argmax(seconds.sum(axis=1))]
+    return Series(steps * float(record.case.global_batch_size), slowest)
+
+
+def _steady_windows(record: Record, state: SteadyState) -> tuple[np.ndarray, np.ndarray]:
+    """Returns steps, [windows], and seconds, float64 [ranks, windows], of the steady windows, short ones merged."""
     measured, first = record.measurements or {}, state.first_window
     steps, seconds, _ = merge_windows(
         measured["window_steps"][first:], [row[first:] for row in measured["window_seconds"]]
     )
-    slowest = seconds[np.argmax(seconds.sum(axis=1))]
-    return Series(steps * float(record.case.global_batch_size), slowest)
+    return steps, seconds
 
 
 def mean_test_accuracy(records: Sequence[Record]) -> Accuracy | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from mnist_dist.config import PositiveFloat, PositiveInt, Section
 
 Kind = Literal["train", "input", "collectives", "matmul"]
 StrategyName = Literal["single", "mirrored", "multiworker", "horovod"]
+STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)  # In the order of all tables and pictures.
 
 
 class Case(Section):
@@ -53,6 +54,13 @@ class Case(Section):
     def images_per_device(self) -> float:
         """Images of one device in one step."""
         return self.global_batch_size / self.devices
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """By which tables sort cases: trainings first, then by strategy and number of devices."""
+        place, settings = STRATEGIES.index(self.strategy), str(sorted(self.settings.items()))
+        what = (self.kind != "train", self.kind, place, settings, self.devices, self.hosts)
+        return *what, -self.global_batch_size, self.synthetic_input, not self.all_reduce, self.case_id
 
     @property
     def is_ablation(self) -> bool:

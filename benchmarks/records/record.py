@@ -150,6 +150,11 @@ def parse_record(content: Mapping[str, Any], source: str) -> Record:
     return record
 
 
+def on_gpus(records: Sequence[Record]) -> bool:
+    """Whether the devices of these records are GPUs."""
+    return any((record.measurements or {}).get("device", "").upper().startswith("GPU") for record in records)
+
+
 def one_line(text: str, limit: int = 300) -> str:
     """Returns text that may hold anything as one short line that is safe to print on a terminal."""
     line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))

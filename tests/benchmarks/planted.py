@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.attribution import Attribution, attribute
+from mnist_dist.benchmarks.analysis.collectives import measured_all_reduces
 from mnist_dist.benchmarks.analysis.scaling import find_curves
 from mnist_dist.benchmarks.analysis.summary import CaseSummary, summarize
 from mnist_dist.benchmarks.records.case import Case, StrategyName
@@ -130,5 +131,5 @@ CAUSES = {
 
 def find(summaries: list[CaseSummary], scaling: str = "weak") -> Attribution:
     (curve,) = (curve for curve in find_curves(summaries) if curve.scaling == scaling)
-    (found,) = attribute(curve, summaries)
+    (found,) = attribute(curve, summaries, measured_all_reduces(summaries))
     return found

@@ -10,17 +10,18 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.transforms import Bbox
 
 DOTS_PER_INCH = 130
-LINE_POINTS = 14.0  # From one line of a label to the next.
+LABEL_POINTS = 8.0  # From a point to the text beside it.
+SHIFTS = sorted(range(-150, 151), key=abs)  # Points by which labels may stand higher or lower, the nearest first.
+LABELS_ABOVE, POINTS_ABOVE = 3, 4  # Lines are 2: labels interrupt them, and cover no point.
 CSS_PIXELS_PER_INCH = 96
 WIDTH = 5.7  # Inches; half of a wide page, and still readable when a phone shrinks it.
 # Okabe and Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/), some darkened
@@ -61,22 +62,6 @@ class Picture:
     def wide(self) -> bool:
         """Whether it has two panels beside each other."""
         return self.width > 1.5 * WIDTH * CSS_PIXELS_PER_INCH
-
-
-# Where a label may stand, in points from what it names, and how it is then aligned; the first free place is taken.
-PLACES = [
-    (8, 0, "left", "center"),
-    (8, 9, "left", "center"),
-    (8, -9, "left", "center"),
-    (-8, 9, "right", "center"),
-    (-8, -9, "right", "center"),
-    (0, 11, "center", "bottom"),
-    (0, -11, "center", "top"),
-    (8, 20, "left", "center"),
-    (8, -20, "left", "center"),
-    (-8, 20, "right", "center"),
-    (-8, -20, "right", "center"),
-]
 
 
 @dataclass(frozen=True)
@@ -124,69 +109,39 @@ def set_title(axes: Axes, text: str) -> None:
 
 
 def place_labels(axes: Axes, labels: Sequence[Label]) -> None:
-    """Writes each label where it covers neither another one nor what is drawn, as far as there is such a place."""
-    from matplotlib.collections import LineCollection
+    """Writes each label to the right of its point, higher or lower by as little as keeps it off all points and labels.
 
-    figure = axes.figure
-    figure.draw_without_rendering()  # type: ignore[union-attr]
-    paths = [line.get_path().transformed(line.get_transform()) for line in axes.lines]
-    bars = [each for each in axes.collections if isinstance(each, LineCollection)]
-    paths += [path.transformed(each.get_transform()) for each in bars for path in each.get_paths()]
-    markers = axes.transData.transform([(label.x, label.y) for label in labels])
-    taken: list[Bbox] = []
-    for label in labels:
-        candidates = [_annotate(axes, label, place) for place in PLACES]
-        boxes = [each.get_window_extent() for each in candidates]
-        costs = [
-            3 * sum(map(box.overlaps, taken))
-            + 3 * _leaves(box, axes.bbox)
-            + sum(map(box.padded(4).contains, *markers.T))
-            + 0.5 * sum(path.intersects_bbox(box, filled=False) for path in paths)
-            + 0.01 * index
-            for index, box in enumerate(boxes)
-        ]
-        best = int(np.argmin(costs))
-        taken.append(boxes[best])
-        for index, candidate in enumerate(candidates):
-            if index != best:
-                candidate.remove()
+    Lines that pass behind it keep clear of its letters.
+    """
+    from matplotlib.transforms import Bbox
 
-
-def stack_labels(axes: Axes, labels: Sequence[Label]) -> None:
-    """Writes labels to the right of points that lie above one another, in their order, moved as little as need be."""
-    from scipy.optimize import isotonic_regression
-
-    figure = axes.figure
-    figure.draw_without_rendering()  # type: ignore[union-attr]
-    points_per_pixel = 72 / figure.dpi
-    ordered = sorted(labels, key=lambda label: label.y)
-    heights = points_per_pixel * axes.transData.transform([(label.x, label.y) for label in ordered])[:, 1]
-    steps = LINE_POINTS * np.arange(len(ordered))
-    # Places that rise by a line at least, with the least squared distance from the points.
-    places = isotonic_regression(heights - steps).x + steps
-    for label, place, height in zip(ordered, places, heights, strict=True):
-        _annotate(axes, label, (8, float(place - height), "left", "center"))
-
-
-def _annotate(axes: Axes, label: Label, place: tuple[float, float, str, str]) -> Any:
-    right, up, horizontal, vertical = place
-    return axes.annotate(
-        label.text,
-        (label.x, label.y),
-        (right, up),
-        textcoords="offset points",
-        ha=horizontal,
-        va=vertical,
-        color=label.colour,
-        fontsize=11,
-        fontweight="bold" if label.bold else "normal",
-        annotation_clip=False,
-    )
-
-
-def _leaves(box: Bbox, panel: Bbox) -> bool:
-    """Whether text covers what stands left, above or below the panel; on the right there is room for it."""
-    return box.x0 < panel.x0 or box.y0 < panel.y0 or box.y1 > panel.y1
+    texts = [
+        axes.annotate(
+            label.text,
+            (label.x, label.y),
+            (LABEL_POINTS, 0),
+            textcoords="offset points",
+            va="center",
+            color=label.colour,
+            fontsize=11,
+            fontweight="bold" if label.bold else "normal",
+            annotation_clip=False,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.7, "pad": 0},
+            zorder=LABELS_ABOVE,
+        )
+        for label in labels
+    ]
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]
+    pixel = 72 / axes.figure.dpi  # In points.
+    points = axes.transData.transform([(label.x, label.y) for label in labels])
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in points]
+    middle = np.median(points[:, 1])
+    # From the middle outwards, so that of labels one above the other the upper ones move up and the lower ones down.
+    for text, _ in sorted(zip(texts, points[:, 1], strict=True), key=lambda pair: abs(pair[1] - middle)):
+        places = [(shift, text.get_window_extent().translated(0, shift / pixel).padded(1)) for shift in SHIFTS]
+        shift, box = next((place for place in places if not place[1].count_overlaps(taken)), places[0])
+        text.set_position((LABEL_POINTS, shift))
+        taken.append(box)
 
 
 def make_picture(figure: Figure, name: str, title: str, caption: str, alternative: str) -> Picture:

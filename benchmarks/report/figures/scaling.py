@@ -20,7 +20,6 @@ from mnist_dist.benchmarks.report.figures.drawing import (
     new_figure,
     place_labels,
     set_title,
-    stack_labels,
 )
 from mnist_dist.benchmarks.report.figures.shared import draw_point, error_bars, join_name, plain_log_ticks, variant_of
 from mnist_dist.benchmarks.report.labels import label_number
@@ -54,7 +53,7 @@ def draw_throughput(curves: Sequence[Curve]) -> Picture | None:
         figure,
         "throughput",
         "Throughput against devices",
-        "Dashed: ideal, N times one device. Bars: 95 % intervals. Hollow: oversubscribed.",
+        "Dashed: ideal, N times one device. Bars: 95 % intervals. Hollow: oversubscribed. Dotted: to the name.",
         f"Lines of throughput against devices for {_strategies(curves)}. The highest is "
         f"{best.throughput.value:,.0f} images/s, with {best.summary.case.strategy} on {best.devices} devices.",
     )
@@ -77,7 +76,7 @@ def draw_efficiency(curves: Sequence[Curve]) -> Picture | None:
         figure,
         "efficiency",
         "Scaling efficiency",
-        "Dashed: ideal. Bars: 95 % intervals. Hollow: oversubscribed.",
+        "Dashed: ideal. Bars: 95 % intervals. Hollow: oversubscribed. Dotted: to the name.",
         f"Lines of scaling efficiency against devices for {_strategies(curves)}. The lowest is "
         f"{100 * worst.efficiency.value:.0f} %, with {worst.summary.case.strategy} on {worst.devices} devices.",
     )
@@ -149,15 +148,13 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], value_of: Callable[[Point]
 
 
 def _label_curves(axes: Axes, curves: Sequence[Curve], value_of: Callable[[Point], Estimate]) -> None:
-    names = _curve_names(curves)
-    labels = [
-        Label(curve.points[-1].devices, value_of(curve.points[-1]).value, name, COLOURS[curve.strategy], bold=True)
-        for curve, name in zip(curves, names, strict=True)
-    ]
-    last = max(label.x for label in labels)
-    stack_labels(axes, [label for label in labels if label.x == last])
-    if inner := [label for label in labels if label.x != last]:
-        place_labels(axes, inner)
+    """Names the curves on the right, where a thin line leads from the end of those that end before."""
+    most, labels = max(_devices(curves)), []
+    for curve, name in zip(curves, _curve_names(curves), strict=True):
+        end, value, colour = curve.points[-1].devices, value_of(curve.points[-1]).value, COLOURS[curve.strategy]
+        axes.plot([end, most], [value, value], color=colour, linewidth=0.8, linestyle=":")
+        labels.append(Label(most, value, name, colour, bold=True))
+    place_labels(axes, labels)
 
 
 def _curve_names(curves: Sequence[Curve]) -> list[str]:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mnist_dist.benchmarks.analysis.scaling import is_oversubscribed
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.record import one_line
-from mnist_dist.benchmarks.report.figures.drawing import COLOURS, MARKERS, PAPER
+from mnist_dist.benchmarks.report.figures.drawing import COLOURS, MARKERS, PAPER, POINTS_ABOVE
 from mnist_dist.benchmarks.report.labels import label_cores, label_duration, label_number, label_other_settings
-from mnist_dist.benchmarks.report.rows import measured_setting
 from mnist_dist.benchmarks.statistics.stats import Estimate
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ def draw_point(axes: Axes, summary: CaseSummary, x: float, y: float, bars: Any, 
         markerfacecolor=PAPER if is_oversubscribed(summary) else colour,
         elinewidth=1.4,
         capsize=3,
+        zorder=POINTS_ABOVE,
     )
 
 
@@ -47,7 +47,7 @@ def variant_of(summary: CaseSummary, *, shown_batch: bool) -> tuple[str, ...]:
     case = summary.case
     batch = f"{label_number(case.global_batch_size)} images" if shown_batch else ""
     cores = "all cores" if case.cores_per_device is None else label_cores(case.cores_per_device)
-    precision, xla = (measured_setting(summary, name) for name in ("precision", "xla"))
+    precision, xla = (summary.measured_setting(name) for name in ("precision", "xla"))
     return (
         batch,
         cores,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnist_dist.benchmarks.analysis.attribution import steady_step_seconds
 from mnist_dist.benchmarks.analysis.scaling import is_oversubscribed
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.report.figures.drawing import (
@@ -64,7 +63,7 @@ def draw_step_times(summaries: Sequence[CaseSummary]) -> Picture | None:
 
 def _step_milliseconds(summary: CaseSummary) -> np.ndarray:
     """Returns the steady step times of all repeats, float64 [ranks, windows]."""
-    return 1000 * np.concatenate([steady_step_seconds(record) for record in summary.records], axis=1)
+    return 1000 * np.concatenate(summary.steady_step_seconds(), axis=1)
 
 
 def _draw_ranks(axes: Axes, places: np.ndarray, milliseconds: np.ndarray, colour: str, name: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mnist_dist.benchmarks.analysis.attribution import Attribution, attribute, steady_step_seconds
+from mnist_dist.benchmarks.analysis.attribution import Attribution, attribute
 from mnist_dist.benchmarks.analysis.scaling import find_curves
 from mnist_dist.benchmarks.analysis.summary import summarize
 from mnist_dist.benchmarks.records.case import Case, StrategyName
@@ -253,7 +253,7 @@ def test_the_same_seed_gives_the_same_intervals() -> None:
 
 def test_steady_step_seconds_leave_the_warm_up_out() -> None:
     (record,) = make_study([train("horovod", 2)], 1)
-    times = steady_step_seconds(record)
+    (times,) = summarize([record]).steady_step_seconds()
     measured = record.measurements or {}
     every = np.array(measured["window_seconds"]) / np.array(measured["window_steps"])
     assert times.shape[0] == 2 and 0 < times.shape[1] < every.shape[1]
