@@ -5,20 +5,20 @@ Runs of one study tell the causes apart: *full*, training as it is; *synthetic*,
 median over its steady windows, averaged over its repeats, N devices lose against one device to
 
 - *small batches* (strong scaling only): one device's full step with the images that each of N has, less the ideal, the
-  N-th part of its step with all of them. Where one device was not measured with so few images, this is in the rest;
+  N-th part of its step with all of them. Where one device was not measured with so few, this counts as contention;
 - *input*: full less synthetic at N, less the same difference at 1;
 - *communication*: synthetic at N, less the slowest rank of free. That is exposed communication. As a window holds
   several steps, the waiting for ranks that are slow in single steps is in it too, and the time that the all-reduce
   takes by itself tells how much that can be;
 - *stragglers*: the slowest rank of free less the mean of its ranks, since every step waits for the slowest. A rank or
   host that stands out as slow is left out of this mean: of two ranks, half its delay would else count as contention;
-- *rest*, that is contention for memory, cores and power: this mean less synthetic at 1;
+- *contention* for memory, cores and power: this mean less synthetic at 1;
 - *unexplained*: what the total loss differs from the sum of these, never spread over them. It holds what was not
   measured and the difference between a median of sums and a sum of medians.
 
 Input and synthetic at 1 are those of one device with as many images as each of N; where only the larger batch of
 strong scaling was measured, the N-th part of it. The mirrored strategy is one process, in which the replicas' times
-are not seen, so its stragglers are in the rest.
+are not seen, so its stragglers count as contention.
 
 Intervals are Student's, with Satterthwaite's degrees of freedom. Repeats differ in their level, by a share of the step
 time that is taken to be alike in all runs, as in an analysis of variance: two or three repeats of one run tell too
@@ -45,7 +45,7 @@ from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import on_gpus
 from mnist_dist.benchmarks.statistics.stats import Estimate, block_length, student_quantile
 
-PartName = Literal["small batches", "input", "communication", "stragglers", "rest", "unexplained"]
+PartName = Literal["small batches", "input", "communication", "stragglers", "contention", "unexplained"]
 
 NOTABLE_LOSS = 0.02  # Of the ideal throughput.
 NOTABLE_GAIN = 0.05  # By which another strategy must be faster to be named.
@@ -247,14 +247,14 @@ class _Run:
 
 SLOWEST, MEAN, WAIT = np.eye(3)
 
-_Sum = Mapping[str, np.ndarray]  # For each run by its name, float64 [3], by which its three values enter a sum.
+_Weights = Mapping[str, np.ndarray]  # For each run by its name, float64 [3], by which its three values enter a sum.
 
 
 def _causes(
     runs: Mapping[str, _Run], scaling: Scaling, case: Case, several_ranks: bool
-) -> tuple[dict[PartName, _Sum], list[str]]:
+) -> tuple[dict[PartName, _Weights], list[str]]:
     """Returns the sums that are the causes, as the module describes them, and what cannot be told."""
-    causes: dict[PartName, _Sum] = {}
+    causes: dict[PartName, _Weights] = {}
     missing = []
     full, synthetic, scale = "full at 1", "synthetic at 1", 1.0
     if scaling == "strong":
@@ -264,8 +264,8 @@ def _causes(
         else:
             scale = 1 / case.devices
             missing.append(
-                f"small batches are in the rest, as one device was not measured with {case.images_per_device:g} images "
-                "and these with synthetic input"
+                "small batches count as contention, as one device was not measured with "
+                f"{case.images_per_device:g} images and these with synthetic input"
             )
     if "synthetic" in runs and synthetic in runs:
         at_n = _add({"full": SLOWEST}, {"synthetic": SLOWEST}, -1)
@@ -275,25 +275,25 @@ def _causes(
     if "free" in runs and several_ranks:
         causes["stragglers"] = {"free": WAIT}
     if "free" in runs and synthetic in runs:
-        causes["rest"] = {"free": MEAN, synthetic: -scale * SLOWEST}
+        causes["contention"] = {"free": MEAN, synthetic: -scale * SLOWEST}
     missing += _missing(runs, synthetic)
     if not several_ranks:
-        missing.append(f"stragglers are in the rest, as the devices of {case.strategy} are one process")
+        missing.append(f"stragglers count as contention, as the devices of {case.strategy} are one process")
     return causes, missing
 
 
 def _missing(runs: Mapping[str, _Run], synthetic_at_one: str) -> Iterator[str]:
     needed = {
         "synthetic": ("input and communication", "synthetic input"),
-        "free": ("communication, stragglers and the rest", "synthetic input and without all-reduce"),
-        synthetic_at_one: ("input and the rest", "synthetic input on one device"),
+        "free": ("communication, stragglers and contention", "synthetic input and without all-reduce"),
+        synthetic_at_one: ("input and contention", "synthetic input on one device"),
     }
     for name, (parts, run) in needed.items():
         if name not in runs:
             yield f"{parts} are unexplained, as there is no steady run with {run}"
 
 
-def _add(terms: _Sum, others: _Sum, factor: float) -> _Sum:
+def _add(terms: _Weights, others: _Weights, factor: float) -> _Weights:
     """Returns terms + factor * others."""
     result = dict(terms)
     for name, weights in others.items():
@@ -301,11 +301,11 @@ def _add(terms: _Sum, others: _Sum, factor: float) -> _Sum:
     return result
 
 
-def _estimate(terms: _Sum, runs: Mapping[str, _Run]) -> Estimate:
+def _estimate(terms: _Weights, runs: Mapping[str, _Run]) -> Estimate:
     return _with_interval(sum(float(weights @ runs[name].values) for name, weights in terms.items()), terms, runs)
 
 
-def _estimate_share(terms: _Sum, runs: Mapping[str, _Run]) -> Estimate:
+def _estimate_share(terms: _Weights, runs: Mapping[str, _Run]) -> Estimate:
     """Returns a sum over the full step; its variance is that of the linear approximation."""
     step = float(runs["full"].values[0])
     share = _estimate(terms, runs).value / step
@@ -320,14 +320,14 @@ def _as_loss(share: Estimate) -> Estimate:
     return replace(share, low=1 - efficiency * stretch, high=1 - efficiency / stretch)
 
 
-def _with_interval(value: float, slope: _Sum, runs: Mapping[str, _Run]) -> Estimate:
+def _with_interval(value: float, slope: _Weights, runs: Mapping[str, _Run]) -> Estimate:
     """Adds the t-interval of a sum of the runs' values.
 
     Each repeat has its own level, of which the variance is pooled over all runs. The variance of a run is no less than
     that from its windows, which with a single repeat is all there is.
     """
-    spare = sum(run.repeats - 1 for run in runs.values())
-    pooled = sum((run.repeats - 1) * run.level_variance for run in runs.values()) / max(spare, 1)
+    freedom = sum(run.repeats - 1 for run in runs.values())
+    pooled = sum((run.repeats - 1) * run.level_variance for run in runs.values()) / max(freedom, 1)
     by_level = total = squares = 0.0
     for name, weights in slope.items():
         run = runs[name]
@@ -336,8 +336,8 @@ def _with_interval(value: float, slope: _Sum, runs: Mapping[str, _Run]) -> Estim
         within = float(weights @ run.within @ weights)
         by_level += level
         total += max(level + pattern, within)
-        squares += pattern**2 / max(run.repeats - 1, 1) + (0 if spare else within**2 / run.within_freedom)
-    squares += by_level**2 / max(spare, 1)
+        squares += pattern**2 / max(run.repeats - 1, 1) + (0 if freedom else within**2 / run.within_freedom)
+    squares += by_level**2 / max(freedom, 1)
     half = float(student_quantile(0.975, total**2 / squares)) * math.sqrt(total) if squares else 0.0
     return Estimate(value, value - half, value + half, min(runs[name].repeats for name in slope))
 

@@ -44,7 +44,7 @@ POWERS_OF_TWO = tuple(2**exponent for exponent in range(13))
 FEWEST_POINTS = 3
 DRAWS = 500
 LINK_DRAWS = 100
-LARGEST_NOISE = 0.5  # Standard deviation of logarithms; more can only come from a draw with one spare point.
+LARGEST_NOISE = 0.5  # Standard deviation of logarithms; more can only come from a draw with one degree of freedom.
 PAYING_GAIN = 1.5
 
 
@@ -235,11 +235,11 @@ def _draw_laws(study: _Study, model: Model, law: Law) -> tuple[list[Law], Floats
     """
     fitted = law.images_per_second(study.devices)
     residuals = np.log(study.images_per_second / fitted)
-    spare = len(residuals) - law.free_parameters
+    freedom = len(residuals) - law.free_parameters
     of_points = np.mean([_deviation(point.throughput) ** 2 for point in study.points])
     variance = np.full(DRAWS, of_points)
-    if spare > 0:
-        variance = np.maximum(variance, residuals @ residuals / study.rng.chisquare(spare, DRAWS))
+    if freedom > 0:
+        variance = np.maximum(variance, residuals @ residuals / study.rng.chisquare(freedom, DRAWS))
     noise = np.minimum(np.sqrt(variance), LARGEST_NOISE)
     shocks = np.exp(noise[:, None] * study.rng.standard_normal((DRAWS, len(residuals))))
     return [model.fit(study.devices, fitted * shock, study.rng) for shock in shocks], noise

@@ -87,7 +87,7 @@ DEFINITIONS = (
         "Per step, against one device; medians of runs as trained, on resident images (synthetic input), and of those "
         "without all-reduce, too, in which ranks run freely. Input: what real input adds at N, less what it adds at 1. "
         "Exposed communication: the step on resident images, less the slowest rank of the free runs. Stragglers: that "
-        "rank less the mean of ranks. Rest: this mean less one device's step (contention for memory, cores, power). "
+        "rank less the mean of ranks. Contention for memory, cores, power: this mean less one device's step. "
         "Small batches, in strong scaling: what one device loses with the images that each of N has. Unexplained: what "
         "these leave of t(N) - t(1); it is never spread over the others. Percentages are of the ideal throughput.",
     ),

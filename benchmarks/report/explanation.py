@@ -7,7 +7,7 @@ from typing import Any
 
 from mnist_dist.benchmarks.analysis.attribution import Attribution, Part, PartName
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.report.labels import PART_LABELS
+from mnist_dist.benchmarks.report.labels import label_part
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.config import Config
 
@@ -35,9 +35,7 @@ def explain(attribution: Attribution) -> str:
     if biggest is None:
         sentences.append("No single cause is beyond the noise; measure more repeats.")
     else:
-        sentences.append(
-            f"Against {PART_LABELS[biggest.name]}, try {'; or '.join(_advice(attribution, biggest.name))}."
-        )
+        sentences.append(f"Against {label_part(biggest.name)}, try {'; or '.join(_advice(attribution, biggest.name))}.")
     alone = attribution.all_reduce_share
     if biggest and biggest.name == "communication" and alone is not None and alone < biggest.share.value:
         sentences.append(
@@ -55,7 +53,7 @@ def _notable_parts(attribution: Attribution) -> list[Part]:
 
 def _points(part: Part) -> str:
     """Returns, for example, `22 points to exposed communication`."""
-    points, label = f"{100 * part.share.value:.0f}", PART_LABELS[part.name]
+    points, label = f"{100 * part.share.value:.0f}", label_part(part.name)
     within_noise = " (within noise)" if part.share.low <= 0 <= part.share.high else ""
     return (f"{points} {label}" if part.name == "unexplained" else f"{points} points to {label}") + within_noise
 

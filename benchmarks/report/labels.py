@@ -11,14 +11,6 @@ from mnist_dist.benchmarks.records.record import Record, on_gpus, one_line
 
 TIMES, DASH = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 MISSING = DASH
-PART_LABELS: dict[PartName, str] = {
-    "small batches": "smaller batches",
-    "input": "input",
-    "communication": "exposed communication",
-    "stragglers": "stragglers",
-    "rest": "contention",
-    "unexplained": "unexplained",
-}
 KINDS = {"input": "input alone: ", "matmul": "matrix products: ", "collectives": "all-reduce: "}
 SHOWN_APART = ("runtime.precision", "runtime.xla")  # Settings that have a column of their own.
 
@@ -83,6 +75,11 @@ def label_count(value: float) -> str:
 def label_percent(share: float) -> str:
     """Returns, for example, `93.5` for 0.935."""
     return f"{round(100 * share, 1) + 0.0:.1f}"  # Adding zero takes the sign from -0.0.
+
+
+def label_part(name: PartName) -> str:
+    """Returns what a part of the lost time is called in a sentence."""
+    return {"small batches": "smaller batches", "communication": "exposed communication"}.get(name, name)
 
 
 def label_three_digits(value: float) -> str:

@@ -14,12 +14,12 @@ from mnist_dist.benchmarks.analysis.study import Analysis, InputRate
 from mnist_dist.benchmarks.report.explanation import explain
 from mnist_dist.benchmarks.report.labels import (
     MISSING,
-    PART_LABELS,
     label_bytes,
     label_case,
     label_count,
     label_devices,
     label_number,
+    label_part,
     label_percent,
     label_point,
     label_range,
@@ -93,7 +93,7 @@ def _part_column(name: PartName) -> Column[Attribution]:
         share = next((part.share for part in each.parts if part.name == name), None)
         return estimate_cell(share, label_percent)
 
-    return Column(PART_LABELS[name], cell, "%")
+    return Column(label_part(name), cell, "%")
 
 
 def prediction_section(predictions: Sequence[Prediction]) -> Section:

@@ -125,7 +125,7 @@ CAUSES = {
     "input": Truth(input_at_n=1e-3 * MILLISECONDS),
     "communication": Truth(all_reduce=1e-3 * MILLISECONDS),
     "stragglers": Truth(slow_ranks={1: 1e-3 * MILLISECONDS}),
-    "rest": Truth(contention=1e-3 * MILLISECONDS),
+    "contention": Truth(contention=1e-3 * MILLISECONDS),
 }
 
 
