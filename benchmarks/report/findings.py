@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mnist_dist.benchmarks.analysis.study import Analysis
@@ -14,6 +14,7 @@ from mnist_dist.benchmarks.report.labels import TIMES, label_bytes, label_cores,
 FEWEST_REPEATS = 3
 MOST_NAMES = 6  # Hosts or cases that are listed by name; of more, the number.
 MOST_LETTERS = 1000  # Of one text.
+Namer = Callable[[CaseSummary], str]
 STATUS_WORDS = {"failed": "failed", "timeout": "timed out", "out_of_memory": "ran out of memory"}
 
 
@@ -113,7 +114,12 @@ def _names(names: Iterable[str]) -> str:
 
 
 def _caveats(analysis: Analysis) -> Iterator[Caveat]:
-    summaries, name = analysis.summaries, _Namer(analysis.common_settings)
+    summaries = analysis.summaries
+
+    def name(summary: CaseSummary) -> str:
+        """Names a case by what tells it apart in its study."""
+        return label_records(summary.records or summary.failures, analysis.common_settings)
+
     yield from _identity_caveats(analysis.records)
     for summary in summaries:
         yield from _failure_caveats(summary, name)
@@ -128,7 +134,7 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
     crowded = [each.summary for each in analysis.main_cases if each.oversubscribed]
     if crowded:
         yield Caveat(
-            f"Oversubscribed, with more cores promised to the devices than a host has: {name.list(crowded)}. "
+            f"Oversubscribed, with more cores promised to the devices than a host has: {_list(crowded, name)}. "
             "They say nothing about how the strategy scales."
         )
     alone = [
@@ -138,25 +144,16 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
     ]
     if alone:
         yield Caveat(
-            f"No scaling efficiency for {name.list(alone)}: the study has no steady run of `single` on one device "
+            f"No scaling efficiency for {_list(alone, name)}: the study has no steady run of `single` on one device "
             "with the same cores, batch and settings."
         )
 
 
-@dataclass(frozen=True)
-class _Namer:
-    """Names cases by what tells them apart in their study."""
-
-    without: Collection[str]
-
-    def __call__(self, summary: CaseSummary) -> str:
-        return label_records(summary.records or summary.failures, self.without)
-
-    def list(self, summaries: Sequence[CaseSummary]) -> str:
-        return "; ".join(map(self, summaries)) if len(summaries) <= MOST_NAMES else _count(summaries, "case")
+def _list(summaries: Sequence[CaseSummary], name: Namer) -> str:
+    return "; ".join(map(name, summaries)) if len(summaries) <= MOST_NAMES else _count(summaries, "case")
 
 
-def _unstable_caveats(summaries: Sequence[CaseSummary], name: _Namer) -> Iterator[Caveat]:
+def _unstable_caveats(summaries: Sequence[CaseSummary], name: Namer) -> Iterator[Caveat]:
     unstable = [each for each in summaries if each.unstable]
     for summary in unstable:
         if not summary.case.is_ablation:
@@ -190,7 +187,7 @@ def _identity_caveats(records: Sequence[Record]) -> Iterator[Caveat]:
         )
 
 
-def _failure_caveats(summary: CaseSummary, name: _Namer) -> Iterator[Caveat]:
+def _failure_caveats(summary: CaseSummary, name: Namer) -> Iterator[Caveat]:
     """Yields one caveat for each reason for which runs of the case did not succeed."""
     runs = len(summary.records) + len(summary.failures)
     by_reason: dict[tuple[str, str], list[Record]] = {}

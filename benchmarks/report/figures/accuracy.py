@@ -17,15 +17,13 @@ from mnist_dist.benchmarks.report.figures.drawing import (
     PAPER,
     Label,
     Picture,
-    make_picture,
-    new_figure,
-    place_labels,
-)
-from mnist_dist.benchmarks.report.figures.shared import (
     draw_point,
     error_bars,
     group_by,
     join_name,
+    make_picture,
+    new_figure,
+    place_labels,
     plain_log_ticks,
     variant_of,
 )

@@ -1,4 +1,4 @@
-"""What the report's pictures have in common: colours, panels, labels beside the data, and their two files.
+"""What the report's pictures have in common: colours, panels, points with their labels, and their two files.
 
 They are drawn through `matplotlib.figure.Figure`, not pyplot, so they need no display and leave no figure behind.
 Strategies keep their colour and marker in all of them.
@@ -7,18 +7,28 @@ Strategies keep their colour and marker in all of them.
 from __future__ import annotations
 
 import io
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mnist_dist.benchmarks.analysis.scaling import is_oversubscribed
+from mnist_dist.benchmarks.analysis.summary import CaseSummary
+from mnist_dist.benchmarks.records.record import one_line
+from mnist_dist.benchmarks.report.labels import label_cores, label_duration, label_number, label_other_settings
+from mnist_dist.benchmarks.statistics.stats import Estimate
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 130
+LONGEST_NAME = 36
+LINE_STYLES = ("-", "--", ":", "-.")
 LABEL_POINTS = 8.0  # From a point to the text beside it.
 SHIFTS = sorted(range(-150, 151), key=abs)  # Points by which labels may stand higher or lower, the nearest first.
 LABELS_ABOVE, POINTS_ABOVE = 3, 4  # Lines are 2: labels interrupt them, and cover no point.
@@ -142,6 +152,74 @@ def place_labels(axes: Axes, labels: Sequence[Label]) -> None:
         shift, box = next((place for place in places if not place[1].count_overlaps(taken)), places[0])
         text.set_position((LABEL_POINTS, shift))
         taken.append(box)
+
+
+def draw_point(axes: Axes, summary: CaseSummary, x: float, y: float, bars: Any, across: Any = None) -> None:
+    """Draws one case with its strategy's colour and marker, hollow where it is oversubscribed.
+
+    Args:
+        bars, across: upright and level error bars, as `errorbar` takes them.
+    """
+    colour = COLOURS[summary.case.strategy]
+    axes.errorbar(
+        x,
+        y,
+        yerr=bars,
+        xerr=across,
+        color=colour,
+        marker=MARKERS[summary.case.strategy],
+        markersize=7,
+        markerfacecolor=PAPER if is_oversubscribed(summary) else colour,
+        elinewidth=1.4,
+        capsize=3,
+        zorder=POINTS_ABOVE,
+    )
+
+
+def variant_of(summary: CaseSummary, *, shown_batch: bool) -> tuple[str, ...]:
+    """Returns what may tell a case from others of its strategy, each in words that fit beside a point."""
+    case = summary.case
+    batch = f"{label_number(case.global_batch_size)} images" if shown_batch else ""
+    cores = "all cores" if case.cores_per_device is None else label_cores(case.cores_per_device)
+    precision, xla = (summary.measured_setting(name) for name in ("precision", "xla"))
+    return (
+        batch,
+        cores,
+        precision.removeprefix("mixed_"),
+        f"XLA {xla}",
+        label_other_settings(case),
+        label_duration(case),
+    )
+
+
+def join_name(parts: Iterable[str]) -> str:
+    """Joins what is not empty, cut where it would leave no room for the data."""
+    return one_line(", ".join(filter(None, parts)), LONGEST_NAME)
+
+
+def error_bars(estimate: Estimate) -> list[list[float]]:
+    """Returns the interval of an estimate as `errorbar` takes it."""
+    return [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+
+
+def plain_log_ticks(axis: Axis) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten, in between only where that leaves too few, as plain numbers."""
+    low, high = axis.get_view_interval()
+    decades = [10.0**exponent for exponent in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    for factors in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        ticks = [factor * decade for decade in decades for factor in factors if low <= factor * decade <= high]
+        if len(ticks) >= 3:
+            break
+    axis.set_ticks(ticks, [f"{tick / 1e6:g} million" if tick >= 1e6 else f"{tick:,.0f}" for tick in ticks])
+    axis.set_ticks([], minor=True)
+
+
+def group_by(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
+    """Groups items of equal keys, in the order of their first."""
+    groups: dict[Any, list[Any]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.values())
 
 
 def make_picture(figure: Figure, name: str, title: str, caption: str, alternative: str) -> Picture:

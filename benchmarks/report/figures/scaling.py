@@ -12,23 +12,27 @@ from mnist_dist.benchmarks.analysis.prediction import Prediction
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point
 from mnist_dist.benchmarks.report.figures.drawing import (
     COLOURS,
+    LINE_STYLES,
     MARKERS,
     MUTED,
     Label,
     Picture,
+    draw_point,
+    error_bars,
+    group_by,
+    join_name,
     make_picture,
     new_figure,
     place_labels,
+    plain_log_ticks,
     set_title,
+    variant_of,
 )
-from mnist_dist.benchmarks.report.figures.shared import draw_point, error_bars, join_name, plain_log_ticks, variant_of
 from mnist_dist.benchmarks.report.labels import label_number
 from mnist_dist.benchmarks.statistics.stats import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-LINE_STYLES = ("-", "--", ":", "-.")
 
 
 def draw_throughput(curves: Sequence[Curve]) -> Picture | None:
@@ -38,7 +42,7 @@ def draw_throughput(curves: Sequence[Curve]) -> Picture | None:
     points = [point for curve in curves for point in curve.points]
     best = max(points, key=lambda point: point.throughput.value)
     values = [value for point in points for value in (point.throughput.value, _ideal_throughput(point))]
-    figure, panels = new_figure(len(_kinds(curves)))
+    figure, panels = new_figure(len(_by_kind(curves)))
     for axes, chosen in zip(panels, _by_kind(curves), strict=True):
         axes.set_yscale("log")
         for baseline in {id(curve.baseline): curve.baseline for curve in chosen}.values():
@@ -66,7 +70,7 @@ def draw_efficiency(curves: Sequence[Curve]) -> Picture | None:
     points = [point for curve in curves for point in curve.points]
     worst = min(points, key=lambda point: point.efficiency.value)
     percents = [100 * point.efficiency.value for point in points]
-    figure, panels = new_figure(len(_kinds(curves)))
+    figure, panels = new_figure(len(_by_kind(curves)))
     for axes, chosen in zip(panels, _by_kind(curves), strict=True):
         axes.axhline(100, color=MUTED, linewidth=1.2, dashes=(4, 3))
         _draw_curves(axes, chosen, _percent_efficiency, "efficiency, % of N times one device")
@@ -173,13 +177,9 @@ def _line_styles(curves: Sequence[Curve]) -> list[str]:
     return [LINE_STYLES[order.index(variant) % len(LINE_STYLES)] for variant in variants]
 
 
-def _kinds(curves: Iterable[Curve]) -> list[str]:
-    found = {curve.scaling for curve in curves}
-    return [kind for kind in ("weak", "strong") if kind in found]
-
-
 def _by_kind(curves: Sequence[Curve]) -> list[list[Curve]]:
-    return [[curve for curve in curves if curve.scaling == kind] for kind in _kinds(curves)]
+    """Returns the curves of weak scaling, and those of strong scaling, if there are any."""
+    return group_by(sorted(curves, key=lambda curve: curve.scaling != "weak"), lambda curve: curve.scaling)
 
 
 def _devices(curves: Iterable[Curve]) -> list[int]:
