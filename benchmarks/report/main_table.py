@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from mnist_dist.benchmarks.analysis.summary import CaseSummary, TimeToAccuracy
 from mnist_dist.benchmarks.analysis.trained import TrainedCase
@@ -94,7 +95,7 @@ def _result_columns() -> Iterator[Column[TrainedCase]]:
 def _target_columns(cases: Sequence[TrainedCase]) -> Iterator[Column[TrainedCase]]:
     group = "Time to accuracy"
     for target in sorted({target for each in cases for target in each.summary.time_to_accuracy}):
-        yield Column(f"to {100 * target:g} %", _target_cell(target), "s, median", group)
+        yield Column(f"to {100 * target:g} %", partial(_target_cell, target), "s, median", group)
     yield Column("of it tracing", _tracing_cell, "s, median", group)
 
 
@@ -105,7 +106,7 @@ def _resource_columns() -> Iterator[Column[TrainedCase]]:
     yield Column("runs needed", _noise_cell("repeats_needed", label_count), "for ±2 %", group)
     group = "Step time, slowest rank"
     for percentile in ("p50", "p95", "p99"):
-        yield Column(percentile, _step_cell(percentile), "ms", group)
+        yield Column(percentile, partial(_step_cell, percentile), "ms", group)
     group = "Start"
     yield Column(
         "first step", lambda each: estimate_cell(each.summary.first_step_seconds, _tenth), "s, with compiling", group
@@ -224,12 +225,9 @@ def _seed_range(summary: CaseSummary) -> str:
     return label_range(min(accuracies), max(accuracies), _hundredths) if len(accuracies) > 1 else ""
 
 
-def _target_cell(target: float) -> Callable[[TrainedCase], Cell]:
-    def cell(each: TrainedCase) -> Cell:
-        found = each.summary.time_to_accuracy.get(target)
-        return _time_to_accuracy(found) if found else Cell()
-
-    return cell
+def _target_cell(target: float, each: TrainedCase) -> Cell:
+    found = each.summary.time_to_accuracy.get(target)
+    return _time_to_accuracy(found) if found else Cell()
 
 
 def _time_to_accuracy(found: TimeToAccuracy) -> Cell:
@@ -243,12 +241,9 @@ def _tracing_cell(each: TrainedCase) -> Cell:
     return number_cell(found[0].median_tracing_seconds if found else None, _tenth)
 
 
-def _step_cell(percentile: str) -> Callable[[TrainedCase], Cell]:
-    def cell(each: TrainedCase) -> Cell:
-        steps = each.summary.step_seconds
-        return number_cell(1000 * getattr(steps, percentile) if steps else None, label_three_digits)
-
-    return cell
+def _step_cell(percentile: str, each: TrainedCase) -> Cell:
+    seconds = getattr(each.summary.step_seconds, percentile, None)
+    return number_cell(seconds and 1000 * seconds, label_three_digits)
 
 
 def _noise_cell(level: str, form: Callable[[float], str]) -> Callable[[TrainedCase], Cell]:

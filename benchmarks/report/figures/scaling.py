@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -34,6 +35,8 @@ from mnist_dist.benchmarks.statistics.stats import Estimate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+KEY = "Bars: 95 % intervals. Hollow: oversubscribed. Dotted: to the name."
+
 
 def draw_throughput(curves: Sequence[Curve]) -> Picture | None:
     """Total throughput against devices, with intervals and the ideal line."""
@@ -41,23 +44,25 @@ def draw_throughput(curves: Sequence[Curve]) -> Picture | None:
         return None
     points = [point for curve in curves for point in curve.points]
     best = max(points, key=lambda point: point.throughput.value)
-    values = [value for point in points for value in (point.throughput.value, _ideal_throughput(point))]
-    figure, panels = new_figure(len(_by_kind(curves)))
-    for axes, chosen in zip(panels, _by_kind(curves), strict=True):
+    values = [
+        rate for each in points for rate in (each.throughput.value, each.throughput.value / each.efficiency.value)
+    ]
+    by_kind = _by_kind(curves)
+    figure, panels = new_figure(len(by_kind))
+    for axes, chosen in zip(panels, by_kind, strict=True):
         axes.set_yscale("log")
+        axes.set_ylim(min(values) / 1.25, max(values) * 1.25)  # The interval of two runs can be wider than all else.
+        plain_log_ticks(axes.yaxis)
         for baseline in {id(curve.baseline): curve.baseline for curve in chosen}.values():
             if start := baseline.images_per_second:
                 ends = np.array([1, max(_devices(chosen))])
                 axes.plot(ends, start.value * ends, color=MUTED, linewidth=1.2, dashes=(4, 3))
         _draw_curves(axes, chosen, lambda point: point.throughput, "images/s, all devices together")
-        axes.set_ylim(min(values) / 1.25, max(values) * 1.25)  # The interval of two runs can be wider than all else.
-        plain_log_ticks(axes.yaxis)
-        _label_curves(axes, chosen, lambda point: point.throughput)
     return make_picture(
         figure,
         "throughput",
         "Throughput against devices",
-        "Dashed: ideal, N times one device. Bars: 95 % intervals. Hollow: oversubscribed. Dotted: to the name.",
+        f"Dashed: ideal, N times one device. {KEY}",
         f"Lines of throughput against devices for {_strategies(curves)}. The highest is "
         f"{best.throughput.value:,.0f} images/s, with {best.summary.case.strategy} on {best.devices} devices.",
     )
@@ -65,22 +70,25 @@ def draw_throughput(curves: Sequence[Curve]) -> Picture | None:
 
 def draw_efficiency(curves: Sequence[Curve]) -> Picture | None:
     """Scaling efficiency against devices."""
+    from matplotlib.ticker import PercentFormatter
+
     if not curves:
         return None
     points = [point for curve in curves for point in curve.points]
     worst = min(points, key=lambda point: point.efficiency.value)
-    percents = [100 * point.efficiency.value for point in points]
-    figure, panels = new_figure(len(_by_kind(curves)))
-    for axes, chosen in zip(panels, _by_kind(curves), strict=True):
-        axes.axhline(100, color=MUTED, linewidth=1.2, dashes=(4, 3))
-        _draw_curves(axes, chosen, _percent_efficiency, "efficiency, % of N times one device")
-        axes.set_ylim(min(min(percents) - 5, 80), max(max(percents) + 5, 107))
-        _label_curves(axes, chosen, _percent_efficiency)
+    best = max(points, key=lambda point: point.efficiency.value)
+    by_kind = _by_kind(curves)
+    figure, panels = new_figure(len(by_kind))
+    for axes, chosen in zip(panels, by_kind, strict=True):
+        axes.set_ylim(min(worst.efficiency.value - 0.05, 0.8), max(best.efficiency.value + 0.05, 1.07))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
+        axes.axhline(1, color=MUTED, linewidth=1.2, dashes=(4, 3))
+        _draw_curves(axes, chosen, lambda point: point.efficiency, "efficiency, % of N times one device")
     return make_picture(
         figure,
         "efficiency",
         "Scaling efficiency",
-        "Dashed: ideal. Bars: 95 % intervals. Hollow: oversubscribed. Dotted: to the name.",
+        f"Dashed: ideal. {KEY}",
         f"Lines of scaling efficiency against devices for {_strategies(curves)}. The lowest is "
         f"{100 * worst.efficiency.value:.0f} %, with {worst.summary.case.strategy} on {worst.devices} devices.",
     )
@@ -136,45 +144,27 @@ def _draw_prediction(axes: Axes, each: Prediction) -> None:
 
 
 def _draw_curves(axes: Axes, curves: Sequence[Curve], value_of: Callable[[Point], Estimate], label: str) -> None:
-    for curve, style in zip(curves, _line_styles(curves), strict=True):
-        estimates = [value_of(point) for point in curve.points]
-        colour = COLOURS[curve.strategy]
-        axes.plot(_devices([curve]), [each.value for each in estimates], style, color=colour, linewidth=1.8)
+    """Draws the curves and names them on the right, where a thin line leads from the end of those that end before."""
+    variants = [variant_of(curve.baseline, shown_batch=True) for curve in curves]
+    differing = [index for index, values in enumerate(zip(*variants, strict=True)) if len(set(values)) > 1]
+    styles = dict(zip(dict.fromkeys(variants), itertools.cycle(LINE_STYLES), strict=False))
+    ticks, labels = sorted(set(_devices(curves))), []
+    for curve, variant in zip(curves, variants, strict=True):
+        estimates, colour = [value_of(point) for point in curve.points], COLOURS[curve.strategy]
+        devices, values = _devices([curve]), [each.value for each in estimates]
+        axes.plot(devices, values, styles[variant], color=colour, linewidth=1.8)
+        axes.plot([devices[-1], ticks[-1]], [values[-1], values[-1]], ":", color=colour, linewidth=0.8)
         for point, each in zip(curve.points, estimates, strict=True):
             draw_point(axes, point.summary, point.devices, each.value, error_bars(each))
+        name = join_name([curve.strategy, *(variant[index] for index in differing)])
+        labels.append(Label(ticks[-1], values[-1], name, colour, bold=True))
     axes.set_xscale("log", base=2)
-    ticks = sorted(set(_devices(curves)))
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("devices")
     axes.set_ylabel(label)
     set_title(axes, f"{curves[0].scaling} scaling: {_scaling_note(curves)}")
-
-
-def _label_curves(axes: Axes, curves: Sequence[Curve], value_of: Callable[[Point], Estimate]) -> None:
-    """Names the curves on the right, where a thin line leads from the end of those that end before."""
-    most, labels = max(_devices(curves)), []
-    for curve, name in zip(curves, _curve_names(curves), strict=True):
-        end, value, colour = curve.points[-1].devices, value_of(curve.points[-1]).value, COLOURS[curve.strategy]
-        axes.plot([end, most], [value, value], color=colour, linewidth=0.8, linestyle=":")
-        labels.append(Label(most, value, name, colour, bold=True))
     place_labels(axes, labels)
-
-
-def _curve_names(curves: Sequence[Curve]) -> list[str]:
-    """The strategy, with what tells two curves of one strategy apart."""
-    variants = [variant_of(curve.baseline, shown_batch=True) for curve in curves]
-    differing = [index for index, values in enumerate(zip(*variants, strict=True)) if len(set(values)) > 1]
-    return [
-        join_name([curve.strategy, *(variant[index] for index in differing)])
-        for curve, variant in zip(curves, variants, strict=True)
-    ]
-
-
-def _line_styles(curves: Sequence[Curve]) -> list[str]:
-    variants = [variant_of(curve.baseline, shown_batch=True) for curve in curves]
-    order = list(dict.fromkeys(variants))
-    return [LINE_STYLES[order.index(variant) % len(LINE_STYLES)] for variant in variants]
 
 
 def _by_kind(curves: Sequence[Curve]) -> list[list[Curve]]:
@@ -194,12 +184,3 @@ def _scaling_note(curves: Sequence[Curve]) -> str:
 
 def _strategies(curves: Iterable[Curve]) -> str:
     return ", ".join(dict.fromkeys(curve.strategy for curve in curves))
-
-
-def _ideal_throughput(point: Point) -> float:
-    return point.throughput.value / point.efficiency.value
-
-
-def _percent_efficiency(point: Point) -> Estimate:
-    each = point.efficiency
-    return Estimate(100 * each.value, 100 * each.low, 100 * each.high, each.repeats)
