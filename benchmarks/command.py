@@ -135,7 +135,7 @@ def percent(text: str) -> float:
 
 
 def names(text: str) -> list[str]:
-    from mnist_dist.benchmarks.records.case import STRATEGIES
+    from mnist_dist.strategies import STRATEGIES
 
     parts = text.split(",")
     for part in parts:
@@ -146,23 +146,24 @@ def names(text: str) -> list[str]:
 
 def run_run(args: argparse.Namespace) -> int:
     from mnist_dist.benchmarks.measure.runner import find_machine
-    from mnist_dist.benchmarks.measure.study import choose, list_cases, open_study, run_study, runs_left
-    from mnist_dist.benchmarks.measure.suite import load_suite, plan_cases
+    from mnist_dist.benchmarks.measure.study import TimeLeft, choose, open_study, remark, run_study, runs_left
+    from mnist_dist.benchmarks.measure.suite import load_suite, order_of_runs, plan_cases
+    from mnist_dist.benchmarks.report.progress import render_cases, show_cases
 
     suite = load_suite(args.suite)
     machine = find_machine(args.devices_per_host)
     cases = plan_cases(suite, machine, read_narrowing(args))
     if args.dry_run:
-        print(list_cases(choose(cases, args.only), machine))
+        chosen = choose(cases, args.only)
+        rows = [(planned.case, planned.repeats, remark(planned, machine)) for planned in chosen]
+        print(render_cases(rows, bool(machine.gpus), TimeLeft(order_of_runs(chosen, 0)).seconds))
         return 0
     folder = args.results or Path("results") / f"{Path(args.suite).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     study, store = open_study(folder, Path(args.suite).stem, suite, machine, cases, args.resume)
-
-    from mnist_dist.benchmarks.report.progress import make_progress
-
-    runs = runs_left(cases, store, study, args.only)
-    with make_progress(len(runs)) as progress:
-        run_study(study, store, runs, progress)
+    known = store.records()
+    runs = runs_left(cases, known, study, args.only)
+    with show_cases(len(runs), bool(machine.gpus)) as progress:
+        run_study(study, store, runs, progress, known)
     records = store.records()
     if not args.no_report:
         show_report(store, records)
@@ -288,10 +289,10 @@ def run_compare(args: argparse.Namespace) -> int:
     allow = set(args.allow)
     if args.interleave:
         from mnist_dist.benchmarks.measure.interleave import measure_both
+        from mnist_dist.benchmarks.report.progress import show_cases
 
-        base, new, subject = measure_both(
-            args.base, args.new, args.suite or "quick", args.results, read_narrowing(args), args.resume
-        )
+        suite, narrowing = args.suite or "quick", read_narrowing(args)
+        base, new, subject = measure_both(args.base, args.new, suite, args.results, narrowing, args.resume, show_cases)
         allow |= subject
     else:
         for name in ("suite", "results", "devices", "strategies", "repeats", "cores_per_device", "set", "resume"):

@@ -4,7 +4,9 @@ import csv
 import sys
 from pathlib import Path
 
-STRATEGIES = {"single", "mirrored", "multiworker", "horovod"}
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mnist_dist.strategies import STRATEGIES
 
 
 def find_problems(folder: Path) -> list[str]:
@@ -13,9 +15,8 @@ def find_problems(folder: Path) -> list[str]:
     if missing:
         return [f"{folder} has no {name}" for name in missing]
     rows = list(csv.DictReader((folder / "report.csv").open(newline="", encoding="utf-8")))
-    problems = [
-        f"report.csv: no row of {strategy}" for strategy in sorted(STRATEGIES - {row["strategy"] for row in rows})
-    ]
+    measured = {row["strategy"] for row in rows}
+    problems = [f"report.csv: no row of {strategy}" for strategy in sorted(STRATEGIES.keys() - measured)]
     for row in rows:
         what = f"report.csv: {row['strategy']} on {row['devices']} devices, case {row['case_id']}"
         if row["failures"] != "0" or row["runs"] == "0":

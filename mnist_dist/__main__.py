@@ -11,19 +11,19 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mnist_dist import __version__
 from mnist_dist.command import EXIT_INTERRUPTED, Parser, folder_argument, run_command
 from mnist_dist.errors import UserError
-
-if TYPE_CHECKING:
-    from mnist_dist.config import Config
-    from mnist_dist.distributed.cluster import Cluster
+from mnist_dist.strategies import STRATEGIES
 
 # Flags for the settings that most runs change; --set reaches all of them.
 FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "--strategy": ("runtime.strategy", {"metavar": "NAME"}),
+    "--strategy": (
+        "runtime.strategy",
+        {"metavar": "NAME", "help": "; ".join(f"{row.name}: {row.summary}" for row in STRATEGIES.values())},
+    ),
     "--devices": ("runtime.devices", {"type": int, "metavar": "N"}),
     "--epochs": ("training.epochs", {"type": int, "metavar": "N"}),
     "--steps": ("training.steps", {"type": int, "metavar": "N"}),
@@ -99,8 +99,8 @@ def add_train(commands: Any) -> None:
     for flag, (key, options) in FLAGS.items():
         default = get_setting(defaults, key)
         help_text = descriptions[key].rstrip(".") + ("" if default is None else f" (default: {default})")
-        help_text = help_text.replace("%", "%%")
-        parser.add_argument(flag, dest=key, help=help_text, default=None, **options)
+        help_text = f"{help_text}. {options['help']}" if "help" in options else help_text
+        parser.add_argument(flag, dest=key, default=None, **options | {"help": help_text.replace("%", "%%")})
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, e.g. model.filters=[16,32]"
     )
@@ -116,7 +116,8 @@ def run_train(args: argparse.Namespace) -> int:
         source = str(args.workdir / "config.yaml")  # A run goes on with its own settings.
     settings = flags | dict(parse_assignment(text) for text in args.set)
     config = load_config(source, settings)
-    if args.resume and config.runtime.strategy == "single" and config.runtime.devices > 1:
+    named = STRATEGIES.get(config.runtime.strategy)
+    if args.resume and named and not named.several_devices and config.runtime.devices > 1:
         # Recorded of a run on one device, which had not named it either.
         config = load_config(source, {"runtime.strategy": "auto"} | settings)
     if args.resume and args.workdir is None:
@@ -124,6 +125,7 @@ def run_train(args: argparse.Namespace) -> int:
     workdir = args.workdir or Path("runs") / f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
     from mnist_dist.distributed.cluster import find_cluster
+    from mnist_dist.training.ranks import train_here_or_in_ranks
     from mnist_dist.training.workdir import Workdir
 
     cluster = find_cluster(os.environ)
@@ -152,20 +154,6 @@ def describe_result(result: dict[str, Any], workdir: Path) -> str:
         f"{result['status']} by {result['signal']} after step {result['steps']}; "
         f"continue with `mnist-dist train --workdir {shlex.quote(str(workdir))} --resume`"
     )
-
-
-def train_here_or_in_ranks(config: Config, workdir: Path, resume: bool, cluster: Cluster) -> dict[str, Any]:
-    """Trains in this process, or in one process per device that this one starts and watches."""
-    from mnist_dist.distributed.strategies import resolve_strategy
-
-    runtime = resolve_strategy(config.runtime, cluster)
-    if cluster.launcher != "none" or runtime.strategy in ("single", "mirrored"):
-        from mnist_dist.training.trainer import train
-
-        return train(config, workdir, resume)
-    from mnist_dist.distributed.launch import train_in_ranks
-
-    return train_in_ranks(config.model_copy(update={"runtime": runtime}), workdir, resume)
 
 
 def add_workdir(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@
 precedence is defaults < YAML file < flags. Every rejected value becomes one line that names the key.
 """
 
+import functools
 import os
 import re
 import reprlib
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from mnist_dist import strategies
 from mnist_dist.errors import UserError, nearest
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -23,6 +25,7 @@ IMAGE_SIZE = 28  # Pixels along each edge.
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
 Timeout = Annotated[float, Field(gt=0, le=604_800)]  # A week, in seconds; sockets overflow at some length.
 MAX_UNITS = 65_536  # Of a layer.
 Units = Annotated[int, Field(gt=0, le=MAX_UNITS)]
@@ -50,6 +53,8 @@ def _check_windows_fit(sizes: tuple[int, int]) -> tuple[int, int]:
     return sizes
 
 
+StrategyName = Annotated[str, BeforeValidator(strategies.check_name)]
+StrategySetting = Annotated[str, BeforeValidator(lambda value: strategies.check_name(value, "auto"))]
 Switch = Annotated[Literal["on", "off", "auto"], BeforeValidator(_on_off)]
 Pair = Annotated[tuple[Units, Units], BeforeValidator(_as_pair)]
 
@@ -140,8 +145,8 @@ class EvaluationConfig(Section):
 
 
 class RuntimeConfig(Section):
-    strategy: Literal["auto", "single", "mirrored", "multiworker", "horovod"] = Field(
-        "auto", description="single, mirrored (one process), multiworker or horovod (a process per device)."
+    strategy: StrategySetting = Field(
+        "auto", description="How the devices work together; auto decides by their number and the launcher."
     )
     devices: PositiveInt = Field(1, description="Devices (replicas) in total: GPUs, or shares of the CPU's cores.")
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = Field(
@@ -220,11 +225,13 @@ RESUMABLE_CHANGES = (
 )
 
 
+@functools.cache
 def setting_descriptions() -> dict[str, str]:
     """Returns every dotted key with the sentence that explains it, in the order of the file."""
     return {key: field.description or "" for key, field in _fields(Config)}
 
 
+@functools.cache
 def shipped_configs() -> list[str]:
     """Returns the names of the configurations that come with the package."""
     folder = resources.files("mnist_dist") / "configs"
@@ -241,9 +248,7 @@ def load_config(name: str = "default", overrides: Mapping[str, Any] | None = Non
     Raises:
         UserError: the file is missing or not YAML, or a key or value is not accepted.
     """
-    content = read_yaml(_config_text(name), source=name)
-    if overrides:
-        parse_config(content)  # An override must not hide a mistake in the file.
+    content = dict(_read_config(_config_text(name), name))
     for key, value in (overrides or {}).items():
         _assign(content, key, value)
     config = parse_config(content)
@@ -252,6 +257,14 @@ def load_config(name: str = "default", overrides: Mapping[str, Any] | None = Non
     # What reads the run's configuration later may run in another folder.
     path = os.path.abspath(os.path.expanduser(config.data.path))  # noqa: PTH100, PTH111
     return config.model_copy(update={"data": config.data.model_copy(update={"path": path})})
+
+
+@functools.lru_cache(maxsize=8)
+def _read_config(text: str, source: str) -> Mapping[str, Any]:
+    """Reads a configuration's text; kept, as a study of thousands of cases asks for the same one again and again."""
+    content = read_yaml(text, source)
+    parse_config(content)  # An override must not hide a mistake in the file.
+    return content
 
 
 def parse_config(content: Mapping[str, Any]) -> Config:
@@ -399,7 +412,8 @@ def explain(error: ValidationError) -> str:
         return f"{key}: no such setting.{_suggestion(key)}"
     if finding["type"] == "model_type":
         return f"{key or 'configuration'}: received {_shown.repr(received)}, expected a section with settings below it."
-    expected = re.sub(r"^(Input should be|Value error,) ", "", finding["msg"])
+    expected = re.sub(r"^(Input should be|Value error,|\w+ should have) ", "", finding["msg"])
+    expected = expected.replace("String should match", "to match")
     return f"{key}: received {_shown.repr(received)} ({type(received).__name__}), expected {expected}."
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mnist_dist import __version__
-from mnist_dist.distributed.horovod_build import IDLE_CYCLE_MILLISECONDS, waits_for_tensors
 from mnist_dist.errors import UserError
+from mnist_dist.strategies import STRATEGIES
 
 OK, ABSENT, BROKEN = "ok", "-", "BROKEN"  # ABSENT: optional, and not there.
 MIN_FREE_BYTES = 500_000_000  # Of a run with its checkpoints and logs, about 20 MB are used.
@@ -61,15 +61,9 @@ def check_data() -> Iterator[Finding]:
 
 
 def check_devices() -> Iterator[Finding]:
-    from mnist_dist.runtime import (
-        compile_kernels,
-        cpu_name,
-        decide_kernels,
-        decide_precision,
-        decide_xla,
-        find_device,
-        import_tensorflow,
-    )
+    from mnist_dist.cpuinfo import cpu_name
+    from mnist_dist.network.forward import compile_kernels, decide_kernels
+    from mnist_dist.runtime import decide_precision, decide_xla, find_device, import_tensorflow
 
     tf = import_tensorflow()
     usable = len(os.sched_getaffinity(0))
@@ -111,7 +105,7 @@ def check_training() -> Iterator[Finding]:
 
     from mnist_dist.config import DataConfig, parse_config
     from mnist_dist.data.dataset import load_arrays, make_train_dataset
-    from mnist_dist.distributed.strategies import Single
+    from mnist_dist.distributed.strategies.single import Single
     from mnist_dist.network.model import build_model
     from mnist_dist.network.optimizers import build_optimizer
     from mnist_dist.runtime import decide_precision, find_device
@@ -132,26 +126,22 @@ def check_training() -> Iterator[Finding]:
     )
 
 
-def check_horovod() -> Iterator[Finding]:
-    try:
-        version = importlib.metadata.version("horovod")
-    except importlib.metadata.PackageNotFoundError:
-        yield Finding(
-            "Horovod", ABSENT, "not installed; `mnist-dist install-horovod` (only --strategy horovod needs it)"
-        )
-        return
-    try:
-        import horovod.tensorflow as hvd
-    except ImportError as error:
-        reason = str(error).splitlines()[0]
-        yield Finding("Horovod", BROKEN, f"{version} does not load ({reason}); `mnist-dist install-horovod --force`")
-        return
-    built = {"Gloo": hvd.gloo_built(), "MPI": hvd.mpi_built(), "NCCL": hvd.nccl_built()}
-    if waits_for_tensors():
-        cycle = f"its cycle starts with each tensor, or after {IDLE_CYCLE_MILLISECONDS:g} ms"
-    else:
-        cycle = "as released, its ranks wake every ms; `mnist-dist install-horovod` builds one that waits for tensors"
-    yield Finding("Horovod", OK, f"{version} with {', '.join(name for name, there in built.items() if there)}; {cycle}")
+def check_strategies() -> Iterator[Finding]:
+    """Looks at what single strategies need."""
+    for row in STRATEGIES.values():
+        if row.package is None:
+            continue
+        subject = row.package.capitalize()
+        try:
+            version = importlib.metadata.version(row.package)
+        except importlib.metadata.PackageNotFoundError:
+            detail = f"not installed; `{row.install}` (only --strategy {row.name} needs it)"
+            yield Finding(subject, ABSENT, detail)
+            continue
+        try:
+            yield Finding(subject, OK, f"{version} {row.load().describe_installation()}")
+        except UserError as error:
+            yield Finding(subject, BROKEN, f"{version} {error}")
 
 
 def check_slurm() -> Iterator[Finding]:
@@ -177,7 +167,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_data,
     check_devices,
     check_training,
-    check_horovod,
+    check_strategies,
     check_slurm,
     check_disk,
 )

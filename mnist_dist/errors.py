@@ -22,6 +22,12 @@ class TrainingError(UserError):
     exit_code = EXIT_FAILED
 
 
+def one_line(text: str, limit: int = 300) -> str:
+    """Returns text that may hold anything as one short line that is safe to print on a terminal."""
+    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Returns ` Did you mean 'x'?` for the closest valid name, or an empty string."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)

@@ -58,6 +58,24 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Names `path`, a place for results, in the errors of writing it.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    try:
+        yield
+    except (UserError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(
+            f"results: cannot write '{path}': {cause.strerror or cause}; free some space or name another folder."
+        ) from cause
+
+
 def cannot_write(path: Path, error: OSError) -> UserError:
     reason = os.strerror(error.errno) if error.errno else str(error)
     return UserError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from mnist_dist.command import Parser, folder_argument, run_command
 from mnist_dist.errors import UserError
+from mnist_dist.strategies import BASELINE, beside_the_baseline
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,9 +58,9 @@ def add_scaling(commands: Any) -> None:
     parser.add_argument(
         "--strategies",
         type=names,
-        default=["mirrored", "multiworker", "horovod"],
+        default=beside_the_baseline(),
         metavar="NAME,NAME,...",
-        help="beside `single`, the baseline (default: mirrored,multiworker,horovod)",
+        help=f"beside `{BASELINE}`, the baseline (default: {','.join(beside_the_baseline())})",
     )
     parser.add_argument("--suite", default="scaling", metavar="SUITE", help="what is measured (default: scaling)")
     parser.add_argument("--repeats", type=positive, metavar="N", help="instead of the suite's")
@@ -143,7 +144,7 @@ def points_of(
     nodes = -(-max(devices) // devices_per_node)
     machine = Machine(cores * devices_per_node, devices_per_node if args.gpus else 0, devices_per_node, nodes)
     settings = dict(parse_assignment(setting) for setting in args.set)
-    narrowing = Narrowing(devices, ["single", *args.strategies], args.repeats, cores, settings)
+    narrowing = Narrowing(devices, [BASELINE, *args.strategies], args.repeats, cores, settings)
     return {
         (planned.case.strategy, planned.case.devices)
         for planned in plan_cases(load_suite(args.suite), machine, narrowing)

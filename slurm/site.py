@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, ValidationError
 from mnist_dist.config import PositiveInt, Section, explain, read_yaml
 from mnist_dist.errors import UserError, nearest
 
-DEFAULTS_FILE = Path(__file__).with_name("site.yaml")
+DEFAULTS_FILE = Path(__file__).resolve().with_name("site.yaml")
 VARIABLE = "MNIST_DIST_SITE"
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mnist_dist.errors import UserError, nearest
 from mnist_dist.slurm.site import Site, sbatch_flags
+from mnist_dist.strategies import BASELINE, STRATEGIES, beside_the_baseline, either, with_processes
 
-STRATEGIES = ("mirrored", "multiworker", "horovod")  # Beside `single`, the baseline on one device.
 SCRIPTS = Path(__file__).resolve().parent
 
 
@@ -97,9 +97,9 @@ def log_pattern(results: Path) -> str:
 
 
 def strategies_on(request: Request, count: int) -> list[str]:
-    """Returns the strategies that are measured on so many devices; the baseline of all curves is `single` on one."""
-    chosen = [name for name in ("single", *request.strategies) if (name, count) in request.points]
-    return [name for name in chosen if name != "mirrored" or count <= request.devices_per_node]
+    """Returns the strategies that are measured on so many devices; the baseline of all curves is measured on one."""
+    chosen = [name for name in (BASELINE, *request.strategies) if (name, count) in request.points]
+    return [name for name in chosen if not STRATEGIES[name].one_process or count <= request.devices_per_node]
 
 
 def nodes_of(request: Request, count: int) -> int:
@@ -107,11 +107,12 @@ def nodes_of(request: Request, count: int) -> int:
 
 
 def check_strategies(strategies: Sequence[str]) -> None:
+    known = beside_the_baseline()
     for name in strategies:
-        if name not in STRATEGIES:
+        if name not in known:
             raise UserError(
-                f"--strategies: received '{name}', expected some of {','.join(STRATEGIES)} ('single' is measured as "
-                f"the baseline of all).{nearest(name, STRATEGIES)}"
+                f"--strategies: received '{name}', expected some of {','.join(known)} ('{BASELINE}' is measured as "
+                f"the baseline of all).{nearest(name, known)}"
             )
 
 
@@ -129,8 +130,9 @@ def check_request(request: Request) -> None:
             )
         if not strategies_on(request, count):
             raise UserError(
-                f"--strategies: 'mirrored' is one process on one node, which has {request.devices_per_node} devices, "
-                f"not {count}; add multiworker or horovod, or leave {count} out."
+                f"--strategies: '{','.join(request.strategies)}' is one process on one node, which has "
+                f"{request.devices_per_node} devices, not {count}; add {either(with_processes())}, or leave {count} "
+                "out."
             )
 
 
@@ -154,7 +156,7 @@ def _job(request: Request, suffix: str, script: str, devices: Sequence[int]) -> 
         *("--devices", ",".join(map(str, request.devices))),
         *(["--only", ",".join(map(str, devices))] if request.mode != "nested" else []),
         *("--devices-per-host", str(request.devices_per_node)),
-        *("--strategies", ",".join(["single", *request.strategies])),
+        *("--strategies", ",".join([BASELINE, *request.strategies])),
         *(["--cores-per-device", str(cores)] if cores else []),
         *request.options,
         "--no-report",

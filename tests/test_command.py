@@ -10,7 +10,7 @@ from mnist_dist.command import Parser, folder_argument, run_command
 from mnist_dist.errors import UserError
 
 
-def make_parser(command: Callable[[Any], int], prog: str = "python -m tool") -> Parser:
+def make_parser(command: Callable[[Any], int], prog: str = "tool group") -> Parser:
     parser = Parser(prog=prog)
     parser.add_subparsers(required=True).add_parser("do").set_defaults(command=command)
     return parser
@@ -55,7 +55,7 @@ def test_errors_of_the_program_itself_are_not_hidden() -> None:
         run_command(make_parser(raising(ZeroDivisionError())), ["do"])
 
 
-@pytest.mark.parametrize(("prog", "name"), [("mnist-dist", "mnist-dist"), ("python -m tool", "tool")])
+@pytest.mark.parametrize(("prog", "name"), [("mnist-dist", "mnist-dist"), ("mnist-dist bench", "mnist-dist")])
 def test_a_wrong_flag_is_one_line(capsys: pytest.CaptureFixture[str], prog: str, name: str) -> None:
     with pytest.raises(SystemExit) as ended:
         run_command(make_parser(lambda args: 0, prog), ["do", "--wrong"])

@@ -27,7 +27,7 @@ from mnist_dist.runtime import find_device
 from mnist_dist.training.writers import Console
 
 REPOSITORY = Path(mnist_dist.__file__).parent.parent
-COMMANDS = ["train", "evaluate", "predict", "export", "doctor", "install-horovod"]
+COMMANDS = ["train", "evaluate", "predict", "export", "doctor", "install-horovod", "bench", "slurm"]
 SMALL = ["--set", "model.filters=[4, 8]", "--set", "model.dense_units=16", "--set", "logging.tensorboard=false"]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.records.record import Record
 
 LARGEST_LATENCY_BYTES = 64 * 2**10  # Of messages whose time is mostly latency, so that a bandwidth says little.
 
@@ -48,15 +49,20 @@ class AllReduce:
         return self.size_bytes <= LARGEST_LATENCY_BYTES
 
 
+def slowest_seconds(record: Record) -> dict[int, np.ndarray]:
+    """Returns the times of one all-reduce on the slowest rank, float64 [timings], by the bytes of its message."""
+    messages = (record.measurements or {}).get("messages", ())
+    return {each["bytes"]: np.max(each["seconds"], axis=0) / each["calls"] for each in messages}
+
+
 def measured_all_reduces(summaries: Iterable[CaseSummary]) -> list[AllReduce]:
     """Returns every message size of the cases that measure collectives, by case and size."""
     found = []
     for summary in summaries:
         timings: dict[int, list[float]] = {}
-        for record in summary.records if summary.case.kind == "collectives" else ():
-            for message in (record.measurements or {})["messages"]:
-                slowest = np.max(message["seconds"], axis=0) / message["calls"]
-                timings.setdefault(message["bytes"], []).extend(slowest.tolist())
+        for record in summary.records:
+            for size, slowest in slowest_seconds(record).items():
+                timings.setdefault(size, []).extend(slowest.tolist())
         for size, seconds in sorted(timings.items()):
             low, median, high = map(float, np.percentile(seconds, [5, 50, 95]))
             found.append(AllReduce(summary.case, size, median, low, high, len(summary.records)))

@@ -24,27 +24,23 @@ import numpy as np
 
 from mnist_dist.benchmarks.analysis.matching import Difference, find_differences, match_cases, show_value
 from mnist_dist.benchmarks.analysis.summary import (
-    has_windows,
     mean_test_accuracy,
     split_by_success,
-    steady_series,
-    steady_state_of,
-    why_unstable,
 )
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.records.record import Record, on_gpus, one_line
+from mnist_dist.benchmarks.records.kinds import NoRateError, kind
+from mnist_dist.benchmarks.records.record import Record, on_gpus
 from mnist_dist.benchmarks.statistics.stats import (
     CONFIDENCE,
     Accuracy,
     Estimate,
     LogEstimate,
-    Series,
     accuracy_p_value,
     estimate_ratio,
     holm_levels,
     repeats_needed,
 )
-from mnist_dist.errors import UserError
+from mnist_dist.errors import UserError, one_line
 
 Outcome = Literal["slower", "inconclusive", "faster", "same"]
 
@@ -192,10 +188,12 @@ def _measure(base: Sequence[Record], new: Sequence[Record]) -> _Measured:
     pairs = _pairs(base_ok, new_ok)
     if pairs:
         base_ok, new_ok = zip(*pairs, strict=True)
-    try:
-        series = _series(base_ok, base_ok + new_ok, "base"), _series(new_ok, base_ok + new_ok, "new")
-    except _NoRateError as error:
-        return _Measured(case, base_ok, new_ok, gpus, None, bool(pairs), str(error))
+    series = []
+    for name, ok in (("base", base_ok), ("new", new_ok)):
+        try:
+            series.append(kind(case.kind).series(ok, base_ok + new_ok))
+        except NoRateError as error:
+            return _Measured(case, base_ok, new_ok, gpus, None, bool(pairs), f"{name}: {error}")
     remarks = (
         _changed_settings(base[0].case, case),
         f"failed runs: {len(base_failed)}, {len(new_failed)}" if base_failed or new_failed else "",
@@ -218,35 +216,6 @@ def _pairs(base: Sequence[Record], new: Sequence[Record]) -> list[tuple[Record, 
     if len(repeats) < FEWEST_PAIRS or not unique or in_time[::2] != in_time[1::2]:
         return []
     return [(base_by_repeat[repeat], new_by_repeat[repeat]) for repeat in repeats]
-
-
-class _NoRateError(Exception):
-    """Why a case has no rate, in words for a report."""
-
-
-def _series(records: Sequence[Record], both: Sequence[Record], name: str) -> list[Series]:
-    """Returns what each run of one side did; `both` are the runs of both sides, `name` is that of this one."""
-    if has_windows(records):
-        states = [steady_state_of(record) for record in records]
-        unstable = why_unstable(states)
-        if unstable:
-            raise _NoRateError(f"{name} is unstable: {unstable}")
-        return [steady_series(record, state) for record, state in zip(records, states, strict=True)]
-    measured = [record.measurements or {} for record in records]
-    if records[0].case.kind == "matmul":
-        rates = [np.asarray(each["flops_per_second"]) for each in measured]
-        return [Series(np.ones(len(rate)), 1 / rate) for rate in rates]
-    sizes = set.intersection(*(set(_all_reduce_seconds(record)) for record in both))
-    if not sizes:
-        raise _NoRateError("no message size was measured in all runs")
-    means = [np.mean([math.log(_all_reduce_seconds(record)[size]) for size in sizes]) for record in records]
-    return [Series(np.ones(1), np.exp([mean])) for mean in means]
-
-
-def _all_reduce_seconds(record: Record) -> dict[int, float]:
-    """Returns the median time of one all-reduce on the slowest rank, by the bytes of its message."""
-    messages = (record.measurements or {})["messages"]
-    return {each["bytes"]: float(np.median(np.max(each["seconds"], axis=0))) / each["calls"] for each in messages}
 
 
 def _changed_settings(base: Case, new: Case) -> str:

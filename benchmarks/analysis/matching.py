@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.records.record import Record, one_line
+from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.errors import one_line
 
 Difference = Literal["hardware", "software", "config"]
 

@@ -16,28 +16,22 @@ least 1.5-fold, that is by half of the ideal gain. Imports no TensorFlow.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.collectives import AllReduce
+from mnist_dist.benchmarks.analysis.measured_step_times import limits_of_step_times, make_step_times_model
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point, Scaling, is_oversubscribed
-from mnist_dist.benchmarks.analysis.scaling_models import (
-    Floats,
-    Law,
-    Links,
-    Model,
-    ScalingLawModel,
-    StepTimesModel,
-    fit_nonnegative,
-    gradient_bytes,
-)
+from mnist_dist.benchmarks.analysis.scaling_models import Floats, ScalingLaw, ScalingLawModel
+from mnist_dist.benchmarks.analysis.step_times import StepTimes, StepTimesModel
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
-from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.statistics.stats import Estimate, student_quantile
+
+Law = ScalingLaw | StepTimes
+Model = ScalingLawModel | StepTimesModel
 
 MODELS = ("step times", "Amdahl", "USL")  # By the number of parameters to fit.
 POWERS_OF_TWO = tuple(2**exponent for exponent in range(13))
@@ -45,7 +39,7 @@ FEWEST_POINTS = 3
 DRAWS = 500
 LINK_DRAWS = 100
 LARGEST_NOISE = 0.5  # Standard deviation of logarithms; more can only come from a draw with one degree of freedom.
-PAYING_GAIN = 1.5
+WORTHWHILE_GAIN = 1.5
 
 
 @dataclass(frozen=True)
@@ -71,14 +65,14 @@ class FittedModel:
         held_out_error: relative error at the held-out number of devices, of a fit without that point; positive where
             it foretold too much. None where too few points remain for that.
         forecasts: by rising number of devices.
-        paying_devices: the largest sensible number of devices: the lower bound, the best estimate and the upper bound.
+        worthwhile_devices: the largest sensible number: the lower bound, the best estimate and the upper bound.
     """
 
     name: str
     parameters: dict[str, float]
     held_out_error: float | None
     forecasts: tuple[Forecast, ...]
-    paying_devices: tuple[int, int, int]
+    worthwhile_devices: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -133,16 +127,17 @@ def predict(
     if curve.scaling == "strong":
         wanted = wanted[wanted <= curve.baseline.case.global_batch_size]
     messages = [each for each in all_reduces if each.case.strategy == curve.strategy and each.case.devices > 1]
-    models, refused = [], {}
-    for name in MODELS:
-        study = _Study(curve, points, summaries, messages, np.random.default_rng(seed))
+    fitted: dict[str, FittedModel] = {}
+    refused = {}
+    for name in reversed(MODELS):
+        evidence = _Evidence(curve, points, summaries, messages, np.random.default_rng(seed))
         try:
-            models.append(_fit(study, name, wanted))
+            fitted[name] = _fit(evidence, name, wanted, fitted["USL"] if name == "Amdahl" else None)
         except ValueError as error:
             refused[name] = str(error)
-    models, reason = _by_trust(_with_honest_amdahl(models), result.held_out_devices)
-    if any(model.name == "step times" for model in models):
-        notes += _limits_of_step_times(curve, summaries, messages)
+    models, reason = _by_trust([fitted[name] for name in MODELS if name in fitted], result.held_out_devices)
+    if "step times" in fitted:
+        notes += limits_of_step_times(curve, summaries, messages)
     if len(measured) == FEWEST_POINTS:
         notes.append("Three points fix the three parameters of USL: its intervals hold their noise, not its own error.")
     return replace(result, models=tuple(models), refused=refused, reason=reason, notes=tuple(notes))
@@ -162,7 +157,7 @@ def _usable_points(curve: Curve) -> tuple[tuple[Point, ...], list[str]]:
 
 
 @dataclass(frozen=True)
-class _Study:
+class _Evidence:
     """What a model is fitted to."""
 
     curve: Curve
@@ -185,7 +180,7 @@ class _Study:
         first = self.curve.points[0]
         return first.throughput.value / (first.devices * first.efficiency.value)
 
-    def below(self, devices: int) -> _Study:
+    def below(self, devices: int) -> _Evidence:
         """Returns what was measured on fewer devices and nothing else, for a fit without its uncertainty."""
         points = [point for point in self.points if point.devices < devices]
         summaries = [summary for summary in self.summaries if summary.case.devices < devices]
@@ -194,27 +189,40 @@ class _Study:
 
     def model(self, name: str) -> Model:
         """Prepares a model for fitting; raises ValueError where it cannot be fitted."""
-        return _step_times_model(self) if name == "step times" else ScalingLawModel(has_coherency=name == "USL")
+        if name == "step times":
+            evidence = (self.curve, self.points, self.summaries, self.messages)
+            return make_step_times_model(*evidence, self.rng, self.link_draws)
+        return ScalingLawModel(has_coherency=name == "USL")
 
 
-def _fit(study: _Study, name: str, wanted: Floats) -> FittedModel:
-    """Fits a model with and without the largest number of devices; raises ValueError where it cannot be fitted."""
-    held_out_error = _held_out_error(study, name)
-    model = study.model(name)
-    law = model.fit(study.devices, study.images_per_second)
-    laws, noise = _draw_laws(study, model, law)
-    return FittedModel(
-        name,
-        law.parameters,
-        held_out_error,
-        _forecasts(study, law, laws, noise, wanted, held_out_error),
-        _paying_devices(study.curve, law, laws),
-    )
+def _fit(evidence: _Evidence, name: str, wanted: Floats, wider: FittedModel | None) -> FittedModel:
+    """Fits a model with and without the largest number of devices.
+
+    Args:
+        wider: a model of which it is a special case that points cannot prove, so that its intervals hold here as well.
+
+    Raises:
+        ValueError: it cannot be fitted.
+    """
+    held_out_error = _held_out_error(evidence, name)
+    model = evidence.model(name)
+    law = model.fit(evidence.devices, evidence.images_per_second)
+    laws, noise = _draw_laws(evidence, model, law)
+    value, low, high = _intervals(evidence, law, laws, noise, wanted, held_out_error)
+    fewest, best, most = _worthwhile_devices(evidence.curve, law, laws)
+    if wider:
+        low = np.minimum(low, [row.low for row in wider.forecasts])
+        high = np.maximum(high, [row.high for row in wider.forecasts])
+        fewest, most = min(fewest, wider.worthwhile_devices[0]), max(most, wider.worthwhile_devices[2])
+    ideal = wanted * evidence.single_images_per_second
+    columns = [wanted.astype(int), value, low, high, value / ideal, low / ideal, high / ideal]
+    forecasts = tuple(Forecast(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
+    return FittedModel(name, law.parameters, held_out_error, forecasts, (fewest, best, most))
 
 
-def _held_out_error(study: _Study, name: str) -> float | None:
-    largest = int(study.devices.max())
-    rest = study.below(largest)
+def _held_out_error(evidence: _Evidence, name: str) -> float | None:
+    largest = int(evidence.devices.max())
+    rest = evidence.below(largest)
     try:
         model = rest.model(name)
         if len(rest.points) < model.fewest_points:
@@ -222,80 +230,57 @@ def _held_out_error(study: _Study, name: str) -> float | None:
         law = model.fit(rest.devices, rest.images_per_second)
     except ValueError:  # Without this number of devices, too few all-reduces are left.
         return None
-    is_held_out = study.devices == largest
-    return float(law.images_per_second(study.devices[is_held_out])[0] / study.images_per_second[is_held_out][0] - 1)
+    measured = evidence.images_per_second[evidence.devices == largest][0]
+    return float(law.images_per_second(np.array([float(largest)]))[0] / measured - 1)
 
 
-def _draw_laws(study: _Study, model: Model, law: Law) -> tuple[list[Law], Floats]:
+def _draw_laws(evidence: _Evidence, model: Model, law: Law) -> tuple[list[Law], Floats]:
     """Refits a model to its own fit plus noise.
 
     Returns:
         The laws, and the standard deviation of the noise of each, float64 [draws], on the logarithms: that of a draw
         from the scaled inverse chi-square distribution that the residuals leave, or that of the points if larger.
     """
-    fitted = law.images_per_second(study.devices)
-    residuals = np.log(study.images_per_second / fitted)
+    fitted = law.images_per_second(evidence.devices)
+    residuals = np.log(evidence.images_per_second / fitted)
     freedom = len(residuals) - law.free_parameters
-    of_points = np.mean([_deviation(point.throughput) ** 2 for point in study.points])
+    of_points = np.mean([_deviation(point.throughput) ** 2 for point in evidence.points])
     variance = np.full(DRAWS, of_points)
     if freedom > 0:
-        variance = np.maximum(variance, residuals @ residuals / study.rng.chisquare(freedom, DRAWS))
+        variance = np.maximum(variance, residuals @ residuals / evidence.rng.chisquare(freedom, DRAWS))
     noise = np.minimum(np.sqrt(variance), LARGEST_NOISE)
-    shocks = np.exp(noise[:, None] * study.rng.standard_normal((DRAWS, len(residuals))))
-    return [model.fit(study.devices, fitted * shock, study.rng) for shock in shocks], noise
+    shocks = np.exp(noise[:, None] * evidence.rng.standard_normal((DRAWS, len(residuals))))
+    return [model.fit(evidence.devices, fitted * shock, evidence.rng) for shock in shocks], noise
 
 
-def _forecasts(
-    study: _Study, law: Law, laws: Sequence[Law], noise: Floats, wanted: Floats, held_out_error: float | None
-) -> tuple[Forecast, ...]:
+def _intervals(
+    evidence: _Evidence, law: Law, laws: Sequence[Law], noise: Floats, wanted: Floats, held_out_error: float | None
+) -> tuple[Floats, Floats, Floats]:
+    """Returns images per second and their bounds, float64 [wanted]."""
     drawn = np.log([each.images_per_second(wanted) for each in laws])
-    drawn += noise[:, None] * study.rng.standard_normal(drawn.shape)
+    drawn += noise[:, None] * evidence.rng.standard_normal(drawn.shape)
     value = law.images_per_second(wanted)
     low, high = np.exp(np.percentile(drawn, [2.5, 97.5], axis=0))
     if held_out_error is not None:
-        measured = np.unique(study.devices)
+        measured = np.unique(evidence.devices)
         doublings = np.maximum(np.log2(wanted / measured[-1]), 0) / np.log2(measured[-1] / measured[-2])
         drift = np.exp(abs(math.log1p(held_out_error)) * doublings)
         low, high = np.minimum(low, value / drift), np.maximum(high, value * drift)
-    ideal = wanted * study.single_images_per_second
-    columns = [wanted.astype(int), value, low, high, value / ideal, low / ideal, high / ideal]
-    return tuple(Forecast(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
+    return value, low, high
 
 
-def _paying_devices(curve: Curve, law: Law, laws: Sequence[Law]) -> tuple[int, int, int]:
+def _worthwhile_devices(curve: Curve, law: Law, laws: Sequence[Law]) -> tuple[int, int, int]:
     devices = np.array(POWERS_OF_TWO, np.float64)
     if curve.scaling == "strong":
         devices = devices[devices <= curve.baseline.case.global_batch_size]
 
-    def last_paying(rates: Floats) -> int:
-        pays = rates[1:] >= PAYING_GAIN * rates[:-1]
+    def last_worthwhile(rates: Floats) -> int:
+        pays = rates[1:] >= WORTHWHILE_GAIN * rates[:-1]
         return int(devices[len(pays) if pays.all() else pays.argmin()])
 
-    drawn = sorted(last_paying(each.images_per_second(devices)) for each in laws)
+    drawn = sorted(last_worthwhile(each.images_per_second(devices)) for each in laws)
     low, high = (drawn[round(share * (len(drawn) - 1))] for share in (0.025, 0.975))
-    return low, last_paying(law.images_per_second(devices)), high
-
-
-def _with_honest_amdahl(models: Sequence[FittedModel]) -> list[FittedModel]:
-    """Widens the intervals of Amdahl's law to those of USL, of which it is a special case that points cannot prove."""
-    general = next(model for model in models if model.name == "USL")
-
-    def widened(model: FittedModel) -> FittedModel:
-        forecasts = [
-            replace(
-                row,
-                low=min(row.low, wide.low),
-                high=max(row.high, wide.high),
-                efficiency_low=min(row.efficiency_low, wide.efficiency_low),
-                efficiency_high=max(row.efficiency_high, wide.efficiency_high),
-            )
-            for row, wide in zip(model.forecasts, general.forecasts, strict=True)
-        ]
-        (low, value, high), (wide_low, _, wide_high) = model.paying_devices, general.paying_devices
-        paying = (min(low, wide_low), value, max(high, wide_high))
-        return replace(model, forecasts=tuple(forecasts), paying_devices=paying)
-
-    return [widened(model) if model.name == "Amdahl" else model for model in models]
+    return low, last_worthwhile(law.images_per_second(devices)), high
 
 
 def _by_trust(models: Sequence[FittedModel], held_out: int) -> tuple[list[FittedModel], str]:
@@ -309,104 +294,9 @@ def _by_trust(models: Sequence[FittedModel], held_out: int) -> tuple[list[Fitted
     return tested + rest, f"error at the held-out {held_out} devices: {errors}"
 
 
-def _step_times_model(study: _Study) -> StepTimesModel:
-    """Prepares the model of step times; raises ValueError where the all-reduces that it needs were not measured."""
-    curve, messages = study.curve, study.messages
-    if not messages:
-        raise ValueError(f"no all-reduce of {curve.strategy} was measured, as the suite scaling does")
-    per_host = _devices_per_host([point.summary.case for point in study.points] + [each.case for each in messages])
-    links = Links.fit(messages, per_host)
-    if (per_host > 1 and not links.within_host) or (per_host < math.inf and not links.between_hosts):
-        which = "between hosts" if links.within_host else "within a host"
-        raise ValueError(f"no all-reduce of {curve.strategy} {which} was measured")
-    baseline = curve.baseline.case
-    return StepTimesModel(
-        links,
-        (links, *_draw_links(messages, per_host, study.rng, study.link_draws)),
-        gradient_bytes(study.points[-1].summary.records[0].identity.config),
-        _relative_times(curve, study.summaries),
-        images_of_one=baseline.global_batch_size,
-        is_strong=curve.scaling == "strong",
-        fixed_share=_fixed_share(curve, study.summaries),
-    )
-
-
-def _draw_links(
-    messages: Sequence[AllReduce], per_host: float, rng: np.random.Generator, draws: int
-) -> Iterator[Links]:
-    """Fits the links to samples of their messages, as far as a sample suffices."""
-    of_links = [[each for each in messages if (each.case.hosts > 1) == which] for which in (False, True)]
-    for _ in range(draws):
-        drawn = [link[index] for link in of_links for index in rng.integers(max(len(link), 1), size=len(link))]
-        with contextlib.suppress(ValueError):
-            yield Links.fit(drawn, per_host)
-
-
-def _devices_per_host(cases: Sequence[Case]) -> float:
-    """Returns up to how many devices share a host, which shows where there were several hosts."""
-    return max((case.devices / case.hosts for case in cases if case.hosts > 1), default=math.inf)
-
-
-def _relative_times(curve: Curve, summaries: Sequence[CaseSummary]) -> Floats:
-    """Returns step times, float64 [windows], of ranks that waited for nobody, relative to the mean of their run."""
-    free = [
-        summary
-        for summary in summaries
-        if summary.case.strategy == curve.strategy
-        and not summary.case.all_reduce
-        and not summary.unstable
-        and _same_setup(summary.case, curve)
-    ]
-    times = [
-        (steps / steps.mean()).ravel()
-        for summary in (free or [curve.baseline])
-        for steps in summary.steady_step_seconds()
-        if steps.size
-    ]
-    return np.concatenate(times) if times else np.ones(1)
-
-
-def _fixed_share(curve: Curve, summaries: Sequence[CaseSummary]) -> float:
-    """Returns what share of the step of one device did not shrink with its images; 0 where one batch was measured."""
-    singles = _singles(curve, summaries)
-    if curve.scaling == "weak" or len(singles) < 2:
-        return 0.0
-    images = np.array(list(singles), np.float64)
-    seconds = images / np.array(list(singles.values()))
-    fixed, per_image = fit_nonnegative(np.column_stack([np.ones_like(images), images]), seconds)
-    return float(fixed / (fixed + per_image * curve.baseline.case.global_batch_size))
-
-
-def _singles(curve: Curve, summaries: Sequence[CaseSummary]) -> dict[int, float]:
-    """Returns the throughputs of one device, by its batch."""
-    return {
-        summary.case.global_batch_size: summary.images_per_second.value
-        for summary in summaries
-        if summary.case.strategy == "single"
-        and summary.case.kind == "train"
-        and not summary.case.is_ablation
-        and summary.images_per_second
-        and _same_setup(summary.case, curve)
-    }
-
-
-def _same_setup(case: Case, curve: Curve) -> bool:
-    baseline = curve.baseline.case
-    return (case.settings, case.cores_per_device) == (baseline.settings, baseline.cores_per_device)
-
-
-def _limits_of_step_times(curve: Curve, summaries: Sequence[CaseSummary], messages: Sequence[AllReduce]) -> list[str]:
-    notes = []
-    if _devices_per_host([each.case for each in messages]) == math.inf:
-        notes.append("All measured links lie within one host; step times take further devices to be joined as fast.")
-    if curve.scaling == "strong" and len(_singles(curve, summaries)) < 2:
-        notes.append("One device was measured with one batch; step times take compute to shrink with its images.")
-    return notes
-
-
 def _deviation(throughput: Estimate) -> float:
     """Returns the standard deviation of the logarithm that is behind a 95 % t-interval; 0 where there is none."""
     if math.isnan(throughput.low) or throughput.low <= 0:
         return 0.0
     quantile = student_quantile(0.975, throughput.repeats - 1) if throughput.repeats > 1 else 1.96
-    return math.log(throughput.high / throughput.low) / (2 * float(quantile))
+    return math.log(throughput.high / throughput.low) / (2 * quantile)

@@ -11,11 +11,12 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
-from mnist_dist.benchmarks.records.case import STRATEGIES, Case
-from mnist_dist.benchmarks.statistics.stats import Estimate
+from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.statistics.stats import Estimate, estimate_ratio
+from mnist_dist.strategies import STRATEGIES
 
 Scaling = Literal["weak", "strong"]
 
@@ -48,29 +49,49 @@ class Curve:
 
 def find_curves(summaries: Sequence[CaseSummary]) -> list[Curve]:
     """Returns the weak and strong curves that have a baseline and a measured point on several devices."""
+    comparable: dict[str, list[CaseSummary]] = {}
+    for summary in summaries:
+        comparable.setdefault(_other_fields(summary.case), []).append(summary)
     curves = []
     for baseline in filter(_is_baseline, summaries):
-        settings = _other_fields(baseline.case)
-        comparable = [each for each in summaries if _other_fields(each.case) == settings]
-        for scaling in ("weak", "strong"):
-            fitting = [each for each in comparable if _keeps_batch(each.case, baseline.case, scaling)]
+        for scaling in get_args(Scaling):
+            others = comparable[_other_fields(baseline.case)]
+            fitting = [each for each in others if _keeps_batch(each.case, baseline.case, scaling)]
             curves += _curves_of(baseline, fitting, scaling)
     return curves
 
 
-def efficiency(throughput: Estimate, devices: int, baseline: Estimate) -> Estimate:
-    """Returns E(N) as a share, with the interval of a ratio of two independent estimates.
+def efficiency(summary: CaseSummary, baseline: CaseSummary) -> Estimate:
+    """Returns E(N) as a share of two cases that have a throughput.
+
+    The cases of one repeat are measured one after the other, so what slows the machine down meanwhile slows both:
+    the ratio is that of the repeats that both have. Where these are fewer than two, the estimates are independent.
+    """
+    devices, own, single = summary.case.devices, summary.images_per_second, baseline.images_per_second
+    if own is None or single is None:
+        raise ValueError("expected cases with a throughput")
+    if own is single:
+        return Estimate(1.0, 1.0, 1.0, single.repeats)  # By definition.
+    by_repeat = [{(run.record.study, run.record.repeat): run for run in each.runs} for each in (baseline, summary)]
+    both = sorted(by_repeat[0].keys() & by_repeat[1].keys())
+    if len(both) > 1:
+        base, new = ([runs[repeat].series for repeat in both] for runs in by_repeat)
+        ratio = estimate_ratio(base, new, paired=True).at_level()
+    else:
+        ratio = independent_ratio(own, single)
+    return Estimate(ratio.value / devices, ratio.low / devices, ratio.high / devices, ratio.repeats)
+
+
+def independent_ratio(new: Estimate, base: Estimate) -> Estimate:
+    """Returns the ratio of two independent estimates.
 
     The interval is Zou and Donner's (MOVER, Statistics in Medicine 27, 2008) on the logarithms, where a ratio is a
     difference: each bound adds the squares of both estimates' distances to their bounds.
     """
-    if throughput is baseline:
-        return Estimate(1.0, 1.0, 1.0, baseline.repeats)  # By definition.
-    value = throughput.value / (devices * baseline.value)
-    below = math.hypot(_log_ratio(throughput.value, throughput.low), _log_ratio(baseline.high, baseline.value))
-    above = math.hypot(_log_ratio(throughput.high, throughput.value), _log_ratio(baseline.value, baseline.low))
-    repeats = min(throughput.repeats, baseline.repeats)
-    return Estimate(value, value * math.exp(-below), value * math.exp(above), repeats)
+    value = new.value / base.value
+    below = math.hypot(_log_ratio(new.value, new.low), _log_ratio(base.high, base.value))
+    above = math.hypot(_log_ratio(new.high, new.value), _log_ratio(base.value, base.low))
+    return Estimate(value, value * math.exp(-below), value * math.exp(above), min(new.repeats, base.repeats))
 
 
 def is_oversubscribed(summary: CaseSummary) -> bool:
@@ -98,11 +119,10 @@ def _curves_of(baseline: CaseSummary, fitting: Iterable[CaseSummary], scaling: S
 
 def _points(summaries: Iterable[CaseSummary], baseline: CaseSummary) -> list[Point]:
     """The cases that have a throughput, each once, by rising numbers of devices."""
-    single = baseline.images_per_second
     points = [
-        Point(each, each.images_per_second, efficiency(each.images_per_second, each.case.devices, single))
+        Point(each, each.images_per_second, efficiency(each, baseline))
         for each in {summary.case_id: summary for summary in summaries}.values()
-        if each.images_per_second and single
+        if each.images_per_second
     ]
     return sorted(points, key=lambda point: (point.devices, point.summary.case.hosts))
 

@@ -1,7 +1,4 @@
-"""Whether a rank or a host is slower than the others, from step times of ranks that do not wait for each other.
-
-Imports no TensorFlow.
-"""
+"""Whether a rank or a host is slower than the others, from step times of ranks that do not wait for each other."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mnist_dist.benchmarks.statistics.stats import block_length
+from mnist_dist.benchmarks.statistics.blocks import block_length
 
 NOTABLE_EXCESS = 0.05  # By which a rank must be slower than the others to be named.
 SIGNIFICANCE = 0.05
@@ -52,37 +49,22 @@ def find_slow_place(repeats: Sequence[np.ndarray], hosts: Sequence[str] | None) 
         repeats: for each, step times of ranks that do not wait for each other, float64 [ranks, windows].
         hosts: [ranks], or None where they are not known.
     """
-    found = _find_slow_host(repeats, hosts) if hosts else None
-    return found or _find_slow_rank(repeats, hosts)
-
-
-def _find_slow_host(repeats: Sequence[np.ndarray], hosts: Sequence[str]) -> SlowPlace | None:
-    """Compares the means of hosts with several ranks, all of which must be slow."""
-    names = list(dict.fromkeys(hosts))
-    if not 1 < len(names) < len(hosts):
-        return None
-    members = [tuple(rank for rank, host in enumerate(hosts) if host == name) for name in names]
-    found = _outstanding([np.stack([times[list(ranks)].mean(axis=0) for ranks in members]) for times in repeats])
-    if not found:
-        return None
-    index, windows, excess = found
-    if any(_excess(repeats, rank, members[index]) <= NOTABLE_EXCESS for rank in members[index]):
-        return None
-    return SlowPlace(f"host {names[index]}", names[index], members[index], windows, _count_windows(repeats), excess)
-
-
-def _find_slow_rank(repeats: Sequence[np.ndarray], hosts: Sequence[str] | None) -> SlowPlace | None:
-    found = _outstanding(repeats)
-    if not found:
-        return None
-    rank, windows, excess = found
-    host = hosts[rank] if hosts else None
-    name = f"rank {rank} on host {host}" if host else f"rank {rank}"
-    return SlowPlace(name, host, (rank,), windows, _count_windows(repeats), excess)
-
-
-def _count_windows(repeats: Sequence[np.ndarray]) -> int:
-    return sum(times.shape[1] for times in repeats)
+    windows = sum(times.shape[1] for times in repeats)
+    names = list(dict.fromkeys(hosts or ()))
+    if hosts and 1 < len(names) < len(hosts):  # Of hosts with several ranks, all must be slow.
+        members = [tuple(rank for rank, host in enumerate(hosts) if host == name) for name in names]
+        of_hosts = [np.stack([times[list(ranks)].mean(axis=0) for ranks in members]) for times in repeats]
+        if found := _outstanding(of_hosts):
+            index, slowest, excess = found
+            ranks = members[index]
+            if all(_excess(repeats, rank, ranks) > NOTABLE_EXCESS for rank in ranks):
+                return SlowPlace(f"host {names[index]}", names[index], ranks, slowest, windows, excess)
+    if found := _outstanding(repeats):
+        rank, slowest, excess = found
+        host = hosts[rank] if hosts else None
+        name = f"rank {rank} on host {host}" if host else f"rank {rank}"
+        return SlowPlace(name, host, (rank,), slowest, windows, excess)
+    return None
 
 
 def _outstanding(repeats: Sequence[np.ndarray]) -> tuple[int, int, float] | None:
@@ -120,6 +102,5 @@ def _excess(repeats: Sequence[np.ndarray], index: int, left_out: Sequence[int]) 
 def _block_means(times: np.ndarray) -> np.ndarray:
     """Returns the means over blocks of windows that are long enough to be nearly independent, [ranks, blocks]."""
     relative = times / times.mean(axis=0)
-    length = max(block_length(row) for row in relative)
-    blocks = max(times.shape[1] // length, 1)
+    blocks = max(times.shape[1] // block_length(relative), 1)
     return np.stack([part.mean(axis=1) for part in np.array_split(times, blocks, axis=1)], axis=1)

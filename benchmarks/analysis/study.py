@@ -17,21 +17,6 @@ from mnist_dist.benchmarks.analysis.trained import TrainedCase, relate_cases
 from mnist_dist.benchmarks.records.record import Record
 
 
-@dataclass(frozen=True)
-class InputRate:
-    """The input pipeline alone. `training` is the fastest case with the same devices, which it would have to feed."""
-
-    summary: CaseSummary
-    training: TrainedCase | None
-
-    @property
-    def multiple(self) -> float | None:
-        """Images per second of the pipeline over those that training consumes."""
-        pipeline = self.summary.images_per_second
-        consumed = self.training.summary.images_per_second if self.training else None
-        return pipeline.value / consumed.value if pipeline and consumed else None
-
-
 @dataclass(frozen=True, eq=False)
 class Analysis:
     """What the records of one study say, from the records to what is lost and what can be foretold."""
@@ -81,19 +66,3 @@ class Analysis:
     def main_cases(self) -> tuple[TrainedCase, ...]:
         """The cases that train, without the ablations."""
         return tuple(each for each in self.trained if not each.case.is_ablation)
-
-    @cached_property
-    def input_rates(self) -> tuple[InputRate, ...]:
-        alone = [each for each in self.summaries if each.case.kind == "input" and each.records]
-        return tuple(InputRate(each, self._fastest_on(each)) for each in alone)
-
-    def _fastest_on(self, pipeline: CaseSummary) -> TrainedCase | None:
-        """Returns the fastest training on the devices for which a pipeline was measured."""
-        devices = (pipeline.case.devices, pipeline.case.cores_per_device)
-        rates = {
-            each.images_per_second.value: training
-            for training in self.main_cases
-            if (each := training.summary).images_per_second
-            and (training.case.devices, training.case.cores_per_device) == devices
-        }
-        return rates[max(rates)] if rates else None

@@ -1,15 +1,17 @@
 """What the records of one case say together: throughput, step times, accuracy, time to accuracy, memory, energy.
 
-The windows of a repeat count from the end of its warm-up on. A repeat that does not settle is never left out, as that
-would flatter the rest: if half of them or more do not, the case is unstable and has no throughput; fewer count in full.
+The windows of a repeat count from the end of its warm-up on. A repeat that drifts is never left out, as that would
+flatter the rest: if half of them or more do, the case is unstable and has no throughput; fewer count like the others.
 A repeat too short to tell makes the case unstable, as the others are hardly longer.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -54,18 +56,53 @@ class TimeToAccuracy:
 
 
 @dataclass(frozen=True, eq=False)
+class RunSummary:
+    """A run that ended well, of which windows were measured. What is derived from them is computed once."""
+
+    record: Record
+
+    @cached_property
+    def steady_state(self) -> SteadyState:
+        measured = self.record.measurements or {}
+        return find_steady_state(measured["window_steps"], measured["window_seconds"])
+
+    @cached_property
+    def series(self) -> Series:
+        """The images and seconds of the steady windows.
+
+        The seconds are those of the rank that took longest over all of them: as the windows of all ranks have the same
+        edges, that is what the job took. Summing the slowest rank of each window would count the jitter of the edges.
+        """
+        steps, seconds = self.windows
+        return Series(steps * float(self.record.case.global_batch_size), seconds[np.argmax(seconds.sum(axis=1))])
+
+    @property
+    def step_seconds(self) -> np.ndarray:
+        """Step times of every rank in each steady window, float64 [ranks, windows]; short windows are merged."""
+        steps, seconds = self.windows
+        return seconds / steps
+
+    @cached_property
+    def windows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Steps, int64 [windows], and seconds, float64 [ranks, windows], of the steady windows."""
+        measured, first = self.record.measurements or {}, self.steady_state.first_window
+        rows = [row[first:] for row in measured["window_seconds"]]
+        steps, seconds, _ = merge_windows(measured["window_steps"][first:], rows)
+        return steps, seconds
+
+
+@dataclass(frozen=True, eq=False)
 class CaseSummary:
     """One case over its repeats. What was not measured is None.
 
     Attributes:
-        records: the repeats that ended well, in order.
+        runs: the repeats that ended well, in order.
         failures: the others, also those that were skipped.
         steady_states: where each of `records` is steady; none of kinds without windows.
         unstable: why there is no throughput although the repeats ended well.
-        unsettled_repeats: how many did not settle; if the case is not unstable, they count with all their windows.
+        unsettled_repeats: how many drifted; if the case is not unstable, they count like the others.
         images_per_second: of all devices together.
         step_seconds: of the slowest rank's mean step time in each steady window.
-        rank_step_seconds: float64 [ranks], the median step time of each over its steady windows.
         first_step_seconds: of the slowest rank: tracing, compiling and the first step.
         startup_seconds: of the slowest rank: from the start of its process to its first step.
         peak_memory_bytes: of the largest rank of any repeat.
@@ -74,7 +111,7 @@ class CaseSummary:
 
     case: Case
     case_id: str
-    records: tuple[Record, ...]
+    runs: tuple[RunSummary, ...]
     failures: tuple[Record, ...]
     steady_states: tuple[SteadyState, ...]
     unstable: str | None
@@ -82,7 +119,6 @@ class CaseSummary:
     images_per_second: Estimate | None
     variance: VarianceSplit | None
     step_seconds: Percentiles | None
-    rank_step_seconds: np.ndarray | None
     first_step_seconds: Estimate | None
     startup_seconds: Estimate | None
     peak_memory_bytes: float | None
@@ -100,13 +136,20 @@ class CaseSummary:
         """Returns the precision or XLA mode that ran, which `auto` chose; empty where nothing ran."""
         return one_line(", ".join(sorted(set(map(str, _measured(self.records, name))))), 60)
 
-    def steady_step_seconds(self) -> list[np.ndarray]:
-        """Returns the step times of every rank in each steady window, float64 [records][ranks, windows].
+    @cached_property
+    def records(self) -> tuple[Record, ...]:
+        """Of the runs."""
+        return tuple(run.record for run in self.runs)
 
-        Short windows are merged.
-        """
-        merged = [_steady_windows(*pair) for pair in zip(self.records, self.steady_states, strict=True)]
-        return [seconds / steps for steps, seconds in merged]
+    @cached_property
+    def untimed_case(self) -> str:
+        """See `untimed`."""
+        return untimed(self.case)
+
+
+def untimed(case: Case) -> str:
+    """Returns what runs that explain each other share: a run without input or all-reduce never trains to its end."""
+    return json.dumps(case.model_dump(mode="json", exclude={"measure_seconds"}), sort_keys=True)
 
 
 def summarize(records: Sequence[Record]) -> CaseSummary:
@@ -118,22 +161,22 @@ def summarize(records: Sequence[Record]) -> CaseSummary:
     if len({record.case_id for record in records}) != 1:
         raise ValueError(f"expected the records of one case, received {len({record.case_id for record in records})}")
     ok, failures = split_by_success(records)
-    states = [steady_state_of(record) for record in ok] if has_windows(ok) else []
+    runs = tuple(map(RunSummary, ok))
+    states = [run.steady_state for run in runs] if has_windows(ok) else []
     unstable = why_unstable(states)
-    series = [] if unstable else [steady_series(*pair) for pair in zip(ok, states, strict=False)]
+    series = [run.series for run in runs] if states and not unstable else []
     images_per_second = estimate_rate(series).at_level() if series else None
     return CaseSummary(
         case=records[0].case,
         case_id=records[0].case_id,
-        records=ok,
+        runs=runs,
         failures=failures,
         steady_states=tuple(states),
         unstable=unstable,
         unsettled_repeats=sum(state.reason_unstable is not None for state in states),
         images_per_second=images_per_second,
         variance=split_variance(series) if series else None,
-        step_seconds=_step_percentiles(ok, states) if series else None,
-        rank_step_seconds=_rank_medians(ok, states) if series else None,
+        step_seconds=percentiles(np.concatenate([run.step_seconds.max(axis=0) for run in runs])) if series else None,
         first_step_seconds=_mean_of_slowest(ok, "first_step_seconds"),
         startup_seconds=_mean_of_slowest(ok, "startup_seconds"),
         peak_memory_bytes=max((max(values) for values in _measured(ok, "peak_memory_bytes")), default=None),
@@ -152,12 +195,7 @@ def split_by_success(records: Sequence[Record]) -> tuple[tuple[Record, ...], tup
 
 
 def has_windows(records: Sequence[Record]) -> bool:
-    return all(record.case.kind in ("train", "input") for record in records)
-
-
-def steady_state_of(record: Record) -> SteadyState:
-    measured = record.measurements or {}
-    return find_steady_state(measured["window_steps"], measured["window_seconds"])
+    return all("window_steps" in (record.measurements or {}) for record in records)
 
 
 def why_unstable(states: Sequence[SteadyState]) -> str | None:
@@ -167,26 +205,6 @@ def why_unstable(states: Sequence[SteadyState]) -> str | None:
     if not reasons or (2 * len(reasons) < len(states) and not too_short):
         return None
     return reasons[0] if len(states) == 1 else f"{len(reasons)} of {len(states)} repeats did not settle: {reasons[0]}"
-
-
-def steady_series(record: Record, state: SteadyState) -> Series:
-    """Returns the images and seconds of the steady windows of a repeat.
-
-    The seconds are those of the rank that took longest over all of them: as the windows of all ranks have the same
-    edges, that is what the job took. Summing the slowest rank of each window would count the jitter of the edges.
-    """
-    steps, seconds = _steady_windows(record, state)
-    slowest = seconds[np.argmax(seconds.sum(axis=1))]
-    return Series(steps * float(record.case.global_batch_size), slowest)
-
-
-def _steady_windows(record: Record, state: SteadyState) -> tuple[np.ndarray, np.ndarray]:
-    """Returns steps, [windows], and seconds, float64 [ranks, windows], of the steady windows, short ones merged."""
-    measured, first = record.measurements or {}, state.first_window
-    steps, seconds, _ = merge_windows(
-        measured["window_steps"][first:], [row[first:] for row in measured["window_seconds"]]
-    )
-    return steps, seconds
 
 
 def mean_test_accuracy(records: Sequence[Record]) -> Accuracy | None:
@@ -210,52 +228,33 @@ def _mean_of_slowest(records: Sequence[Record], name: str) -> Estimate | None:
     return estimate_mean(slowest) if slowest else None
 
 
-def _steady_step_seconds(records: Sequence[Record], states: Sequence[SteadyState]) -> np.ndarray:
-    """Returns float64 [ranks, windows], the windows of all repeats one after the other."""
-    parts = []
-    for record, state in zip(records, states, strict=True):
-        measured = record.measurements or {}
-        step_seconds = np.asarray(measured["window_seconds"]) / np.asarray(measured["window_steps"])
-        parts.append(step_seconds[:, state.first_window :])
-    return np.concatenate(parts, axis=1)
-
-
-def _step_percentiles(records: Sequence[Record], states: Sequence[SteadyState]) -> Percentiles:
-    return percentiles(_steady_step_seconds(records, states).max(axis=0))
-
-
-def _rank_medians(records: Sequence[Record], states: Sequence[SteadyState]) -> np.ndarray:
-    return np.median(_steady_step_seconds(records, states), axis=1)
-
-
 def _times_to_accuracy(ok: Sequence[Record], failures: Sequence[Record]) -> dict[float, TimeToAccuracy]:
     """Returns nothing for cases that were not to be trained to the end."""
     runs = [record for record in ok if (record.measurements or {}).get("evaluations")]
     case = (*ok, *failures)[0].case
     if not runs and (ok or case.kind != "train" or case.measure_seconds is not None):
         return {}
-    failed_seconds = [record.seconds for record in failures if record.status != "skipped"]
+    # A success is timed from its first step on. How long a failure took to start is not known: as long as the others.
+    startup = _median([max(ranks) for ranks in _measured(runs, "startup_seconds")]) if runs else 0.0
+    failed_seconds = [max(record.seconds - startup, 0.0) for record in failures if record.status != "skipped"]
     return {target: _time_to_accuracy(target, runs, failed_seconds) for target in ACCURACY_TARGETS}
 
 
 def _time_to_accuracy(target: float, runs: Sequence[Record], failed_seconds: Sequence[float]) -> TimeToAccuracy:
     """A run that failed, for example because it diverged, has not reached the target in all its seconds."""
-    seconds, reached = [], []
+    outcomes = [(seconds, False) for seconds in failed_seconds]
     for record in runs:
         evaluations = (record.measurements or {})["evaluations"]
         first = next((each for each in evaluations if each["accuracy"] >= target), None)
         decisive = first or evaluations[-1]
-        seconds.append(decisive["training_seconds"] + decisive["evaluation_seconds"])
-        reached.append(first is not None)
-    seconds += failed_seconds
-    reached += [False] * len(failed_seconds)
-    tracing = [max(ranks) for ranks in _measured(runs, "first_step_seconds")]
+        outcomes.append((decisive["training_seconds"] + decisive["evaluation_seconds"], first is not None))
+    reached = [hit for _, hit in outcomes]
     return TimeToAccuracy(
         reached=sum(reached),
         runs=len(reached),
-        median_seconds=_median([each if hit else math.inf for each, hit in zip(seconds, reached, strict=True)]),
-        expected_seconds=expected_running_time(seconds, reached),
-        median_tracing_seconds=_median(tracing),
+        median_seconds=_median([seconds if hit else math.inf for seconds, hit in outcomes]),
+        expected_seconds=expected_running_time([seconds for seconds, _ in outcomes], reached),
+        median_tracing_seconds=_median([max(ranks) for ranks in _measured(runs, "first_step_seconds")]),
     )
 
 

@@ -49,8 +49,7 @@ def relate_cases(
         (curve.scaling, point.summary.case_id): point.efficiency for curve in curves for point in curve.points
     }
     for curve in curves:
-        if single := curve.baseline.images_per_second:
-            efficiencies[curve.scaling, curve.baseline.case_id] = efficiency(single, 1, single)
+        efficiencies[curve.scaling, curve.baseline.case_id] = efficiency(curve.baseline, curve.baseline)
     return [
         TrainedCase(
             summary=each,

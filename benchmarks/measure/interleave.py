@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import random
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mnist_dist.benchmarks.measure import runner
 from mnist_dist.benchmarks.measure.runner import find_machine
-from mnist_dist.benchmarks.measure.study import describe, estimate_seconds, label_run, open_study
+from mnist_dist.benchmarks.measure.study import Progress, TimeLeft, open_study
 from mnist_dist.benchmarks.measure.suite import Narrowing, check_settings, load_suite, order_of_runs, plan_cases
 from mnist_dist.benchmarks.records.environment import CODE_FOLDER
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.records.store import writing
-from mnist_dist.benchmarks.report.progress import make_progress
+from mnist_dist.benchmarks.records.store import finished
 from mnist_dist.config import Config, get_setting, load_config, parse_assignment, setting_descriptions
 from mnist_dist.errors import UserError
+from mnist_dist.files import writing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,13 @@ class Arm:
 
 
 def measure_both(
-    base: str, new: str, suite_name: str, results: Path | None, narrowing: Narrowing, resume: bool
+    base: str,
+    new: str,
+    suite_name: str,
+    results: Path | None,
+    narrowing: Narrowing,
+    resume: bool,
+    show: Callable[[int, bool], contextlib.AbstractContextManager[Progress]],
 ) -> tuple[list[Record], list[Record], set[str]]:
     """Measures both sides of every case and repeat one right after the other, in a random order.
 
@@ -43,6 +50,7 @@ def measure_both(
         base: a commit of this checkout, a YAML file, or KEY=VALUE; `new` likewise.
         results: gets the folders `base` and `new`, each a study.
         resume: go on there, with what one side or both have not measured yet.
+        show: from the number of runs and whether there are GPUs, makes what is told of each.
 
     Returns:
         The records of both sides, matching case by case, and what is allowed to differ because it is the subject.
@@ -55,26 +63,26 @@ def measure_both(
     with contextlib.ExitStack() as stack:
         arms = [stack.enter_context(open_arm(text, folder)) for text in (base, new)]
         sides = []
-        for side, arm in zip(("base", "new"), arms, strict=True):
-            study, store = open_study(folder / side, Path(suite_name).stem, suite, machine, cases, resume)
+        for name, arm in zip(("base", "new"), arms, strict=True):
+            study, store = open_study(folder / name, Path(suite_name).stem, suite, machine, cases, resume)
             sides.append((dataclasses.replace(study, code=arm.code), store))
-        done = [store.finished(study.name) for study, store in sides]
-        both = done[0] & done[1]
-        runs = [(case, repeat) for case, repeat in order_of_runs(cases, 0) if (case.case.case_id, repeat) not in both]
-        with make_progress(2 * len(runs)) as progress:
-            known: list[Record] = []
-            for number, (planned, repeat) in enumerate(runs):
-                order = random.Random(f"{planned.case.case_id}/{repeat}").sample((0, 1), 2)  # noqa: S311
-                for turn, index in enumerate(order):
-                    study, store = sides[index]
-                    if (planned.case.case_id, repeat) in done[index]:
-                        continue
-                    label = f"{arms[index].name}: {label_run(planned.case, machine)}, repeat {repeat + 1}"
-                    progress.begin(2 * number + turn, label, 2 * estimate_seconds(runs[number:], known))
-                    record = runner.run_case(study, planned.case, repeat, progress.tick, arms[index].settings)
-                    store.add(record)
-                    known.append(record)
-                    progress.end(f"{label}: {describe(record)}", 2 * estimate_seconds(runs[number + 1 :], known))
+        known = [store.records() for _, store in sides]
+        done = [finished(records, study.name) for records, (study, _) in zip(known, sides, strict=True)]
+        runs = [
+            (side, (planned, repeat))
+            for planned, repeat in order_of_runs(cases, 0)
+            for side in random.Random(f"{planned.case_id}/{repeat}").sample((0, 1), 2)  # noqa: S311
+            if (planned.case_id, repeat) not in done[side]
+        ]
+        left = TimeLeft((run for _, run in runs), itertools.chain(*known))
+        with show(len(runs), bool(machine.gpus)) as progress:
+            for side, (planned, repeat) in runs:
+                (study, store), arm = sides[side], arms[side]
+                progress.begin(planned.case, repeat, left.seconds, f"{arm.name}: ")
+                record = runner.run_case(study, planned.case, repeat, progress.tick, arm.settings)
+                store.add(record)
+                left.end(planned, record)
+                progress.end(record, left.seconds)
     subject = {"software"} if arms[0].code != arms[1].code else set()
     subject |= {"config"} if arms[0].settings != arms[1].settings else set()
     return sides[0][1].records(), sides[1][1].records(), subject

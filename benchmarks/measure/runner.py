@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
-import platform
 import re
 import select
 import shlex
@@ -25,20 +23,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pydantic import ValidationError
 
-from mnist_dist.benchmarks.measure.suite import ONE_PROCESS, Machine, training_settings
+from mnist_dist.benchmarks.measure.suite import Machine, training_settings
 from mnist_dist.benchmarks.measure.telemetry import sample_power
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.environment import CODE_FOLDER, identity
-from mnist_dist.benchmarks.records.record import Record, Status, one_line
-from mnist_dist.benchmarks.records.store import writing
-from mnist_dist.config import config_to_yaml, load_config
-from mnist_dist.errors import UserError
-from mnist_dist.training.workdir import Workdir
-from mnist_dist.training.writers import read_rows
+from mnist_dist.benchmarks.records.kinds import kind
+from mnist_dist.benchmarks.records.record import Record, Status, explain_record
+from mnist_dist.config import load_config
+from mnist_dist.errors import UserError, one_line
+from mnist_dist.files import writing
+from mnist_dist.strategies import STRATEGIES, missing_packages
 
-WORKER = "mnist_dist.benchmarks.measure.worker"
 TAIL_LINES = 30
 TICK_SECONDS = 1.0  # Between two looks at the clock.
 GRACE_SECONDS = 10.0  # For the ranks to end by themselves when the time is up.
@@ -94,7 +91,7 @@ def run_case(
         tick: called about once a second meanwhile, to show the time.
         under_test: settings that are the subject of a comparison, and so no part of the case.
     """
-    started_at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    started_at = _now()
     began, cpu_began = time.monotonic(), time.process_time()
     with writing(study.scratch):
         study.scratch.mkdir(parents=True, exist_ok=True)
@@ -102,7 +99,24 @@ def run_case(
         with sample_power(case.devices // case.hosts if study.machine.gpus else None) as power:
             outcome = _measure(study, case, repeat, under_test or {}, Path(scratch), tick)
         seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu_began
-    record = Record.new(
+    telemetry = power.telemetry if case.hosts == 1 else None  # It sees this host alone.
+    measured = {"seconds": seconds, "harness_cpu_seconds": cpu_seconds, "telemetry": telemetry}
+    try:
+        return _record(study, case, repeat, outcome, started_at, **measured)
+    except ValidationError as error:  # Such as a loss that is not a number.
+        reason = f"it measured nonsense: {explain_record(error)}"
+        outcome = replace(outcome, status="failed", reason=reason, measurements=None)
+        return _record(study, case, repeat, outcome, started_at, **measured)
+
+
+def skipped(study: Study, case: Case, repeat: int, reason: str) -> Record:
+    """Returns the record of a case that this machine cannot run."""
+    nothing = {"seconds": 0.0, "harness_cpu_seconds": 0.0, "telemetry": None}
+    return _record(study, case, repeat, Outcome("skipped", reason), _now(), **nothing)
+
+
+def _record(study: Study, case: Case, repeat: int, outcome: Outcome, started_at: str, **measured: Any) -> Record:
+    return Record.new(
         case,
         study=study.name,
         suite=study.suite,
@@ -112,40 +126,16 @@ def run_case(
         reason=outcome.reason,
         output_tail=tuple(outcome.tail),
         started_at=started_at,
-        seconds=seconds,
-        harness_cpu_seconds=cpu_seconds,
         identity=identity(
             outcome.config, outcome.hosts, "srun" if study.machine.hosts else "mnist-dist", code=study.code
         ),
-        telemetry=power.telemetry if case.hosts == 1 else None,  # It sees this host alone.
         measurements=outcome.measurements,
+        **measured,
     )
-    try:
-        record.check()
-    except ValueError as error:  # Such as a loss that is not a number.
-        changes = {"status": "failed", "reason": f"it measured nonsense: {error}", "measurements": None}
-        return record.model_copy(update=changes)
-    return record
 
 
-def skipped(study: Study, case: Case, repeat: int, reason: str) -> Record:
-    """Returns the record of a case that this machine cannot run."""
-    return Record.new(
-        case,
-        study=study.name,
-        suite=study.suite,
-        repeat=repeat,
-        seed=repeat,
-        status="skipped",
-        reason=reason,
-        output_tail=(),
-        started_at=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-        seconds=0.0,
-        harness_cpu_seconds=0.0,
-        identity=identity({}, code=study.code),
-        telemetry=None,
-        measurements=None,
-    )
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def _measure(
@@ -154,33 +144,15 @@ def _measure(
     measured = case.model_copy(update={"settings": {**case.settings, **under_test}})
     config = load_config("default", training_settings(measured, seed))
     content = config.model_dump(mode="json")
-    if case.kind == "train":
-        with writing(scratch):
-            (scratch / "config.yaml").write_text(config_to_yaml(config))
-        workdir = scratch / "run"
-        command = [*study.program, "train", "--config", str(scratch / "config.yaml"), "--workdir", str(workdir)]
-        collect: Callable[[], tuple[dict[str, Any], Sequence[str]]] = lambda: _training(workdir)  # noqa: E731
-    else:
-        # The worker runs in another folder, so a relative path would lead elsewhere.
-        settings = measured.settings | ({"data.path": config.data.path} if config.data.path else {})
-        resolved = measured.model_copy(update={"settings": settings})
-        with writing(scratch):
-            (scratch / "case.yaml").write_text(yaml.safe_dump(resolved.model_dump(mode="json")))
-        result = scratch / "result.json"
-        command = [
-            sys.executable,
-            "-m",
-            "mnist_dist.benchmarks.measure.worker",
-            str(scratch / "case.yaml"),
-            str(result),
-        ]
-        collect = lambda: (dict(json.loads(result.read_text())), ())  # noqa: E731
+    of_kind = kind(case.kind)
+    with writing(scratch):
+        command = of_kind.command(study.program, measured, config, scratch)
     log = scratch / "output.log"
     outcome = run_command(launch_command(command, study, case), _cores(case, study), log, study, tick)
     if outcome.status != "ok":
         return replace(outcome, config=content)
     try:
-        measurements, hosts = collect()
+        measurements, hosts = of_kind.collect(scratch)
     except (OSError, ValueError, TypeError, LookupError, UserError) as error:
         reason = one_line(f"it ended well, but left no whole result: {error!r}")
         return Outcome("failed", reason, outcome.tail, config=content)
@@ -202,30 +174,11 @@ def run_command(command: Sequence[str], cores: set[int], log: Path, study: Study
     return Outcome("ok", None, tail)
 
 
-def _training(workdir: Path) -> tuple[dict[str, Any], Sequence[str]]:
-    """Returns the measurements of a finished training and the host of every rank."""
-    folder = Workdir(workdir)
-    result = folder.read_result() or {}
-    times = json.loads(folder.step_times_file.read_text())
-    if result["status"] not in ("completed", "measured"):
-        raise ValueError(f"the run was {result['status']}")
-    evaluations = [row for row in read_rows(folder.metrics_file) if row["kind"] == "evaluate"]
-    names = ("step", "training_seconds", "evaluation_seconds", "split", "accuracy", "loss")
-    measured = ("window_steps", "window_seconds", "first_step_seconds", "startup_seconds")
-    return {
-        **{name: times[name] for name in (*measured, "peak_memory_bytes", "peak_device_memory_bytes")},
-        "evaluations": [{name: row[name] for name in names} for row in evaluations],
-        "test_accuracy": result.get("test_accuracy"),
-        "test_loss": result.get("test_loss"),
-        **{name: result[name] for name in ("flops_per_image", "precision", "xla", "device")},
-    }, [platform.node() if host == "127.0.0.1" else host for host in times["hosts"]]
-
-
 def launch_command(command: Sequence[str], study: Study, case: Case) -> list[str]:
     """Lets Slurm start the ranks of a case in a job; elsewhere, mnist_dist does."""
     if study.machine.hosts is None:
         return list(command)
-    ranks = 1 if case.strategy in ONE_PROCESS else case.devices
+    ranks = 1 if STRATEGIES[case.strategy].one_process else case.devices
     # Without a number, each task would get a single core.
     per_rank = (case.cores_per_device or 0) * case.devices // ranks
     cores = per_rank or max(study.machine.cores * case.hosts // ranks, 1)
@@ -359,17 +312,15 @@ def _kernel_ooms() -> int:
 
 def find_machine(devices_per_host: int | None = None) -> Machine:
     """Finds what the cases of a study may use: this host's devices, or those of the Slurm job around this process."""
-    import importlib.util
-
     from mnist_dist.benchmarks.records.environment import find_hardware
-    from mnist_dist.runtime import cpu_has_float16
+    from mnist_dist.cpuinfo import cpu_has_float16
 
     hardware = find_hardware()
     in_container = "MNIST_DIST_CONTAINER" in os.environ  # Of which this process knows nothing.
-    has_horovod = in_container or importlib.util.find_spec("horovod") is not None
+    missing = frozenset() if in_container else missing_packages()
     gpus = len(hardware.gpus)
     in_job = "SLURM_JOB_ID" in os.environ and shutil.which("srun") is not None
     hosts = int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) if in_job else None
     cores = int(os.environ.get("SLURM_CPUS_ON_NODE", hardware.cores)) if in_job else hardware.cores
     has_float16 = gpus > 0 or cpu_has_float16()
-    return Machine(cores, gpus, devices_per_host or gpus or cores, hosts, has_horovod, has_float16)
+    return Machine(cores, gpus, devices_per_host or gpus or cores, hosts, missing, has_float16)

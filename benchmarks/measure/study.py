@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from mnist_dist.benchmarks.analysis.summary import steady_series, steady_state_of
 from mnist_dist.benchmarks.measure import runner
 from mnist_dist.benchmarks.measure.runner import Study
 from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase, Suite, order_of_runs
 from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.records.store import Store
-from mnist_dist.benchmarks.report.labels import label_case
-from mnist_dist.benchmarks.report.progress import Progress, clock
+from mnist_dist.benchmarks.records.store import Store, finished
 from mnist_dist.errors import UserError
-
-# For estimates, before a case has run: what starting TensorFlow and leaving the results takes, and a pace.
-STARTUP_SECONDS, IMAGES_PER_SECOND, EPOCH_IMAGES = 6.0, 18_000.0, 60_000
-HOW_LONG = {
-    "training.epochs",
-    "training.steps",
-    "evaluation.every_epochs",
-    "logging.every_steps",
-    "runtime.steps_per_call",
-}
-OTHER_KIND_SECONDS = {"input": 6.0, "collectives": 20.0, "matmul": 4.0}
 
 Run = tuple[PlannedCase, int]
 
 
+class Progress(Protocol):
+    """Is told how far a study is."""
+
+    def begin(self, case: Case, repeat: int, left_seconds: float, of: str = "") -> None:
+        """Learns which case begins, of which side of a comparison, and how long it and all after it will take."""
+
+    def tick(self) -> None:
+        """Is called about once a second while a case runs."""
+
+    def end(self, record: Record, left_seconds: float) -> None:
+        """Learns what came of the case, and how long those after it will take."""
+
+
 def open_study(
-    folder: Path,
-    suite_name: str,
-    suite: Suite,
-    machine: Machine,
-    cases: Sequence[PlannedCase],
-    resume: bool,
+    folder: Path, suite_name: str, suite: Suite, machine: Machine, cases: Sequence[PlannedCase], resume: bool
 ) -> tuple[Study, Store]:
     """Lays down the plan of a new study, or goes on with the folder's own.
 
@@ -61,14 +58,21 @@ def open_study(
     return Study(name, suite_name, suite.timeout_seconds, machine, folder.resolve() / "scratch"), store
 
 
-def runs_left(cases: Sequence[PlannedCase], store: Store, study: Study, only: Iterable[int] | None) -> list[Run]:
-    """Returns what is still to measure, in its order; `only` keeps the cases with that many devices."""
-    finished = store.finished(study.name)
-    skipped = {(record.case_id, record.repeat) for record in store.records() if record.status == "skipped"}
+def runs_left(
+    cases: Sequence[PlannedCase], known: Collection[Record], study: Study, only: Iterable[int] | None
+) -> list[Run]:
+    """Returns what is still to measure, in its order.
+
+    Args:
+        known: the records that there are.
+        only: keeps the cases with one of these numbers of devices.
+    """
+    done = finished(known, study.name)
+    skipped = {(record.case_id, record.repeat) for record in known if record.status == "skipped"}
     return [
         (planned, repeat)
         for planned, repeat in order_of_runs(choose(cases, only), 0)
-        if (planned.case.case_id, repeat) not in (finished | skipped if planned.skip_reason else finished)
+        if (planned.case_id, repeat) not in (done | skipped if planned.skip_reason else done)
     ]
 
 
@@ -90,87 +94,77 @@ def choose(cases: Sequence[PlannedCase], only: Iterable[int] | None) -> list[Pla
     return chosen
 
 
-def run_study(study: Study, store: Store, runs: Sequence[Run], progress: Progress) -> list[Record]:
+def run_study(
+    study: Study, store: Store, runs: Sequence[Run], progress: Progress, known: Iterable[Record] = ()
+) -> list[Record]:
     """Measures what is left; each record is in the store before the next case begins.
+
+    Args:
+        known: earlier records, which tell how long their like takes.
 
     Returns:
         The new records.
     """
     records = []
-    known = store.records()
-    for number, (planned, repeat) in enumerate(runs):
-        label = f"{label_run(planned.case, study.machine)}, repeat {repeat + 1}"
-        progress.begin(number, label, estimate_seconds(runs[number:], known))
+    left = TimeLeft(runs, known)
+    for planned, repeat in runs:
+        progress.begin(planned.case, repeat, left.seconds)
         if planned.skip_reason:
             record = runner.skipped(study, planned.case, repeat, planned.skip_reason)
         else:
             record = runner.run_case(study, planned.case, repeat, progress.tick)
         store.add(record)
         records.append(record)
-        known.append(record)
-        progress.end(f"{label}: {describe(record)}", estimate_seconds(runs[number + 1 :], known))
+        left.end(planned, record)
+        progress.end(record, left.seconds)
     return records
 
 
-def label_run(case: Case, machine: Machine) -> str:
-    """Names a case in a few words; for a training, without the settings that say only how long it lasts."""
-    kind = "" if case.kind == "train" else f"{case.kind}, "
-    quiet = {key: value for key, value in case.settings.items() if key not in HOW_LONG}
-    return kind + label_case(case.model_copy(update={"settings": quiet}), bool(machine.gpus))
+class TimeLeft:
+    """How long some runs take: as long as their like did, or else by the rule of thumb of their kind.
+
+    Each record corrects the sum, which to add up anew would take ever longer with the number of runs.
+    """
+
+    def __init__(self, runs: Iterable[Run], known: Iterable[Record] = ()) -> None:
+        self._left: Counter[str] = Counter()
+        self._expected: dict[str, float] = {}
+        self._seen: Counter[str] = Counter()
+        for planned, _ in runs:
+            if planned.skip_reason is None:
+                self._left[planned.case_id] += 1
+                if planned.case_id not in self._expected:
+                    self._expected[planned.case_id] = kind(planned.case.kind).estimate_seconds(planned.case)
+        self._seconds = sum(count * self._expected[case_id] for case_id, count in self._left.items())
+        self._runs = self._left.total()
+        for record in known:
+            self._learn(record)
+
+    @property
+    def seconds(self) -> float:
+        return self._seconds if self._runs else 0.0
+
+    def end(self, planned: PlannedCase, record: Record) -> None:
+        """Takes one run off, and learns how long it took."""
+        if planned.skip_reason is None:
+            self._seconds -= self._expected[planned.case_id]
+            self._left[planned.case_id] -= 1
+            self._runs -= 1
+            self._learn(record)
+
+    def _learn(self, record: Record) -> None:
+        """Takes in another run of a case, of which the mean is expected of those to come."""
+        if record.status == "ok" and record.case_id in self._expected:
+            self._seen[record.case_id] += 1
+            correction = (record.seconds - self._expected[record.case_id]) / self._seen[record.case_id]
+            self._expected[record.case_id] += correction
+            self._seconds += self._left[record.case_id] * correction
 
 
-def describe(record: Record) -> str:
-    """Says in a few words what came of a case."""
-    if record.status != "ok":
-        return f"{record.status.replace('_', ' ')}: {record.reason}"
-    measured = record.measurements or {}
-    parts = []
-    if "window_steps" in measured:
-        state = steady_state_of(record)
-        steady = steady_series(record, state)
-        rate = f"{steady.work.sum() / steady.seconds.sum():,.0f} images/s"
-        parts.append(f"{rate} (not settled)" if state.reason_unstable else rate)
-    if measured.get("test_accuracy") is not None:
-        parts.append(f"test accuracy {100 * measured['test_accuracy']:.2f} %")
-    if "flops_per_second" in measured:
-        rates = sorted(measured["flops_per_second"])
-        parts.append(f"{rates[len(rates) // 2] / 1e9:,.0f} GFLOP/s in {measured['dtype']}")
-    return ", ".join([*parts, f"{record.seconds:.0f} s"])
-
-
-def estimate_seconds(runs: Sequence[Run], known: Sequence[Record]) -> float:
-    """Estimates how long some runs take: as long as their like did, or else by a rule of thumb."""
-    seen: dict[str, list[float]] = {}
-    for record in known:
-        if record.status == "ok":
-            seen.setdefault(record.case_id, []).append(record.seconds)
-    return sum(_estimate_case(case, seen) for case, _ in runs if case.skip_reason is None)
-
-
-def _estimate_case(planned: PlannedCase, seen: dict[str, list[float]]) -> float:
+def remark(planned: PlannedCase, machine: Machine) -> str:
+    """Says what a list of cases has to tell of one: why it is skipped, or that its devices share cores."""
     case = planned.case
-    if before := seen.get(case.case_id):
-        return sum(before) / len(before)
-    if case.kind != "train":
-        return OTHER_KIND_SECONDS[case.kind]
-    epochs = float(case.settings.get("training.epochs", 3))
-    training = case.measure_seconds or epochs * EPOCH_IMAGES / IMAGES_PER_SECOND
-    return STARTUP_SECONDS + training
-
-
-def list_cases(cases: Sequence[PlannedCase], machine: Machine) -> str:
-    """Renders the cases of a suite, a line each, with the estimated time of all."""
-    lines = []
-    for planned in cases:
-        label = label_run(planned.case, machine)
-        reason = f"  (skipped: {planned.skip_reason})" if planned.skip_reason else ""
-        reason = reason or _crowded(planned.case, machine)
-        lines.append(f"{planned.case.case_id}  {planned.repeats} x  {label}{reason}")
-    runs = order_of_runs(cases, 0)
-    lines.append(f"{len(cases)} cases, {len(runs)} runs, about {clock(estimate_seconds(runs, []))}")
-    return "\n".join(lines)
-
-
-def _crowded(case: Case, machine: Machine) -> str:
+    if planned.skip_reason:
+        return f"skipped: {planned.skip_reason}"
     cores = case.devices // case.hosts * (case.cores_per_device or 0)
-    return f"  (oversubscribed: {cores} cores on a host of {machine.cores})" if cores > machine.cores else ""
+    return f"oversubscribed: {cores} cores on a host of {machine.cores}" if cores > machine.cores else ""

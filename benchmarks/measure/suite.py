@@ -5,6 +5,7 @@ Imports no TensorFlow.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,21 +16,22 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 
-from mnist_dist.benchmarks.records.case import Case, Kind, StrategyName
-from mnist_dist.benchmarks.records.record import one_line
+from mnist_dist.benchmarks.records.case import Case, KindName
+from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.config import (
     MAX_CONFIG_BYTES,
     PositiveFloat,
     PositiveInt,
     Section,
+    StrategyName,
     explain,
     load_config,
     read_yaml,
     setting_descriptions,
 )
-from mnist_dist.errors import UserError, nearest
+from mnist_dist.errors import UserError, nearest, one_line
+from mnist_dist.strategies import BASELINE, STRATEGIES
 
-ONE_PROCESS = ("single", "mirrored")
 MAX_CASES, MAX_RUNS = 2000, 100_000
 DEFAULT_IMAGES_PER_DEVICE = 128
 ABLATION_SECONDS = 4.0  # Of a full run that trains to its end.
@@ -62,7 +64,7 @@ Values = Annotated[list[Any], Field(min_length=1)]
 class Block(Section):
     """Cases that share what they measure; lists are crossed with one another."""
 
-    kind: Kind = Field("train", description="See mnist_dist.benchmarks.records.case.Case.")
+    kind: KindName = Field("train", description="See mnist_dist.benchmarks.records.case.Case.")
     strategies: Strategies | None = Field(None, description="Instead of the suite's.")
     devices: Integers | None = Field(None, description="Instead of the suite's.")
     images_per_device: Integers | None = Field(None, description="Weak scaling: this many images of each device.")
@@ -78,9 +80,8 @@ class Block(Section):
     @field_validator("ablations")
     @classmethod
     def _check_ablations(cls, ablations: bool, info: ValidationInfo) -> bool:
-        kind = info.data.get("kind", "train")
-        if ablations and kind != "train":
-            raise ValueError(f"false, as nothing can be left out of kind {kind}")
+        if ablations and "kind" in info.data and not kind(info.data["kind"]).has_ablations:
+            raise ValueError(f"false, as nothing can be left out of kind {info.data['kind']}")
         return ablations
 
 
@@ -91,7 +92,7 @@ class Suite(Section):
     minutes: PositiveFloat = Field(description="What it took on two cores without a GPU.")
     repeats: PositiveInt = Field(description="Fresh processes per case.")
     timeout_seconds: PositiveFloat = Field(600.0, description="After which a case is ended and recorded as such.")
-    strategies: Strategies = Field(["single", "mirrored", "multiworker", "horovod"])
+    strategies: Strategies = Field(default_factory=lambda: list(STRATEGIES))
     devices: Annotated[Integers | None, BeforeValidator(_all_as_none)] = Field(
         None, description="all, or none given: powers of two up to what the machine has."
     )
@@ -106,7 +107,7 @@ class Machine:
     gpus: int
     devices_per_host: int
     hosts: int | None = None  # Of a job in which `srun` starts the ranks; None: this host alone.
-    has_horovod: bool = True
+    missing_packages: frozenset[str] = frozenset()  # Of those that strategies need.
     has_float16: bool = True  # Arithmetic, not only storage.
 
 
@@ -115,6 +116,11 @@ class PlannedCase:
     case: Case
     repeats: int
     skip_reason: str | None = None  # Why this machine cannot run it.
+
+    @functools.cached_property
+    def case_id(self) -> str:
+        """That of the case, which takes too long to find to ask for it again in every run."""
+        return self.case.case_id
 
 
 @dataclass(frozen=True)
@@ -201,7 +207,7 @@ def order_of_runs(cases: Sequence[PlannedCase], seed: int) -> list[tuple[Planned
     """
     runs: list[tuple[PlannedCase, int]] = []
     for repeat in range(max(case.repeats for case in cases)):
-        of_repeat = sorted((case for case in cases if repeat < case.repeats), key=lambda case: case.case.case_id)
+        of_repeat = sorted((case for case in cases if repeat < case.repeats), key=lambda case: case.case_id)
         random.Random(f"{seed}/{repeat}").shuffle(of_repeat)  # noqa: S311 - an order, not a secret.
         runs += [(case, repeat) for case in of_repeat]
     return runs
@@ -226,10 +232,8 @@ def training_settings(case: Case, seed: int) -> dict[str, Any]:
         "training.batch_size": case.global_batch_size,
         "training.measure_seconds": case.measure_seconds,
         "data.kind": "synthetic" if case.synthetic_input else "mnist",
+        **kind(case.kind).settings,
     }
-    if case.kind == "matmul":
-        # One product at a time has to keep all cores busy; the fused form would give it one thread, to run several.
-        settings["runtime.kernels"] = "plain"
     load_config("default", settings)
     return settings
 
@@ -277,10 +281,10 @@ def _expand(
     ]
     varied = [[(key, value) for value in values] for key, values in block.vary.items()]
     for strategy, devices in itertools.product(strategies, counts):
-        if (strategy == "single" and devices > 1) or (block.kind == "collectives" and devices == 1):
+        if devices > 1 and not STRATEGIES[strategy].several_devices:
             continue
-        if block.kind == "matmul" and strategy != "single":
-            continue  # A process measures its own products only.
+        if not kind(block.kind).fits(strategy, devices):
+            continue
         # One device with all cores is the whole machine already, and would be measured twice.
         whole = cores_per_device if (devices, cores_per_device) == (1, machine.cores) else None
         if all_cores is not None:
@@ -298,7 +302,7 @@ def _expand(
                     settings=block.settings | dict(values) | dict(narrowing.settings or {}),
                 )
                 yield case
-                if block.ablations and (devices > 1 or strategy == "single"):
+                if block.ablations and (devices > 1 or strategy == BASELINE):
                     yield from _ablations(case)
 
 
@@ -314,7 +318,7 @@ def _batches(block: Block, devices: int) -> list[int]:
     """Returns the global batch sizes of a block's cases on this many devices."""
     per_device = block.images_per_device or ([] if block.global_batch_size else [DEFAULT_IMAGES_PER_DEVICE])
     batches = [images * devices for images in per_device] + (block.global_batch_size or [])
-    return batches if block.kind in ("train", "input") else batches[:1]  # The others have sizes of their own.
+    return batches if kind(block.kind).has_batches else batches[:1]  # The others have sizes of their own.
 
 
 def _device_counts(block: Block, suite: Suite, machine: Machine, narrowing: Narrowing) -> list[int]:
@@ -350,7 +354,7 @@ def _all_cores(machine: Machine, cores_per_device: int | None, most_devices: int
 def _hosts(strategy: str, devices: int, machine: Machine) -> int:
     """The fewest hosts that give each device its own place. It does not depend on how many this job has, as the
     jobs of one study have more or fewer."""
-    if strategy in ONE_PROCESS or machine.hosts is None:
+    if STRATEGIES[strategy].one_process or machine.hosts is None:
         return 1
     return -(-devices // machine.devices_per_host)
 
@@ -377,6 +381,5 @@ def _skip_reason(case: Case, machine: Machine) -> str | None:
         )
     if case.settings.get("runtime.precision") == "mixed_float16" and not machine.has_float16:
         return "the CPU has no float16 arithmetic"
-    if case.strategy == "horovod" and not machine.has_horovod:
-        return "Horovod is not installed; run `mnist-dist install-horovod`"
-    return None
+    row = STRATEGIES[case.strategy]
+    return row.missing if row.package in machine.missing_packages else None

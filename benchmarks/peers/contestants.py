@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mnist_dist.benchmarks.kinds import input, matmul
 from mnist_dist.benchmarks.measure.suite import Machine
 from mnist_dist.benchmarks.peers.runs import Mode
 from mnist_dist.benchmarks.records.case import Case
@@ -49,7 +50,7 @@ class Script:
     def command(self, python: str, mode: Mode, seconds: float, seed: int, out: Path) -> list[str]:
         launcher = [python, "-m", "horovod.runner.launch", "-np", str(self.ranks), "--gloo"] if self.ranks else []
         common = ["--data", str(DATA), "--mode", mode, "--seconds", f"{seconds:g}", "--seed", str(seed)]
-        module = f"mnist_dist.benchmarks.peers.{self.module}"
+        module = f"mnist_dist.benchmarks.peers.scripts.{self.module}"
         return [*launcher, python, "-m", module, *common, *self.flags, "--out", str(out)]
 
 
@@ -95,7 +96,7 @@ class Environment:
         available = self.machine.gpus or self.machine.cores
         if work.devices > available:
             return f"it needs {work.devices} devices, and there are {available}"
-        if uses_horovod and not self.machine.has_horovod:
+        if uses_horovod and "horovod" in self.machine.missing_packages:
             return "Horovod is not installed; run `mnist-dist install-horovod`"
         if isinstance(work, Script) and work.python == "pytorch" and self.pytorch_version is None:
             return self.pytorch_missing
@@ -189,12 +190,12 @@ def _for_goals(ours: Case, machine: Machine) -> list[Contestant]:
     of_each = ("--processes", "2", "--batch-size", str(RANK_BATCH_SIZE), "--steps-per-call", str(RANK_STEPS_PER_CALL))
     works: list[tuple[str, str, Case | Script]] = [
         ("synthetic", "mnist-dist train, synthetic resident data", ours.model_copy(update={"synthetic_input": True})),
-        ("input", "our input pipeline alone", Case(kind="input")),
+        ("input", "our input pipeline alone", Case(kind=input.KIND.name)),
         *(
             (
                 f"matmul-{dtype}",
                 f"{dtype} matrix product",
-                Case(kind="matmul", settings={"runtime.precision": precision}),
+                Case(kind=matmul.KIND.name, settings={"runtime.precision": precision}),
             )
             for dtype, precision in (("bfloat16", "mixed_bfloat16"), ("float32", "float32"))
         ),

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
+from mnist_dist.benchmarks.kinds import matmul
 from mnist_dist.benchmarks.peers.contestants import Contestant
 from mnist_dist.benchmarks.peers.estimates import (
     Throughput,
@@ -143,7 +144,7 @@ def _rate_ratio(
     goal: Goal, sides: Sequence[Contestant], base: Sequence[Run], new: Sequence[Run]
 ) -> tuple[Estimate | None, str]:
     # Matrix products are calibrated and timed from the second call on: ten timings, without a warm-up to find.
-    calibrated = isinstance(sides[0].throughput, Case) and sides[0].throughput.kind == "matmul"
+    calibrated = isinstance(sides[0].throughput, Case) and sides[0].throughput.kind == matmul.KIND.name
     of_base = throughput(base, steady=not calibrated)
     of_new = throughput(new, per_image=goal.of == "flops")
     for side, of in zip(sides, (of_base, of_new), strict=True):

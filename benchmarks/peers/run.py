@@ -155,17 +155,21 @@ def _outcome_of(record: Record) -> dict[str, Any]:
 
 def _measured_of(record: Record) -> Measured:
     measured, software = record.measurements or {}, record.identity.software
-    if record.case.kind == "matmul":
-        rates = [round(rate) for rate in measured["flops_per_second"]]
+    if "flops_per_second" in measured:  # Matrix products.
+        rates = measured["flops_per_second"]
+        work = round(max(rates))  # Each timing is of equal work; here, of as much as the fastest does in a second.
         return Measured(
-            window_work=rates, window_seconds=[[1.0] * len(rates)], precision=measured["dtype"], versions=software
+            window_work=[work] * len(rates),
+            window_seconds=[[work / rate for rate in rates]],
+            precision=measured["dtype"],
+            versions=software,
         )
     batch = record.case.global_batch_size
     windows = {
         "window_work": [steps * batch for steps in measured["window_steps"]],
         "window_seconds": measured["window_seconds"],
     }
-    if record.case.kind == "input":
+    if "first_step_seconds" not in measured:  # The input pipeline alone.
         return Measured(**windows, versions=software)
     return Measured(
         **windows,

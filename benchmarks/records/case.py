@@ -7,28 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal, get_args
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from mnist_dist.config import PositiveFloat, PositiveInt, Section
+from mnist_dist.benchmarks.records.kinds import KINDS
+from mnist_dist.config import PositiveFloat, PositiveInt, Section, StrategyName
+from mnist_dist.strategies import BASELINE, STRATEGIES
 
-Kind = Literal["train", "input", "collectives", "matmul"]
-StrategyName = Literal["single", "mirrored", "multiworker", "horovod"]
-STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)  # In the order of all tables and pictures.
+
+def _check_kind(name: str) -> str:
+    if name not in KINDS:
+        raise ValueError(f"one of {', '.join(KINDS)}")
+    return name
+
+
+KindName = Annotated[str, AfterValidator(_check_kind), Field(json_schema_extra={"enum": list(KINDS)})]
 
 
 class Case(Section):
     """What is measured. Equal cases may be averaged, and compared between studies."""
 
-    kind: Kind = Field(
-        "train",
-        description=(
-            "train: the training loop; input: its pipeline alone; collectives: all-reduce over message sizes; "
-            "matmul: the rate of matrix products, to which MFU relates."
-        ),
-    )
-    strategy: StrategyName = Field("single", description="How the devices work together.")
+    kind: KindName = Field("train", description="What is measured; see mnist_dist.benchmarks.records.kinds.")
+    strategy: StrategyName = Field(BASELINE, description="How the devices work together.")
     devices: PositiveInt = Field(1, description="Devices (replicas) in total.")
     hosts: PositiveInt = Field(1, description="Hosts over which the devices spread evenly.")
     cores_per_device: PositiveInt | None = Field(
@@ -58,7 +59,7 @@ class Case(Section):
     @property
     def order(self) -> tuple[Any, ...]:
         """By which tables sort cases: trainings first, then by strategy and number of devices."""
-        place, settings = STRATEGIES.index(self.strategy), str(sorted(self.settings.items()))
+        place, settings = list(STRATEGIES).index(self.strategy), str(sorted(self.settings.items()))
         what = (self.kind != "train", self.kind, place, settings, self.devices, self.hosts)
         return *what, -self.global_batch_size, self.synthetic_input, not self.all_reduce, self.case_id
 

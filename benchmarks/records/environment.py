@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import mnist_dist
 from mnist_dist.benchmarks.records.record import Git, Gpu, Hardware, Identity
+from mnist_dist.cpuinfo import cpu_name
 
 CODE_FOLDER = Path(mnist_dist.__file__).resolve().parents[1]  # A checkout, or site-packages.
 
@@ -95,7 +96,7 @@ def find_hardware() -> Hardware:
     gpus, driver = _gpus_through_nvml() or _gpus_through_nvidia_smi() or ((), None)
     return Hardware(
         architecture=platform.machine(),
-        cpu_model=cpu_model(),
+        cpu_model=cpu_name(),
         cores=usable_cores(),
         memory_bytes=usable_memory_bytes(),
         gpus=gpus,
@@ -157,19 +158,6 @@ def known_variables(environment: Mapping[str, str]) -> dict[str, str]:
         name: environment[name].encode(errors="backslashreplace").decode()
         for name in sorted(ENVIRONMENT_VARIABLES & environment.keys())
     }
-
-
-def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Returns the processor's name; on ARM, whose kernels tell none, its implementer and part."""
-    fields: dict[str, str] = {}
-    for line in _read(cpuinfo).splitlines():
-        name, _, value = line.partition(":")
-        fields.setdefault(name.strip(), value.strip())
-    if "model name" in fields:
-        return fields["model name"]
-    if "CPU part" in fields:
-        return f"implementer {fields.get('CPU implementer', '?')}, part {fields['CPU part']}"
-    return platform.processor() or platform.machine()
 
 
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:

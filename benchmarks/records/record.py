@@ -1,40 +1,55 @@
-"""The outcome of one case measured once, as schema/record-<version>.json describes it.
+"""The outcome of one case measured once; `Record` is its schema, and schema/ holds that as a JSON Schema.
 
 Records are written once and never changed; `parse_record` alone turns foreign content into one. Imports no TensorFlow.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import operator
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from importlib import resources
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, create_model, model_validator
+from pydantic.json_schema import GenerateJsonSchema
 
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.config import NonNegativeInt, PositiveInt, Section
-from mnist_dist.errors import UserError
-
-if TYPE_CHECKING:
-    from jsonschema.protocols import Validator
+from mnist_dist.benchmarks.records.kinds import KINDS, kind
+from mnist_dist.config import NonNegativeFloat, NonNegativeInt, PositiveInt, Section, explain
+from mnist_dist.errors import UserError, one_line
 
 SCHEMA_VERSION = 1
 
 # From an older version to the step that turns its content into the next version's.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
-# The part of the schema that describes the measurements of each kind of case.
-MEASUREMENTS = {"train": "training", "input": "windows", "collectives": "collectives", "matmul": "matmul"}
+
+def _check_utc(text: str) -> str:
+    with contextlib.suppress(ValueError):
+        if datetime.fromisoformat(text).utcoffset() == timedelta(0):
+            return text
+    raise ValueError("a time like 2030-01-31T12:00:00+00:00")
+
+
+def _check_numbers(value: Any, path: str = "") -> Any:
+    """Refuses numbers that are not finite, or too large for a float, wherever they are in JSON."""
+    if isinstance(value, float | int) and not abs(value) <= sys.float_info.max:
+        raise ValueError(f"finite numbers, not {one_line(str(value), 20)} at {path.removeprefix('.')}")
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, child in children:
+        _check_numbers(child, f"{path}.{key}")
+    return value
+
 
 Status = Literal["ok", "failed", "timeout", "out_of_memory", "skipped"]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
 # JSON knows lists only, which a strict tuple would refuse.
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
+Json = Annotated[dict[str, Any], AfterValidator(_check_numbers)]
 
 
 class Gpu(Section):
@@ -62,43 +77,53 @@ class Identity(Section):
     """Where, with what and how a case ran: what must be equal for two numbers to be comparable."""
 
     hardware: Hardware
-    software: dict[str, str]
+    software: dict[str, str] = Field(
+        description="Name to version: os, kernel, python, mnist_dist, tensorflow, keras, numpy; horovod, cuda and nccl "
+        "where they are."
+    )
     git: Git | None
-    hosts: Strings
-    job_id: str | None
+    hosts: Annotated[Strings, Field(min_length=1)] = Field(
+        description="The host of every rank, or of the harness when no rank came so far."
+    )
+    job_id: str | None = Field(description="Slurm's, as ARRAYJOB_TASK for a member of an array.")
     launcher: Literal["mnist-dist", "srun"]
-    environment: dict[str, str]
-    config: dict[str, Any]
+    environment: dict[str, str] = Field(description="Only variables from a list of known names.")
+    config: Json = Field(description="The complete configuration of the training run.")
 
 
 class Telemetry(Section):
     source: Literal["nvml", "rapl"]
-    seconds: NonNegativeFloat
+    seconds: NonNegativeFloat = Field(
+        description="Over which it was sampled: the whole process group, start-up included."
+    )
     energy_joules: NonNegativeFloat
-    power_watts: NonNegativeFloat
+    power_watts: NonNegativeFloat = Field(description="Mean over the busy part.")
     gpu_utilisation_percent: NonNegativeFloat | None
 
 
 class Record(Section):
-    """One case measured once. `measurements` follows the schema's part for the case's kind (see MEASUREMENTS)."""
+    """One case measured once. Written once, never changed.
+
+    Raw values are kept; medians, intervals and efficiencies are derived when reporting. Times are in seconds.
+    """
 
     schema_version: Literal[1] = 1
     record_id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
-    study: str
+    study: str = Field(description="Name of the study, equal for all of its records.")
     suite: str
     case: Case
     case_id: str
     repeat: NonNegativeInt
-    seed: NonNegativeInt
+    seed: NonNegativeInt = Field(description="Of the training run.")
     status: Status
-    reason: str | None
-    output_tail: Strings
-    started_at: str
-    seconds: NonNegativeFloat
-    harness_cpu_seconds: NonNegativeFloat
+    reason: str | None = Field(description="One line, unless the status is ok.")
+    output_tail: Strings = Field(description="The last lines of output of a case that is not ok.")
+    started_at: Annotated[str, AfterValidator(_check_utc)] = Field(description="ISO 8601, UTC.")
+    seconds: NonNegativeFloat = Field(description="From the start of the process group to its end.")
+    harness_cpu_seconds: NonNegativeFloat = Field(description="Processor time that the harness itself used meanwhile.")
     identity: Identity
-    telemetry: Telemetry | None
-    measurements: dict[str, Any] | None
+    telemetry: Telemetry | None = Field(description="Null where neither NVML nor RAPL can be read.")
+    measurements: dict[str, Any] | None = Field(description="As the case's kind has it; null unless the status is ok.")
 
     @classmethod
     def new(cls, case: Case, **fields: Any) -> Record:
@@ -106,6 +131,9 @@ class Record(Section):
 
         Args:
             fields: all others, except schema_version, record_id and case_id.
+
+        Raises:
+            ValidationError: they make no sense; see `explain_record`.
         """
         return cls(record_id=uuid.uuid4().hex, case=case, case_id=case.case_id, **fields)
 
@@ -114,13 +142,47 @@ class Record(Section):
         return self.model_dump(mode="json")
 
     def check(self) -> None:
-        """Compares the record with the JSON Schema and with itself, as `parse_record` does on reading.
+        """Validates the record once more, as `model_copy` does not.
 
         Raises:
             ValueError: it must not be written; one line says why.
         """
-        _check_schema(self.to_json())
-        _check_consistency(self)
+        try:
+            Record.model_validate(self.to_json())
+        except ValidationError as error:
+            raise ValueError(explain_record(error)) from None
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> Record:
+        for problem in self._contradictions():
+            raise ValueError(one_line(problem))
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        ok = self.status == "ok"
+        if self.case_id != self.case.case_id:
+            yield f"case_id: received '{self.case_id}', expected '{self.case.case_id}', which follows from the case"
+        if ok == bool(self.reason):
+            yield f"reason: received {self.reason!r} with status {self.status}, expected one unless the status is ok"
+        if self.reason and len(self.reason.splitlines()) > 1:
+            yield "reason: received several lines, expected one"
+        if ok != (self.measurements is not None):
+            yield f"measurements: expected {'some' if ok else 'null'} with status {self.status}"
+        try:
+            _check_numbers(self.case.settings)
+        except ValueError as error:
+            yield f"case.settings: expected {error}"
+        if self.measurements is None:
+            return
+        model = kind(self.case.kind).measurements
+        try:
+            model.model_validate(self.measurements)
+        except ValidationError as error:
+            yield f"measurements.{explain_record(error)}"
+        for name in model.per_rank:
+            rows, ranks = len(self.measurements[name]), len(self.identity.hosts)
+            if rows != ranks:
+                yield f"measurements.{name}: received {rows} rows, expected one for each of {ranks} identity.hosts"
 
 
 def parse_record(content: Mapping[str, Any], source: str) -> Record:
@@ -139,15 +201,14 @@ def parse_record(content: Mapping[str, Any], source: str) -> Record:
             f"{SCHEMA_VERSION}; a newer mnist_dist wrote this record: update this one to read it."
         )
     try:
-        current = _migrated(content)
-        _check_schema(current)
-        record = Record.model_validate(current)
-        _check_consistency(record)
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{one_line(source)}: not a record: {_explain(error)}; remove the file or restore it from a copy."
-        ) from None
-    return record
+        return Record.model_validate(_migrated(content))
+    except ValidationError as error:
+        problem = explain_record(error)
+    except ValueError as error:
+        problem = str(error)
+    except RecursionError:
+        problem = "it is nested too deeply"
+    raise UserError(f"{one_line(source)}: not a record: {problem}; remove the file or restore it from a copy.")
 
 
 def on_gpus(records: Sequence[Record]) -> bool:
@@ -155,19 +216,42 @@ def on_gpus(records: Sequence[Record]) -> bool:
     return any((record.measurements or {}).get("device", "").upper().startswith("GPU") for record in records)
 
 
-def one_line(text: str, limit: int = 300) -> str:
-    """Returns text that may hold anything as one short line that is safe to print on a terminal."""
-    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
-    return line if len(line) <= limit else line[: limit - 3] + "..."
-
-
-def _explain(error: ValueError | RecursionError) -> str:
-    if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    if not isinstance(error, ValidationError):
-        return str(error)
+def explain_record(error: ValidationError) -> str:
+    """Turns the first of pydantic's findings into one line: the field, what came, what was expected."""
     finding = error.errors(include_url=False)[0]
-    return one_line(f"{'.'.join(str(part) for part in finding['loc'])}: {finding['msg']}")
+    where = ".".join(str(part) for part in finding["loc"])
+    if finding["type"] == "missing":
+        return one_line(f"{where}: is missing")
+    if finding["type"] == "extra_forbidden":
+        return one_line(f"{where}: no such field")
+    if finding["type"] == "value_error" and not isinstance(finding["input"], str):  # Too much to show what came.
+        problem = str(finding["ctx"]["error"])
+        return one_line(f"{where}: expected {problem}" if where else problem)
+    return one_line(explain(error).rstrip("."))
+
+
+def json_schema() -> dict[str, Any]:
+    """Returns the JSON Schema of records, with the measurements of every kind."""
+    models: Any = functools.reduce(operator.or_, (kind(name).measurements for name in KINDS))
+    whole = create_model("Record", __base__=Record, measurements=(models | None, ...))
+    schema = whole.model_json_schema(schema_generator=_WithoutTitles)
+    kinds = "; ".join(f"{name}: {kind(name).description}" for name in KINDS)
+    schema["$defs"]["Case"]["properties"]["kind"]["description"] = f"What is measured: {kinds}."
+    return schema
+
+
+def render_schema(part: Any, levels: int = 2) -> str:
+    """Renders a JSON Schema with a line for each field of a record, and one for each of their types."""
+    if levels == 0 or not isinstance(part, dict):
+        return json.dumps(part)
+    return "{\n" + ",\n".join(f"{json.dumps(key)}: {render_schema(part[key], levels - 1)}" for key in part) + "\n}"
+
+
+class _WithoutTitles(GenerateJsonSchema):
+    """A field's title would only repeat its name."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
 
 
 def _migrated(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,97 +269,3 @@ def _migrated(content: Mapping[str, Any]) -> dict[str, Any]:
         version += 1
         current["schema_version"] = version
     return current
-
-
-def _check_schema(content: Mapping[str, Any]) -> None:
-    """Raises a ValueError that names the first place, from the top, that does not follow the schema."""
-    case = content.get("case")
-    kind = case.get("kind") if isinstance(case, dict) else None
-    measured = content.get("status") == "ok"
-    errors = _validator(MEASUREMENTS.get(str(kind)) if measured else None).iter_errors(content)
-    error = min(errors, key=lambda error: len(error.absolute_path), default=None)
-    if error is not None:
-        raise ValueError(one_line(f"{error.json_path.removeprefix('$').lstrip('.') or 'record'}: {error.message}"))
-
-
-@functools.cache
-def _validator(measurements: str | None) -> Validator:
-    """Returns the schema's validator, with the part for the measurements named instead of guessed.
-
-    `oneOf` could only say that none of the parts fits, not what is wrong.
-    """
-    import jsonschema
-
-    path = resources.files("mnist_dist.benchmarks.records") / "schema" / f"record-{SCHEMA_VERSION}.json"
-    schema = json.loads(path.read_text(encoding="utf-8"))
-    if measurements is not None:
-        schema["properties"]["measurements"] = {"$ref": f"#/$defs/{measurements}"}
-    return jsonschema.Draft202012Validator(schema)
-
-
-def _check_consistency(record: Record) -> None:
-    """Raises a ValueError for what a JSON Schema cannot express."""
-    for problem in _contradictions(record):
-        raise ValueError(one_line(problem))
-
-
-def _contradictions(record: Record) -> Iterator[str]:
-    if record.case_id != record.case.case_id:
-        yield f"case_id: received '{record.case_id}', expected '{record.case.case_id}', which follows from the case"
-    if not _is_utc(record.started_at):
-        yield f"started_at: received {record.started_at!r}, expected a time like 2030-01-31T12:00:00+00:00"
-    if not record.identity.hosts:
-        yield "identity.hosts: received none, expected the host of every rank"
-    ok = record.status == "ok"
-    if ok == bool(record.reason):
-        yield f"reason: received {record.reason!r} with status {record.status}, expected one unless the status is ok"
-    if record.reason and len(record.reason.splitlines()) > 1:
-        yield "reason: received several lines, expected one"
-    if ok != (record.measurements is not None):
-        yield f"measurements: expected {'some' if ok else 'null'} with status {record.status}"
-    yield from _bad_numbers(record.identity.config, "identity.config", lowest=-sys.float_info.max)
-    yield from _bad_numbers(record.case.settings, "case.settings", lowest=-sys.float_info.max)
-    yield from _bad_numbers(record.measurements, "measurements", lowest=0)
-    if record.measurements is not None:
-        yield from _uneven(record.measurements, len(record.identity.hosts))
-
-
-def _is_utc(text: str) -> bool:
-    try:
-        return datetime.fromisoformat(text).utcoffset() == timedelta(0)
-    except ValueError:
-        return False
-
-
-def _bad_numbers(value: Any, path: str, lowest: float) -> Iterator[str]:
-    if isinstance(value, dict):
-        for key, child in value.items():
-            yield from _bad_numbers(child, f"{path}.{key}", lowest)
-    elif isinstance(value, list | tuple):
-        for index, child in enumerate(value):
-            yield from _bad_numbers(child, f"{path}[{index}]", lowest)
-    elif isinstance(value, float | int) and not lowest <= value <= sys.float_info.max:
-        received = one_line(str(value), 20)
-        yield f"{path}: received {received}, expected a finite number{' from 0' if lowest == 0 else ''}"
-
-
-def _uneven(measurements: dict[str, Any], hosts: int) -> Iterator[str]:
-    """Yields the tables with rows of different lengths, timings of 0, or, of a training, not one row for each rank."""
-    tables: list[tuple[str, Sequence[Sequence[float]], int | None]] = []
-    if "window_seconds" in measurements:
-        tables.append(("window_seconds", measurements["window_seconds"], len(measurements["window_steps"])))
-    for index, message in enumerate(measurements.get("messages", ())):
-        tables.append((f"messages[{index}].seconds", message["seconds"], None))
-    for name, rows, columns in tables:
-        lengths = {len(row) for row in rows}
-        if lengths - {columns if columns is not None else max(lengths, default=0)}:
-            expected = "equally many" if columns is None else columns
-            yield f"measurements.{name}: received rows of {sorted(lengths)} values, expected {expected}"
-        if any(seconds == 0 for row in rows for seconds in row):
-            yield f"measurements.{name}: received 0, expected times above 0"
-    if "startup_seconds" not in measurements:
-        return
-    for name in ("window_seconds", "first_step_seconds", "startup_seconds", "peak_memory_bytes"):
-        if len(measurements[name]) != hosts:
-            received = len(measurements[name])
-            yield f"measurements.{name}: received {received} rows, expected one for each of {hosts} identity.hosts"

@@ -14,14 +14,14 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.records.record import Record, one_line, parse_record
-from mnist_dist.errors import UserError
-from mnist_dist.files import write_json
+from mnist_dist.benchmarks.records.record import Record, parse_record
+from mnist_dist.errors import UserError, one_line
+from mnist_dist.files import write_json, writing
 
 MAX_FILE_BYTES = 64 * 2**20  # A thousand ranks with a thousand windows each need about 20 MB.
 
@@ -81,10 +81,6 @@ class Store:
                 if path.name not in reported:
                     print(f"left out: {error}", file=sys.stderr)
         return sorted(records, key=lambda record: (record.started_at, record.record_id))
-
-    def finished(self, study: str) -> set[tuple[str, int]]:
-        """Returns case_id and repeat of what the study has measured successfully, and need not measure again."""
-        return {(record.case_id, record.repeat) for record in self.records() if record.study == study and _ok(record)}
 
     def write_study(self, plan: Mapping[str, Any]) -> None:
         """Lays down what the study measures, or verifies that another job laid down the same.
@@ -153,8 +149,9 @@ def file_name(record: Record) -> str:
     return f"{record.case_id}-r{record.repeat}-{record.record_id}.json"
 
 
-def _ok(record: Record) -> bool:
-    return record.status == "ok"
+def finished(records: Iterable[Record], study: str) -> set[tuple[str, int]]:
+    """Returns case_id and repeat of what a study has measured successfully, and need not measure again."""
+    return {(record.case_id, record.repeat) for record in records if (record.study, record.status) == (study, "ok")}
 
 
 def _read_record(path: Path) -> Record:
@@ -201,21 +198,3 @@ def _checked_study(content: Mapping[str, Any], source: str) -> dict[str, Any]:
             received = type(content[key]).__name__ if key in content else "nothing"
             raise UserError(f"{one_line(source)}: {key}: received {received}, expected {kind.__name__}.")
     return dict(content)
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Names `path` in the errors of writing it.
-
-    Raises:
-        UserError: the folder cannot be written or the disk is full.
-    """
-    try:
-        yield
-    except (UserError, OSError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        if not isinstance(cause, OSError):
-            raise
-        raise UserError(
-            f"results: cannot write '{path}': {cause.strerror or cause}; free some space or name another folder."
-        ) from cause

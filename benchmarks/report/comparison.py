@@ -7,8 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from mnist_dist.benchmarks.analysis.compare import OUTCOMES, Comparison, Verdict
-from mnist_dist.benchmarks.records.record import one_line
-from mnist_dist.benchmarks.report.labels import KINDS, label_case, label_records
+from mnist_dist.benchmarks.report.labels import label_records, label_with_kind
 from mnist_dist.benchmarks.report.table import (
     TERMINAL_WIDTH,
     Cell,
@@ -20,6 +19,7 @@ from mnist_dist.benchmarks.report.table import (
 )
 from mnist_dist.benchmarks.report.table import render_markdown as render_markdown_table
 from mnist_dist.benchmarks.statistics.stats import Estimate
+from mnist_dist.errors import one_line
 
 MOST_RUNS_TOLD = 100
 
@@ -75,7 +75,7 @@ def _table(comparison: Comparison, with_remarks: bool = False) -> Table:
 
 
 def _label(verdict: Verdict) -> str:
-    return KINDS.get(verdict.case.kind, "") + label_case(verdict.case, verdict.on_gpus)
+    return label_with_kind(verdict.case, verdict.on_gpus)
 
 
 def _outcome_cell(verdict: Verdict) -> Cell:

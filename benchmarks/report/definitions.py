@@ -18,19 +18,23 @@ DEFINITIONS = (
         "Images of all ranks over the time of the slowest one, in the steady part of a run: total images over total "
         "time, not a mean of rates. Per device: the same over the number of devices. In brackets or below: the 95 % "
         "interval and the number of runs, each a fresh process.",
-        "Interval: hierarchical bootstrap over runs and over blocks of windows (Kalibera and Jones, Rigorous "
-        "benchmarking in reasonable time, ISMM 2013).",
+        "Interval: Student's, from the variance of the logarithms between runs, no less than blocks of windows explain "
+        "(two levels: Kalibera and Jones, Rigorous benchmarking in reasonable time, ISMM 2013).",
     ),
     Definition(
         "steady, unstable",
-        "The warm-up ends at the last change of level of the step time. A run whose step time still drifts after that "
-        "is unstable and gets no throughput.",
-        "Barrett et al., Virtual machine warmup blows hot and cold, OOPSLA 2017.",
+        "Warm-up is an initial stretch, of at most a fifth of the windows, that is slower than nine tenths of the "
+        "later ones. What comes later counts, also where a clock is throttled for a while. A run whose step time "
+        "drifts throughout has not settled. It counts like the others, without its warm-up; but where half of the "
+        "runs of a case or more have not settled, or one is too short to tell, the case is unstable and gets no "
+        "throughput.",
+        "The end of the warm-up: CUSUM (Page, Biometrika 41, 1954); drift: Theil and Sen, Mann and Kendall.",
     ),
     Definition(
         "efficiency",
         "E(N) = X(N) / (N · X(1)), X being total images/s and X(1) that of the strategy single on one device with the "
-        "cores that a device has at N. Weak: each device keeps its batch. Strong: the devices share the batch of one.",
+        "cores that a device has at N. Weak: each device keeps its batch. Strong: the devices share the batch of one. "
+        "The interval is that of the ratio within each repeat, as the cases of a repeat run one after the other.",
         "Hoefler and Belli, Scientific benchmarking of parallel computing systems, SC 2015.",
     ),
     Definition(
@@ -46,7 +50,8 @@ DEFINITIONS = (
         "time to accuracy",
         "Training, and the evaluations that decide it, from the first step on, tracing included. The median is over "
         "all n runs, one that misses the target taking for ever; k of n reached it; the expected running time is the "
-        "time of all n runs over k.",
+        "time of all n runs over k. A run that failed counts from its first step on, too: its start-up is taken to be "
+        "as long as that of the others.",
         "ERT: Hansen et al., COCO/BBOB.",
     ),
     Definition(
@@ -65,10 +70,10 @@ DEFINITIONS = (
     ),
     Definition(
         "MFU",
-        "FLOPs per second over the matrix-multiply rate measured on the same devices at the same precision "
-        "(of N devices: N times that of one, unless N were measured). Counted are the multiplications and additions "
-        "of convolutions and dense layers in one training step: forward, gradients of weights and of activations, "
-        "all as dense products, even where kernels leave out products with zero.",
+        "FLOPs per second over the matrix-multiply rate measured on the same devices at the same precision (all work "
+        "over all time; of N devices: N times that of one, unless N were measured). Counted are the multiplications "
+        "and additions of convolutions and dense layers in one training step: forward, gradients of weights and of "
+        "activations, all as dense products, even where kernels leave out products with zero.",
         "After Chowdhery et al., PaLM, 2022, with the measured instead of the nominal peak.",
     ),
     Definition(
@@ -84,12 +89,13 @@ DEFINITIONS = (
     ),
     Definition(
         "lost time",
-        "Per step, against one device; medians of runs as trained, on resident images (synthetic input), and of those "
-        "without all-reduce, too, in which ranks run freely. Input: what real input adds at N, less what it adds at 1. "
-        "Exposed communication: the step on resident images, less the slowest rank of the free runs. Stragglers: that "
-        "rank less the mean of ranks. Contention for memory, cores, power: this mean less one device's step. "
-        "Small batches, in strong scaling: what one device loses with the images that each of N has. Unexplained: what "
-        "these leave of t(N) - t(1); it is never spread over the others. Percentages are of the ideal throughput.",
+        "Per step, against one device; mean times of runs as trained, on resident images (synthetic input), and of "
+        "those without all-reduce, too, in which ranks run freely. Input: what real input adds at N, less what it "
+        "adds at 1. Exposed communication: the step on resident images, less the slowest rank of the free runs. "
+        "Stragglers: that rank less the mean of ranks. Contention for memory, cores, power: this mean less one "
+        "device's step. Small batches, in strong scaling: what one device loses with the images that each of N has. "
+        "Unexplained: what these leave of t(N) - t(1): what was not measured, and zero where all these runs were. "
+        "Percentages are of the ideal throughput.",
     ),
     Definition(
         "prediction",

@@ -17,9 +17,8 @@ from typing import Any
 
 from mnist_dist.benchmarks.records.environment import CODE_FOLDER
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.records.store import writing
 from mnist_dist.errors import UserError
-from mnist_dist.files import atomic_write, write_text
+from mnist_dist.files import atomic_write, write_text, writing
 
 TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000  # Of MNIST; records do not say how many an own data set has.
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
-from mnist_dist.benchmarks.records.record import Hardware, Record, one_line
+from mnist_dist.benchmarks.records.record import Hardware, Record
 from mnist_dist.benchmarks.report.labels import TIMES, label_bytes, label_cores, label_records
+from mnist_dist.errors import one_line
 
 FEWEST_REPEATS = 3
 MOST_NAMES = 6  # Hosts or cases that are listed by name; of more, the number.
@@ -165,7 +166,7 @@ def _unstable_caveats(summaries: Sequence[CaseSummary], name: Namer) -> Iterator
     for summary in summaries:
         if summary.unsettled_repeats and not summary.unstable:
             runs = f"{summary.unsettled_repeats} of {len(summary.records)} runs"
-            yield Caveat(f"{runs} did not settle, and count with their warm-up: {name(summary)}.")
+            yield Caveat(f"{runs} did not settle, and count all the same: {name(summary)}.")
 
 
 def _identity_caveats(records: Sequence[Record]) -> Iterator[Caveat]:

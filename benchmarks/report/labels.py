@@ -7,11 +7,12 @@ from collections.abc import Callable, Collection, Sequence
 
 from mnist_dist.benchmarks.analysis.attribution import PartName
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.records.record import Record, on_gpus, one_line
+from mnist_dist.benchmarks.records.kinds import kind
+from mnist_dist.benchmarks.records.record import Record, on_gpus
+from mnist_dist.errors import one_line
 
 TIMES, DASH = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 MISSING = DASH
-KINDS = {"input": "input alone: ", "matmul": "matrix products: ", "collectives": "all-reduce: "}
 SHOWN_APART = ("runtime.precision", "runtime.xla")  # Settings that have a column of their own.
 
 
@@ -31,9 +32,13 @@ def label_case(case: Case, gpus: bool = False, without: Collection[str] = ()) ->
 
 
 def label_records(records: Sequence[Record], without: Collection[str] = ()) -> str:
-    """Returns the label of the case of which these are records, with its kind unless it trains."""
-    case = records[0].case
-    return KINDS.get(case.kind, "") + label_case(case, on_gpus(records), without)
+    """Returns the label of the case of which these are records, among those of other kinds."""
+    return label_with_kind(records[0].case, on_gpus(records), without)
+
+
+def label_with_kind(case: Case, gpus: bool = False, without: Collection[str] = ()) -> str:
+    """Returns the label of a case among those of other kinds, for example `input alone: single, 1 x 2 cores, ...`."""
+    return kind(case.kind).prefix + label_case(case, gpus, without)
 
 
 def label_devices(case: Case, gpus: bool = False) -> str:

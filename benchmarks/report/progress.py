@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterable, Iterator
+
+from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.records.kinds import kind
+from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.report.labels import label_with_kind
+
+HOW_LONG = {
+    "training.epochs",
+    "training.steps",
+    "evaluation.every_epochs",
+    "logging.every_steps",
+    "runtime.steps_per_call",
+}
 
 
 class Progress:
@@ -68,6 +83,54 @@ class BarProgress(Progress):
 
 def make_progress(total: int) -> Progress:
     return (BarProgress if sys.stdout.isatty() else Progress)(total)
+
+
+class CaseProgress:
+    """Tells of the cases of a study, by their labels and what was measured."""
+
+    def __init__(self, progress: Progress, gpus: bool = False) -> None:
+        self.tick = progress.tick
+        self._progress = progress
+        self._gpus = gpus
+        self._number = -1
+        self._label = ""
+
+    def begin(self, case: Case, repeat: int, left_seconds: float, of: str = "") -> None:
+        self._number += 1
+        self._label = f"{of}{label_run(case, self._gpus)}, repeat {repeat + 1}"
+        self._progress.begin(self._number, self._label, left_seconds)
+
+    def end(self, record: Record, left_seconds: float) -> None:
+        self._progress.end(f"{self._label}: {describe(record)}", left_seconds)
+
+
+@contextlib.contextmanager
+def show_cases(total: int, gpus: bool = False) -> Iterator[CaseProgress]:
+    with make_progress(total) as progress:
+        yield CaseProgress(progress, gpus)
+
+
+def label_run(case: Case, gpus: bool) -> str:
+    """Names a case in a few words, without the settings that say only how long it lasts."""
+    return label_with_kind(case, gpus, HOW_LONG)
+
+
+def describe(record: Record) -> str:
+    """Says in a few words what came of a case."""
+    if record.status != "ok":
+        return f"{record.status.replace('_', ' ')}: {record.reason}"
+    return ", ".join([*kind(record.case.kind).describe(record), f"{record.seconds:.0f} s"])
+
+
+def render_cases(cases: Iterable[tuple[Case, int, str]], gpus: bool, seconds: float) -> str:
+    """Renders the cases of a suite, a line each, with their repeats and a remark, and the time that all will take."""
+    cases = list(cases)
+    lines = [
+        f"{case.case_id}  {repeats} x  {label_run(case, gpus)}" + (f"  ({remark})" if remark else "")
+        for case, repeats, remark in cases
+    ]
+    runs = sum(repeats for _, repeats, _ in cases)
+    return "\n".join([*lines, f"{len(cases)} cases, {runs} runs, about {clock(seconds)}"])
 
 
 def clock(seconds: float) -> str:

@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from typing import get_args
 
 from mnist_dist.benchmarks.analysis.attribution import Attribution, PartName
-from mnist_dist.benchmarks.analysis.collectives import AllReduce
-from mnist_dist.benchmarks.analysis.matmul import MatmulRate
 from mnist_dist.benchmarks.analysis.prediction import POWERS_OF_TWO, FittedModel, Forecast, Prediction
-from mnist_dist.benchmarks.analysis.study import Analysis, InputRate
+from mnist_dist.benchmarks.analysis.study import Analysis
+from mnist_dist.benchmarks.records.kinds import KINDS, kind
 from mnist_dist.benchmarks.report.explanation import explain
 from mnist_dist.benchmarks.report.labels import (
     MISSING,
-    label_bytes,
-    label_case,
     label_count,
-    label_devices,
     label_number,
     label_part,
     label_percent,
@@ -30,13 +26,18 @@ from mnist_dist.benchmarks.report.table import Cell, Column, Table, estimate_cel
 
 @dataclass(frozen=True)
 class Section:
-    """One part: its points, its tables, and the names of its pictures."""
+    """One part: its points, its tables, and the names of its pictures.
+
+    Attributes:
+        on_terminal: whether the terminal shows its tables below the main one.
+    """
 
     name: str
     title: str
     points: Sequence[str] = ()
     tables: Sequence[Table] = ()
     pictures: Sequence[str] = ()
+    on_terminal: bool = False
 
 
 def build_sections(analysis: Analysis) -> list[Section]:
@@ -44,11 +45,13 @@ def build_sections(analysis: Analysis) -> list[Section]:
     parts: list[Iterable[Section]] = [
         _scaling(analysis),
         [prediction_section(analysis.predictions)] if analysis.predictions else [],
-        _all_reduces(analysis.all_reduces),
-        _matmuls(analysis.matmul_rates),
-        _input(analysis),
+        *(_of_kind(name, analysis) for name in KINDS),
     ]
     return [section for part in parts for section in part]
+
+
+def _of_kind(name: str, analysis: Analysis) -> Iterable[Section]:
+    return kind(name).sections([each for each in analysis.summaries if each.case.kind == name], analysis)
 
 
 def _scaling(analysis: Analysis) -> Iterator[Section]:
@@ -147,7 +150,7 @@ def _beyond(each: Prediction, index: int) -> str:
 def _sensible_devices(each: Prediction) -> Cell:
     low, sensible, high = (
         f"{devices:,}" + (" or more" if devices == POWERS_OF_TWO[-1] else "")
-        for devices in each.models[0].paying_devices
+        for devices in each.models[0].worthwhile_devices
     )
     return Cell(sensible, f"{low} to {high}")
 
@@ -180,71 +183,3 @@ def _known(rate: float | None) -> str:
 def _curve(each: Prediction) -> str:
     images = f"{label_number(each.images)} images {'per device' if each.scaling == 'weak' else 'in total'}"
     return f"{each.strategy}, {each.scaling} scaling, {images}"
-
-
-def _all_reduces(measured: Sequence[AllReduce]) -> Iterator[Section]:
-    small = [each for each in measured if each.is_latency]
-    large = [each for each in measured if not each.is_latency]
-    message: list[Column[AllReduce]] = [
-        Column("strategy", lambda each: each.case.strategy, numeric=False),
-        Column("devices", lambda each: label_devices(each.case), numeric=False),
-        Column("message", lambda each: label_bytes(each.size_bytes), "of each rank"),
-    ]
-    latency: list[Column[AllReduce]] = [
-        Column("latency", lambda each: f"{1e6 * each.seconds:,.0f}", "µs"),
-        Column("5th to 95th percentile", lambda each: label_range(1e6 * each.low, 1e6 * each.high, label_count), "µs"),
-    ]
-    bandwidth: list[Column[AllReduce]] = [
-        Column("time", lambda each: label_three_digits(1e3 * each.seconds), "ms"),
-        Column(
-            "5th to 95th percentile",
-            lambda each: label_range(1e3 * each.low, 1e3 * each.high, label_three_digits),
-            "ms",
-        ),
-        Column("algbw", lambda each: label_three_digits(each.algorithm_bandwidth / 1e9), "GB/s per rank"),
-        Column("busbw", lambda each: label_three_digits(each.bus_bandwidth / 1e9), "GB/s per rank"),
-    ]
-    tables = [make_table(message + latency, small, "Latency of small messages, slowest rank")] if small else []
-    tables += [make_table(message + bandwidth, large, "Bandwidth of large messages, slowest rank")] if large else []
-    if tables:
-        yield Section("collectives", "All-reduce", tables=tables, pictures=("all_reduce",))
-
-
-def _matmuls(rates: Sequence[MatmulRate]) -> Iterator[Section]:
-    columns: list[Column[MatmulRate]] = [
-        Column("type", lambda each: each.dtype, numeric=False),
-        Column("devices", lambda each: label_devices(each.case), numeric=False),
-        Column("n", lambda each: f"{each.size:,}", "of an n x n matrix"),
-        Column("TFLOP/s", lambda each: label_three_digits(each.value / 1e12), "total"),
-        Column(
-            "5th to 95th percentile",
-            lambda each: label_range(each.low / 1e12, each.high / 1e12, label_three_digits),
-            "TFLOP/s",
-        ),
-    ]
-    if rates:
-        table = make_table(columns, rates, "Measured rate of matrix products, to which MFU relates")
-        yield Section("matmul", "Matrix products", tables=[table])
-
-
-def _input(analysis: Analysis) -> Iterator[Section]:
-    common = analysis.common_settings
-    columns: list[Column[InputRate]] = [
-        Column("pipeline", lambda each: label_case(each.summary.case, without=common), numeric=False),
-        Column("images/s", _input_cell, "total, 95 % interval"),
-        Column("multiple", lambda each: f"{each.multiple:.1f}" if each.multiple else MISSING, "of what training takes"),
-        Column(
-            "that training",
-            lambda each: label_case(each.training.case, without=common) if each.training else MISSING,
-            "the fastest",
-            numeric=False,
-        ),
-    ]
-    if analysis.input_rates:
-        table = make_table(columns, analysis.input_rates, "The input pipeline without training")
-        yield Section("input", "Input pipeline", tables=[table])
-
-
-def _input_cell(each: InputRate) -> Cell:
-    rate = each.summary.images_per_second
-    return estimate_cell(rate, label_count) if rate else Cell("unstable")

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.records.store import writing
 from mnist_dist.benchmarks.report.csv_table import render_csv
 from mnist_dist.benchmarks.report.definitions import DEFINITIONS
 from mnist_dist.benchmarks.report.figures.draw import draw_all
@@ -24,7 +23,7 @@ from mnist_dist.benchmarks.report.sections import Section, build_sections, predi
 from mnist_dist.benchmarks.report.table import TERMINAL_WIDTH, escape_markdown, render_terminal
 from mnist_dist.benchmarks.report.table import render_markdown as render_markdown_table
 from mnist_dist.errors import UserError
-from mnist_dist.files import atomic_write, write_text
+from mnist_dist.files import atomic_write, write_text, writing
 
 FIGURES = "figures"
 
@@ -80,7 +79,7 @@ def render_terminal_text(
     cases = analysis.main_cases
     parts = [render_terminal_table(cases, TERMINAL_WIDTH, colour)] if cases else []
     for section in sections:
-        if not cases or (section.name == "input" and len(analysis.input_rates) > 1):
+        if not cases or section.on_terminal:
             parts += [render_terminal(table, TERMINAL_WIDTH, colour) for table in section.tables if not table.folded]
     wrap = functools.partial(textwrap.fill, width=TERMINAL_WIDTH, initial_indent="! ", subsequent_indent="  ")
     return "\n\n".join([*parts, "\n".join(wrap(caveat.text) for caveat in findings.caveats)]).rstrip()

@@ -1,24 +1,24 @@
 """Estimates with intervals from repeats of a benchmark, and tests on them.
 
-Two levels of variation: between repeats, which are fresh processes, and between windows within one. Both enter by a
-hierarchical bootstrap (Kalibera and Jones, "Rigorous benchmarking in reasonable time", ISMM 2013), on logarithms, as
-disturbances multiply a time. Percentiles of a bootstrap of three to five repeats give intervals far too narrow: they
-stay within the values seen, and the variance comes out too small by (n - 1) / n. The bootstrap therefore supplies a
-standard error, corrected for that, and Student's t the multiplier (Hesterberg, "What teachers should know about the
-bootstrap", The American Statistician 69, 2015, on small samples).
+Two levels of variation: between repeats, which are fresh processes, and between windows within one (Kalibera and
+Jones, "Rigorous benchmarking in reasonable time", ISMM 2013). Rates are compared on logarithms, as disturbances
+multiply a time. The variance of the mean over n repeats is that of their log rates over n, and no less than what their
+windows explain, by blocks; intervals are Student's.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from mnist_dist.benchmarks.statistics.blocks import block_length, covariance_of_means
+
 CONFIDENCE = 0.95
-RESAMPLES = 10_000
-WITHIN_RESAMPLES = 2_000
 MOST_REPEATS = 10_000  # Nobody plans more; `repeats_needed` stops there.
 
 
@@ -72,6 +72,29 @@ class Series:
     work: np.ndarray
     seconds: np.ndarray
 
+    @property
+    def log_rate(self) -> float:
+        """Of all work over all seconds."""
+        return math.log(self.work.sum() / self.seconds.sum())
+
+    @cached_property
+    def variance(self) -> float:
+        """What the variation of the windows explains of that of the log rate.
+
+        The delta method for a ratio of two sums (Cochran, "Sampling techniques", 1977, section 6.3).
+        """
+        influence = self.seconds / self.seconds.mean() - self.work / self.work.mean()
+        return float(covariance_of_means(influence[None], self._block_length)[0, 0])
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks of windows are nearly independent."""
+        return len(self.work) // self._block_length
+
+    @cached_property
+    def _block_length(self) -> int:
+        return block_length((self.seconds / self.work)[None])
+
 
 @dataclass(frozen=True)
 class LogEstimate:
@@ -94,7 +117,7 @@ class LogEstimate:
 
     def half_width(self, confidence: float) -> float:
         """Returns half the length of the interval of the logarithm."""
-        return float(student_quantile((1 + confidence) / 2, self.freedom)) * math.sqrt(self.variance)
+        return student_quantile((1 + confidence) / 2, self.freedom) * math.sqrt(self.variance)
 
     def p_value(self) -> float:
         """Returns the two-sided p-value of the hypothesis that the quantity is 1: its inverted interval."""
@@ -120,21 +143,19 @@ class VarianceSplit:
     repeats_needed: int | None
 
 
-def estimate_rate(repeats: Sequence[Series], seed: int = 0) -> LogEstimate:
-    """Estimates the logarithm of total work / total seconds by the hierarchical bootstrap.
+def estimate_rate(repeats: Sequence[Series]) -> LogEstimate:
+    """Estimates the logarithm of total work / total seconds.
 
-    With one repeat the variance is that of resampling its windows, with as many degrees of freedom as it has
-    independent blocks of them, less one.
+    With one repeat the variance is what its windows explain, with as many degrees of freedom as it has independent
+    blocks of them, less one.
     """
-    rng = np.random.default_rng(seed)
-    arm = _Arm(repeats, rng)
-    freedom = len(repeats) - 1 if len(repeats) > 1 else _blocks(repeats[0]) - 1
-    return LogEstimate(
-        arm.log_rate, _bootstrap_variance(arm.log_rates, len(repeats), rng), freedom or math.nan, len(repeats)
-    )
+    within = sum(series.variance for series in repeats) / len(repeats) ** 2
+    variance = _variance_of_mean([series.log_rate for series in repeats], within)
+    freedom = len(repeats) - 1 if len(repeats) > 1 else repeats[0].blocks - 1
+    return LogEstimate(_log_total_rate(repeats), variance, freedom or math.nan, len(repeats))
 
 
-def estimate_ratio(base: Sequence[Series], new: Sequence[Series], *, paired: bool, seed: int = 0) -> LogEstimate:
+def estimate_ratio(base: Sequence[Series], new: Sequence[Series], *, paired: bool) -> LogEstimate:
     """Estimates the logarithm of the rate of `new` over that of `base`: positive if new is faster.
 
     Unpaired, the variances add up, with Welch and Satterthwaite's degrees of freedom. Where one side has a single
@@ -143,23 +164,18 @@ def estimate_ratio(base: Sequence[Series], new: Sequence[Series], *, paired: boo
     variance and degrees of freedom are nan.
 
     Args:
-        paired: base[i] and new[i] were measured one right after the other, so what slows both of them cancels out;
-            the pairs are resampled.
+        paired: base[i] and new[i] were measured one right after the other, so what slows both of them cancels out.
     """
-    rng = np.random.default_rng(seed)
-    arms = _Arm(base, rng), _Arm(new, rng)
-    value = arms[1].log_rate - arms[0].log_rate
-    repeats = min(len(base), len(new))
-    if max(len(base), len(new)) == 1:
+    value = _log_total_rate(new) - _log_total_rate(base)
+    counts = len(base), len(new)
+    repeats = min(counts)
+    if max(counts) == 1:
         return LogEstimate(value, math.nan, math.nan, repeats)
     if paired:
-
-        def log_ratios(picks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-            return arms[1].log_rates(picks, rng) - arms[0].log_rates(picks, rng)
-
-        return LogEstimate(value, _bootstrap_variance(log_ratios, repeats, rng), repeats - 1, repeats)
-    variances = [_bootstrap_variance(arm.log_rates, arm.repeats, rng) for arm in arms]
-    counts = [arm.repeats for arm in arms]
+        within = sum(series.variance for series in (*base, *new)) / repeats**2
+        ratios = [after.log_rate - before.log_rate for before, after in zip(base, new, strict=True)]
+        return LogEstimate(value, _variance_of_mean(ratios, within), repeats - 1, repeats)
+    variances = [estimate_rate(side).variance for side in (base, new)]
     if repeats == 1:
         several = int(counts[1] > 1)
         variances[1 - several] = max(variances[1 - several], variances[several] * counts[several])
@@ -169,17 +185,15 @@ def estimate_ratio(base: Sequence[Series], new: Sequence[Series], *, paired: boo
     return LogEstimate(value, sum(variances), freedom, repeats)
 
 
-def split_variance(repeats: Sequence[Series], resolution: float = 0.02, seed: int = 0) -> VarianceSplit:
+def split_variance(repeats: Sequence[Series], resolution: float = 0.02) -> VarianceSplit:
     """Returns how much of the variation is between repeats, and how many of them resolve +-`resolution`.
 
     The variance between is that of the repeats' log rates less the mean variance within (Kalibera and Jones, 2013).
     """
-    arm = _Arm(repeats, np.random.default_rng(seed))
-    within = float(np.mean(np.var(arm.deviations, axis=1)))
+    within = float(np.mean([series.variance for series in repeats]))
     if len(repeats) == 1:
         return VarianceSplit(math.nan, math.sqrt(within), None)
-    total = float(np.var(np.log(arm.work / arm.seconds), ddof=1))
-    between = max(total - within, 0.0)
+    between = max(float(np.var([series.log_rate for series in repeats], ddof=1)) - within, 0.0)
     needed = repeats_needed(between + within, math.log1p(resolution))
     return VarianceSplit(math.sqrt(between), math.sqrt(within), needed)
 
@@ -194,10 +208,14 @@ def repeats_needed(variance: float, half_width: float, confidence: float = CONFI
     Returns:
         At least 2; None if more than 10,000.
     """
-    counts = np.arange(2, MOST_REPEATS + 1)
-    widths = student_quantile((1 + confidence) / 2, arms * (counts - 1)) * np.sqrt(variance / counts)
-    enough = np.flatnonzero(widths <= half_width)
-    return int(counts[enough[0]]) if len(enough) else None
+
+    def is_enough(count: int) -> bool:
+        quantile = student_quantile((1 + confidence) / 2, arms * (count - 1))
+        return bool(quantile * math.sqrt(variance / count) <= half_width)
+
+    counts = range(2, MOST_REPEATS + 1)
+    place = bisect.bisect_left(counts, True, key=is_enough)
+    return counts[place] if place < len(counts) else None
 
 
 def estimate_mean(values: Sequence[float]) -> Estimate:
@@ -272,105 +290,20 @@ def holm_levels(p_values: np.ndarray, significance: float = 0.05) -> np.ndarray:
     return decided
 
 
-def student_quantile(probability: float, freedom: float | np.ndarray) -> float | np.ndarray:
+def student_quantile(probability: float, freedom: float) -> float:
     """Returns the quantile of Student's t distribution; nan where the degrees of freedom are."""
     from scipy import special
 
-    return special.stdtrit(freedom, probability)
+    return float(special.stdtrit(freedom, probability))
 
 
-def lag_one_correlation(values: np.ndarray) -> float:
-    """Returns the correlation of neighbouring values, from their ranks so that outliers matter little.
-
-    Args:
-        values: float64 [windows].
-    """
-    from scipy import stats
-
-    ranks = stats.rankdata(values) - (len(values) + 1) / 2
-    power = float(ranks @ ranks)
-    return float(ranks[1:] @ ranks[:-1]) / power if power else 0.0
+def _log_total_rate(repeats: Sequence[Series]) -> float:
+    return math.log(sum(series.work.sum() for series in repeats) / sum(series.seconds.sum() for series in repeats))
 
 
-def block_length(values: np.ndarray) -> int:
-    """Returns Politis and White's block length for noise of the first order (Econometric Reviews 23, 2004).
-
-    Args:
-        values: float64 [windows].
-    """
-    memory = min(max(lag_one_correlation(values), 0.0), 0.9)
-    best = (6 * len(values)) ** (1 / 3) * (memory / (1 - memory**2)) ** (2 / 3)
-    return max(1, min(round(best), len(values) // 3))
-
-
-class _Arm:
-    """The repeats of one case, ready to be resampled.
-
-    Attributes:
-        work, seconds: float64 [repeats], totals.
-        deviations: float64 [repeats, draws], logarithms of seconds per work, from resampled windows less the true one.
-    """
-
-    def __init__(self, repeats: Sequence[Series], rng: np.random.Generator) -> None:
-        self.repeats = len(repeats)
-        self.work = np.array([series.work.sum() for series in repeats])
-        self.seconds = np.array([series.seconds.sum() for series in repeats])
-        self.deviations = np.stack([_resample_windows(series, rng) for series in repeats])
-        self.log_rate = math.log(self.work.sum() / self.seconds.sum())
-
-    def log_rates(self, picks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Returns log total work / total seconds, float64 [resamples], of the picked repeats with resampled windows.
-
-        Args:
-            picks: int64 [resamples, repeats], indices of repeats.
-        """
-        draws = rng.integers(self.deviations.shape[1], size=picks.shape)
-        seconds = self.seconds[picks] * np.exp(self.deviations[picks, draws])
-        return np.log(self.work[picks].sum(axis=1) / seconds.sum(axis=1))
-
-
-def _bootstrap_variance(
-    statistic: Callable[[np.ndarray, np.random.Generator], np.ndarray], repeats: int, rng: np.random.Generator
-) -> float:
-    """Returns the variance of a statistic over repeats and windows.
-
-    Drawing both with replacement counts the variance W within repeats twice, and that between n repeats (n - 1) / n
-    times (Davison and Hinkley, "Bootstrap methods and their application", 1997, section 3.8). With V the variance of
-    that bootstrap, and W the variance when windows alone are drawn, (V - W) n / (n - 1) is unbiased; at least W.
-    """
-    every = np.broadcast_to(np.arange(repeats), (RESAMPLES, repeats))
-    within = float(np.var(statistic(every, rng)))
-    if repeats == 1:
-        return within
-    both = float(np.var(statistic(rng.integers(repeats, size=(RESAMPLES, repeats)), rng)))
-    return max((both - within) * repeats / (repeats - 1), within)
-
-
-def _resample_windows(series: Series, rng: np.random.Generator) -> np.ndarray:
-    """Returns float64 [draws]: by how much the logarithm of seconds per work changes when windows are drawn anew.
-
-    Blocks of neighbouring windows are drawn, as these resemble one another; they may wrap round the end (Politis and
-    Romano, "A circular block-resampling procedure for stationary data", 1992).
-    """
-    windows, length = len(series.work), block_length(series.seconds / series.work)
-    if windows == 1:
-        return np.zeros(WITHIN_RESAMPLES)
-    count = math.ceil(windows / length)
-    starts = rng.integers(windows, size=(WITHIN_RESAMPLES, count))
-    seconds, work = (_block_sums(values, length)[starts].sum(axis=1) for values in (series.seconds, series.work))
-    deviations = np.log(seconds / work * (series.work.sum() / series.seconds.sum()))
-    # As many values as windows, of which a mean of blocks has lost `length` degrees of freedom.
-    return deviations * math.sqrt(count * length / (windows - length))
-
-
-def _block_sums(values: np.ndarray, length: int) -> np.ndarray:
-    """Returns float64 [windows]: the sum of the `length` values from each one on, round the end."""
-    sums = np.concatenate([[0.0], np.cumsum(np.concatenate([values, values[: length - 1]]))])
-    return sums[length:] - sums[:-length]
-
-
-def _blocks(series: Series) -> int:
-    return len(series.work) // block_length(series.seconds / series.work)
+def _variance_of_mean(values: Sequence[float], within: float) -> float:
+    """Returns the variance of the mean of one value from each repeat, at least that `within` them."""
+    return max(float(np.var(values, ddof=1)) / len(values), within) if len(values) > 1 else within
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float, float]:
@@ -379,5 +312,5 @@ def _mean(values: Sequence[float]) -> tuple[float, float, float]:
     if count == 1:
         return mean, math.nan, math.nan
     deviation = float(np.std(values, ddof=1))
-    half = float(student_quantile((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count)
+    half = student_quantile((1 + CONFIDENCE) / 2, count - 1) * deviation / math.sqrt(count)
     return mean, half, deviation

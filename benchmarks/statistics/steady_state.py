@@ -1,26 +1,27 @@
-"""Where the warm-up of a run ends, and whether what follows is steady enough to be averaged.
+"""Where the warm-up of a run ends, and whether the rest drifts.
 
-Change points as in Barrett et al., "Virtual machine warmup blows hot and cold", OOPSLA 2017, followed by a test for
-drift. Isolated slow windows (a garbage collection, a neighbour on the same host) are neither warm-up nor a change.
+Warm-up is an initial stretch, of at most a fifth of the run, that is slower than nearly all that follows. Whatever
+comes later counts: a clock that is throttled or a neighbour on the same host is part of how fast a machine is, and
+leaving such stretches out would flatter it. A run that becomes slower or faster throughout is unstable.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mnist_dist.benchmarks.statistics.stats import lag_one_correlation
+from mnist_dist.benchmarks.statistics.blocks import lag_one_correlation
 
 MERGED_SECONDS = 0.1  # Shorter windows are joined: their noise is that of the timer and of the scheduler.
 MOST_MERGED_WINDOWS = 400
 FEWEST_WINDOWS = 10  # Merged. Below this neither a trend nor the noise can be told.
-SMALLEST_CHANGE = 0.03  # Of the step time; smaller changes of level and smaller drifts do not matter.
-STEADY_SHARE = 0.25  # Barrett et al. demand the same: the last 500 of 2,000 iterations without a change.
-SHORTEST_LEVEL = 5  # Merged windows; fewer are a disturbance, not a level.
+LONGEST_WARM_UP = 0.2  # Of the windows.
+SLOW_QUANTILE = 0.9  # Of the later windows, which those of a warm-up exceed.
+SMALLEST_CHANGE = 0.03  # Of the step time; smaller changes do not matter.
 DRIFT_SIGNIFICANCE = 0.005
+OBVIOUS_DRIFT = 0.8  # Share of the variance of the ranks that a straight line explains.
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class SteadyState:
 
     Attributes:
         windows: of the whole run, after joining short ones.
-        first_window: index of the first steady window, in the windows as they were given; 0 if the run is unstable.
-        reason_unstable: why no part of the run is known to be steady, in words for a report; None if one is.
+        first_window: the first after the warm-up, as an index of the windows as they were given.
+        reason_unstable: why the rest does not tell how fast the run would go on, in words for a report; None if
+            nothing speaks against it.
     """
 
     windows: int
@@ -39,11 +41,9 @@ class SteadyState:
 
 
 def find_steady_state(window_steps: Sequence[int], window_seconds: Sequence[Sequence[float]]) -> SteadyState:
-    """Finds where the warm-up of a run ends.
+    """Finds where the warm-up of a run ends, by the slowest rank's step times.
 
-    The level of the last segment between change points of the slowest rank's log step times is the steady one; the
-    steady part starts with the first segment from which on all levels are within 3 % of it. The run is unstable if
-    that is less than its last quarter, or if the step time drifts by more than 3 % within the steady part.
+    The run is unstable if fewer than ten windows are left, or if they drift by more than 3 %.
 
     Args:
         window_steps: [windows], steps of each window.
@@ -51,25 +51,32 @@ def find_steady_state(window_steps: Sequence[int], window_seconds: Sequence[Sequ
     """
     steps, seconds, starts = merge_windows(window_steps, window_seconds)
     slowest = seconds.max(axis=0)
-    if len(steps) < FEWEST_WINDOWS:
-        return SteadyState(len(steps), 0, _too_short(slowest, warm_up=0))
     times = np.log(slowest / steps)
-    first, level_before = _last_level(times)
-    steady = times[first:]
-    if len(steady) < STEADY_SHARE * len(times):
-        change = _percent(float(np.median(steady)) - level_before)
-        when = f"{slowest[:first].sum():.1f} s of {slowest.sum():.1f} s"
-        return SteadyState(len(steps), 0, f"the step time changes by {change} as late as after {when}")
-    if len(steady) < FEWEST_WINDOWS:
-        return SteadyState(len(steps), 0, _too_short(slowest, warm_up=first))
-    half = len(times) // 2
-    drift = find_drift(times[half:]) if first > half and _climbs(times[half:], first - half) else None
-    drift = drift or find_drift(steady)
-    if drift is not None:
-        return SteadyState(
-            len(steps), 0, f"the step time still changes, by {_percent(drift)} within the part taken for steady"
-        )
-    return SteadyState(len(steps), int(starts[first]))
+    first = warm_up_windows(times)
+    if len(times) - first < FEWEST_WINDOWS:
+        return SteadyState(len(times), 0, _too_short(slowest, first))
+    drift = find_drift(times[first:])
+    reason = f"the step time drifts by {100 * np.expm1(drift):+.1f} % after the warm-up" if drift else None
+    return SteadyState(len(times), int(starts[first]), reason)
+
+
+def warm_up_windows(times: np.ndarray) -> int:
+    """Returns how many windows, of the first fifth, are warm-up.
+
+    A window is slow if it exceeds the 90th percentile of the later four fifths, and their median by 3 %. It counts by
+    how far it lies above or below that limit, but no further than their median does, so that one slow window weighs
+    no more than a usual one. The warm-up ends where the sum is largest (a CUSUM: Page, Biometrika 41, 1954).
+
+    Args:
+        times: float64 [windows], log step times.
+    """
+    longest = int(LONGEST_WARM_UP * len(times))
+    if longest == 0:
+        return 0
+    middle, high = np.quantile(times[longest:], [0.5, SLOW_QUANTILE])
+    limit = max(high, middle + np.log1p(SMALLEST_CHANGE))
+    excesses = np.clip(times[:longest] - limit, middle - limit, limit - middle)
+    return int(np.argmax(np.cumsum([0.0, *excesses])))
 
 
 def merge_windows(
@@ -105,7 +112,9 @@ def find_drift(values: np.ndarray) -> float | None:
 
     The size is Theil and Sen's slope, the test that of Mann and Kendall. Neighbouring windows resemble one another,
     which makes chance look like a trend: the variance of Kendall's statistic is multiplied by the sum of the
-    autocorrelation (Hamed and Rao, Journal of Hydrology 204, 1998, here for noise of the first order).
+    autocorrelation (Hamed and Rao, Journal of Hydrology 204, 1998, here for noise of the first order). That of a smooth
+    curve is large, so one that rises or falls nearly all the time is a drift without the test. A single change of level
+    that describes the ranks better than a straight line does is none.
 
     Args:
         values: float64 [windows], log step times.
@@ -113,7 +122,14 @@ def find_drift(values: np.ndarray) -> float | None:
     from scipy import stats
 
     count = len(values)
-    windows = np.arange(count)
+    windows = np.arange(count) - (count - 1) / 2
+    ranks = stats.rankdata(values) - (count + 1) / 2
+    before = np.arange(1, count)
+    # Parts of the sum of squares of the ranks.
+    line = (windows @ ranks) ** 2 / (windows @ windows)
+    two_levels = np.max(np.cumsum(ranks)[:-1] ** 2 * (1 / before + 1 / before[::-1]))
+    if line <= two_levels:
+        return None
     slope, intercept, _, _ = stats.theilslopes(values, windows)
     drift = float(slope) * (count - 1)
     if abs(drift) < np.log1p(SMALLEST_CHANGE):
@@ -122,71 +138,7 @@ def find_drift(values: np.ndarray) -> float | None:
     variance = 2 * (2 * count + 5) / (9 * count * (count - 1)) * (1 + memory) / (1 - memory)
     tau = stats.kendalltau(windows, values).statistic
     p_value = 2 * stats.norm.sf(abs(tau) / np.sqrt(variance))
-    return drift if p_value < DRIFT_SIGNIFICANCE else None
-
-
-def _climbs(times: np.ndarray, change: int) -> bool:
-    """Whether a straight line describes a series about as well as a level before and one after `change` do.
-
-    PELT cuts a ramp into stairs, the last of which can look steady. It puts the cut where the levels fit best, so the
-    line, which has no such choice, may have residuals larger by a tenth.
-    """
-    from scipy import stats
-
-    windows = np.arange(len(times))
-    slope, intercept, _, _ = stats.theilslopes(times, windows)
-    levels = np.where(windows < change, np.median(times[:change]), np.median(times[change:]))
-    line_residual = np.abs(times - intercept - slope * windows).sum()
-    return bool(line_residual < 1.1 * np.abs(times - levels).sum())
-
-
-def _last_level(times: np.ndarray) -> tuple[int, float]:
-    """Returns where the last level begins and the level before it (nan if there is none); log step times."""
-    deviation, memory = _noise(times)
-    edges = [0, *_change_points(times, deviation, memory)]
-    levels = [float(np.median(times[start:end])) for start, end in itertools.pairwise(edges)]
-    first = len(levels) - 1
-    while first > 0 and abs(levels[first - 1] - levels[-1]) <= np.log1p(SMALLEST_CHANGE):
-        first -= 1
-    start = edges[first]
-    # Change points of fewer than SHORTEST_LEVEL windows are not looked for, but warm-up can be as short as one.
-    slow = levels[-1] + max(4 * deviation, np.log1p(SMALLEST_CHANGE))
-    while first == 0 and start < SHORTEST_LEVEL and times[start] > slow:
-        start += 1
-    return start, levels[first - 1] if first > 0 else float("nan")
-
-
-def _change_points(times: np.ndarray, deviation: float, memory: float) -> list[int]:
-    """Returns the ends of the segments of equal level, the last included.
-
-    PELT with squared errors and the penalty 4 log(n) times the long-run variance of noise of the first order, which is
-    that of independent noise times (1 + memory) / (1 - memory). Outliers are first cut off at two deviations from
-    a running median, so that a change needs several windows.
-    """
-    import ruptures
-    from scipy import ndimage
-
-    middle = ndimage.median_filter(times, 2 * SHORTEST_LEVEL + 1, mode="nearest")
-    smooth = np.clip(times, middle - 2 * deviation, middle + 2 * deviation)
-    penalty = 4 * np.log(len(times)) * deviation**2 * (1 + memory) / (1 - memory)
-    search = ruptures.KernelCPD(kernel="linear", min_size=SHORTEST_LEVEL)
-    return search.fit(smooth).predict(pen=penalty)
-
-
-def _noise(times: np.ndarray) -> tuple[float, float]:
-    """Returns the standard deviation of the noise and its lag-one correlation, whatever the levels do.
-
-    Both withstand outliers and changes of level: the deviation comes from the median difference of neighbours, the
-    correlation from the ranks of the distances to a running median.
-    """
-    from scipy import ndimage
-
-    distances = times - ndimage.median_filter(times, 2 * SHORTEST_LEVEL + 1, mode="nearest")
-    # The running median follows correlated noise; simulated for correlations from 0 to 0.8, this undoes it on average.
-    memory = float(np.clip(1.6 * (lag_one_correlation(distances) + 0.1), 0, 0.8))
-    difference = float(np.median(np.abs(np.diff(times))))
-    deviation = difference / 0.6745 / np.sqrt(2 * (1 - memory))  # 0.6745: the median of |x| for normal x of variance 1.
-    return max(float(deviation), 1e-4), memory
+    return drift if p_value < DRIFT_SIGNIFICANCE or line > OBVIOUS_DRIFT * (ranks @ ranks) else None
 
 
 def _too_short(slowest: np.ndarray, warm_up: int) -> str:
@@ -198,7 +150,3 @@ def _too_short(slowest: np.ndarray, warm_up: int) -> str:
         f"measure for at least {needed:.1f} s (a suite's measure_seconds, --seconds of peers and perf, or more "
         "training.epochs)"
     )
-
-
-def _percent(log_ratio: float) -> str:
-    return f"{100 * np.expm1(log_ratio):+.1f} %"

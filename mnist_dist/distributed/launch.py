@@ -1,7 +1,7 @@
 """Starts N ranks on this host and keeps them together; or prepares one rank that another launcher has started.
 
-No ssh and no MPI: ranks find each other through TF_CONFIG or through Horovod's rendezvous, which this launcher (or
-the chief, under mpirun) holds. Whatever happens to one rank, all have ended a few seconds later.
+No ssh and no MPI: ranks find each other as their strategy says, through a rendezvous that this launcher (or the chief,
+under mpirun) holds where it needs one. Whatever happens to one rank, all have ended a few seconds later.
 """
 
 from __future__ import annotations
@@ -9,31 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import fcntl
 import os
 import signal
-import socket
-import struct
 import sys
-import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from mnist_dist.command import EXIT_INTERRUPTED
-from mnist_dist.config import Config, RuntimeConfig, config_to_yaml
-from mnist_dist.data.dataset import load_arrays
-from mnist_dist.distributed import horovod_build
+from mnist_dist.config import RuntimeConfig
 from mnist_dist.distributed.cluster import Cluster, cores_of, free_port
 from mnist_dist.distributed.rollcall import roll_call
 from mnist_dist.distributed.watchdog import EXIT_LOST_RANKS, HEARTBEAT_VARIABLE
-from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, TrainingError, UserError
-from mnist_dist.training.plan import make_plan
-from mnist_dist.training.workdir import check_workdir
+from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, TrainingError
+from mnist_dist.strategies import STRATEGIES
 
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 GRACE_SECONDS = 2.0  # For the survivors of a dead rank to print their own view, before they are killed.
@@ -42,30 +34,8 @@ TAIL_LINES = 8
 PARENT_VARIABLE = "MNIST_DIST_LAUNCHER_PID"
 
 
-def train_in_ranks(config: Config, workdir: Path, resume: bool) -> dict[str, Any]:
-    """Trains with one process per device on this host; see `trainer.train` for arguments, result and errors.
-
-    What can be found wrong is found before any process starts.
-    """
-    folder = check_workdir(workdir, config, resume)
-    if resume and (result := folder.read_result()) and result["status"] == "completed":
-        return result
-    make_plan(config, len(load_arrays(config.data).train_images))
-    command = [sys.executable, "-m", "mnist_dist", "train", "--config", "/dev/stdin", "--workdir", str(workdir)]
-    command += ["--resume"] if resume else []
-    # A file without a name: nothing is left of it, however this process ends.
-    with tempfile.TemporaryFile("w", encoding="utf-8") as file:
-        file.write(config_to_yaml(config))
-        file.flush()
-        run_ranks(command, config.runtime.devices, horovod=config.runtime.strategy == "horovod", stdin=file)
-    result = folder.read_result()
-    if result is None:
-        raise TrainingError(f"launch: all ranks ended well, but '{folder.result_file}' is missing; is the disk shared?")
-    return result
-
-
 def run_ranks(
-    command: Sequence[str], ranks: int, *, horovod: bool, port: int | None = None, stdin: IO[str] | None = None
+    command: Sequence[str], ranks: int, *, strategy: str, port: int | None = None, stdin: IO[str] | None = None
 ) -> None:
     """Runs the command once per rank on this host and waits for all.
 
@@ -73,20 +43,20 @@ def run_ranks(
 
     Args:
         command: program and arguments, the same for all ranks.
-        horovod: hold a rendezvous for Horovod's ranks meanwhile.
+        strategy: of the ranks, whose rendezvous is held meanwhile.
         stdin: a file that every rank can read as /dev/stdin, from its beginning; None: there is nothing to read.
 
     Raises:
         TrainingError: a rank ended with another code than 0; names the rank and quotes its last lines.
     """
     port = port or free_port(ranks + 2)
-    with rendezvous("127.0.0.1", port, ("127.0.0.1",) * ranks) if horovod else contextlib.nullcontext():
+    with STRATEGIES[strategy].load().rendezvous("127.0.0.1", port, ("127.0.0.1",) * ranks):
         asyncio.run(_Group(command, ranks, port, stdin).run())
 
 
 @contextlib.contextmanager
 def join_ranks(cluster: Cluster, config: RuntimeConfig) -> Iterator[None]:
-    """Sets up this process as a rank, before TensorFlow is imported: its cores, and how Horovod finds the others.
+    """Sets up this process as a rank, before TensorFlow is imported: its cores, and how it finds the others.
 
     Under srun and mpirun the chief holds the rendezvous, as nobody else does.
     """
@@ -95,16 +65,13 @@ def join_ranks(cluster: Cluster, config: RuntimeConfig) -> Iterator[None]:
         return
     _die_with_launcher()
     bind_cores(cluster)
-    if config.strategy == "horovod" and horovod_build.waits_for_tensors():
-        os.environ.setdefault("HOROVOD_CYCLE_TIME", f"{horovod_build.IDLE_CYCLE_MILLISECONDS:g}")
+    strategy = STRATEGIES[config.strategy].load()
     with contextlib.ExitStack() as stack:
         if cluster.launcher != "horovodrun":  # It has its own roll call and rendezvous.
-            if config.strategy == "horovod" and cluster.is_chief and cluster.launcher != "mnist-dist":
-                stack.enter_context(rendezvous("", cluster.port, cluster.hosts))
+            if cluster.is_chief and cluster.launcher != "mnist-dist":
+                stack.enter_context(strategy.rendezvous("", cluster.port, cluster.hosts))
             address = roll_call(cluster, config.join_timeout_seconds)
-            if config.strategy == "horovod":
-                interface = os.environ.get("HOROVOD_GLOO_IFACE") or interface_of(address)
-                os.environ.update(horovod_environment(cluster, interface, config.join_timeout_seconds))
+            strategy.prepare_rank(cluster, address, config.join_timeout_seconds)
         yield
 
 
@@ -118,75 +85,6 @@ def bind_cores(cluster: Cluster) -> None:
     if is_bound:
         return
     os.sched_setaffinity(0, cores_of(cluster.local_rank, cluster.local_size, mine))
-
-
-def horovod_environment(cluster: Cluster, interface: str, join_timeout_seconds: float) -> dict[str, str]:
-    """Returns what `horovodrun` would tell a rank, for Gloo over TCP on a network interface."""
-    hosts = list(dict.fromkeys(cluster.hosts))
-    environment = {
-        "HOROVOD_RANK": cluster.rank,
-        "HOROVOD_SIZE": cluster.size,
-        "HOROVOD_LOCAL_RANK": cluster.local_rank,
-        "HOROVOD_LOCAL_SIZE": cluster.local_size,
-        "HOROVOD_CROSS_RANK": hosts.index(cluster.hosts[cluster.rank]),
-        "HOROVOD_CROSS_SIZE": len(hosts),
-        # Without a name of its own, Horovod takes all nodes for one host.
-        "HOROVOD_HOSTNAME": cluster.hosts[cluster.rank],
-        "HOROVOD_CONTROLLER": "gloo",
-        "HOROVOD_CPU_OPERATIONS": "gloo",
-        "HOROVOD_GLOO_RENDEZVOUS_ADDR": socket.gethostbyname(cluster.addresses[0]),
-        # Gloo would otherwise resolve the host's name, which may lead to an address nobody listens on.
-        "HOROVOD_GLOO_IFACE": interface,
-        "HOROVOD_GLOO_RENDEZVOUS_PORT": cluster.port,
-        "HOROVOD_GLOO_TIMEOUT_SECONDS": int(join_timeout_seconds),
-    }
-    return {name: str(value) for name, value in environment.items()}
-
-
-def interface_of(address: str) -> str:
-    """Returns the name of the network interface that has an IPv4 address, such as "lo" of 127.0.0.1."""
-    request_address = 0x8915  # SIOCGIFADDR
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):  # An interface without an IPv4 address.
-                answer = fcntl.ioctl(probe, request_address, struct.pack("256s", name.encode()[:15]))
-                if socket.inet_ntoa(answer[20:24]) == address:
-                    return name
-    return "lo"  # Any address of 127.0.0.0/8 other than the first.
-
-
-@contextlib.contextmanager
-def rendezvous(address: str, port: int, hosts: Sequence[str]) -> Iterator[None]:
-    """Serves the key-value store over HTTP through which Horovod's Gloo ranks find each other.
-
-    Args:
-        address: to listen on; "" for all.
-        hosts: the host of every rank, ranks of one host being neighbours.
-
-    Raises:
-        UserError: Horovod is not installed, or the port is taken.
-    """
-    try:
-        from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
-        from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
-    except ImportError:
-        raise UserError(
-            "runtime.strategy: received 'horovod', but Horovod is not installed; run `mnist-dist install-horovod`."
-        ) from None
-    slots = ",".join(f"{host}:{hosts.count(host)}" for host in dict.fromkeys(hosts))
-    try:
-        server = RendezvousHTTPServer((address, port), RendezvousHandler, 0)
-    except OSError as error:
-        raise UserError(f"launch: cannot listen on port {port} ({error.strerror}); try again.") from None
-    server.init(get_host_assignments(parse_hosts(slots), len(hosts)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True, name="rendezvous")
-    thread.start()
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @dataclass

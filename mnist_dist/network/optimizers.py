@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def build_optimizer(
-    config: OptimizerConfig, learning_rates: np.ndarray, *, loss_scaling: bool, fused: bool = False
+    config: OptimizerConfig, learning_rates: np.ndarray, *, loss_scaling: bool, one_operation: bool = False
 ) -> keras.Optimizer:
     """Builds a Keras optimizer; step i uses `learning_rates[i]` (float32 [total_steps]).
 
     With `loss_scaling` it multiplies the loss by a factor found while running, so that float16 gradients neither
-    vanish nor overflow, and leaves out a step whose gradients do overflow. With `fused`, Adam and AdamW update each
-    variable in one operation instead of ten; the values are the same.
+    vanish nor overflow, and leaves out a step whose gradients do overflow. With `one_operation`, Adam and AdamW update
+    each variable in one instead of ten; the values are the same.
     """
     import keras
 
@@ -32,7 +32,7 @@ def build_optimizer(
     adaptive = {"epsilon": config.epsilon}
     moments = {"beta_1": config.beta_1, "beta_2": config.beta_2}
     adam, adamw = keras.optimizers.Adam, keras.optimizers.AdamW
-    if fused:
+    if one_operation:
         adam, adamw = _fused(adam), _fused(adamw)
     classes = {
         "adam": (adam, moments | adaptive),

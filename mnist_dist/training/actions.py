@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from mnist_dist.distributed.strategies import Strategy
+from mnist_dist.distributed.strategies.interface import Strategy
 from mnist_dist.errors import TrainingError
 from mnist_dist.training import guard
 from mnist_dist.training.checkpoint import Checkpoints, read_variables

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mnist_dist.distributed import strategies
-from mnist_dist.distributed.strategies import Strategy
+from mnist_dist.distributed.strategies.interface import Strategy, all_gather
 from mnist_dist.errors import TrainingError
-from mnist_dist.training.loops import repeat
+from mnist_dist.loops import repeat
 
 if TYPE_CHECKING:
     import keras
@@ -86,7 +85,7 @@ def check_equal_weights(variables: Sequence[keras.Variable], strategy: Strategy,
     if len(set(digests)) > 1:
         _fail(f"the replicas of this process hold different weights after step {step}")
     # 48 bits of the digest, exact in float64.
-    of_ranks = strategies.all_gather(strategy, [float(int.from_bytes(digests[0][:6], "big"))])[:, 0]
+    of_ranks = all_gather(strategy, [float(int.from_bytes(digests[0][:6], "big"))])[:, 0]
     different = np.flatnonzero(of_ranks != of_ranks[0])
     if different.size:
         _fail(f"rank {different[0]} holds other weights than rank 0 after step {step}")

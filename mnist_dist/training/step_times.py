@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mnist_dist.distributed.strategies import Strategy, all_gather
+from mnist_dist.distributed.strategies.interface import Strategy, all_gather
 
 
 @dataclass

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from mnist_dist.distributed.strategies import Strategy
-from mnist_dist.network.cpu.forward import count_parts, make_forward
-from mnist_dist.training.loops import repeat
+from mnist_dist.distributed.strategies.interface import Strategy
+from mnist_dist.loops import repeat
+from mnist_dist.network.forward import Forward
 
 if TYPE_CHECKING:
     import keras
@@ -28,8 +28,7 @@ def make_train_steps(
     accumulation_steps: int = 1,
     gradient_compression: str = "none",
     xla: bool = False,
-    fused: bool = False,
-    branches: int = 1,
+    forward: Forward | None = None,
 ) -> TrainSteps:
     """Compiles a call that trains several steps without returning to Python.
 
@@ -41,8 +40,7 @@ def make_train_steps(
             batch normalisation, which sees the parts one by one.
         gradient_compression: "float16" to halve what travels between replicas, or "none".
         xla: compile the computation of the gradients with XLA.
-        fused: compute with `mnist_dist.network.cpu.forward` instead of the layers of Keras.
-        branches: with `fused`, parts of each replica's batch that are computed side by side, one by each core.
+        forward: how to compute the model, if not layer by layer.
 
     Returns:
         `train_steps(batches, count)` takes `count` steps and returns float32 [count, 2]: for each step the mean
@@ -52,11 +50,11 @@ def make_train_steps(
     import tensorflow as tf
 
     loss_scaling = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    forward = make_forward(model) if fused else model
+    forward = forward or Forward(model)
 
     def compute_gradients(images: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         with tf.GradientTape() as tape:
-            log_probabilities = tf.nn.log_softmax(forward(images, training=True))
+            log_probabilities = tf.nn.log_softmax(forward.compute(images, training=True))
             true_class = tf.gather(log_probabilities, labels, batch_dims=1)
             objective = (1 - label_smoothing) * true_class
             if label_smoothing:
@@ -70,11 +68,11 @@ def make_train_steps(
         sums = tf.stack([-tf.reduce_sum(true_class), tf.reduce_sum(tf.cast(correct, tf.float32))])
         return gradients, sums / batch_size
 
-    if xla or fused:  # Traced once for all parts; not possible where the model exchanges values between replicas.
+    if xla or forward.traced_apart:
         compute_gradients = tf.function(compute_gradients, jit_compile=xla or None, autograph=False)
 
     def sum_gradients(images: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
-        count = max(accumulation_steps, count_parts(images.shape[0], branches) if fused else 1)
+        count = max(accumulation_steps, forward.count_parts(images.shape[0]))
         if count == 1:
             return compute_gradients(images, labels)
         parts = [compute_gradients(*part) for part in _split(count, images, labels)]
@@ -174,11 +172,11 @@ def _unpadded(message: tf.Tensor, tensors: Sequence[tf.Tensor]) -> list[tf.Tenso
     return parts
 
 
-def make_eval_steps(model: keras.Model, strategy: Strategy, *, fused: bool = False, branches: int = 1) -> EvalSteps:
+def make_eval_steps(model: keras.Model, strategy: Strategy, forward: Forward | None = None) -> EvalSteps:
     """Compiles a call that evaluates a whole set.
 
     Args:
-        fused, branches: as in training.
+        forward: as in training.
 
     Returns:
         `eval_steps(batches, count)` consumes `count` batches of (images, labels, weights) and returns float32 [3]:
@@ -186,11 +184,14 @@ def make_eval_steps(model: keras.Model, strategy: Strategy, *, fused: bool = Fal
     """
     import tensorflow as tf
 
-    forward = make_forward(model) if fused else model
-    compute_logits = tf.function(lambda images: forward(images, training=False), autograph=False)  # Once for all parts.
+    forward = forward or Forward(model)
+
+    @tf.function(autograph=False)  # Traced once for all parts.
+    def compute_logits(images: tf.Tensor) -> tf.Tensor:
+        return forward.compute(images, training=False)
 
     def replica_step(images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-        parts = _split(count_parts(images.shape[0], branches) if fused else 1, images)
+        parts = _split(forward.count_parts(images.shape[0]), images)
         logits = tf.concat([compute_logits(part) for (part,) in parts], axis=0)
         loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         correct = tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels), tf.float32)

@@ -26,18 +26,13 @@ from mnist_dist.data.dataset import (
 from mnist_dist.distributed.cluster import Cluster, find_cluster
 from mnist_dist.distributed.launch import join_ranks
 from mnist_dist.distributed.preemption import Preemption
-from mnist_dist.distributed.strategies import (
-    Strategy,
-    Unreduced,
-    all_gather,
-    make_strategy,
-    mean_over_replicas,
-    resolve_strategy,
-)
+from mnist_dist.distributed.strategies.interface import Strategy, all_gather, mean_over_replicas
+from mnist_dist.distributed.strategies.resolve import make_strategy, resolve_strategy
+from mnist_dist.distributed.strategies.unreduced import Unreduced
 from mnist_dist.distributed.watchdog import EXIT_LOST_RANKS, Watchdog
 from mnist_dist.errors import TrainingError, UserError
 from mnist_dist.files import write_json
-from mnist_dist.network.flops import flops_per_image
+from mnist_dist.network.forward import Form, choose_form
 from mnist_dist.network.model import build_model
 from mnist_dist.network.optimizers import build_optimizer
 from mnist_dist.network.schedule import learning_rates
@@ -95,7 +90,14 @@ def train(config: Config, workdir: Path, resume: bool = False) -> dict[str, Any]
         # Joining takes two waits: for the roll call, which ends itself, and for TensorFlow or Horovod.
         watchdog = stack.enter_context(Watchdog(cluster, 2 * config.runtime.join_timeout_seconds))
         stack.enter_context(join_ranks(cluster, config.runtime))
-        runtime = configure_runtime(config.runtime, config.seed, cluster, batch_norm=config.model.batch_norm)
+        runtime = configure_runtime(
+            config.runtime,
+            config.seed,
+            local_rank=cluster.local_rank,
+            local_size=cluster.local_size,
+            batch_norm=config.model.batch_norm,
+        )
+        form = choose_form(config.runtime, runtime, batch_norm=config.model.batch_norm)
         strategy = make_strategy(config.runtime, cluster)
         preemption.listen()
         watchdog.enter("preparing", config.runtime.stall_timeout_seconds)
@@ -103,7 +105,7 @@ def train(config: Config, workdir: Path, resume: bool = False) -> dict[str, Any]
             stack.enter_context(claim_workdir(folder, config))
         console = stack.enter_context(make_console(plan.total_steps, config.training.batch_size, cluster.is_chief))
         session = Session(
-            config, arrays, plan, cluster, runtime, strategy, folder, console, watchdog, preemption, started
+            config, arrays, plan, cluster, runtime, form, strategy, folder, console, watchdog, preemption, started
         )
         with lost_ranks_explained(cluster):
             result = run_session(session, resume)
@@ -121,6 +123,7 @@ class Session:
     plan: Plan
     cluster: Cluster
     runtime: Runtime
+    form: Form
     strategy: Strategy
     folder: Workdir
     console: Console
@@ -170,11 +173,16 @@ def build(session: Session, rates: np.ndarray) -> tuple[keras.Model, keras.Optim
         rates: float32 [total steps].
     """
     config, strategy = session.config, session.strategy
-    precision, fused = session.runtime.precision.value, session.runtime.kernels.value == "fused"
+    precision = session.runtime.precision.value
     with strategy.scope():
         replica_mean = functools.partial(mean_over_replicas, strategy)
         model = build_model(config.model, precision=precision, seed=config.seed, replica_mean=replica_mean)
-        optimizer = build_optimizer(config.optimizer, rates, loss_scaling=precision == "mixed_float16", fused=fused)
+        optimizer = build_optimizer(
+            config.optimizer,
+            rates,
+            loss_scaling=precision == "mixed_float16",
+            one_operation=session.form.fuses_updates,
+        )
         optimizer.build(model.trainable_variables)
     return model, optimizer
 
@@ -199,8 +207,7 @@ def train_steps_to_the_end(
         accumulation_steps=config.training.accumulation_steps,
         gradient_compression=config.optimizer.gradient_compression,
         xla=session.runtime.xla.value == "on",
-        fused=session.runtime.kernels.value == "fused",
-        branches=session.runtime.branches,
+        forward=session.form.make_forward(model),
     )
     clock.start()
     first_call = True
@@ -282,10 +289,10 @@ def introduce(session: Session, peak_learning_rate: float) -> Iterator[str]:
     """Says what is about to run and what `auto` decided, with the reasons."""
     config, runtime, replicas = session.config, session.runtime, session.strategy.shard.num_replicas
     yield f"device     {runtime.device.kind}, {runtime.device.name}"
-    yield f"strategy   {session.strategy.name}, {replicas} replica{'s' if replicas > 1 else ''}"
+    yield f"strategy   {config.runtime.strategy}, {replicas} replica{'s' if replicas > 1 else ''}"
     yield f"precision  {runtime.precision.value} ({runtime.precision.reason})"
     yield f"XLA        {runtime.xla.value} ({runtime.xla.reason})"
-    yield f"kernels    {runtime.kernels.value} ({runtime.kernels.reason})"
+    yield f"kernels    {session.form.kernels.value} ({session.form.kernels.reason})"
     yield (
         f"training   {session.plan.total_steps:,} steps of {config.training.batch_size} images (all replicas), "
         f"{config.optimizer.name}, peak learning rate {peak_learning_rate:.3g}"
@@ -358,7 +365,6 @@ def make_actions(
 def make_evaluate(session: Session, model: keras.Model, writers: list[Writer]) -> Evaluate:
     """Evaluates between epochs on the held-out images where there are some, or else on the test images."""
     arrays, strategy, evaluation = session.arrays, session.strategy, session.config.evaluation
-    fused = session.runtime.kernels.value == "fused"
     held_out = len(arrays.holdout_images) > 0
     images, labels = (
         (arrays.holdout_images, arrays.holdout_labels) if held_out else (arrays.test_images, arrays.test_labels)
@@ -368,7 +374,7 @@ def make_evaluate(session: Session, model: keras.Model, writers: list[Writer]) -
         if evaluation.every_epochs
         else session.plan.total_steps,
         split="holdout" if held_out else "test",
-        eval_steps=make_eval_steps(model, strategy, fused=fused, branches=session.runtime.branches),
+        eval_steps=make_eval_steps(model, strategy, session.form.make_forward(model)),
         make_batches=lambda: strategy.distribute(
             lambda shard: make_eval_dataset(images, labels, batch_size=evaluation.batch_size, shard=shard)
         ),
@@ -426,12 +432,12 @@ def describe_run(session: Session, progress: Progress) -> dict[str, Any]:
         "images_per_second": images_per_second(progress.timed_steps, progress.timed_seconds, batch_size),
         "training_seconds": progress.training_seconds,
         "first_step_seconds": progress.first_step_seconds,
-        "strategy": session.strategy.name,
+        "strategy": session.config.runtime.strategy,
         "replicas": session.strategy.shard.num_replicas,
         "device": f"{session.runtime.device.kind}, {session.runtime.device.name}",
         "precision": session.runtime.precision.value,
         "xla": session.runtime.xla.value,
-        "kernels": session.runtime.kernels.value,
-        "flops_per_image": flops_per_image(session.config.model, cropped=session.runtime.kernels.value == "fused"),
+        "kernels": session.form.kernels.value,
+        "flops_per_image": session.form.flops_per_image(session.config.model),
         "versions": library_versions(),
     }

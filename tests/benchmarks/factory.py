@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from mnist_dist.benchmarks.records.case import STRATEGIES, Case
+from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.strategies import STRATEGIES
 
 HOST_CORES = 8
 CORES_PER_DEVICE = 2

@@ -26,7 +26,8 @@ def main() -> None:
     from mnist_dist.__main__ import run
     from mnist_dist.distributed import launch
     from mnist_dist.distributed.cluster import find_cluster
-    from mnist_dist.distributed.strategies import Horovod, Single
+    from mnist_dist.distributed.strategies.horovod import Horovod
+    from mnist_dist.distributed.strategies.single import Single
 
     original = launch.run_ranks
 
@@ -64,7 +65,7 @@ def hinder_input(rank: int) -> None:
 
 def hinder_rank(rank: int) -> None:
     """One rank computes each step for longer."""
-    from mnist_dist.distributed.strategies import Horovod
+    from mnist_dist.distributed.strategies.horovod import Horovod
 
     if rank == SLOW_RANK:
         lengthen_steps(Horovod, DELAY_SECONDS)
@@ -72,7 +73,7 @@ def hinder_rank(rank: int) -> None:
 
 def hinder_all_reduce(rank: int) -> None:
     """The gradients travel for longer, on all ranks."""
-    from mnist_dist.distributed.strategies import Horovod
+    from mnist_dist.distributed.strategies.horovod import Horovod
 
     original = Horovod.reduce
     Horovod.reduce = lambda self, tensor: original(self, *late([tensor], DELAY_SECONDS))

@@ -39,6 +39,7 @@ class Truth:
     window_deviation: float = 0.015
     step_deviation: float = 0.0
     outliers: float = 0.02  # Share of a rank's windows.
+    outlier_factor: float = 1.5
     drift: float = 0.0  # Of all runs of a repeat alike.
 
 
@@ -105,7 +106,7 @@ def _window_seconds(case: Case, truth: Truth, ranks: int, rng: np.random.Generat
         mean += truth.input_at_n if several else truth.input_at_1
     noise = np.exp(truth.step_deviation * rng.standard_normal((ranks, WINDOWS, STEPS_PER_WINDOW)))
     noise *= np.exp(truth.window_deviation * _autocorrelated(ranks, rng))[:, :, None]
-    noise *= np.where(rng.random((ranks, WINDOWS)) < truth.outliers, 1.5, 1.0)[:, :, None]
+    noise *= np.where(rng.random((ranks, WINDOWS)) < truth.outliers, truth.outlier_factor, 1.0)[:, :, None]
     steps = mean[:, None, None] * noise * np.exp(truth.run_deviation * rng.standard_normal())
     if case.all_reduce and several:
         steps = np.broadcast_to(steps.max(axis=0) + truth.all_reduce, steps.shape)

@@ -49,6 +49,16 @@ def outliers(rng: np.random.Generator, windows: int, share: float = 0.03) -> np.
     return (rng.random(windows) < share) * rng.uniform(0.2, 0.8, windows)
 
 
+def throttled(rng: np.random.Generator, windows: int, share: float, stretch: float) -> np.ndarray:
+    """Returns in which windows a clock is throttled, bool [windows]: at random, for `stretch` windows on average."""
+    slow = np.empty(windows, bool)
+    slow[0] = rng.random() < share
+    for window, chance in enumerate(rng.random(windows - 1), start=1):
+        changes = chance < (1.0 if slow[window - 1] else share / (1 - share)) / stretch
+        slow[window] = slow[window - 1] != changes
+    return slow
+
+
 def make_series(
     rng: np.random.Generator,
     repeats: int,

@@ -17,8 +17,8 @@ def instructions(text: str) -> list[tuple[str, list[str]]]:
 
 def copied_from_context(text: str) -> list[tuple[list[str], str]]:
     """Returns the sources and the destination of every COPY of a Dockerfile that is not --from another stage."""
-    lines = [line for line in text.splitlines() if line.startswith("COPY ") and "--from=" not in line]
-    return [(words[:-1], words[-1]) for _, words in instructions("\n".join(lines))]
+    text = re.sub(r"(?m)^COPY --from=.*\n", "", text)
+    return [(words[:-1], words[-1]) for name, words in instructions(text) if name == "COPY"]
 
 
 def sections(text: str) -> dict[str, str]:

@@ -86,7 +86,7 @@ def test_what_is_compiled_needs_few_files(stage: str, program: str, tmp_path: Pa
         shutil.copy(REPOSITORY / file, tmp_path / file)
     command = [sys.executable, "-c", program]
     environment = {"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.stdout.startswith(f"{tmp_path}/"), done.stderr
 
 

@@ -196,7 +196,8 @@ def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
 
 def test_pyplot_stays_out(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from mnist_dist import plots; assert 'matplotlib' not in sys.modules;"
+        "import sys; from pathlib import Path; from mnist_dist.inference import plots\n"
+        "assert 'matplotlib' not in sys.modules\n"
         "plots.save_curves(Path(sys.argv[1]), []); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "curves.png")], check=True)

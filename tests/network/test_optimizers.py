@@ -35,7 +35,7 @@ def build(
     **options: Any,
 ) -> Any:
     config = OptimizerConfig(name=name, **options)
-    optimizer = build_optimizer(config, rates.astype(np.float32), loss_scaling=loss_scaling, fused=fused)
+    optimizer = build_optimizer(config, rates.astype(np.float32), loss_scaling=loss_scaling, one_operation=fused)
     optimizer.build(variables)
     return optimizer
 

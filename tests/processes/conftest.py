@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 
 from mnist_dist.data.dataset import Arrays
+from mnist_dist.strategies import beside_the_baseline, with_processes
 from mnist_dist.training.checkpoint import Checkpoints
 from mnist_dist.training.writers import read_rows
 
 COMMAND = [sys.executable, "-m", "mnist_dist", "train"]
 # Three replicas do not divide 2,003 images, and 16 images per replica do not fill them.
 IMAGES, TEST_IMAGES, BATCH_SIZE = 2003, 501, 48
-MULTI_PROCESS = ("multiworker", "horovod")
-STRATEGIES = ("mirrored", *MULTI_PROCESS)
+MULTI_PROCESS, STRATEGIES = with_processes(), beside_the_baseline()
 
 
 class Run:

@@ -213,7 +213,7 @@ def test_dry_run_needs_no_slurm_and_leaves_nothing(tmp_path: Path) -> None:
 def test_bad_input_is_one_line(arguments: tuple[str, ...], line: str) -> None:
     done = run(*arguments)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"{line}"), done.stderr
+    assert done.stderr.startswith(f"mnist-dist: error: {line}"), done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

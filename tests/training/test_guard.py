@@ -11,7 +11,7 @@ import pytest
 
 from mnist_dist.config import OptimizerConfig
 from mnist_dist.data.dataset import Shard, make_train_dataset
-from mnist_dist.distributed.strategies import Single
+from mnist_dist.distributed.strategies.single import Single
 from mnist_dist.errors import TrainingError
 from mnist_dist.network.optimizers import build_optimizer
 from mnist_dist.training import guard

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from mnist_dist.distributed.strategies import Single
+from mnist_dist.distributed.strategies.single import Single
 from mnist_dist.training.step_times import StepClock, gather_step_times, peak_memory_bytes, seconds_since_process_start
 
 

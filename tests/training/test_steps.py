@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 
 from mnist_dist.config import ModelConfig, OptimizerConfig
 from mnist_dist.data.dataset import Arrays, Shard, make_eval_dataset, make_train_dataset
-from mnist_dist.distributed.strategies import Single, Strategy
+from mnist_dist.distributed.strategies.interface import Strategy
+from mnist_dist.distributed.strategies.single import Single
+from mnist_dist.network.forward import Form, decide_kernels
 from mnist_dist.network.model import build_model
 from mnist_dist.network.optimizers import build_optimizer
-from mnist_dist.runtime import decide_kernels, find_device
+from mnist_dist.runtime import find_device
 from mnist_dist.training.steps import ALIGNED, make_eval_steps, make_train_steps, reduce_gradients
 
 SMALL = ModelConfig(filters=(3, 4), dense_units=6)
@@ -41,6 +44,7 @@ class Training:
     strategy: Strategy = field(default_factory=Single)
     batch_size: int = BATCH_SIZE  # Of the loss; the pipeline gives BATCH_SIZE or `images`.
     images: int = BATCH_SIZE
+    form: Form | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -49,7 +53,12 @@ class Training:
         self.optimizer = build_optimizer(self.optimizer_config, rates, loss_scaling=self.loss_scaling)
         self.optimizer.build(self.model.trainable_variables)
         self.steps = make_train_steps(
-            self.model, self.optimizer, self.strategy, batch_size=self.batch_size, **self.options
+            self.model,
+            self.optimizer,
+            self.strategy,
+            batch_size=self.batch_size,
+            forward=self.form and self.form.make_forward(self.model),
+            **self.options,
         )
         self.batches = self.make_batches()
 
@@ -149,42 +158,42 @@ def test_xla_computes_the_same(arrays: Arrays) -> None:
 
 
 @pytest.fixture
-def fused() -> dict[str, Any]:
-    """The options for the fused form, where this machine's TensorFlow can compute it."""
+def fused() -> Callable[[int], Form]:
+    """Makes the fused form with so many branches, where this machine's TensorFlow can compute it."""
     decision = decide_kernels("auto", find_device(), "float32", "off")
     if decision.value != "fused":
         pytest.skip(f"there is no fused form here: {decision.reason}")
-    return {"fused": True}
+    return functools.partial(Form, decision)
 
 
-@pytest.mark.parametrize("options", [{}, {"branches": 2}, {"branches": 3}, {"branches": 2, "accumulation_steps": 5}])
+@pytest.mark.parametrize(("branches", "accumulation_steps"), [(1, 1), (2, 1), (3, 1), (2, 5)])
 def test_the_fused_form_trains_to_the_same_weights(
-    arrays: Arrays, fused: dict[str, Any], options: dict[str, Any]
+    arrays: Arrays, fused: Callable[[int], Form], branches: int, accumulation_steps: int
 ) -> None:
     """In parts too, also where the 50 images do not divide into equal ones."""
     plain = Training(arrays, batch_size=50, images=50)
-    other = Training(arrays, batch_size=50, images=50, options=fused | options)
+    options = {"accumulation_steps": accumulation_steps}
+    other = Training(arrays, batch_size=50, images=50, form=fused(branches), options=options)
     metrics = [training.take(1, 3) for training in (plain, other)]
     np.testing.assert_allclose(metrics[0], metrics[1], rtol=1e-5)
     assert_same_weights(plain, other, 1e-5)
 
 
 @pytest.mark.parametrize("config", [SMALL, ModelConfig()], ids=["small", "seed"])  # The latter on tiles, with AMX.
-def test_the_fused_form_in_bfloat16(arrays: Arrays, fused: dict[str, Any], config: ModelConfig) -> None:
+def test_the_fused_form_in_bfloat16(arrays: Arrays, fused: Callable[[int], Form], config: ModelConfig) -> None:
     plain, other = (
-        Training(arrays, config=config, precision="mixed_bfloat16", batch_size=64, images=64, options=options)
-        for options in ({}, fused | {"branches": 2})
+        Training(arrays, config=config, precision="mixed_bfloat16", batch_size=64, images=64, form=form)
+        for form in (None, fused(2))
     )
     metrics = [training.take(10) for training in (plain, other)]
     np.testing.assert_allclose(metrics[0][:, 0], metrics[1][:, 0], rtol=0.01)
     assert_same_weights(plain, other, 0.01)
 
 
-def test_the_fused_form_drops_out_anew_in_each_part_and_step(arrays: Arrays, fused: dict[str, Any]) -> None:
+def test_the_fused_form_drops_out_anew_in_each_part_and_step(arrays: Arrays, fused: Callable[[int], Form]) -> None:
     config = ModelConfig(filters=(3, 4), dense_units=6, dropout=0.5)
     together, apart, exact = (
-        Training(arrays, config=one, batch_size=64, images=64, options=fused | {"branches": 2})
-        for one in (config, config, SMALL)
+        Training(arrays, config=one, batch_size=64, images=64, form=fused(2)) for one in (config, config, SMALL)
     )
     metrics = [together.take(3), apart.take(1, 2), exact.take(3)]
     np.testing.assert_allclose(metrics[0], metrics[1], rtol=1e-5)
@@ -192,10 +201,10 @@ def test_the_fused_form_drops_out_anew_in_each_part_and_step(arrays: Arrays, fus
     assert not np.allclose(metrics[0], metrics[2], rtol=1e-3)
 
 
-def test_the_fused_form_on_one_of_two_replicas(arrays: Arrays, fused: dict[str, Any]) -> None:
+def test_the_fused_form_on_one_of_two_replicas(arrays: Arrays, fused: Callable[[int], Form]) -> None:
     strategy = TwoReplicas()
     alone = Training(arrays, batch_size=64, images=64)
-    one_of_two = Training(arrays, strategy=strategy, batch_size=128, images=64, options=fused | {"branches": 2})
+    one_of_two = Training(arrays, strategy=strategy, batch_size=128, images=64, form=fused(2))
     for training in (alone, one_of_two):
         training.take(2)
     assert_same_weights(alone, one_of_two, 1e-5)
@@ -348,9 +357,9 @@ def test_gathered_gradients_train_the_same(arrays: Arrays, precision: str, accum
     assert (message.shape[0] < all_floats.shape[0]) == (precision == "mixed_bfloat16" and accumulation_steps == 1)
 
 
-def test_the_fused_form_gathers_what_the_dense_layer_computes(arrays: Arrays, fused: dict[str, Any]) -> None:
+def test_the_fused_form_gathers_what_the_dense_layer_computes(arrays: Arrays, fused: Callable[[int], Form]) -> None:
     strategy = Gathering()
-    Training(arrays, precision="mixed_bfloat16", strategy=strategy, options=fused).take(1)
+    Training(arrays, precision="mixed_bfloat16", strategy=strategy, form=fused(1)).take(1)
     convolutions, logits = [9 * 3, 3, 9 * 3 * 4, 4], [6 * 10, 10]
     dense = [5 * 5 * 4 * 6, 6]
     floats, halves = (ALIGNED * sum(-(-each // ALIGNED) for each in group) for group in (convolutions + logits, dense))
@@ -391,11 +400,11 @@ def test_an_evaluation_counts_each_image_once(arrays: Arrays) -> None:
 
 
 @pytest.mark.parametrize("branches", [1, 3])
-def test_the_fused_form_evaluates_the_same(arrays: Arrays, fused: dict[str, Any], branches: int) -> None:
+def test_the_fused_form_evaluates_the_same(arrays: Arrays, fused: Callable[[int], Form], branches: int) -> None:
     images, labels = arrays.test_images[:130], arrays.test_labels[:130]
     model = build_model(ModelConfig(filters=(3, 4), dense_units=6, dropout=0.5), seed=1)
     plain = make_eval_steps(model, Single())
-    other = make_eval_steps(model, Single(), **fused, branches=branches)
+    other = make_eval_steps(model, Single(), fused(branches).make_forward(model))
     sums = [steps(iter(make_eval_dataset(images, labels, batch_size=70)), 2) for steps in (plain, other)]
     np.testing.assert_allclose(sums[1], sums[0], rtol=1e-5)
 

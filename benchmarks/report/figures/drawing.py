@@ -7,6 +7,7 @@ Strategies keep their colour and marker in all of them.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -17,9 +18,10 @@ import numpy as np
 
 from mnist_dist.benchmarks.analysis.scaling import is_oversubscribed
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
-from mnist_dist.benchmarks.records.record import one_line
 from mnist_dist.benchmarks.report.labels import label_cores, label_duration, label_number, label_other_settings
 from mnist_dist.benchmarks.statistics.stats import Estimate
+from mnist_dist.errors import one_line
+from mnist_dist.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,18 +39,16 @@ WIDTH = 5.7  # Inches; half of a wide page, and still readable when a phone shri
 # Okabe and Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/), some darkened
 # so that text in them can be read; beside each the colour on a dark page.
 INK, MUTED, GRID, PAPER = "#1b1f24", "#5b6470", "#e1e4e8", "#fffffe"
-COLOURS = {"single": "#54595f", "mirrored": "#0067a3", "multiworker": "#b84d00", "horovod": "#007a59"}
-MARKERS = {"single": "s", "mirrored": "o", "multiworker": "^", "horovod": "D"}
+PALETTE = {"#54595f": "#b4bac2", "#0067a3": "#5ab4f0", "#b84d00": "#ff9d57", "#007a59": "#43d3a4", "#8f3f73": "#e69fc9"}
+COLOURS = dict(zip(STRATEGIES, itertools.cycle(PALETTE), strict=False))
+MARKERS = dict(zip(STRATEGIES, itertools.cycle("so^Dvp*"), strict=False))
 LOSS, LARGEST_LOSS, GAIN = "#d9a441", "#a3412e", "#4a9fc9"
 ON_DARK = {
     INK: "#e8eaed",
     MUTED: "#a8b0ba",
     GRID: "#3a4048",
     PAPER: "#1d2127",
-    COLOURS["single"]: "#b4bac2",
-    COLOURS["mirrored"]: "#5ab4f0",
-    COLOURS["multiworker"]: "#ff9d57",
-    COLOURS["horovod"]: "#43d3a4",
+    **PALETTE,
     LOSS: "#d9a442",
     LARGEST_LOSS: "#f07f68",
     GAIN: "#4a9fca",

@@ -103,7 +103,7 @@ def draw_predictions(predictions: Sequence[Prediction]) -> Picture | None:
     for axes, each in zip(panels, shown, strict=True):
         _draw_prediction(axes, each)
     described = "; ".join(
-        f"{each.strategy}, {each.scaling} scaling: up to {each.models[0].paying_devices[1]:,} devices are sensible"
+        f"{each.strategy}, {each.scaling} scaling: up to {each.models[0].worthwhile_devices[1]:,} devices are sensible"
         for each in shown
     )
     return make_picture(
@@ -130,7 +130,7 @@ def _draw_prediction(axes: Axes, each: Prediction) -> None:
         axes.plot([forecast.devices for forecast in model.forecasts], rates, color=MUTED, linewidth=1)
     axes.plot(devices, [forecast.images_per_second for forecast in trusted.forecasts], color=colour, linewidth=2)
     axes.plot(*zip(*sorted(each.measured.items()), strict=True), MARKERS[each.strategy], color=colour, markersize=7)
-    axes.axvline(trusted.paying_devices[1], color=colour, linewidth=1, linestyle=":")
+    axes.axvline(trusted.worthwhile_devices[1], color=colour, linewidth=1, linestyle=":")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_ylim(bottom=min(each.measured.values()) / 2, top=single * devices[-1] * 1.3)

@@ -64,7 +64,7 @@ def draw_step_times(summaries: Sequence[CaseSummary]) -> Picture | None:
 
 def _step_milliseconds(summary: CaseSummary) -> np.ndarray:
     """Returns the steady step times of all repeats, float64 [ranks, windows]."""
-    return 1000 * np.concatenate(summary.steady_step_seconds(), axis=1)
+    return 1000 * np.concatenate([run.step_seconds for run in summary.runs], axis=1)
 
 
 def _draw_ranks(axes: Axes, places: np.ndarray, milliseconds: np.ndarray, colour: str, name: str) -> None:

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mnist_dist.config import IMAGE_SIZE
+from mnist_dist.cpuinfo import cpu_flags
 from mnist_dist.network.cpu import build as kernel_build
-from mnist_dist.runtime import cpu_flags
 
 if TYPE_CHECKING:
     import keras

@@ -336,7 +336,7 @@ def test_unstable_cases_are_inconclusive() -> None:
     new = [make_record(repeat=repeat, window_seconds=ramp, minute=LATER + repeat) for repeat in range(5)]
     verdict = only_verdict(base, new)
     assert verdict.outcome == "inconclusive" and verdict.ratio is None
-    assert verdict.remark.startswith("new is unstable: 5 of 5 repeats did not settle")
+    assert verdict.remark.startswith("new: unstable: 5 of 5 repeats did not settle")
 
 
 def test_case_that_fails_now_is_inconclusive_with_its_reason() -> None:
@@ -378,7 +378,7 @@ def test_no_message_size_in_common() -> None:
         [make_record(case, measurements={"messages": [{"bytes": size, "calls": 1, "seconds": [[0.1]]}]})]
         for size in (4, 8)
     )
-    assert only_verdict(base, new).remark == "no message size was measured in all runs"
+    assert only_verdict(base, new).remark == "base: no message size was measured in all runs"
 
 
 @pytest.mark.parametrize("effect", [0.0, -0.05, 1.0, 5.0, float("nan")])

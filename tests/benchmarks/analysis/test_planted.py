@@ -23,7 +23,7 @@ from mnist_dist.benchmarks.measure.suite import Block, Narrowing, PlannedCase, S
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store
 from mnist_dist.benchmarks.report.explanation import explain
-from mnist_dist.benchmarks.report.progress import Progress
+from mnist_dist.benchmarks.report.progress import CaseProgress, Progress
 from tests.benchmarks.harness import BATCH_SIZE, MACHINE, small_settings
 from tests.benchmarks.hindered import DELAY_SECONDS, SLOW_RANK
 
@@ -57,7 +57,7 @@ def measure(what: str, folder: Path, cases: Sequence[PlannedCase]) -> list[Recor
 def measure_until_steady(study: Study, store: Store, planned: PlannedCase) -> Record:
     """A machine that does other work too can unsettle a run. That this is noticed is not what is tested here."""
     for repeat in range(MOST_REPEATS):
-        (record,) = run_study(study, store, [(planned, repeat)], Progress(1))
+        (record,) = run_study(study, store, [(planned, repeat)], CaseProgress(Progress(1)))
         assert record.status == "ok", record.output_tail
         if summarize([record]).unstable is None:
             return record

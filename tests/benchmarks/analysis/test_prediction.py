@@ -11,8 +11,9 @@ import pytest
 from mnist_dist.benchmarks.analysis.collectives import measured_all_reduces
 from mnist_dist.benchmarks.analysis.prediction import FittedModel, Forecast, Prediction, predict
 from mnist_dist.benchmarks.analysis.scaling import Curve, find_curves
-from mnist_dist.benchmarks.analysis.scaling_models import Ring, ScalingLaw, ScalingLawModel, gradient_bytes
-from mnist_dist.benchmarks.analysis.summary import CaseSummary, summarize
+from mnist_dist.benchmarks.analysis.scaling_models import ScalingLaw, ScalingLawModel
+from mnist_dist.benchmarks.analysis.step_times import Ring, gradient_bytes
+from mnist_dist.benchmarks.analysis.summary import CaseSummary, RunSummary, summarize
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.report.labels import MISSING
 from mnist_dist.benchmarks.report.sections import prediction_section
@@ -102,7 +103,9 @@ def collectives(ring: Ring, devices: int, noise: float = 0.03, hosts: int = 1) -
         (seconds,) = ring.seconds(np.array([float(devices)]), 4.0**exponent)
         timings = 10 * seconds * np.exp(noise * rng.standard_normal((devices, 10)))
         messages.append({"bytes": 4**exponent, "calls": 10, "seconds": timings.tolist()})
-    return replace(measured(case), records=(record.model_copy(update={"measurements": {"messages": messages}}),))
+    return replace(
+        measured(case), runs=(RunSummary(record.model_copy(update={"measurements": {"messages": messages}})),)
+    )
 
 
 def with_jitter(summary: CaseSummary, deviation: float) -> CaseSummary:
@@ -112,7 +115,7 @@ def with_jitter(summary: CaseSummary, deviation: float) -> CaseSummary:
     seconds = np.array(record.measurements["window_seconds"])
     noise = np.exp(deviation * np.random.default_rng(0).standard_normal(seconds.shape))
     record.measurements["window_seconds"] = (np.median(seconds) * noise).tolist()
-    return replace(summary, records=(record,))
+    return replace(summary, runs=(RunSummary(record),))
 
 
 RING = Ring(latency_seconds=40e-6, seconds_per_byte=1e-9)
@@ -331,22 +334,22 @@ class TestHonesty:
         assert np.mean(held) >= 0.85
 
 
-class TestPayingDevices:
+class TestWorthwhileDevices:
     def test_amdahl(self) -> None:
         """With s = 0.1, doubling 4 devices gives 1.53-fold, doubling 8 only 1.36-fold."""
         prediction = predict_from(points(ScalingLaw(8000, 0.1, 0.0), (1, 2, 4, 8)))
-        low, devices, high = model(prediction, "Amdahl").paying_devices
+        low, devices, high = model(prediction, "Amdahl").worthwhile_devices
         assert devices == 8 and low <= 8 <= high
         assert f"8 ({low} to {high})" in overview(prediction)
 
     def test_ideal_scaling_has_no_end_in_sight(self) -> None:
         prediction = predict_from(points(ScalingLaw(8000, 0.0, 0.0), (1, 2, 4, 8)))
-        assert model(prediction, "Amdahl").paying_devices[1] == 4096
+        assert model(prediction, "Amdahl").worthwhile_devices[1] == 4096
         assert overview(prediction)[-1].startswith("4,096 or more (")
 
     def test_nothing_to_gain(self) -> None:
         prediction = predict_from(points(ScalingLaw(8000, 0.9, 0.0), (1, 2, 4, 8)))
-        assert model(prediction, "Amdahl").paying_devices[1] == 1
+        assert model(prediction, "Amdahl").worthwhile_devices[1] == 1
 
 
 def test_table_has_a_row_for_each_number_of_devices_and_a_column_for_each_model() -> None:

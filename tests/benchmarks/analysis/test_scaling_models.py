@@ -3,14 +3,12 @@ import pytest
 from scipy import optimize, stats
 
 from mnist_dist.benchmarks.analysis.collectives import AllReduce
-from mnist_dist.benchmarks.analysis.scaling_models import (
+from mnist_dist.benchmarks.analysis.scaling_models import ScalingLaw, ScalingLawModel, fit_nonnegative
+from mnist_dist.benchmarks.analysis.step_times import (
     Links,
     Ring,
-    ScalingLaw,
-    ScalingLawModel,
     StepTimesModel,
     expected_excess,
-    fit_nonnegative,
     fit_ring,
     gradient_bytes,
 )

@@ -24,7 +24,7 @@ from mnist_dist.benchmarks.measure.suite import PlannedCase, training_settings
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store
-from mnist_dist.benchmarks.report.progress import make_progress
+from mnist_dist.benchmarks.report.progress import show_cases
 from mnist_dist.config import Config, load_config
 from mnist_dist.errors import EXIT_FAILED
 
@@ -73,7 +73,7 @@ def main() -> int:
 def measure_case(case: Case, folder: Path) -> Record:
     """Measures a case as a study does, with its progress shown and its record written."""
     study = Study("overhead", "overhead", 120.0, find_machine(), folder / "scratch")
-    with make_progress(1) as progress:
+    with show_cases(1) as progress:
         (record,) = run_study(study, Store(folder), [(PlannedCase(case, 1), 0)], progress)
     return record
 

@@ -132,7 +132,7 @@ class TestFailures:
         )
         record = run_program(program)
         assert record.status == "failed"
-        assert record.reason and "window_seconds[0][0]: received -1.0" in record.reason
+        assert record.reason and "window_seconds.0.0: received -1.0" in record.reason
         assert run_program(program.replace("-1.0", "0.25")).status == "ok"
 
     def test_it_has_no_more_memory_than_it_may_take(self, run_program: Callable[..., Record]) -> None:

@@ -2,18 +2,19 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mnist_dist.benchmarks.measure.study import choose, estimate_seconds, list_cases, open_study, run_study, runs_left
-from mnist_dist.benchmarks.measure.suite import PlannedCase, Suite
+from mnist_dist.benchmarks.measure.study import TimeLeft, choose, open_study, remark, run_study, runs_left
+from mnist_dist.benchmarks.measure.suite import PlannedCase, Suite, order_of_runs, plan_cases
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store
-from mnist_dist.benchmarks.report.progress import BarProgress, Progress, clock
+from mnist_dist.benchmarks.report.progress import BarProgress, CaseProgress, Progress, clock, render_cases
 from tests.benchmarks.factory import make_study as make_records
 from tests.benchmarks.factory import train
 from tests.benchmarks.harness import (
@@ -56,7 +57,7 @@ class TestRunsLeft:
         store = Store(folder)
         for record in records:
             store.add(record)
-        runs = runs_left(cases or self.cases, store, make_study(folder, name="example"), None)
+        runs = runs_left(cases or self.cases, store.records(), make_study(folder, name="example"), None)
         return Counter(f"{item.case.strategy} {repeat}" for item, repeat in runs)
 
     def test_all_at_first(self, tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ class TestEstimate:
     def test_by_a_rule_of_thumb_until_it_is_known(self) -> None:
         short, long = train("single", 1, measure_seconds=2.0), train("single", 1, measure_seconds=30.0)
         to_the_end = train("single", 1, settings={"training.epochs": 3})
-        estimates = [estimate_seconds([(planned(case)[0], 0)], []) for case in (short, long, to_the_end)]
+        estimates = [TimeLeft([(planned(case)[0], 0)]).seconds for case in (short, long, to_the_end)]
         assert estimates[1] - estimates[0] == pytest.approx(28)
         assert estimates[2] > estimates[0]
 
@@ -117,12 +118,42 @@ class TestEstimate:
         records = make_records([case], 3)
         known = [record.model_copy(update={"seconds": 3.0 + record.repeat}) for record in records]
         runs = [(item, repeat) for item in planned(case, repeats=2) for repeat in range(2)]
-        assert estimate_seconds(runs, known) == pytest.approx(8)
+        assert TimeLeft(runs, known).seconds == pytest.approx(8)
         failed = known[0].model_copy(update={"status": "failed", "seconds": 900.0})
-        assert estimate_seconds(runs, [*known, failed]) == pytest.approx(8), "a time-out says nothing of the next run"
+        assert TimeLeft(runs, [*known, failed]).seconds == pytest.approx(8), "a time-out says nothing of the next run"
+
+    def test_each_record_corrects_it(self) -> None:
+        case, other = planned(train("single", 1), train("mirrored", 2))
+        left = TimeLeft([(case, 0), (other, 0), (case, 1), (case, 2)])
+        of_other = TimeLeft([(other, 0)]).seconds
+        (record,) = make_records([case.case], 1)
+        left.end(case, record.model_copy(update={"seconds": 30.0}))
+        assert left.seconds == pytest.approx(2 * 30 + of_other)
+        left.end(case, record.model_copy(update={"seconds": 50.0}))
+        assert left.seconds == pytest.approx(40 + of_other)
+        left.end(other, record.model_copy(update={"status": "failed", "case_id": other.case_id}))
+        left.end(case, record)
+        assert left.seconds == 0
 
     def test_what_is_skipped_takes_no_time(self) -> None:
-        assert estimate_seconds([(planned(BAD, skip_reason="no GPU")[0], 0)], []) == 0
+        assert TimeLeft([(planned(BAD, skip_reason="no GPU")[0], 0)]).seconds == 0
+
+    @pytest.mark.parametrize(("values", "repeats"), [(2000, 5), (100, 100)])
+    def test_ten_thousand_runs_are_planned_at_once(self, values: int, repeats: int, tmp_path: Path) -> None:
+        """By processor time, so that a busy machine does not matter; with all that a study asks while it runs."""
+        vary = {"model.dense_units": list(range(1, values + 1))}
+        content = {"description": "d", "minutes": 1, "repeats": repeats, "strategies": "single", "devices": 1}
+        suite = Suite.model_validate(content | {"blocks": [{"vary": vary}]})
+        (record,) = make_records([train("single", 1)], 1)
+        began = time.process_time()
+        cases = plan_cases(suite, MACHINE)
+        runs = runs_left(cases, [], make_study(tmp_path), None)
+        left = TimeLeft(runs)
+        for item, _ in runs:
+            assert left.seconds > 0
+            left.end(item, record)
+        assert (len(runs), left.seconds) == (10_000, 0)
+        assert time.process_time() - began < 1.5
 
     @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (245, "4:05"), (3600, "1:00:00")])
     def test_as_a_clock_shows_it(self, seconds: float, text: str) -> None:
@@ -131,7 +162,8 @@ class TestEstimate:
     def test_the_list_names_cases_reasons_and_total(self) -> None:
         cases = [*planned(BAD, repeats=2), *planned(train("mirrored", 2), skip_reason="no second GPU")]
         cases += planned(train("horovod", 4, cores_per_device=1))
-        *lines, total = list_cases(cases, MACHINE).splitlines()
+        rows = [(item.case, item.repeats, remark(item, MACHINE)) for item in cases]
+        *lines, total = render_cases(rows, False, TimeLeft(order_of_runs(cases, 0)).seconds).splitlines()
         assert [line.split()[0] for line in lines] == [item.case.case_id for item in cases]
         assert "(skipped: no second GPU)" in lines[1]
         assert lines[2].endswith("(oversubscribed: 4 cores on a host of 2)") and "oversubscribed" not in lines[0]
@@ -144,13 +176,15 @@ def test_a_failing_case_does_not_stop_the_rest(tmp_path: Path) -> None:
     )
     study, store = open_study(tmp_path / "results", "test", SUITE, MACHINE, cases, resume=False)
     notes = Notes()
-    records = run_study(study, store, runs_left(cases, store, study, None), notes)
+    records = run_study(study, store, runs_left(cases, [], study, None), CaseProgress(notes))
     assert Counter(record.status for record in records) == Counter(failed=2, skipped=1)
     assert {record.record_id for record in store.records()} == {record.record_id for record in records}
     assert sum("/nowhere/mnist.npz" in line for line in notes.lines) == 2
     assert sum("skipped: no second GPU" in line for line in notes.lines) == 1
     assert notes.left[-1] == 0
-    assert len(runs_left(cases, store, study, None)) == 2, "what failed is tried again, what is skipped is not"
+    assert len(runs_left(cases, store.records(), study, None)) == 2, (
+        "what failed is tried again, what is skipped is not"
+    )
 
 
 def test_the_bar_shows_labels_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -200,7 +201,7 @@ class TestSkipReasons:
             ("mirrored", 8, JOB, "8 devices on one host, which has places for 4"),
             ("mirrored", 4, Machine(4, 2, 2), "4 devices on one host, which has 2 GPUs"),
             ("multiworker", 2, Machine(4, 1, 1), "2 devices on one host, which has 1 GPU"),
-            ("horovod", 2, Machine(2, 0, 2, has_horovod=False), "Horovod is not installed"),
+            ("horovod", 2, Machine(2, 0, 2, missing_packages=frozenset({"horovod"})), "Horovod is not installed"),
         ],
     )
     def test_of_a_machine(self, strategy: str, devices: int, machine: Machine, reason: str) -> None:
@@ -364,6 +365,11 @@ class TestFiles:
 class TestShipped:
     def test_those_that_are_promised(self) -> None:
         assert set(shipped_suites()) >= {"quick", "single", "scaling", "accuracy", "input", "collectives"}
+
+    def test_the_documents_list_them_with_what_they_take(self) -> None:
+        text = (Path(__file__).parents[3] / "docs" / "benchmarks.md").read_text()
+        listed = dict(re.findall(r"^\| `(\w+)` \|.*\| (\d+) min \|$", text, re.MULTILINE))
+        assert listed == {name: f"{load_suite(name).minutes:g}" for name in shipped_suites()}
 
     @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
     @pytest.mark.parametrize("name", shipped_suites())

@@ -11,18 +11,12 @@ import pytest
 
 from mnist_dist.benchmarks.analysis.collectives import measured_all_reduces
 from mnist_dist.benchmarks.analysis.summary import summarize
+from mnist_dist.benchmarks.kinds import collectives, input, matmul
 from mnist_dist.benchmarks.measure.runner import run_case
-from mnist_dist.benchmarks.measure.worker import (
-    INPUT_SECONDS,
-    MATMUL_SIZE,
-    MATMUL_TIMINGS,
-    MESSAGE_BYTES,
-    WINDOW_SECONDS,
-    calibrate,
-)
+from mnist_dist.benchmarks.measure.timing import WINDOW_SECONDS, calibrate
 from mnist_dist.benchmarks.records.case import StrategyName
 from mnist_dist.benchmarks.statistics.steady_state import FEWEST_WINDOWS, merge_windows
-from mnist_dist.distributed.strategies import Single
+from mnist_dist.distributed.strategies.single import Single
 from tests.benchmarks.harness import make_study, small_case
 
 FASTEST_MEMORY = 1e12  # Bytes per second, more than any processor of today copies.
@@ -37,7 +31,7 @@ def test_all_reduces(tmp_path: Path, tiny_mnist: Path, strategy: StrategyName) -
     assert record.status == "ok", record.output_tail
     record.check()
     messages = (record.measurements or {})["messages"]
-    assert [message["bytes"] for message in messages] == list(MESSAGE_BYTES)
+    assert [message["bytes"] for message in messages] == list(collectives.MESSAGE_BYTES)
     assert {len(message["seconds"]) for message in messages} == {1 if strategy == "mirrored" else 2}
     all_reduces = measured_all_reduces([summarize([record])])
     latency = float(np.median([each.seconds for each in all_reduces if each.is_latency]))
@@ -57,8 +51,8 @@ def test_matrix_products_with_a_setting_that_is_compared(tmp_path: Path, tiny_mn
     record = run_case(make_study(tmp_path), case, 0, under_test={"runtime.precision": "mixed_bfloat16"})
     assert record.status == "ok", record.output_tail
     measured = record.measurements or {}
-    assert (measured["size"], measured["dtype"]) == (MATMUL_SIZE, "bfloat16")
-    assert len(measured["flops_per_second"]) == MATMUL_TIMINGS
+    assert (measured["size"], measured["dtype"]) == (matmul.SIZE, "bfloat16")
+    assert len(measured["flops_per_second"]) == matmul.TIMINGS
     assert all(1e8 < rate < FASTEST_CORE for rate in measured["flops_per_second"])
     assert record.identity.config["runtime"]["precision"] == "mixed_bfloat16"
     assert record.case == case, "what is compared is no part of the case"
@@ -91,7 +85,7 @@ def test_input(tmp_path: Path, tiny_mnist: Path) -> None:
     assert record.status == "ok", record.output_tail
     measured = record.measurements or {}
     (windows,) = measured["window_seconds"]
-    assert sum(windows) >= INPUT_SECONDS
+    assert sum(windows) >= input.SECONDS
     assert 1e4 < 32 * sum(measured["window_steps"]) / sum(windows) < 1e8
     joined_steps, _, _ = merge_windows(measured["window_steps"], measured["window_seconds"])
     assert len(joined_steps) >= FEWEST_WINDOWS  # Enough for a machine that is quiet; what a busy one does is not asked.

@@ -47,15 +47,15 @@ def test_commands_are_what_the_scripts_understand() -> None:
         if isinstance(script, Case) or script is None:
             continue
         command = script.command("python3", "throughput", 2.5, 7, Path("out.json"))
-        arguments = command[command.index(f"mnist_dist.benchmarks.peers.{script.module}") + 1 :]
+        arguments = command[command.index(f"mnist_dist.benchmarks.peers.scripts.{script.module}") + 1 :]
         known, rest = make_parser("A.").parse_known_args(arguments)
         assert (known.data, known.seconds, known.seed, known.out) == (DATA, 2.5, 7, Path("out.json"))
         assert tuple(rest) == script.flags
-        assert Path(sys.modules["mnist_dist.benchmarks.peers"].__path__[0], f"{script.module}.py").is_file()
+        assert Path(sys.modules["mnist_dist.benchmarks.peers"].__path__[0], "scripts", f"{script.module}.py").is_file()
 
 
 def test_reasons_to_skip() -> None:
-    one = Machine(cores=1, gpus=0, devices_per_host=1, has_horovod=False)
+    one = Machine(cores=1, gpus=0, devices_per_host=1, missing_packages=frozenset({"horovod"}))
     nothing = Environment(one, "python3", None, "no PyTorch here")
     works = {name: contestant.throughput for name, contestant in CONTESTANTS.items() if contestant.throughput}
     reasons = {name: nothing.skip_reason(work) for name, work in works.items()}

@@ -11,7 +11,6 @@ import pytest
 import mnist_dist
 from mnist_dist.benchmarks.records.environment import (
     CODE_FOLDER,
-    cpu_model,
     find_git,
     find_hardware,
     find_job_id,
@@ -107,13 +106,6 @@ def test_a_quota_narrows_the_cores(
     cgroup = lay_out(tmp_path / "cgroup", files)
     lay_out(tmp_path, {"membership": membership})
     assert usable_cores(cgroup, tmp_path / "membership") == (expected or len(os.sched_getaffinity(0)))
-
-
-def test_the_model_of_an_arm_processor(tmp_path: Path) -> None:
-    file = tmp_path / "cpuinfo"
-    file.write_text("processor\t: 0\nBogoMIPS\t: 50.00\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n\nprocessor\t: 1\n")
-    assert cpu_model(file) == "implementer 0x41, part 0xd0c"
-    assert cpu_model(tmp_path / "missing") == (platform.processor() or platform.machine())
 
 
 def test_gpus_in_the_words_of_nvidia_smi() -> None:

@@ -2,13 +2,12 @@
 
 import itertools
 import math
-import time
 
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from mnist_dist.benchmarks.statistics import stats
+from mnist_dist.benchmarks.statistics.blocks import block_length
 from mnist_dist.benchmarks.statistics.stats import (
     Accuracy,
     Series,
@@ -31,9 +30,9 @@ def coverage(repeats: int, studies: int, *, between: float, within: float, windo
     rng = np.random.default_rng(repeats)
     rate = true_rate(between, within)
     hits = 0
-    for study in range(studies):
+    for _ in range(studies):
         runs = make_series(rng, repeats, between, within, windows=windows)
-        estimate = estimate_rate(runs, seed=study).at_level()
+        estimate = estimate_rate(runs).at_level()
         hits += estimate.low <= rate <= estimate.high
     return hits / studies
 
@@ -60,19 +59,8 @@ def test_interval_of_a_single_run_covers_what_varies_within_it() -> None:
     assert 0.88 <= coverage(1, 300, between=0.0, within=0.05, windows=60) <= 0.98
 
 
-def test_percentile_bootstrap_would_cover_too_seldom() -> None:
-    """The reason for Student's t: bare percentiles of three repeats leave out the truth in every fourth study."""
-    rng, hits = np.random.default_rng(1), 0
-    for _ in range(200):
-        rates = np.array([series.work.sum() / series.seconds.sum() for series in make_series(rng, 3, between=0.03)])
-        means = rates[rng.integers(3, size=(2000, 3))].mean(axis=1)
-        low, high = np.percentile(means, [2.5, 97.5])
-        hits += low <= true_rate(0.03) <= high
-    assert hits / 200 < 0.85
-
-
 @pytest.mark.parametrize("memory", [0.0, 0.5])
-def test_block_bootstrap_has_the_variance_of_theory(memory: float) -> None:
+def test_variance_from_blocks_is_that_of_theory(memory: float) -> None:
     """The mean of n values of an AR(1) process has variance s^2 / n (1 + memory) / (1 - memory) for large n."""
     rng = np.random.default_rng(0)
     windows, deviation = 400, 0.02
@@ -85,31 +73,17 @@ def test_block_bootstrap_has_the_variance_of_theory(memory: float) -> None:
 
 def test_blocks_are_of_one_window_where_windows_are_independent() -> None:
     rng = np.random.default_rng(0)
-    independent = stats.block_length(np.exp(0.02 * rng.standard_normal(200)))
-    correlated = stats.block_length(np.exp(correlated_noise(rng, 200, 0.02, 0.8)[0]))
+    independent = block_length(np.exp(0.02 * rng.standard_normal((1, 200))))
+    correlated = block_length(np.exp(correlated_noise(rng, 200, 0.02, 0.8)))
     assert independent <= 3 < 8 <= correlated <= 66
 
 
 def test_variance_of_several_runs_is_that_of_their_log_rates() -> None:
-    """Where the runs, not the windows, vary, the bootstrap must give what Student's t interval of the runs has."""
+    """Where the runs, not the windows, vary."""
     repeats = make_series(np.random.default_rng(4), 6, between=0.05, within=0.01, memory=0.0, windows=50)
     log_rates = [math.log(series.work.sum() / series.seconds.sum()) for series in repeats]
-    assert estimate_rate(repeats).variance == pytest.approx(np.var(log_rates, ddof=1) / 6, rel=0.08)
+    assert estimate_rate(repeats).variance == pytest.approx(np.var(log_rates, ddof=1) / 6)
     assert estimate_rate(repeats).freedom == 5
-
-
-def test_same_seed_gives_the_same_numbers() -> None:
-    repeats = make_series(np.random.default_rng(0), 5)
-    assert estimate_rate(repeats, seed=3) == estimate_rate(repeats, seed=3)
-    assert estimate_rate(repeats, seed=3).variance != estimate_rate(repeats, seed=4).variance
-
-
-def test_ten_thousand_resamples_of_five_runs_take_well_under_a_second() -> None:
-    repeats = make_series(np.random.default_rng(0), 5, windows=100)
-    estimate_rate(repeats)  # Imports SciPy.
-    began = time.perf_counter()
-    estimate_rate(repeats)
-    assert time.perf_counter() - began < 0.5
 
 
 def test_unpaired_ratio_follows_welch() -> None:
@@ -120,8 +94,8 @@ def test_unpaired_ratio_follows_welch() -> None:
     welch = scipy_stats.ttest_ind(logs[1], logs[0], equal_var=False)
     ratio = estimate_ratio(base, new, paired=False)
     assert ratio.value == pytest.approx(np.mean(logs[1]) - np.mean(logs[0]), abs=0.002)
-    assert ratio.freedom == pytest.approx(welch.df, rel=0.05)
-    assert ratio.p_value() == pytest.approx(welch.pvalue, rel=0.15)
+    assert ratio.freedom == pytest.approx(welch.df)
+    assert ratio.p_value() == pytest.approx(welch.pvalue, rel=0.05)
 
 
 def test_pairs_cancel_what_slows_both() -> None:
@@ -142,9 +116,9 @@ def test_single_run_borrows_the_spread_of_the_other_side() -> None:
     base, new = make_series(rng, 6, between=0.03, within=0.001), make_series(rng, 1, between=0.03, within=0.001)
     logs = [math.log(series.work.sum() / series.seconds.sum()) for series in base]
     ratio = estimate_ratio(base, new, paired=False)
-    assert math.sqrt(ratio.variance) == pytest.approx(np.std(logs, ddof=1) * math.sqrt(7 / 6), rel=0.05)
+    assert math.sqrt(ratio.variance) == pytest.approx(np.std(logs, ddof=1) * math.sqrt(7 / 6))
     assert ratio.freedom == 5
-    assert estimate_ratio(new, base, paired=False).variance == pytest.approx(ratio.variance, rel=0.05)
+    assert estimate_ratio(new, base, paired=False).variance == pytest.approx(ratio.variance)
 
 
 def test_nothing_is_known_from_one_run_of_each() -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from mnist_dist.cpuinfo import cpu_flags
 from mnist_dist.network.cpu import build as kernel_build
 from mnist_dist.network.cpu.build import LEVELS, KernelError, build, find_compiler, find_level, library_name
-from mnist_dist.runtime import Decision, compile_kernels, cpu_flags
+from mnist_dist.network.forward import compile_kernels
+from mnist_dist.runtime import Decision
 from tests.test_runtime import python
 
 AVX2 = frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"})
@@ -20,7 +22,7 @@ AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 AMX = AVX512 | LEVELS["sapphirerapids"]
 LOAD = """
 from mnist_dist.network.cpu.build import KernelError, load
-from mnist_dist.runtime import cpu_flags
+from mnist_dist.cpuinfo import cpu_flags
 try:
     print(hasattr(load(cpu_flags()), "mnist_dist_pool_relu"))
 except KernelError as error:

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 from mnist_dist.config import ModelConfig
+from mnist_dist.cpuinfo import cpu_flags
 from mnist_dist.data.dataset import Arrays
 from mnist_dist.network.cpu.build import LEVELS, find_level, load
 from mnist_dist.network.cpu.forward import MAX_PART, convolve, count_parts, make_forward, pooled_edges
 from mnist_dist.network.flops import flops_per_image
+from mnist_dist.network.forward import decide_kernels
 from mnist_dist.network.model import build_model
-from mnist_dist.runtime import cpu_flags, decide_kernels, find_device
+from mnist_dist.runtime import find_device
 
 KERNEL_SIZES = [(3, 3), (5, 3), (2, 4), (4, 5), (1, 1), (25, 1), (1, 13), (3, 12), (23, 2)]
 

@@ -2,7 +2,7 @@ from types import ModuleType
 
 import pytest
 
-from mnist_dist.training.loops import repeat
+from mnist_dist.loops import repeat
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])

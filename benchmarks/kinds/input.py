@@ -1,0 +1,124 @@
+"""The input pipeline alone, without training: how many times faster it is than what training consumes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mnist_dist.benchmarks.analysis.summary import CaseSummary
+from mnist_dist.benchmarks.analysis.trained import TrainedCase
+from mnist_dist.benchmarks.kinds.windows import Windows, WindowsKind
+from mnist_dist.benchmarks.measure.timing import calibrate, seconds_of
+from mnist_dist.benchmarks.records.kinds import WorkerKind
+from mnist_dist.benchmarks.report.labels import MISSING, label_case, label_count
+from mnist_dist.benchmarks.report.sections import Section
+from mnist_dist.benchmarks.report.table import Cell, Column, estimate_cell, make_table
+from mnist_dist.config import Config
+from mnist_dist.data.dataset import load_arrays, make_train_dataset
+from mnist_dist.distributed.strategies.interface import Strategy, all_gather
+from mnist_dist.loops import repeat
+from mnist_dist.runtime import Runtime
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from mnist_dist.benchmarks.analysis.study import Analysis
+
+SECONDS = 4.0  # About forty windows, or twenty where they are joined in pairs.
+
+
+class Input(WindowsKind, WorkerKind):
+    name = "input"
+    description = "the input pipeline alone"
+    prefix = "input alone: "
+    measurements = Windows
+    seconds = 6.0
+
+    def measure(self, config: Config, strategy: Strategy, runtime: Runtime) -> dict[str, Any]:
+        """Reads training batches and does nothing with them."""
+        import tensorflow as tf
+
+        arrays = load_arrays(config.data)
+        batches = strategy.distribute(
+            lambda shard: make_train_dataset(
+                arrays.train_images,
+                arrays.train_labels,
+                batch_size=config.training.batch_size,
+                seed=config.seed,
+                shard=shard,
+                shift_pixels=config.data.shift_pixels,
+            )
+        )
+
+        @tf.function(autograph=False)
+        def read(count: tf.Tensor) -> tf.Tensor:
+            def step(_: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
+                images, labels = batches.get_next()
+                return total + labels[0] + tf.cast(images[0, 0, 0, 0], tf.int32)  # So that it is not optimised away.
+
+            return repeat(count, step, tf.constant(0))
+
+        def run(count: int) -> Any:
+            return read(tf.constant(count)).numpy()
+
+        steps = calibrate(run, strategy)
+        windows: list[float] = []
+        while float(all_gather(strategy, [sum(windows)]).min()) < SECONDS:  # Until the fastest rank has had enough.
+            windows.append(seconds_of(functools.partial(run, steps)))
+        return {"window_steps": [steps] * len(windows), "window_seconds": all_gather(strategy, windows).tolist()}
+
+    def sections(self, summaries: Sequence[CaseSummary], analysis: Analysis) -> Iterator[Section]:
+        common = analysis.common_settings
+        rates = [InputRate(each, fastest_training(each, analysis.main_cases)) for each in summaries if each.records]
+        columns: list[Column[InputRate]] = [
+            Column("pipeline", lambda each: label_case(each.summary.case, without=common), numeric=False),
+            Column("images/s", _rate_cell, "total, 95 % interval"),
+            Column(
+                "multiple", lambda each: f"{each.multiple:.1f}" if each.multiple else MISSING, "of what training takes"
+            ),
+            Column(
+                "that training",
+                lambda each: label_case(each.training.case, without=common) if each.training else MISSING,
+                "the fastest",
+                numeric=False,
+            ),
+        ]
+        if rates:
+            table = make_table(columns, rates, "The input pipeline without training")
+            yield Section("input", "Input pipeline", tables=[table], on_terminal=len(rates) > 1)
+
+
+@dataclass(frozen=True)
+class InputRate:
+    """The input pipeline alone. `training` is the fastest case with the same devices, which it would have to feed."""
+
+    summary: CaseSummary
+    training: TrainedCase | None
+
+    @property
+    def multiple(self) -> float | None:
+        """Images per second of the pipeline over those that training consumes."""
+        pipeline = self.summary.images_per_second
+        consumed = self.training.summary.images_per_second if self.training else None
+        return pipeline.value / consumed.value if pipeline and consumed else None
+
+
+def fastest_training(pipeline: CaseSummary, trained: Iterable[TrainedCase]) -> TrainedCase | None:
+    """Returns the fastest training on the devices for which a pipeline was measured."""
+    devices = (pipeline.case.devices, pipeline.case.cores_per_device)
+    rates = {
+        rate.value: each
+        for each in trained
+        if (rate := each.summary.images_per_second) and (each.case.devices, each.case.cores_per_device) == devices
+    }
+    return rates[max(rates)] if rates else None
+
+
+def _rate_cell(each: InputRate) -> Cell:
+    rate = each.summary.images_per_second
+    return estimate_cell(rate, label_count) if rate else Cell("unstable")
+
+
+KIND = Input()

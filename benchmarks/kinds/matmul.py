@@ -1,0 +1,103 @@
+"""Matrix products: the rate that the devices reach, to which MFU relates."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from mnist_dist.benchmarks.analysis.matmul import MatmulRate, matmul_series
+from mnist_dist.benchmarks.analysis.summary import CaseSummary
+from mnist_dist.benchmarks.measure.timing import calibrate, seconds_of
+from mnist_dist.benchmarks.records.kinds import Measurements, WorkerKind
+from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.report.labels import label_devices, label_range, label_three_digits
+from mnist_dist.benchmarks.report.sections import Section
+from mnist_dist.benchmarks.report.table import Column, make_table
+from mnist_dist.benchmarks.statistics.stats import Series
+from mnist_dist.config import Config, PositiveFloat, PositiveInt
+from mnist_dist.distributed.strategies.interface import Strategy
+from mnist_dist.loops import repeat
+from mnist_dist.runtime import Runtime
+from mnist_dist.strategies import BASELINE
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from mnist_dist.benchmarks.analysis.study import Analysis
+
+SIZE = 2048
+TIMINGS = 10
+
+
+class Products(Measurements):
+    size: PositiveInt = Field(description="n of the product of two n x n matrices.")
+    dtype: str
+    flops_per_second: list[PositiveFloat] = Field(
+        description="One for each timing, of all devices of the case together; 2 n^3 for one product."
+    )
+
+
+class Matmul(WorkerKind):
+    name = "matmul"
+    description = "the rate of matrix products, to which MFU relates"
+    prefix = "matrix products: "
+    measurements = Products
+    seconds = 4.0
+    # One product at a time has to keep all cores busy; the fused form would give it one thread, to run several.
+    settings: ClassVar = {"runtime.kernels": "plain"}
+
+    def fits(self, strategy: str, devices: int) -> bool:
+        return strategy == BASELINE  # A process measures its own products only.
+
+    def measure(self, config: Config, strategy: Strategy, runtime: Runtime) -> dict[str, Any]:
+        """Multiplies square matrices in the type that training computes in."""
+        import keras
+        import tensorflow as tf
+
+        dtype = keras.dtype_policies.get(runtime.precision.value).compute_dtype
+        left, right = (tf.cast(tf.random.normal([SIZE, SIZE], seed=seed), dtype) for seed in (0, 1))
+
+        def step(_: tf.Tensor, product: tf.Tensor) -> tf.Tensor:
+            return tf.matmul(product, right) / SIZE**0.5  # Keeps its scale, and is 1/2048 of the work.
+
+        @tf.function(autograph=False)
+        def multiply(count: tf.Tensor) -> tf.Tensor:
+            return repeat(count, step, left)[0, 0]
+
+        def run(count: int) -> Any:
+            return multiply(tf.constant(count)).numpy()
+
+        count = calibrate(run, strategy)
+        rates = [2 * SIZE**3 * count / seconds_of(functools.partial(run, count)) for _ in range(TIMINGS)]
+        return {"size": SIZE, "dtype": dtype, "flops_per_second": rates}
+
+    def describe(self, record: Record) -> Sequence[str]:
+        measured = record.measurements or {}
+        return [f"{math.exp(matmul_series(record).log_rate) / 1e9:,.0f} GFLOP/s in {measured['dtype']}"]
+
+    def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:
+        return [matmul_series(record) for record in records]
+
+    def sections(self, summaries: Sequence[CaseSummary], analysis: Analysis) -> Iterator[Section]:
+        if analysis.matmul_rates:
+            table = make_table(COLUMNS, analysis.matmul_rates, "Measured rate of matrix products, to which MFU relates")
+            yield Section("matmul", "Matrix products", tables=[table])
+
+
+COLUMNS: list[Column[MatmulRate]] = [
+    Column("type", lambda each: each.dtype, numeric=False),
+    Column("devices", lambda each: label_devices(each.case), numeric=False),
+    Column("n", lambda each: f"{each.size:,}", "of an n x n matrix"),
+    Column("TFLOP/s", lambda each: label_three_digits(each.value / 1e12), "total"),
+    Column(
+        "5th to 95th percentile",
+        lambda each: label_range(each.low / 1e12, each.high / 1e12, label_three_digits),
+        "TFLOP/s",
+    ),
+]
+
+KIND = Matmul()

@@ -1,0 +1,90 @@
+"""The training loop: `mnist-dist train` itself, whose own clock tells the time of its windows on every rank."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from mnist_dist.benchmarks.kinds.windows import Windows, WindowsKind
+from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.config import Config, NonNegativeFloat, NonNegativeInt, Section, config_to_yaml
+from mnist_dist.training.workdir import Workdir
+from mnist_dist.training.writers import read_rows
+
+# What starting TensorFlow and leaving the results takes, and a pace.
+STARTUP_SECONDS, IMAGES_PER_SECOND, EPOCH_IMAGES = 6.0, 18_000.0, 60_000
+
+
+class Evaluation(Section):
+    step: NonNegativeInt
+    training_seconds: NonNegativeFloat = Field(description="In training until then, tracing included.")
+    evaluation_seconds: NonNegativeFloat = Field(description="In evaluations until then, this one included.")
+    split: Literal["test", "holdout"]
+    accuracy: Annotated[float, Field(ge=0, le=1)]
+    loss: NonNegativeFloat
+
+
+class Training(Windows):
+    per_rank: ClassVar = ("window_seconds", "first_step_seconds", "startup_seconds", "peak_memory_bytes")
+
+    first_step_seconds: list[NonNegativeFloat] = Field(description="[ranks]: tracing, compiling and the first step.")
+    startup_seconds: list[NonNegativeFloat] = Field(
+        description="[ranks]: from the start of the process to its first step."
+    )
+    peak_memory_bytes: list[NonNegativeFloat] = Field(description="[ranks]: largest resident set of the process.")
+    peak_device_memory_bytes: list[NonNegativeFloat] | None = Field(description="[ranks]: of its GPUs.")
+    evaluations: list[Evaluation]
+    test_accuracy: NonNegativeFloat | None = Field(description="Of the saved float32 model; null where none was left.")
+    test_loss: NonNegativeFloat | None
+    flops_per_image: NonNegativeInt = Field(
+        description="Executed in one training step: forward, gradients of weights and of activations; convolutions and "
+        "dense layers only."
+    )
+    precision: str
+    xla: str
+    device: str
+
+
+class Train(WindowsKind):
+    name = "train"
+    description = "the training loop"
+    prefix = ""
+    measurements = Training
+    has_ablations = True
+
+    def estimate_seconds(self, case: Case) -> float:
+        epochs = float(case.settings.get("training.epochs", 3))
+        return STARTUP_SECONDS + (case.measure_seconds or epochs * EPOCH_IMAGES / IMAGES_PER_SECOND)
+
+    def command(self, program: Sequence[str], case: Case, config: Config, scratch: Path) -> list[str]:
+        (scratch / "config.yaml").write_text(config_to_yaml(config))
+        return [*program, "train", "--config", str(scratch / "config.yaml"), "--workdir", str(scratch / "run")]
+
+    def collect(self, scratch: Path) -> tuple[dict[str, Any], Sequence[str]]:
+        folder = Workdir(scratch / "run")
+        result = folder.read_result() or {}
+        times = json.loads(folder.step_times_file.read_text())
+        if result["status"] not in ("completed", "measured"):
+            raise ValueError(f"the run was {result['status']}")
+        found = {"test_accuracy": None, "test_loss": None, **result, **times}
+        found["evaluations"] = [
+            {name: row[name] for name in Evaluation.model_fields}
+            for row in read_rows(folder.metrics_file)
+            if row["kind"] == "evaluate"
+        ]
+        hosts = [platform.node() if host == "127.0.0.1" else host for host in times["hosts"]]
+        return {name: found[name] for name in Training.model_fields}, hosts
+
+    def describe(self, record: Record) -> Sequence[str]:
+        accuracy = (record.measurements or {})["test_accuracy"]
+        found = [] if accuracy is None else [f"test accuracy {100 * accuracy:.2f} %"]
+        return [*super().describe(record), *found]
+
+
+KIND = Train()

@@ -1,0 +1,157 @@
+"""The kinds of measurement: a line for each here, and a module that says all that is peculiar to it.
+
+Whatever plans, measures, compares and reports asks for a kind by the name that a case holds, and so knows none itself.
+A new kind takes its module with an object `KIND`, its line here, and its test.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mnist_dist.config import Config, Section
+from mnist_dist.files import write_json
+
+if TYPE_CHECKING:
+    from mnist_dist.benchmarks.records.case import Case
+    from mnist_dist.benchmarks.records.record import Record
+    from mnist_dist.benchmarks.statistics.stats import Series
+
+# The module of each, in the order of a report.
+KINDS = {
+    "train": "mnist_dist.benchmarks.kinds.train",
+    "collectives": "mnist_dist.benchmarks.kinds.collectives",
+    "matmul": "mnist_dist.benchmarks.kinds.matmul",
+    "input": "mnist_dist.benchmarks.kinds.input",
+}
+
+
+def kind(name: str) -> Kind:
+    """Returns the kind that a case names."""
+    return importlib.import_module(KINDS[name]).KIND
+
+
+class Measurements(Section):
+    """What one run of a kind measured; its fields become part of the schema of records.
+
+    Attributes:
+        per_rank: the fields that hold a row for each rank.
+    """
+
+    per_rank: ClassVar[tuple[str, ...]] = ()
+
+
+class NoRateError(Exception):
+    """Why runs have no rate to compare, in words."""
+
+
+class Kind(ABC):
+    """What measuring something takes, from the suite to the report.
+
+    Attributes:
+        name: by which cases and suites call it.
+        description: what is measured, in a few words.
+        prefix: of the labels of its cases, to tell them from trainings.
+        measurements: the model of what a run leaves in its record.
+        settings: by dotted key, which the process needs, whatever its case says.
+        has_ablations: whether a part can be left out, to tell where time goes.
+        has_batches: whether its cases differ by their batch size.
+    """
+
+    name: str
+    description: str
+    prefix: str
+    measurements: type[Measurements]
+    settings: ClassVar[Mapping[str, Any]] = {}
+    has_ablations: bool = False
+    has_batches: bool = False
+
+    def fits(self, strategy: str, devices: int) -> bool:
+        """Returns whether there is something to measure with so many devices."""
+        return True
+
+    @abstractmethod
+    def estimate_seconds(self, case: Case) -> float:
+        """Returns how long a run takes from its start to its end, for as long as none has shown it."""
+
+    @abstractmethod
+    def command(self, program: Sequence[str], case: Case, config: Config, scratch: Path) -> list[str]:
+        """Prepares a run in an empty folder, and returns what to start.
+
+        Args:
+            program: how `mnist-dist` is started.
+            case: with the settings of a comparison.
+            config: of the training run that follows from the case.
+        """
+
+    @abstractmethod
+    def collect(self, scratch: Path) -> tuple[dict[str, Any], Sequence[str]]:
+        """Returns what a run that ended well has measured, and the host of every rank where they are known.
+
+        Raises:
+            OSError, ValueError, TypeError, LookupError, UserError: it left no whole result.
+        """
+
+    def describe(self, record: Record) -> Sequence[str]:
+        """Says in a few words what was measured, where a few words can."""
+        return ()
+
+    @abstractmethod
+    def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:
+        """Returns the work of each run over its seconds, to compare rates.
+
+        Args:
+            records: of one side, all of which ended well.
+            both: those of both sides, to leave out what one has not measured.
+
+        Raises:
+            NoRateError: there is no rate.
+        """
+
+    def sections(self, summaries: Sequence[Any], analysis: Any) -> Iterable[Any]:
+        """Returns what a report says of a study's cases of this kind, as report.sections.Section.
+
+        Args:
+            summaries: analysis.summary.CaseSummary of each.
+            analysis: analysis.study.Analysis of the whole study.
+        """
+        return ()
+
+
+class WorkerKind(Kind):
+    """A kind that is no training, and is measured by a process of measure/worker.py.
+
+    Attributes:
+        worker: the module that runs as that process.
+        seconds: that a run takes.
+    """
+
+    worker: str = "mnist_dist.benchmarks.measure.worker"
+    seconds: float
+
+    def estimate_seconds(self, case: Case) -> float:
+        return self.seconds
+
+    @abstractmethod
+    def measure(self, config: Config, strategy: Any, runtime: Any) -> dict[str, Any]:
+        """Measures, on every rank at once, and returns what the record holds.
+
+        Args:
+            strategy: distributed.strategies.Strategy that the ranks have joined.
+            runtime: runtime.Runtime, as it was configured.
+        """
+
+    def command(self, program: Sequence[str], case: Case, config: Config, scratch: Path) -> list[str]:
+        # The worker runs in another folder, so a relative path would lead elsewhere.
+        settings = case.settings | ({"data.path": config.data.path} if config.data.path else {})
+        file = scratch / "case.json"
+        write_json(file, case.model_copy(update={"settings": settings}).model_dump(mode="json"))
+        return [sys.executable, "-m", self.worker, str(file), str(scratch / "result.json")]
+
+    def collect(self, scratch: Path) -> tuple[dict[str, Any], Sequence[str]]:
+        return dict(json.loads((scratch / "result.json").read_text())), ()

@@ -1,0 +1,90 @@
+"""Sums and differences of the mean times of several groups of repeats, with intervals.
+
+Repeats differ in their level, by a share of the time that is taken to be alike in all groups, as in an analysis of
+variance: two or three repeats of one group tell too little of it. The windows, by blocks, set the least variance of a
+group. Intervals are Student's, with Satterthwaite's degrees of freedom.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mnist_dist.benchmarks.statistics.blocks import block_length, covariance_of_means
+from mnist_dist.benchmarks.statistics.stats import Estimate, student_quantile
+
+Repeat = tuple[np.ndarray, np.ndarray]  # Steps, [windows], and what they took by several clocks, [rows, windows].
+
+
+@dataclass(frozen=True, eq=False)
+class GroupMeans:
+    """Seconds of a step in several groups of repeats: all seconds over all steps.
+
+    Attributes:
+        values: float64 [groups, rows].
+        repeats: int64 [groups].
+        level_variance: of the logarithm of one repeat's first row, from the differences between repeats.
+        pattern: float64 [groups, rows, rows], covariance of the values from the other differences between repeats.
+        within: float64 [groups, rows, rows], covariance of the values from the differences between windows alone.
+        within_freedom: int64 [groups], its degrees of freedom.
+    """
+
+    values: np.ndarray
+    repeats: np.ndarray
+    level_variance: float
+    pattern: np.ndarray
+    within: np.ndarray
+    within_freedom: np.ndarray
+
+    def contrast(self, weights: np.ndarray) -> Estimate:
+        """Returns the sum of the values with these weights, float64 [groups, rows]."""
+        return self._with_interval(float(np.sum(weights * self.values)), weights)
+
+    def relative_contrast(self, weights: np.ndarray, to: np.ndarray) -> Estimate:
+        """Returns one contrast over another; its variance is that of the linear approximation."""
+        scale = float(np.sum(to * self.values))
+        ratio = float(np.sum(weights * self.values)) / scale
+        return self._with_interval(ratio, (weights - ratio * to) / scale)
+
+    def _with_interval(self, value: float, slope: np.ndarray) -> Estimate:
+        pattern, within = (np.einsum("gi,gij,gj->g", slope, each, slope) for each in (self.pattern, self.within))
+        level = self.level_variance / self.repeats * np.sum(slope * self.values, axis=1) ** 2
+        total = float(np.maximum(level + pattern, within).sum())
+        freedom = int(np.sum(self.repeats - 1))
+        squares = level.sum() ** 2 / max(freedom, 1) + np.sum(pattern**2 / np.maximum(self.repeats - 1, 1))
+        if freedom == 0:
+            squares += np.sum(within**2 / self.within_freedom)
+        half = student_quantile(0.975, total**2 / squares) * math.sqrt(total) if squares else 0.0
+        used = slope.any(axis=1) if slope.any() else np.full(len(slope), True)
+        return Estimate(value, value - half, value + half, int(self.repeats[used].min()))
+
+
+def estimate_means(groups: Sequence[Sequence[Repeat]]) -> GroupMeans:
+    """Reduces the repeats of several groups, of which each has one at least."""
+    counts = np.array([len(repeats) for repeats in groups])
+    values, logs, patterns, withins, freedoms = [], [], [], [], []
+    for repeats in groups:
+        of_repeats, covariances, blocks = zip(*(_reduce(*repeat) for repeat in repeats), strict=True)
+        means, count = np.array(of_repeats), len(repeats)
+        values.append(np.average(means, axis=0, weights=[steps.sum() for steps, _ in repeats]))
+        logs.append(np.log(means[:, 0]))
+        of_one_level = means / means[:, :1] * values[-1][0]
+        patterns.append(np.cov(of_one_level, rowvar=False) / count if count > 1 else np.zeros_like(covariances[0]))
+        withins.append(np.mean(covariances, axis=0) / count)
+        freedoms.append(max(sum(blocks) - 1, 1))
+    squares = sum(float(np.sum((each - each.mean()) ** 2)) for each in logs)
+    level_variance = squares / max(int(np.sum(counts - 1)), 1)
+    return GroupMeans(
+        np.array(values), counts, level_variance, np.array(patterns), np.array(withins), np.array(freedoms)
+    )
+
+
+def _reduce(steps: np.ndarray, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Returns the seconds of a step by each clock, their covariance from the windows, and the number of blocks."""
+    means = seconds.sum(axis=1) / steps.sum()
+    length = block_length(seconds / steps)
+    influence = (seconds - means[:, None] * steps) / steps.mean()
+    return means, covariance_of_means(influence, length), len(steps) // length

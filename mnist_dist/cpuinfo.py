@@ -1,0 +1,43 @@
+"""What Linux says of this CPU. Standard library only."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+CPUINFO = Path("/proc/cpuinfo")
+FLOAT16_FLAGS = frozenset({"avx512_fp16", "amx_fp16"})  # Of CPUs that compute with it.
+
+
+def cpu_name(file: Path = CPUINFO) -> str:
+    """Returns the processor's name; on ARM, whose kernels tell none, its implementer and part."""
+    fields = _fields(file)
+    if "model name" in fields:
+        return fields["model name"]
+    if "CPU part" in fields:
+        return f"implementer {fields.get('CPU implementer', '?')}, part {fields['CPU part']}"
+    return platform.processor() or platform.machine()
+
+
+def cpu_flags(file: Path = CPUINFO) -> frozenset[str]:
+    """Returns what the CPU can, by Linux' names; nothing where that is not told."""
+    fields = _fields(file)
+    return frozenset(fields.get("flags", fields.get("Features", "")).split())
+
+
+def cpu_has_float16() -> bool:
+    """Tells whether this CPU computes with float16."""
+    return bool(cpu_flags() & FLOAT16_FLAGS)
+
+
+def _fields(file: Path) -> dict[str, str]:
+    """Returns what the file says of the first core that says it."""
+    try:
+        lines = file.read_text(errors="replace").splitlines()
+    except OSError:
+        return {}
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    return fields

@@ -1,0 +1,1 @@
+"""How replicas work together: an interface, and a module for each strategy that `mnist_dist.strategies` lists."""

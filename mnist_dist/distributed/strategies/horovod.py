@@ -1,0 +1,144 @@
+"""One replica in each of several processes, joined by Horovod."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from mnist_dist.config import RuntimeConfig
+from mnist_dist.data.dataset import Shard
+from mnist_dist.distributed import horovod_build
+from mnist_dist.distributed.cluster import Cluster
+from mnist_dist.distributed.strategies.interface import Strategy
+from mnist_dist.errors import UserError
+from mnist_dist.strategies import STRATEGIES
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+
+class Horovod(Strategy):
+    """One replica in each of several processes, joined by Horovod."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        if horovod_build.waits_for_tensors():
+            os.environ.setdefault("HOROVOD_CYCLE_TIME", f"{horovod_build.IDLE_CYCLE_MILLISECONDS:g}")
+        import horovod.tensorflow as hvd
+
+        hvd.init()
+        if (hvd.rank(), hvd.size()) != (cluster.rank, cluster.size):
+            raise UserError(
+                f"runtime.strategy: Horovod found itself to be rank {hvd.rank()} of {hvd.size()}, but the launcher "
+                f"says {cluster.rank} of {cluster.size}; start all ranks with one launcher."
+            )
+        self._hvd = hvd
+        self.is_chief = cluster.is_chief
+        self.shard = Shard(cluster.rank, 1, cluster.size)
+
+    @classmethod
+    def describe_installation(cls) -> str:
+        try:
+            import horovod.tensorflow as hvd
+        except ImportError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"does not load ({reason}); `mnist-dist install-horovod --force`") from None
+        built = {"Gloo": hvd.gloo_built(), "MPI": hvd.mpi_built(), "NCCL": hvd.nccl_built()}
+        if horovod_build.waits_for_tensors():
+            cycle = f"its cycle starts with each tensor, or after {horovod_build.IDLE_CYCLE_MILLISECONDS:g} ms"
+        else:
+            cycle = (
+                "as released, its ranks wake every ms; `mnist-dist install-horovod` builds one that waits for tensors"
+            )
+        return f"with {', '.join(name for name, there in built.items() if there)}; {cycle}"
+
+    @classmethod
+    @contextlib.contextmanager
+    def rendezvous(cls, address: str, port: int, hosts: Sequence[str]) -> Iterator[None]:
+        """Serves the key-value store over HTTP through which Horovod's Gloo ranks find each other."""
+        try:
+            from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
+            from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+        except ImportError:
+            missing = STRATEGIES["horovod"].missing
+            raise UserError(f"runtime.strategy: received 'horovod', but {missing}.") from None
+        slots = ",".join(f"{host}:{hosts.count(host)}" for host in dict.fromkeys(hosts))
+        try:
+            server = RendezvousHTTPServer((address, port), RendezvousHandler, 0)
+        except OSError as error:
+            raise UserError(f"launch: cannot listen on port {port} ({error.strerror}); try again.") from None
+        server.init(get_host_assignments(parse_hosts(slots), len(hosts)))
+        thread = threading.Thread(target=server.serve_forever, daemon=True, name="rendezvous")
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+    @classmethod
+    def prepare_rank(cls, cluster: Cluster, address: str, join_timeout_seconds: float) -> None:
+        interface = os.environ.get("HOROVOD_GLOO_IFACE") or interface_of(address)
+        os.environ.update(horovod_environment(cluster, interface, join_timeout_seconds))
+
+    @classmethod
+    def make(cls, config: RuntimeConfig, cluster: Cluster) -> Horovod:
+        return cls(cluster)
+
+    def reduce(self, tensor: tf.Tensor) -> tf.Tensor:
+        return self._hvd.allreduce(tensor, op=self._hvd.Sum)
+
+    def all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
+        return self._hvd.allreduce(tensor, op=self._hvd.Sum)
+
+    def broadcast(self, variables: Sequence[keras.Variable]) -> None:
+        for variable in variables:  # Not all in one call: Horovod's makes a function of them, with autograph.
+            variable.assign(self._hvd.broadcast(variable.value, root_rank=0))
+
+    def barrier(self) -> None:
+        import tensorflow as tf
+
+        self.all_reduce(tf.zeros([1])).numpy()
+        self._hvd.shutdown()
+
+
+def horovod_environment(cluster: Cluster, interface: str, join_timeout_seconds: float) -> dict[str, str]:
+    """Returns what `horovodrun` would tell a rank, for Gloo over TCP on a network interface."""
+    hosts = list(dict.fromkeys(cluster.hosts))
+    environment = {
+        "HOROVOD_RANK": cluster.rank,
+        "HOROVOD_SIZE": cluster.size,
+        "HOROVOD_LOCAL_RANK": cluster.local_rank,
+        "HOROVOD_LOCAL_SIZE": cluster.local_size,
+        "HOROVOD_CROSS_RANK": hosts.index(cluster.hosts[cluster.rank]),
+        "HOROVOD_CROSS_SIZE": len(hosts),
+        # Without a name of its own, Horovod takes all nodes for one host.
+        "HOROVOD_HOSTNAME": cluster.hosts[cluster.rank],
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": socket.gethostbyname(cluster.addresses[0]),
+        # Gloo would otherwise resolve the host's name, which may lead to an address nobody listens on.
+        "HOROVOD_GLOO_IFACE": interface,
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": cluster.port,
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": int(join_timeout_seconds),
+    }
+    return {name: str(value) for name, value in environment.items()}
+
+
+def interface_of(address: str) -> str:
+    """Returns the name of the network interface that has an IPv4 address, such as "lo" of 127.0.0.1."""
+    request_address = 0x8915  # SIOCGIFADDR
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # An interface without an IPv4 address.
+                answer = fcntl.ioctl(probe, request_address, struct.pack("256s", name.encode()[:15]))
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    return "lo"  # Any address of 127.0.0.0/8 other than the first.

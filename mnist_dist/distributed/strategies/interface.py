@@ -1,0 +1,119 @@
+"""What the training loop asks of a way to distribute it.
+
+A *replica* is one copy of the model on one device; a *process* (rank) drives one or more replicas. N replicas on a
+global batch compute the update that one replica computes on it: each contributes the sum of its images' gradients
+divided by the global batch size, and the contributions are summed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mnist_dist.config import RuntimeConfig
+from mnist_dist.data.dataset import Shard
+from mnist_dist.distributed.cluster import Cluster
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+    MakeDataset = Callable[[Shard], tf.data.Dataset]
+
+
+class Strategy:
+    """One replica in one process on its own; a subclass says what differs where there are more."""
+
+    shard = Shard()
+    is_chief = True  # Whether this process reads and writes the workdir.
+    gathers = False  # Whether `gather` of a message takes less time than `reduce` of one twice as long.
+
+    @classmethod
+    def describe_installation(cls) -> str:
+        """Says, for `mnist-dist doctor`, what the package that it needs has to offer.
+
+        Raises:
+            UserError: the package does not load.
+        """
+        return ""
+
+    @classmethod
+    def rendezvous(cls, address: str, port: int, hosts: Sequence[str]) -> contextlib.AbstractContextManager[Any]:
+        """What whoever starts the ranks, or else the chief, holds for them to find each other.
+
+        Args:
+            address: to listen on; "" for all.
+            hosts: the host of every rank, ranks of one host being neighbours.
+
+        Raises:
+            UserError: the package that it needs is not installed, or the port is taken.
+        """
+        return contextlib.nullcontext()
+
+    @classmethod
+    def prepare_rank(cls, cluster: Cluster, address: str, join_timeout_seconds: float) -> None:
+        """Sets up this process as a rank, before TensorFlow is imported; `address` is its own towards the chief."""
+
+    @classmethod
+    def make(cls, config: RuntimeConfig, cluster: Cluster) -> Strategy:
+        """Joins the other processes where there are some. TensorFlow must not have touched its devices before."""
+        return cls()
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        """The context in which model and optimizer are built."""
+        return contextlib.nullcontext()
+
+    def distribute(self, make_dataset: MakeDataset) -> tf.data.Iterator:
+        """Returns an iterator over what `run` takes, from the pipeline of this process' replicas."""
+        return iter(make_dataset(self.shard))
+
+    def run(self, step: Callable[..., tf.Tensor], batch: Any) -> Any:
+        """Runs `step(*batch)` on every replica of this process."""
+        return step(*batch)
+
+    def local_sum(self, per_replica: Any) -> tf.Tensor:
+        """Adds up what `run` returned over the replicas of this process."""
+        return per_replica
+
+    def reduce(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Within `run`: sums a tensor over all replicas; differentiable."""
+        return tensor
+
+    def gather(self, vector: tf.Tensor) -> list[tf.Tensor]:
+        """Within `run`, where `gathers`: returns the vectors of all replicas, in their order."""
+        raise NotImplementedError
+
+    def all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Outside `run`: sums a tensor over all processes."""
+        return tensor
+
+    def broadcast(self, variables: Sequence[keras.Variable]) -> None:
+        """Outside `run`: sets variables to the chief's values in all processes."""
+
+    def barrier(self) -> None:
+        """Waits, at the end, until all processes have come here."""
+
+
+def mean_over_replicas(strategy: Strategy, tensor: tf.Tensor) -> tf.Tensor:
+    """Within `run`: the mean of a tensor over all replicas; differentiable."""
+    return strategy.reduce(tensor) / strategy.shard.num_replicas
+
+
+def all_gather(strategy: Strategy, values: Sequence[float]) -> np.ndarray:
+    """Returns the values of every process, equally many from each, as float64 [processes, values]."""
+    import tensorflow as tf
+
+    shard = strategy.shard
+    table = np.zeros([shard.num_replicas // shard.local_replicas, len(values)])
+    table[shard.first_replica // shard.local_replicas] = values
+    return np.asarray(strategy.all_reduce(tf.constant(table)))
+
+
+def sum_in_replica_context(tensor: tf.Tensor) -> tf.Tensor:
+    """Within `run` of a strategy of tf.distribute: sums a tensor over all its replicas."""
+    import tensorflow as tf
+
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensor)

@@ -1,0 +1,33 @@
+import platform
+from pathlib import Path
+
+import pytest
+
+from mnist_dist.cpuinfo import CPUINFO, cpu_flags, cpu_name
+
+INTEL = "processor\t: 0\nmodel name\t: Xeon\nflags\t\t: fpu amx_fp16\nvmx flags\t: vnmi\n\nmodel name\t: other\n"
+ARM = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd bf16\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "flags"),
+    [
+        (INTEL, "Xeon", {"fpu", "amx_fp16"}),
+        (ARM, "implementer 0x41, part 0xd0c", {"fp", "asimd", "bf16"}),
+        ("", platform.processor() or platform.machine(), set()),
+    ],
+)
+def test_a_processor_in_the_words_of_linux(text: str, name: str, flags: set[str], tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text(text)
+    assert (cpu_name(file), cpu_flags(file)) == (name, flags)
+
+
+def test_where_nothing_is_told(tmp_path: Path) -> None:
+    assert cpu_name(tmp_path / "missing") and not cpu_flags(tmp_path / "missing")
+
+
+@pytest.mark.skipif(not CPUINFO.exists(), reason="only Linux has this file")
+def test_this_machine() -> None:
+    assert cpu_name()
+    assert cpu_flags() & {"fpu", "fp", "asimd"}
