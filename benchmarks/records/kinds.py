@@ -114,6 +114,10 @@ class Kind(ABC):
         """Says in a few words what was measured, where a few words can."""
         return ()
 
+    def rates_by_cycle(self, record: Record, variant: str = FULL) -> Mapping[int, float]:
+        """Returns the work per second that a run did in each cycle of turns, where it has a rate."""
+        return {}
+
     @abstractmethod
     def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:
         """Returns the work of each run over its seconds, to compare rates.
