@@ -66,8 +66,8 @@ def add_run(commands: Any) -> None:
         "run",
         help="measure the cases of a suite and write a report",
         description=(
-            "Measure every case of a suite in fresh processes, interleaved over the repeats in a random order, and "
-            "write a record of each, then a report. Within a Slurm job the ranks are started by srun. Exits with 1 "
+            "Measure the cases of a suite in turns: alive at once, one computing at a time. Repeat that with fresh "
+            "processes, and write a record of each, then a report. Within a Slurm job the ranks are started by srun. Exits with 1 "
             "when a case failed, ran out of time or memory; the others are measured all the same."
         ),
         epilog=(
@@ -261,7 +261,7 @@ def add_compare(commands: Any) -> None:
         help="say of each case whether NEW is faster, slower or the same as BASE",
         description=(
             "Compare two studies case by case. Exits with 0 when nothing is slower, 1 when something is, 3 when "
-            "that cannot be told. With --interleave, BASE and NEW are measured here, alternating: each is a commit, "
+            "that cannot be told. With --interleave, BASE and NEW are measured here, in turns: each is a commit, "
             "or a configuration (a YAML file, or KEY=VALUE)."
         ),
         epilog=(
@@ -283,7 +283,7 @@ def add_compare(commands: Any) -> None:
         help="compare although this differs, being the subject; may be given several times",
     )
     parser.add_argument("--markdown", action="store_true", help="print Markdown, for a page or a pull request")
-    parser.add_argument("--interleave", action="store_true", help="measure both now, in one go")
+    parser.add_argument("--interleave", action="store_true", help="measure both now, in turns")
     measured = parser.add_argument_group("with --interleave")
     measured.add_argument("--suite", metavar="SUITE", help="what is measured (default: quick)")
     add_results(measured)

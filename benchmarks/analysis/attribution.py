@@ -11,6 +11,8 @@ seconds of its steady windows over all steps, N devices lose against one device 
 - *communication*: synthetic at N, less the slowest rank of free. That is exposed communication. As a window holds
   several steps, the waiting for ranks that are slow in single steps is in it too, and the time that the all-reduce
   takes by itself tells how much that can be;
+  of both, where *unreduced* was measured as well (real input, no all-reduce), the mean of what taking them away first
+  and last gains: what differs between the two is their interaction;
 - *stragglers*: the slowest rank of free less the mean of its ranks, since every step waits for the slowest. A rank or
   host that stands out as slow is left out of this mean: of two ranks, half its delay would else count as contention;
 - *contention* for memory, cores and power: this mean less synthetic at 1;
