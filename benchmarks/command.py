@@ -67,8 +67,8 @@ def add_run(commands: Any) -> None:
         help="measure the cases of a suite and write a report",
         description=(
             "Measure the cases of a suite in turns: alive at once, one computing at a time. Repeat that with fresh "
-            "processes, and write a record of each, then a report. Within a Slurm job the ranks are started by srun. Exits with 1 "
-            "when a case failed, ran out of time or memory; the others are measured all the same."
+            "processes, and write a record of each, then a report. Within a Slurm job the ranks are started by srun. "
+            "Exits with 1 when a case failed, ran out of time or memory; the others are measured all the same."
         ),
         epilog=(
             "Examples: `mnist-dist bench run quick`; `mnist-dist bench run scaling --devices 1,2,4 "
