@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -82,6 +82,12 @@ class Matmul(WorkerKind):
     def describe(self, record: Record) -> Sequence[str]:
         measured = record.measurements or {}
         return [f"{math.exp(matmul_series(record).log_rate) / 1e9:,.0f} GFLOP/s in {measured['dtype']}"]
+
+    def rates_by_cycle(self, record: Record, variant: str = FULL) -> Mapping[int, float]:
+        """In floating-point operations per second."""
+        measured = record.measurements or {}
+        by_cycle = zip(measured.get("cycles") or (), measured.get("flops_per_second") or (), strict=False)
+        return {cycle: rate for cycle, rate in by_cycle if cycle >= 0}
 
     def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:
         return [matmul_series(record) for record in records]
