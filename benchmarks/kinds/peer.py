@@ -11,17 +11,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from mnist_dist.benchmarks.kinds.windows import Windows, WindowsKind
+from mnist_dist.benchmarks.kinds.windows import TimedAccuracy, Windows, WindowsKind
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.environment import CODE_FOLDER
 from mnist_dist.benchmarks.records.kinds import STARTUP_SECONDS
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.config import Config, NonNegativeFloat, NonNegativeInt, PositiveInt, Section
+from mnist_dist.config import Config, NonNegativeFloat, PositiveInt
 from mnist_dist.errors import nearest, one_line
 
 SETTING = "peer"  # Of a case: which of PEERS it is.
@@ -65,14 +65,6 @@ PEERS = {
 }
 
 
-class Evaluation(Section):
-    step: NonNegativeInt
-    training_seconds: NonNegativeFloat = Field(description="In training until then, tracing included.")
-    evaluation_seconds: NonNegativeFloat = Field(description="In evaluations until then, this one included.")
-    split: Literal["test"]
-    accuracy: Annotated[float, Field(ge=0, le=1)]
-
-
 class PeerTraining(Windows):
     per_rank: ClassVar = ("window_seconds", "first_step_seconds")
 
@@ -80,7 +72,7 @@ class PeerTraining(Windows):
         description="[windows]: of all devices; the last batch of an epoch may be smaller than the others."
     )
     first_step_seconds: list[NonNegativeFloat] = Field(description="[ranks]: tracing, compiling and the first step.")
-    evaluations: list[Evaluation]
+    evaluations: list[TimedAccuracy]
     precision: str
     device: str
     versions: dict[str, str] = Field(description="Name to version, of what the peer is built on.")
