@@ -30,10 +30,11 @@ test: $(HOROVOD) ## run the whole test suite; installs Slurm where it may, build
 test-fast: $(INSTALLED) ## run the unit tests, in about a minute
 	@$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile --durations 3
 
-lint: $(INSTALLED) ## check style and types
+lint: $(INSTALLED) ## check style, types and who imports whom
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
 
 lock: $(INSTALLED) ## renew constraints.txt for every supported Python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
@@ -47,7 +48,7 @@ image-test: ## run the quick suite inside the built image and check its report
 	@docker/test.sh $(VARIANT)
 
 clean: ## remove the environment and caches (not your runs)
-	@rm -rf $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	@rm -rf $(VENV) $(PEERS) .mypy_cache .import_linter_cache .pytest_cache .ruff_cache *.egg-info
 
 $(PEERS)/.installed: benchmarks/peers/requirements-pytorch.txt
 	@$(PYTHON) -m venv --clear $(PEERS)

@@ -294,7 +294,7 @@ def add_compare(commands: Any) -> None:
 
 def run_compare(args: argparse.Namespace) -> int:
     from mnist_dist.benchmarks.analysis.compare import compare
-    from mnist_dist.benchmarks.report.compare_table import render_markdown, render_terminal
+    from mnist_dist.benchmarks.report.comparison import render_comparison, render_comparison_markdown
 
     allow = set(args.allow)
     if args.interleave:
@@ -312,7 +312,10 @@ def run_compare(args: argparse.Namespace) -> int:
         if Path(args.base).resolve() == Path(args.new).resolve():
             raise UserError(f"BASE, NEW: received '{args.base}' twice, expected the folders of two studies.")
     comparison = compare(base, new, smallest_effect=args.smallest_effect / 100, allow=frozenset(allow))
-    print(render_markdown(comparison) if args.markdown else render_terminal(comparison, sys.stdout.isatty()), end="")
+    text = (
+        render_comparison_markdown(comparison) if args.markdown else render_comparison(comparison, sys.stdout.isatty())
+    )
+    print(text, end="")
     return comparison.exit_code
 
 

@@ -109,8 +109,9 @@ def _curves_of(baseline: CaseSummary, fitting: Iterable[CaseSummary], scaling: S
     for point in _points([baseline, *fitting], baseline):
         by_strategy.setdefault(point.summary.case.strategy, []).append(point)
     curves = []
-    for strategy, points in sorted(by_strategy.items(), key=lambda item: list(STRATEGIES).index(item[0])):
-        if points[-1].devices > 1:
+    for strategy in STRATEGIES:
+        points = by_strategy.get(strategy, [])
+        if points and points[-1].devices > 1:
             start = [] if points[0].devices == 1 else by_strategy["single"]
             curves.append(Curve(scaling, strategy, baseline, (*start, *points)))
     return curves

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.records.record import Record, one_line
 from mnist_dist.benchmarks.statistics.stats import (
     Accuracy,
     Estimate,
@@ -98,6 +98,7 @@ class CaseSummary:
     Attributes:
         runs: the repeats that ended well, in order.
         failures: the others, also those that were skipped.
+        steady_states: where each of `records` is steady; none of kinds without windows.
         unstable: why there is no throughput although the repeats ended well.
         unsettled_repeats: how many drifted; if the case is not unstable, they count like the others.
         images_per_second: of all devices together.
@@ -112,6 +113,7 @@ class CaseSummary:
     case_id: str
     runs: tuple[RunSummary, ...]
     failures: tuple[Record, ...]
+    steady_states: tuple[SteadyState, ...]
     unstable: str | None
     unsettled_repeats: int
     images_per_second: Estimate | None
@@ -124,6 +126,15 @@ class CaseSummary:
     time_to_accuracy: dict[float, TimeToAccuracy]
     model_flops_per_image: int | None
     images_per_joule: float | None
+
+    @property
+    def seed_accuracies(self) -> list[float]:
+        """The test accuracy of every run that left a model, from 0 to 1."""
+        return _measured(self.records, "test_accuracy")
+
+    def measured_setting(self, name: str) -> str:
+        """Returns the precision or XLA mode that ran, which `auto` chose; empty where nothing ran."""
+        return one_line(", ".join(sorted(set(map(str, _measured(self.records, name))))), 60)
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
@@ -160,6 +171,7 @@ def summarize(records: Sequence[Record]) -> CaseSummary:
         case_id=records[0].case_id,
         runs=runs,
         failures=failures,
+        steady_states=tuple(states),
         unstable=unstable,
         unsettled_repeats=sum(state.reason_unstable is not None for state in states),
         images_per_second=images_per_second,

@@ -135,22 +135,22 @@ def run_perf(args: argparse.Namespace) -> int:
     side = _open(args, "perf", machine, [case for mode in MODES for case in cases_of(able, mode)])
     records = side[1].records()
     for repeat in range(args.repeats):
-        verdicts = [goals.judge(goal, contestants, records, on_gpus=on_gpus) for goal in able]
+        judged = [goals.judge(goal, contestants, records, on_gpus=on_gpus) for goal in able]
         missing = {record.case_id for record in records if record.status == "skipped"}
         left = [
-            verdict.goal
-            for verdict in verdicts
-            if repeat < FEWEST_ROUNDS or verdict.outcome == "open"
-            if repeat == 0 or not missing & {case.case_id for case in cases_of([verdict.goal], verdict.goal.mode)}
+            each.goal
+            for each in judged
+            if repeat < FEWEST_ROUNDS or each.status == "open"
+            if repeat == 0 or not missing & {case.case_id for case in cases_of([each.goal], each.goal.mode)}
         ]
         for group in goals.groups(left):
             mode = group[0].mode
             rounds = plan_rounds([side], cases_of(group, mode), records)
             pairs = [(contestants[goal.numerator], contestants[name]) for goal in group for name in goal.denominators]
             records = _measure([runs for runs in rounds if runs[0].repeat == repeat], side, _ratios(pairs, mode))
-    verdicts = [goals.judge(goal, contestants, records, on_gpus=on_gpus) for goal in chosen]
-    print(goals.write_verdicts(side[1].folder, _command(), records, verdicts), end="")
-    return goals.exit_code(verdicts)
+    judged = [goals.judge(goal, contestants, records, on_gpus=on_gpus) for goal in chosen]
+    print(goals.write_goals(side[1].folder, _command(), records, judged), end="")
+    return goals.exit_code(judged)
 
 
 def _prepare(args: argparse.Namespace) -> Machine:

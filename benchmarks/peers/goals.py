@@ -20,9 +20,11 @@ from pydantic import ValidationError
 
 from mnist_dist.benchmarks.analysis.in_turns import paired_ratio, rate_in_turns
 from mnist_dist.benchmarks.peers.contestants import Contestant, Mode
-from mnist_dist.benchmarks.peers.table import at_level, estimate_text, estimate_to_json, introduce, number, reasons
+from mnist_dist.benchmarks.peers.table import at_level, estimate_to_json, head, reasons
 from mnist_dist.benchmarks.peers.times import TimeTo, time_ratio, time_to
 from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.report.labels import MISSING, label_count
+from mnist_dist.benchmarks.report.table import Cell, Column, estimate_cell, make_table, render_markdown
 from mnist_dist.benchmarks.statistics.stats import Estimate, LogEstimate
 from mnist_dist.config import PositiveFloat, Section, explain
 from mnist_dist.errors import EXIT_FAILED, UserError, nearest
@@ -31,7 +33,13 @@ from mnist_dist.files import write_json, write_text
 EXIT_OPEN = 3
 TARGET = 0.99
 
-Outcome = Literal["reached", "missed", "open", "not for GPUs"]
+Status = Literal["reached", "missed", "open", "not for GPUs"]
+STATUS_WORDS: dict[Status, str] = {
+    "reached": "reached",
+    "missed": "not reached",
+    "open": "cannot tell",
+    "not for GPUs": "not for GPUs",
+}
 
 
 class Goal(Section):
@@ -56,7 +64,7 @@ class Goal(Section):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class JudgedGoal:
     """What came of a goal.
 
     Attributes:
@@ -67,7 +75,7 @@ class Verdict:
     """
 
     goal: Goal
-    outcome: Outcome
+    status: Status
     against: str
     ratio: Estimate | None
     detail: str
@@ -102,30 +110,30 @@ def groups(goals: Sequence[Goal]) -> list[list[Goal]]:
 
 def judge(
     goal: Goal, contestants: Mapping[str, Contestant], records: Sequence[Record], *, on_gpus: bool = False
-) -> Verdict:
+) -> JudgedGoal:
     """Judges one goal by what was measured."""
     if goal.cpu_only and on_gpus:
-        return Verdict(goal, "not for GPUs", goal.denominators[0], None, "")
-    verdicts = [_judge_one(goal, name, contestants, records) for name in goal.denominators]
-    order: list[Outcome] = ["missed", "open", "reached"]
-    worst = min(verdicts, key=lambda each: (order.index(each.outcome), each.ratio.value if each.ratio else 0.0))
-    return replace(worst, failed=any(verdict.failed for verdict in verdicts))
+        return JudgedGoal(goal, "not for GPUs", goal.denominators[0], None, "")
+    judged = [_judge_one(goal, name, contestants, records) for name in goal.denominators]
+    order: list[Status] = ["missed", "open", "reached"]
+    worst = min(judged, key=lambda each: (order.index(each.status), each.ratio.value if each.ratio else 0.0))
+    return replace(worst, failed=any(each.failed for each in judged))
 
 
 def _judge_one(
     goal: Goal, denominator: str, contestants: Mapping[str, Contestant], records: Sequence[Record]
-) -> Verdict:
+) -> JudgedGoal:
     above, below = (_Side(contestants[name], goal.mode, records) for name in (goal.numerator, denominator))
     failed = any(record.status not in ("ok", "skipped") for record in (*above.records, *below.records))
     of_goal = _time_ratio if goal.mode == "accuracy" else _flops_ratio if goal.of == "flops" else _rate_ratio
     found, detail = of_goal(above, below)
     ratio = at_level(found)
-    outcome: Outcome = "open"
+    status: Status = "open"
     if ratio is not None and ratio.low >= goal.at_least:
-        outcome = "reached"
+        status = "reached"
     elif ratio is not None and ratio.high < goal.at_least:
-        outcome = "missed"
-    return Verdict(goal, outcome, denominator, ratio, detail, failed)
+        status = "missed"
+    return JudgedGoal(goal, status, denominator, ratio, detail, failed)
 
 
 class _Side:
@@ -142,7 +150,7 @@ class _Side:
 
 def _rate_ratio(above: _Side, below: _Side) -> tuple[LogEstimate | None, str]:
     ratio, rates, why = _ratio_and_rates(above, below)
-    return ratio, f"{number(rates[0])} / {number(rates[1])} images/s" if ratio else why
+    return ratio, f"{label_count(rates[0])} / {label_count(rates[1])} images/s" if ratio else why
 
 
 def _flops_ratio(above: _Side, below: _Side) -> tuple[LogEstimate | None, str]:
@@ -151,7 +159,7 @@ def _flops_ratio(above: _Side, below: _Side) -> tuple[LogEstimate | None, str]:
     flops = next((each.measurements["flops_per_image"] for each in above.records if each.measurements), 0)
     if ratio is None or not flops:
         return None, why
-    gigaflops = f"{number(rates[0] * flops / 1e9)} / {number(rates[1] / 1e9)} GFLOP/s"
+    gigaflops = f"{label_count(rates[0] * flops / 1e9)} / {label_count(rates[1] / 1e9)} GFLOP/s"
     return replace(
         ratio, value=ratio.value + math.log(flops)
     ), f"{gigaflops}, at {flops / 1e6:.2f} MFLOP for each image"
@@ -181,48 +189,45 @@ def _time_ratio(above: _Side, below: _Side) -> tuple[LogEstimate | None, str]:
     return time_ratio(*times), " / ".join(f"{time.expected_seconds:.1f} s" for time in times)
 
 
-def exit_code(verdicts: Sequence[Verdict]) -> int:
+def exit_code(judged: Sequence[JudgedGoal]) -> int:
     """Returns 0 if all are reached, 1 if one is missed or failed, 3 if one cannot be told."""
-    if any(verdict.outcome == "missed" or verdict.failed for verdict in verdicts):
+    if any(each.status == "missed" or each.failed for each in judged):
         return EXIT_FAILED
-    return EXIT_OPEN if any(verdict.outcome == "open" for verdict in verdicts) else 0
+    return EXIT_OPEN if any(each.status == "open" for each in judged) else 0
 
 
-def write_verdicts(folder: Path, command: str, records: Sequence[Record], verdicts: Sequence[Verdict]) -> str:
+def write_goals(folder: Path, command: str, records: Sequence[Record], judged: Sequence[JudgedGoal]) -> str:
     """Writes perf.md and perf.json into a folder and returns the Markdown."""
-    text = render(command, records, verdicts)
+    text = render(command, records, judged)
     write_text(folder / "perf.md", text)
     content: dict[str, Any] = {
         "command": command,
-        "measured": introduce(command, records),
+        "measured": head(command, records),
         "goals": [
             {
-                **verdict.goal.model_dump(mode="json"),
-                "outcome": verdict.outcome,
-                "against": verdict.against,
-                "ratio": estimate_to_json(verdict.ratio),
-                "detail": verdict.detail,
+                **each.goal.model_dump(mode="json"),
+                "outcome": each.status,
+                "against": each.against,
+                "ratio": estimate_to_json(each.ratio),
+                "detail": each.detail,
             }
-            for verdict in verdicts
+            for each in judged
         ],
     }
     write_json(folder / "perf.json", content)
     return text
 
 
-def render(command: str, records: Sequence[Record], verdicts: Sequence[Verdict]) -> str:
-    """Renders the verdicts as Markdown."""
-    lines = [
-        introduce(command, records),
-        "",
-        "| goal | at least | ratio (95 % interval) | rounds | verdict | from |",
-        "|---|---:|---:|---:|---|---|",
+def render(command: str, records: Sequence[Record], judged: Sequence[JudgedGoal]) -> str:
+    """Renders what came of the goals as Markdown."""
+    columns = [
+        Column[JudgedGoal](
+            "goal", lambda each: Cell(each.goal.name, each.goal.description, style="code"), numeric=False
+        ),
+        Column("at least", lambda each: f"{each.goal.at_least:g}"),
+        Column("ratio", lambda each: estimate_cell(each.ratio, label_count), "95 % interval"),
+        Column("rounds", lambda each: str(each.ratio.repeats if each.ratio else 0)),
+        Column("result", lambda each: STATUS_WORDS[each.status], numeric=False),
+        Column("from", lambda each: each.detail or MISSING, numeric=False),
     ]
-    words = {"open": "cannot tell", "missed": "not reached"}
-    for verdict in verdicts:
-        goal, ratio = verdict.goal, verdict.ratio
-        lines.append(
-            f"| `{goal.name}`: {goal.description} | {goal.at_least:g} | {estimate_text(ratio)} | "
-            f"{ratio.repeats if ratio else 0} | {words.get(verdict.outcome, verdict.outcome)} | {verdict.detail} |"
-        )
-    return "\n".join(lines) + "\n"
+    return f"{head(command, records)}\n\n{render_markdown(make_table(columns, judged))}\n"

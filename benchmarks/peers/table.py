@@ -14,24 +14,15 @@ from mnist_dist.benchmarks.peers.contestants import MODES, OURS, OURS_ACCURACY, 
 from mnist_dist.benchmarks.peers.scripts.script import TARGET_ACCURACY
 from mnist_dist.benchmarks.peers.times import TimeTo, time_ratio, time_to
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.labels import MISSING, label_range
+from mnist_dist.benchmarks.report.labels import label_count
+from mnist_dist.benchmarks.report.table import Cell, Column, estimate_cell, make_table, render_markdown
 from mnist_dist.benchmarks.statistics.stats import Estimate, LogEstimate
 from mnist_dist.files import write_json, write_text
 
 TARGETS = (0.98, 0.99, 0.995)
 COMPARED = TARGET_ACCURACY  # Peers end there.
-SCHEDULER = ("SLURM_", "SRUN_")
+SCHEDULER = ("SLURM_", "SRUN_")  # Of variables that say nothing of how a peer computes.
 VERSIONS = ("python", "tensorflow", "keras", "horovod", "torch")
-HEADS = (
-    "",
-    "network",
-    "images/s, all devices",
-    "ours/peer",
-    *(f"time to {100 * target:g} %" for target in TARGETS),
-    "peer/ours",
-    "accuracy",
-    "runs",
-)
 NOTES = """\
 Images/s: trained by all devices together in turns of a fraction of a second, with 95 % intervals; ours/peer: how many
 times more `{ours}` trains, within cycles in which both had a turn. Images/s of different networks are different work.
@@ -43,7 +34,7 @@ end at 99 %. Peer/ours: how many times longer than `{fast}` it takes to 99 %. Ac
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class Standing:
     """What is known of one contestant.
 
     Attributes:
@@ -64,7 +55,7 @@ class Row:
     failures: list[str]
 
 
-def make_rows(contestants: Mapping[str, Contestant], records: Sequence[Record]) -> list[Row]:
+def make_rows(contestants: Mapping[str, Contestant], records: Sequence[Record]) -> list[Standing]:
     """Returns a row for each contestant that is one of the table."""
     ours = contestants[OURS].records(records, "throughput") if OURS in contestants else []
     fast = contestants[OURS_ACCURACY].records(records, "accuracy") if OURS_ACCURACY in contestants else []
@@ -76,7 +67,7 @@ def make_rows(contestants: Mapping[str, Contestant], records: Sequence[Record]) 
         times = {target: time_to(whole, target) for target in TARGETS if not is_peer or target <= COMPARED}
         compared = times[COMPARED]
         rows.append(
-            Row(
+            Standing(
                 contestant,
                 at_level(rate_in_turns(steady)),
                 at_level(paired_ratio(ours, steady)) if is_peer else None,
@@ -99,7 +90,7 @@ def reasons(records: Sequence[Record]) -> list[str]:
     return sorted({f"{record.status.replace('_', ' ')}: {record.reason}" for record in records if record.reason})
 
 
-def write_table(folder: Path, command: str, records: Sequence[Record], rows: Sequence[Row]) -> str:
+def write_table(folder: Path, command: str, records: Sequence[Record], rows: Sequence[Standing]) -> str:
     """Writes peers.md and peers.json into a folder and returns the Markdown."""
     text = render(command, records, rows)
     write_text(folder / "peers.md", text)
@@ -107,22 +98,28 @@ def write_table(folder: Path, command: str, records: Sequence[Record], rows: Seq
     return text
 
 
-def render(command: str, records: Sequence[Record], rows: Sequence[Row]) -> str:
+def render(command: str, records: Sequence[Record], rows: Sequence[Standing]) -> str:
     """Renders the table as Markdown."""
-    lines = [
-        introduce(command, records),
-        "",
-        f"| {' | '.join(HEADS)} |",
-        "|---|---|" + "---:|" * (len(HEADS) - 2),
-        *(f"| {' | '.join(_cells(row))} |" for row in rows),
-        "",
+    columns: list[Column[Standing]] = [
+        Column("what", lambda row: Cell(row.contestant.name, row.contestant.label, style="code"), numeric=False),
+        Column("network", lambda row: row.contestant.network, numeric=False),
+        Column("images/s", lambda row: estimate_cell(row.rate, label_count), "all devices"),
+        Column("ours/peer", lambda row: estimate_cell(row.ratio, label_count)),
+        *map(_time_column, TARGETS),
+        Column("peer/ours", lambda row: estimate_cell(row.time_ratio, label_count)),
+        Column("accuracy", lambda row: _accuracy_cell(row.accuracies)),
+        Column("runs", lambda row: f"{row.runs[0]} + {row.runs[1]}"),
+    ]
+    blocks = [
+        head(command, records),
+        render_markdown(make_table(columns, rows)),
         NOTES.format(ours=OURS, fast=OURS_ACCURACY),
     ]
-    lines += [f"\n{row.contestant.name}: {reason}" for row in rows for reason in row.failures]
-    return "\n".join(lines) + "\n"
+    blocks += [f"{row.contestant.name}: {reason}" for row in rows for reason in row.failures]
+    return "\n\n".join(blocks) + "\n"
 
 
-def introduce(command: str, records: Sequence[Record]) -> str:
+def head(command: str, records: Sequence[Record]) -> str:
     """Says when, where and with what records were measured: processor, cores, GPUs and the versions that matter."""
     identity = records[0].identity
     hardware = identity.hardware
@@ -137,11 +134,11 @@ def introduce(command: str, records: Sequence[Record]) -> str:
     return f"Measured with `{command}` on {records[0].started_at[:10]}, on {where}."
 
 
-def to_json(command: str, records: Sequence[Record], rows: Sequence[Row]) -> dict[str, Any]:
+def to_json(command: str, records: Sequence[Record], rows: Sequence[Standing]) -> dict[str, Any]:
     """Returns the table with its numbers; what is not known is null."""
     return {
         "command": command,
-        "measured": introduce(command, records),
+        "measured": head(command, records),
         "rows": [
             {
                 "name": row.contestant.name,
@@ -172,37 +169,15 @@ def estimate_to_json(estimate: Estimate | None) -> dict[str, Any] | None:
     return {name: _finite(value) for name, value in asdict(estimate).items()} if estimate else None
 
 
-def estimate_text(estimate: Estimate | None) -> str:
-    """Returns, for example, `4.1 (3.9-4.3)`."""
-    if estimate is None:
-        return MISSING
-    interval = label_range(estimate.low, estimate.high, number)
-    return number(estimate.value) + (f" ({interval})" if interval else "")
+def _time_column(target: float) -> Column[Standing]:
+    def cell(row: Standing) -> Cell:
+        time = row.times.get(target)
+        if time is None:
+            return Cell()
+        seconds = f"{time.expected_seconds:.1f} s" if math.isfinite(time.expected_seconds) else "never"
+        return Cell(seconds, "" if time.reached == time.runs else f"{time.reached} of {time.runs}")
 
-
-def number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _cells(row: Row) -> list[str]:
-    contestant = row.contestant
-    return [
-        f"`{contestant.name}`: {contestant.label}",
-        contestant.network,
-        estimate_text(row.rate),
-        estimate_text(row.ratio),
-        *(_time_text(row.times.get(target)) for target in TARGETS),
-        estimate_text(row.time_ratio),
-        _accuracy_text(row.accuracies),
-        f"{row.runs[0]} + {row.runs[1]}",
-    ]
-
-
-def _time_text(time: TimeTo | None) -> str:
-    if time is None:
-        return MISSING
-    seconds = f"{time.expected_seconds:.1f} s" if math.isfinite(time.expected_seconds) else "never"
-    return seconds if time.reached == time.runs else f"{seconds} ({time.reached} of {time.runs})"
+    return Column(f"time to {100 * target:g} %", cell)
 
 
 def _final_accuracies(records: Sequence[Record]) -> list[float]:
@@ -210,11 +185,11 @@ def _final_accuracies(records: Sequence[Record]) -> list[float]:
     return [evaluations[-1]["accuracy"] for evaluations in ended if evaluations]
 
 
-def _accuracy_text(accuracies: Sequence[float]) -> str:
+def _accuracy_cell(accuracies: Sequence[float]) -> Cell:
     if not accuracies:
-        return MISSING
+        return Cell()
     mean = sum(accuracies) / len(accuracies)
-    return f"{100 * mean:.2f} % ({100 * min(accuracies):.2f} to {100 * max(accuracies):.2f})"
+    return Cell(f"{100 * mean:.2f} %", f"{100 * min(accuracies):.2f} to {100 * max(accuracies):.2f}")
 
 
 def _count_ok(records: Sequence[Record]) -> int:

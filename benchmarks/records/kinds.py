@@ -141,12 +141,12 @@ class Kind(ABC):
             NoRateError: there is no rate.
         """
 
-    def sections(self, summaries: Sequence[Any], findings: Any) -> Iterable[Any]:
+    def sections(self, summaries: Sequence[Any], analysis: Any) -> Iterable[Any]:
         """Returns what a report says of a study's cases of this kind, as report.sections.Section.
 
         Args:
             summaries: analysis.summary.CaseSummary of each.
-            findings: report.findings.Findings of the whole study.
+            analysis: analysis.study.Analysis of the whole study.
         """
         return ()
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.records.record import SCHEMA_VERSION, Record
 from mnist_dist.strategies import STRATEGIES
 
 HOST_CORES = 8
@@ -145,7 +145,7 @@ def _record(
 ) -> dict[str, Any]:
     ranks = _ranks(case)
     return {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "record_id": rng.bytes(16).hex(),
         "study": study,
         "suite": suite,
@@ -186,6 +186,7 @@ def _record(
             "config": {"training": {"epochs": 3}},
         }
         | identity,
+        "turns": None,
         "telemetry": None,
         "measurements": None,
     }

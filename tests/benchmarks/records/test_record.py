@@ -198,9 +198,9 @@ def test_content_nested_too_deeply(content: dict[str, Any], user_error: Callable
 
 
 def test_a_newer_version_asks_for_an_update(content: dict[str, Any], user_error: Callable[..., str]) -> None:
-    line = user_error(parse_record, content | {"schema_version": 2, "colour": "red"}, "file")
+    line = user_error(parse_record, content | {"schema_version": 3, "colour": "red"}, "file")
     assert line == (
-        "file: schema_version: received 2, expected at most 1; a newer mnist_dist wrote this record: update this one "
+        "file: schema_version: received 3, expected at most 2; a newer mnist_dist wrote this record: update this one "
         "to read it."
     )
 
@@ -219,6 +219,12 @@ def test_a_version_that_is_no_whole_number(
 ) -> None:
     line = user_error(parse_record, content | {"schema_version": version}, "file")
     assert f"schema_version: received {version!r}, expected a whole number" in line
+
+
+def test_a_record_of_version_1(content: dict[str, Any]) -> None:
+    """It was measured by itself."""
+    older = {key: value for key, value in content.items() if key != "turns"} | {"schema_version": 1}
+    assert parse_record(older, "file") == parse_record(content, "file")
 
 
 def test_older_versions_are_migrated_step_by_step(
@@ -266,7 +272,7 @@ def test_the_schema_in_its_file_is_current() -> None:
     """From the repository's root, this writes it:
 
     python -c "from mnist_dist.benchmarks.records.record import *; print(render_schema(json_schema()))" \
-        > benchmarks/records/schema/record-1.json
+        > benchmarks/records/schema/record-2.json
     """
     text = (SCHEMAS / f"record-{SCHEMA_VERSION}.json").read_text()
     assert text == render_schema(json_schema()) + "\n"
