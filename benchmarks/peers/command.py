@@ -127,6 +127,8 @@ def run_perf(args: argparse.Namespace) -> int:
     contestants, on_gpus = make_contestants(args.seconds, machine), machine.gpus > 0
     chosen = goals.load_goals(args.only)
     able = [goal for goal in chosen if not (goal.cpu_only and on_gpus)]
+    if not able:
+        raise UserError(f"--only: received '{','.join(args.only)}', which are for CPUs, and here are GPUs.")
 
     def cases_of(some: Sequence[goals.Goal], mode: Mode) -> list[PlannedCase]:
         names = dict.fromkeys(name for goal in some if goal.mode == mode for name in goal.names)
@@ -204,18 +206,12 @@ def _exit_code(records: Sequence[Record], contestants: Iterable[Contestant]) -> 
     """Returns 1 when a run has never ended well, and says which."""
     from mnist_dist.benchmarks.peers.contestants import MODES
 
-    found = False
-    for contestant in contestants:
-        for mode in MODES:
-            last = {record.repeat: record for record in contestant.records(records, mode)}
-            fine = {each.repeat for each in contestant.records(records, mode) if each.status in ("ok", "skipped")}
-            for record in (last[repeat] for repeat in last.keys() - fine):
-                found = True
-                print(
-                    f"{record.status}: {contestant.name}, {mode}, repeat {record.repeat + 1}: {record.reason}",
-                    file=sys.stderr,
-                )
-    return EXIT_FAILED if found else 0
+    runs = [(each, mode, record) for each in contestants for mode in MODES for record in each.records(records, mode)]
+    bad = [run for run in runs if run[2].status not in ("ok", "skipped")]
+    for contestant, mode, record in bad:
+        what = f"{contestant.name}, {mode}, repeat {record.repeat + 1}"
+        print(f"{record.status}: {what}: {record.reason}", file=sys.stderr)
+    return EXIT_FAILED if bad else 0
 
 
 def _command() -> str:

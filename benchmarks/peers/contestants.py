@@ -52,10 +52,13 @@ class Contestant:
         return self.throughput if mode == "throughput" else self.accuracy
 
     def records(self, records: Sequence[Record], mode: Mode) -> list[Record]:
-        """Returns those of its case, in the order of their repeats."""
+        """Returns those of its case by repeat, without the failures of a repeat that has ended well since."""
         case = self.case(mode)
         case_id = case.case_id if case else None
-        return sorted((each for each in records if each.case_id == case_id), key=lambda each: each.repeat)
+        own = [each for each in records if each.case_id == case_id]
+        ended_well = {each.repeat for each in own if each.status == "ok"}
+        counted = [each for each in own if each.status == "ok" or each.repeat not in ended_well]
+        return sorted(counted, key=lambda each: each.repeat)
 
 
 def make_contestants(seconds: float, machine: Machine) -> dict[str, Contestant]:

@@ -160,9 +160,8 @@ def _flops_ratio(above: _Side, below: _Side) -> tuple[LogEstimate | None, str]:
     if ratio is None or not flops:
         return None, why
     gigaflops = f"{label_count(rates[0] * flops / 1e9)} / {label_count(rates[1] / 1e9)} GFLOP/s"
-    return replace(
-        ratio, value=ratio.value + math.log(flops)
-    ), f"{gigaflops}, at {flops / 1e6:.2f} MFLOP for each image"
+    detail = f"{gigaflops}, at {flops / 1e6:.2f} MFLOP for each image"
+    return replace(ratio, value=ratio.value + math.log(flops)), detail
 
 
 def _ratio_and_rates(above: _Side, below: _Side) -> tuple[LogEstimate | None, list[float], str]:
