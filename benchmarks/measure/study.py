@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from mnist_dist.benchmarks.measure import runner
 from mnist_dist.benchmarks.measure.runner import Run, Study
-from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase, Suite
+from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase
 from mnist_dist.benchmarks.records.environment import find_hardware
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
@@ -18,6 +18,17 @@ from mnist_dist.strategies import BASELINE, STRATEGIES
 
 PROCESS_BYTES, GPU_PROCESS_BYTES = 1.2e9, 2e9  # What a process of this network may take, of the host's and a GPU's.
 Side = tuple[Study, Store]
+Ratios = Callable[[Sequence[Run]], Sequence[tuple[Run, Run]]]
+
+
+class Limits(Protocol):
+    """What a suite says of all of its rounds; see measure.suite.Suite."""
+
+    @property
+    def timeout_seconds(self) -> float: ...
+
+    @property
+    def width(self) -> float: ...
 
 
 class Progress(Protocol):
@@ -34,7 +45,7 @@ class Progress(Protocol):
 
 
 def open_study(
-    folder: Path, suite_name: str, suite: Suite, machine: Machine, cases: Sequence[PlannedCase], resume: bool
+    folder: Path, suite_name: str, suite: Limits, machine: Machine, cases: Sequence[PlannedCase], resume: bool
 ) -> Side:
     """Lays down the plan of a new study, or goes on with the folder's own.
 
@@ -135,8 +146,13 @@ def _processes(run: Run) -> int:
     return 1 if STRATEGIES[run.case.strategy].one_process else -(-run.case.devices // run.case.hosts)
 
 
-def run_rounds(rounds: Sequence[Sequence[Run]], sides: Sequence[Side], progress: Progress) -> list[Record]:
+def run_rounds(
+    rounds: Sequence[Sequence[Run]], sides: Sequence[Side], progress: Progress, ratios: Ratios | None = None
+) -> list[Record]:
     """Measures round by round; the records of each are in their store before the next begins.
+
+    Args:
+        ratios: returns those of a round that are to be known well, each a numerator and a denominator; see `compared`.
 
     Returns:
         The new records.
@@ -146,18 +162,18 @@ def run_rounds(rounds: Sequence[Sequence[Run]], sides: Sequence[Side], progress:
     for number, runs in enumerate(rounds):
         progress.begin(runs, estimate_seconds(rounds[number:]))
         after = estimate_seconds(rounds[number + 1 :])
-        for record in _run(runs, progress, seed=number):
+        for record in _run(runs, progress, number, ratios or compared):
             stores[record.study].add(record)
             records.append(record)
             progress.end(record, after)
     return records
 
 
-def _run(runs: Sequence[Run], progress: Progress, seed: int) -> Iterator[Record]:
+def _run(runs: Sequence[Run], progress: Progress, seed: int, ratios: Ratios) -> Iterator[Record]:
     able = [run for run in runs if run.planned.skip_reason is None]
     yield from (runner.skipped(run) for run in runs if run not in able)
     if able and kind(able[0].case.kind).takes_turns:
-        yield from runner.run_round(able, compared(able), progress.tick, seed)
+        yield from runner.run_round(able, ratios(able), progress.tick, seed)
     else:
         yield from (runner.run_alone(run, progress.tick) for run in able)
 
