@@ -66,9 +66,10 @@ def add_run(commands: Any) -> None:
         "run",
         help="measure the cases of a suite and write a report",
         description=(
-            "Measure every case of a suite in fresh processes, interleaved over the repeats in a random order, and "
-            "write a record of each, then a report. Within a Slurm job the ranks are started by srun. Exits with 1 "
-            "when a case failed, ran out of time or memory; the others are measured all the same."
+            "Measure every case of a suite in fresh processes, which are alive at once and take turns of a fifth of a "
+            "second in a random order, and write a record of each, then a report. Within a Slurm job the ranks are "
+            "started by srun. Exits with 1 when a case failed, ran out of time or memory; the others are measured all "
+            "the same."
         ),
         epilog=(
             "Examples: `mnist-dist bench run quick`; `mnist-dist bench run scaling --devices 1,2,4 "
@@ -261,7 +262,7 @@ def add_compare(commands: Any) -> None:
         help="say of each case whether NEW is faster, slower or the same as BASE",
         description=(
             "Compare two studies case by case. Exits with 0 when nothing is slower, 1 when something is, 3 when "
-            "that cannot be told. With --interleave, BASE and NEW are measured here, alternating: each is a commit, "
+            "that cannot be told. With --interleave, BASE and NEW are measured here, in turns: each is a commit, "
             "or a configuration (a YAML file, or KEY=VALUE)."
         ),
         epilog=(

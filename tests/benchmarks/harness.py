@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mnist_dist.benchmarks.measure.rounds import Stage
 from mnist_dist.benchmarks.measure.runner import Run, Study, run_round
 from mnist_dist.benchmarks.measure.study import compared
 from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase
@@ -59,12 +60,16 @@ def plan_case(case: Case, ablations: bool = False, **fields: Any) -> PlannedCase
 
 
 def run_cases(
-    study: Study, *cases: Case | PlannedCase, repeat: int = 0, tick: Callable[[], None] = lambda: None
+    study: Study,
+    *cases: Case | PlannedCase,
+    repeat: int = 0,
+    tick: Callable[[], None] = lambda: None,
+    tell: Callable[[Stage], None] = lambda stage: None,
 ) -> list[Record]:
     """Measures cases in one round."""
     planned = [plan_case(case) if isinstance(case, Case) else case for case in cases]
     runs = [Run(study, each, repeat) for each in planned]
-    records = list(run_round(runs, compared(runs), tick))
+    records = list(run_round(runs, compared(runs), tick, tell=tell))
     for record in records:
         record.check()
     assert not list(study.scratch.iterdir()), "it left files behind"
