@@ -66,10 +66,9 @@ def add_run(commands: Any) -> None:
         "run",
         help="measure the cases of a suite and write a report",
         description=(
-            "Measure every case of a suite in fresh processes, which are alive at once and take turns of a fifth of a "
-            "second in a random order, and write a record of each, then a report. Within a Slurm job the ranks are "
-            "started by srun. Exits with 1 when a case failed, ran out of time or memory; the others are measured all "
-            "the same."
+            "Measure the cases of a suite in turns: alive at once, one computing at a time. Repeat that with fresh "
+            "processes, and write a record of each, then a report. Within a Slurm job the ranks are started by srun. "
+            "Exits with 1 when a case failed, ran out of time or memory; the others are measured all the same."
         ),
         epilog=(
             "Examples: `mnist-dist bench run quick`; `mnist-dist bench run scaling --devices 1,2,4 "
@@ -284,7 +283,7 @@ def add_compare(commands: Any) -> None:
         help="compare although this differs, being the subject; may be given several times",
     )
     parser.add_argument("--markdown", action="store_true", help="print Markdown, for a page or a pull request")
-    parser.add_argument("--interleave", action="store_true", help="measure both now, in one go")
+    parser.add_argument("--interleave", action="store_true", help="measure both now, in turns")
     measured = parser.add_argument_group("with --interleave")
     measured.add_argument("--suite", metavar="SUITE", help="what is measured (default: quick)")
     add_results(measured)
@@ -295,7 +294,7 @@ def add_compare(commands: Any) -> None:
 
 def run_compare(args: argparse.Namespace) -> int:
     from mnist_dist.benchmarks.analysis.compare import compare
-    from mnist_dist.benchmarks.report.compare_table import render_markdown, render_terminal
+    from mnist_dist.benchmarks.report.comparison import render_comparison, render_comparison_markdown
 
     allow = set(args.allow)
     if args.interleave:
@@ -313,7 +312,10 @@ def run_compare(args: argparse.Namespace) -> int:
         if Path(args.base).resolve() == Path(args.new).resolve():
             raise UserError(f"BASE, NEW: received '{args.base}' twice, expected the folders of two studies.")
     comparison = compare(base, new, smallest_effect=args.smallest_effect / 100, allow=frozenset(allow))
-    print(render_markdown(comparison) if args.markdown else render_terminal(comparison, sys.stdout.isatty()), end="")
+    text = (
+        render_comparison_markdown(comparison) if args.markdown else render_comparison(comparison, sys.stdout.isatty())
+    )
+    print(text, end="")
     return comparison.exit_code
 
 

@@ -9,10 +9,7 @@ import importlib
 import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from mnist_dist.distributed.strategies.interface import Strategy
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -40,10 +37,10 @@ class Row:
     install: str | None = None
     launcher: str | None = None
 
-    def load(self) -> type[Strategy]:
+    def load(self) -> Any:
+        """Returns the class, a `mnist_dist.distributed.strategies.interface.Strategy`."""
         module, _, name = self.where.partition(":")
-        strategy: type[Strategy] = getattr(importlib.import_module(module), name)
-        return strategy
+        return getattr(importlib.import_module(module), name)
 
     @property
     def missing(self) -> str:

@@ -1,10 +1,8 @@
-"""Holds what the code's documentation says about who imports whom."""
+"""What the tree promises. Who imports whom is held by the contracts in pyproject.toml (`make lint`)."""
 
 import ast
-import graphlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,82 +10,61 @@ import pytest
 import mnist_dist
 
 PACKAGE = Path(mnist_dist.__file__).parent
-MODULES = sorted(file.stem for file in PACKAGE.glob("*.py") if file.stem != "__init__")
-# A module imports from its own layer or one above it in this list, never from one below.
-LAYERS = (
-    {"errors"},
-    {"command", "files", "config", "cluster", "preemption", "watchdog", "rollcall", "horovod_build", "kernel_build"},
-    {
-        "cpu_kernels",
-        "loops",
-        "flops",
-        "runtime",
-        "dataset",
-        "model",
-        "schedule",
-        "optimizers",
-        "strategies",
-        "launch",
-        "workdir",
-        "writers",
-        "plan",
-    },
-    {"step_times", "steps", "checkpoint", "evaluate", "predict", "plots", "export", "guard", "results"},
-    {"actions"},
-    {"trainer", "doctor"},
-    {"__main__"},
+# Through the links too, which a checkout has in the place of folders.
+FOLDERS = [PACKAGE, *(folder for name in ("", "benchmarks", "slurm") for folder in (PACKAGE / name).glob("**/"))]
+PACKAGES = sorted({folder for folder in FOLDERS if (folder / "__init__.py").exists()})
+FILES = [file for folder in PACKAGES for file in sorted(folder.glob("*.py"))]
+MOST_MODULES = 14  # In a folder, for it to be read at a glance.
+SLOW_TO_IMPORT = (
+    *("tensorflow", "keras", "matplotlib", "PIL", "horovod", "rich", "tensorboard"),
+    *("scipy", "ruptures", "jinja2"),
 )
-LAYER = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
-KNOW_HOROVOD = {"strategies", "launch", "horovod_build", "doctor"}
-SLOW_TO_IMPORT = ("tensorflow", "keras", "matplotlib", "PIL", "horovod", "rich", "tensorboard")
 
 
-def imports(module: str) -> Iterator[str]:
-    """Yields the full name of everything that a module imports, at its top or within functions."""
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 and node.module, f"{module}: imports are absolute"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def module_name(file: Path) -> str:
+    return ".".join(("mnist_dist", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
 
 
-def own_imports(module: str) -> set[str]:
-    """The modules of this package that a module imports."""
-    parts = (name.split(".") for name in imports(module))
-    return {names[1] for names in parts if names[0] == "mnist_dist" and len(names) > 1 and names[1] in MODULES}
+def shown(path: Path) -> str:
+    return str(path.relative_to(PACKAGE.parent))
 
 
-def test_imports_are_found() -> None:
-    assert {"actions", "checkpoint", "config", "dataset", "model", "optimizers"} <= own_imports("trainer")
-    assert "trainer" in own_imports("__main__"), "imports within functions count"
+def test_everything_is_looked_at() -> None:
+    names = {module_name(file) for file in FILES}
+    assert {
+        "mnist_dist.__main__",
+        "mnist_dist.network.cpu.build",
+        "mnist_dist.benchmarks.report.figures.drawing",
+        "mnist_dist.slurm.study",
+    } <= names
+    assert len(names) == len(FILES)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_point_one_way(module: str) -> None:
-    assert module in LAYER, f"give {module} a place in LAYERS"
-    upwards = sorted(other for other in own_imports(module) if LAYER[other] > LAYER[module])
-    assert not upwards, f"{module} is below {upwards} and imports from them"
+@pytest.mark.parametrize("folder", PACKAGES, ids=shown)
+def test_a_folder_holds_few_modules(folder: Path) -> None:
+    modules = [file.name for file in folder.glob("*.py") if file.name != "__init__.py"]
+    assert len(modules) <= MOST_MODULES, f"{len(modules)} modules; find what some have in common"
 
 
-def test_imports_have_no_cycle() -> None:
-    list(graphlib.TopologicalSorter({module: own_imports(module) for module in MODULES}).static_order())
+@pytest.mark.parametrize("folder", PACKAGES, ids=shown)
+def test_a_folder_says_in_a_sentence_what_lives_there(folder: Path) -> None:
+    """And nothing else, so that importing one module imports no other."""
+    tree = ast.parse((folder / "__init__.py").read_text())
+    said = ast.get_docstring(tree) or ""
+    assert said.endswith(".") and ". " not in said and "\n\n" not in said, f"not one sentence: {said!r}"
+    statements = [ast.unparse(node).partition(" = ")[0] for node in tree.body[1:]]
+    assert statements == (["__version__"] if folder == PACKAGE else [])
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_the_package_knows_nothing_of_what_is_built_on_it(module: str) -> None:
-    roots = {name.split(".")[0] for name in imports(module)}
-    assert not roots & {"benchmarks", "slurm", "tests"}
-
-
-@pytest.mark.parametrize("module", sorted(set(MODULES) - KNOW_HOROVOD))
-def test_few_know_horovod(module: str) -> None:
-    assert "horovod" not in {name.split(".")[0] for name in imports(module)}
+@pytest.mark.parametrize("file", FILES, ids=shown)
+def test_imports_are_absolute(file: Path) -> None:
+    assert not [node for node in ast.walk(ast.parse(file.read_text())) if getattr(node, "level", 0)]
 
 
 def test_importing_any_module_is_quick() -> None:
     """The command line and the login node's tools import these; what takes seconds waits until it is used."""
-    script = f"import importlib, sys\nfor module in {MODULES}: importlib.import_module(f'mnist_dist.{{module}}')\n"
+    modules = [module_name(file) for file in FILES if "scripts" not in file.parts]  # Programs of their own.
+    script = f"import importlib, sys\nfor module in {modules}: importlib.import_module(module)\n"
     script += f"print(*(name for name in {SLOW_TO_IMPORT} if name in sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=PACKAGE.parent, capture_output=True, text=True, check=True

@@ -5,20 +5,23 @@ Runs of one study tell the causes apart: *full*, training as it is; *synthetic*,
 seconds of its steady windows over all steps, N devices lose against one device to
 
 - *small batches* (strong scaling only): one device's full step with the images that each of N has, less the ideal, the
-  N-th part of its step with all of them. Where one device was not measured with so few images, this is in the rest;
+  N-th part of its step with all of them. Where one device was not measured with so few images, this is in
+  the contention;
 - *input*: full less synthetic at N, less the same difference at 1;
 - *communication*: synthetic at N, less the slowest rank of free. That is exposed communication. As a window holds
   several steps, the waiting for ranks that are slow in single steps is in it too, and the time that the all-reduce
   takes by itself tells how much that can be;
+  of both, where *unreduced* was measured as well (real input, no all-reduce), the mean of what taking them away first
+  and last gains: what differs between the two is their interaction;
 - *stragglers*: the slowest rank of free less the mean of its ranks, since every step waits for the slowest. A rank or
   host that stands out as slow is left out of this mean: of two ranks, half its delay would else count as contention;
-- *rest*, that is contention for memory, cores and power: this mean less synthetic at 1;
+- *contention* for memory, cores and power: this mean less synthetic at 1;
 - *unexplained*: what the total loss differs from the sum of these, never spread over them. It holds what was not
   measured: with all of these runs it is zero by its definition, which proves nothing.
 
 Input and synthetic at 1 are those of one device with as many images as each of N; where only the larger batch of
 strong scaling was measured, the N-th part of it. The mirrored strategy is one process, in which the replicas' times
-are not seen, so its stragglers are in the rest.
+are not seen, so its stragglers are in contention.
 
 Means and not medians over windows, as every step waits for whichever rank is slow in it: medians would hide ranks that
 are slow by chance, and so would not add up to what the efficiency says.
@@ -29,25 +32,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
-from mnist_dist.benchmarks.analysis.collectives import measured_all_reduces
+from mnist_dist.benchmarks.analysis.collectives import AllReduce
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point, Scaling, is_oversubscribed
 from mnist_dist.benchmarks.analysis.step_times import gradient_bytes
 from mnist_dist.benchmarks.analysis.stragglers import SlowPlace, find_slow_place
 from mnist_dist.benchmarks.analysis.summary import CaseSummary, RunSummary, untimed
-from mnist_dist.benchmarks.records.case import Case, StrategyName
-from mnist_dist.benchmarks.report.labels import on_gpus
-from mnist_dist.benchmarks.statistics.contrasts import Repeat, estimate_means
+from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.records.record import on_gpus
+from mnist_dist.benchmarks.statistics.contrasts import CycleMeans, Repeat, estimate_means
 from mnist_dist.benchmarks.statistics.stats import Estimate
+from mnist_dist.strategies import STRATEGIES
 
-PartName = Literal["small batches", "input", "communication", "stragglers", "rest", "unexplained"]
+PartName = Literal["small batches", "input", "communication", "stragglers", "contention", "unexplained"]
 
 NOTABLE_LOSS = 0.02  # Of the ideal throughput.
 NOTABLE_GAIN = 0.05  # By which another strategy must be faster to be named.
 ROUNDING = 1e-12
+FEWEST_CYCLES = 5  # That all runs share, for contrasts within them.
 FREE = ("free", "unreduced")  # Runs in which no rank waits for another.
 
 
@@ -109,16 +114,21 @@ class Attribution:
         return largest if largest and largest.share.low > 0 else None
 
 
-def attribute(curve: Curve, summaries: Sequence[CaseSummary]) -> list[Attribution]:
+def attribute(
+    curve: Curve, summaries: Sequence[CaseSummary], all_reduces: Sequence[AllReduce] = ()
+) -> list[Attribution]:
     """Splits the loss of every point on several devices.
 
     Args:
         curve: with its measured points.
-        summaries: all of the study, of which the runs without input or all-reduce and the collectives are used.
+        summaries: all of the study, of which the runs without input or all-reduce are used.
+        all_reduces: those that the study measured by themselves.
     """
     by_case = {summary.untimed_case: summary for summary in summaries}
     points = [_find_runs(curve, point, by_case) for point in curve.points if point.devices > 1]
-    return [_attribute_point(curve, runs, by_case) for runs in points if {"full", "full at 1"} <= set(runs)]
+    return [
+        _attribute_point(curve, runs, by_case, all_reduces) for runs in points if {"full", "full at 1"} <= set(runs)
+    ]
 
 
 def _find_runs(curve: Curve, point: Point, by_case: Mapping[str, CaseSummary]) -> dict[str, CaseSummary]:
@@ -144,14 +154,17 @@ def _find_runs(curve: Curve, point: Point, by_case: Mapping[str, CaseSummary]) -
 
 
 def _attribute_point(
-    curve: Curve, summaries: Mapping[str, CaseSummary], by_case: Mapping[str, CaseSummary]
+    curve: Curve,
+    summaries: Mapping[str, CaseSummary],
+    by_case: Mapping[str, CaseSummary],
+    all_reduces: Sequence[AllReduce],
 ) -> Attribution:
     full, case = summaries["full"], summaries["full"].case
     slowest = _slow_place(summaries.get("free"))
     left_out = slowest.ranks if slowest else ()
     if not slowest and (slow_input := _slow_place(summaries.get("unreduced"))):
         slowest = replace(slow_input, with_real_input=True)
-    means = estimate_means(
+    means = _means_in_turns(summaries, left_out) or estimate_means(
         [[_two_clocks(run, name in FREE, left_out) for run in each.runs] for name, each in summaries.items()]
     )
     step = _Steps(tuple(summaries))
@@ -160,7 +173,7 @@ def _attribute_point(
     causes, missing = _causes(step, curve.scaling, case, several_ranks=len(full.records[0].identity.hosts) > 1)
     unexplained = total - sum(causes.values())
     causes["unexplained"] = np.where(np.abs(unexplained) < ROUNDING, 0.0, unexplained)
-    alone = _all_reduce_seconds(full, by_case.values())
+    alone = _all_reduce_seconds(full, all_reduces)
 
     def share(weights: np.ndarray) -> Estimate:
         return means.relative_contrast(weights, step.slowest("full"))
@@ -187,6 +200,31 @@ def _attribute_point(
     )
 
 
+def _means_in_turns(summaries: Mapping[str, CaseSummary], left_out: Sequence[int]) -> CycleMeans | None:
+    """Returns the step times in the cycles that all runs share; None where they share too few."""
+    by_round: dict[str, list[dict[int, np.ndarray]]] = {}
+    for name, each in summaries.items():
+        for run in each.runs:
+            if run.record.turns is not None:
+                times = _times_by_cycle(run, name in FREE, left_out)
+                by_round.setdefault(run.record.turns.round_id, []).append(times)
+    rounds = []
+    for groups in (groups for groups in by_round.values() if len(groups) == len(summaries)):
+        cycles = sorted(set.intersection(*map(set, groups)))
+        if len(cycles) >= FEWEST_CYCLES:
+            rounds.append(np.array([[times[cycle] for cycle in cycles] for times in groups]).transpose(0, 2, 1))
+    return CycleMeans(rounds) if rounds else None
+
+
+def _times_by_cycle(run: RunSummary, is_free: bool, left_out: Sequence[int]) -> dict[int, np.ndarray]:
+    """Returns the seconds of a step in each cycle, of the slowest rank and the mean of ranks; see `_two_clocks`."""
+    steps, clocks = _clocks(*run.measured_windows, is_free, left_out)
+    return {
+        int(cycle): clocks[:, run.cycles == cycle].sum(axis=1) / steps[run.cycles == cycle].sum()
+        for cycle in np.unique(run.cycles)
+    }
+
+
 def _slow_place(summary: CaseSummary | None) -> SlowPlace | None:
     if summary is None:
         return None
@@ -203,7 +241,10 @@ def _two_clocks(run: RunSummary, is_free: bool, left_out: Sequence[int]) -> Repe
             which the slowest of each window would add up.
         left_out: ranks that do not count for the mean.
     """
-    steps, seconds = run.windows
+    return _clocks(*run.windows, is_free, left_out)
+
+
+def _clocks(steps: np.ndarray, seconds: np.ndarray, is_free: bool, left_out: Sequence[int]) -> Repeat:
     if is_free:
         return steps, np.stack([seconds.max(axis=0), np.delete(seconds, left_out, axis=0).mean(axis=0)])
     return steps, np.tile(seconds[seconds.sum(axis=1).argmax()], (2, 1))
@@ -239,29 +280,35 @@ def _causes(
         else:
             scale = 1 / case.devices
             missing.append(
-                f"small batches are in the rest, as one device was not measured with {case.images_per_device:g} images "
-                "and these with synthetic input"
+                f"small batches count as contention, as one device was not measured with {case.images_per_device:g} "
+                "images and these with synthetic input"
             )
+    # Each is taken away before the other and after it; where both orders were measured, the mean of them counts.
+    both = {"unreduced", "synthetic", "free"} <= set(step.names)
     if "synthetic" in step and synthetic in step:
         at_one = scale * (step.slowest(full) - step.slowest(synthetic))
-        causes["input"] = step.slowest("full") - step.slowest("synthetic") - at_one
+        last = step.slowest("unreduced") - step.slowest("free") if both else 0.0
+        first = step.slowest("full") - step.slowest("synthetic")
+        causes["input"] = ((first + last) / 2 if both else first) - at_one
     if "synthetic" in step and "free" in step:
-        causes["communication"] = step.slowest("synthetic") - step.slowest("free")
+        last = step.slowest("synthetic") - step.slowest("free")
+        first = step.slowest("full") - step.slowest("unreduced") if both else last
+        causes["communication"] = (first + last) / 2
     if "free" in step and several_ranks:
         causes["stragglers"] = step.slowest("free") - step.mean("free")
     if "free" in step and synthetic in step:
-        causes["rest"] = step.mean("free") - scale * step.slowest(synthetic)
+        causes["contention"] = step.mean("free") - scale * step.slowest(synthetic)
     missing += _missing(step, synthetic)
     if not several_ranks:
-        missing.append(f"stragglers are in the rest, as the devices of {case.strategy} are one process")
+        missing.append(f"stragglers count as contention, as the devices of {case.strategy} are one process")
     return causes, missing
 
 
 def _missing(step: _Steps, synthetic_at_one: str) -> Iterator[str]:
     needed = {
         "synthetic": ("input and communication", "synthetic input"),
-        "free": ("communication, stragglers and the rest", "synthetic input and without all-reduce"),
-        synthetic_at_one: ("input and the rest", "synthetic input on one device"),
+        "free": ("communication, stragglers and contention", "synthetic input and without all-reduce"),
+        synthetic_at_one: ("input and contention", "synthetic input on one device"),
     }
     for name, (parts, run) in needed.items():
         if name not in step:
@@ -275,13 +322,11 @@ def _as_loss(share: Estimate) -> Estimate:
     return replace(share, low=1 - efficiency * stretch, high=1 - efficiency / stretch)
 
 
-def _all_reduce_seconds(full: CaseSummary, summaries: Iterable[CaseSummary]) -> float | None:
+def _all_reduce_seconds(full: CaseSummary, all_reduces: Iterable[AllReduce]) -> float | None:
     """Returns the seconds of one all-reduce as large as the gradients, from the two nearest measured sizes."""
     case, size = full.case, gradient_bytes(full.records[0].identity.config)
     place = (case.strategy, case.devices, case.hosts)
-    messages = measured_all_reduces(
-        each for each in summaries if (each.case.strategy, each.case.devices, each.case.hosts) == place
-    )
+    messages = [each for each in all_reduces if (each.case.strategy, each.case.devices, each.case.hosts) == place]
     sizes, seconds = [each.size_bytes for each in messages], [each.seconds for each in messages]
     if not sizes or not min(sizes) <= size <= max(sizes):
         return None
@@ -291,7 +336,7 @@ def _all_reduce_seconds(full: CaseSummary, summaries: Iterable[CaseSummary]) -> 
 def _faster_strategy(full: CaseSummary, by_case: Mapping[str, CaseSummary]) -> tuple[str, float] | None:
     """Returns the fastest other strategy whose throughput lies beyond this one's interval and by more than 5 %."""
     own = full.images_per_second
-    same = [untimed(full.case.model_copy(update={"strategy": strategy})) for strategy in get_args(StrategyName)]
+    same = [untimed(full.case.model_copy(update={"strategy": strategy})) for strategy in STRATEGIES]
     factors = {
         each.case.strategy: each.images_per_second.value / own.value
         for each in (by_case[identity] for identity in same if identity in by_case)

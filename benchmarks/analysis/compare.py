@@ -17,11 +17,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Literal
 
 import numpy as np
 
+from mnist_dist.benchmarks.analysis.in_turns import paired_ratio
 from mnist_dist.benchmarks.analysis.matching import Difference, find_differences, match_cases, show_value
 from mnist_dist.benchmarks.analysis.summary import (
     mean_test_accuracy,
@@ -29,8 +29,7 @@ from mnist_dist.benchmarks.analysis.summary import (
 )
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import NoRateError, kind
-from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.labels import label_case, on_gpus
+from mnist_dist.benchmarks.records.record import Record, on_gpus
 from mnist_dist.benchmarks.statistics.stats import (
     CONFIDENCE,
     Accuracy,
@@ -48,7 +47,6 @@ Outcome = Literal["slower", "inconclusive", "faster", "same"]
 OUTCOMES: tuple[Outcome, ...] = ("slower", "inconclusive", "faster", "same")  # In the order of the table.
 SIGNIFICANCE = 0.05  # Of the whole comparison, however many cases it has.
 SMALLEST_ACCURACY_DROP = 0.0005  # Five of the 10,000 test images.
-FEWEST_PAIRS = 3
 
 
 @dataclass(frozen=True)
@@ -57,12 +55,12 @@ class Verdict:
 
     Attributes:
         case: as measured in the new study.
-        label: what was measured, in words.
+        on_gpus: whether its devices are GPUs.
         ratio: the rate in the new study over that in the base, with its 95 % interval: of images per second of all
             devices, of FLOPs per second, or of all-reduces per second as the geometric mean over message sizes. None
             if one of them is not known; with nan bounds if both come from a single run.
         corrected: the same with the interval that Holm's correction leaves to it; None where nothing could be tested.
-        paired: the studies were interleaved, so runs measured one right after the other are compared.
+        in_turns: both sides took turns, so that they are compared within each cycle.
         more_runs: of each study, after which an inconclusive case would probably be decided; None if not known, or not
             within reason as the effect is about as large as the smallest that matters.
         remark: what else a reader must know, for example why the case is inconclusive.
@@ -70,13 +68,13 @@ class Verdict:
     """
 
     case: Case
-    label: str
+    on_gpus: bool
     outcome: Outcome
     ratio: Estimate | None
     corrected: Estimate | None
     base_runs: int
     new_runs: int
-    paired: bool
+    in_turns: bool
     more_runs: int | None
     remark: str
     less_accurate: tuple[Accuracy, Accuracy] | None
@@ -84,19 +82,23 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Incomparable:
-    label: str
+    """A case that both studies measured, but not alike."""
+
+    records: tuple[Record, ...]
     reason: str
 
 
 @dataclass(frozen=True)
 class Comparison:
+    """Two studies, case by case. What could not be compared is given by its records."""
+
     base_name: str
     new_name: str
     smallest_effect: float
     verdicts: tuple[Verdict, ...]
     incomparable: tuple[Incomparable, ...]
-    only_in_base: tuple[str, ...]
-    only_in_new: tuple[str, ...]
+    only_in_base: tuple[tuple[Record, ...], ...]
+    only_in_new: tuple[tuple[Record, ...], ...]
 
     @property
     def exit_code(self) -> int:
@@ -114,9 +116,9 @@ class _Measured:
     case: Case
     base: tuple[Record, ...]
     new: tuple[Record, ...]
-    label: str
+    on_gpus: bool
     estimate: LogEstimate | None
-    paired: bool
+    in_turns: bool
     remark: str
 
 
@@ -145,10 +147,10 @@ def compare(
     pairs, only_in_base, only_in_new = match_cases(_by_case(base), _by_case(new), "config" in allow)
     incomparable: list[Incomparable] = []
     measured: list[_Measured] = []
-    for base_records, new_records in sorted(pairs, key=lambda pair: _label(pair[1])):
+    for base_records, new_records in sorted(pairs, key=lambda pair: pair[1][0].case.order):
         differing = [text for kind, text in find_differences(base_records, new_records) if kind not in allow]
         if differing:
-            incomparable.append(Incomparable(_label(new_records), "; ".join(differing)))
+            incomparable.append(Incomparable(tuple(new_records), "; ".join(differing)))
         else:
             measured.append(_measure(base_records, new_records))
     verdicts = _decide(measured, math.log1p(smallest_effect))
@@ -158,8 +160,8 @@ def compare(
         smallest_effect,
         tuple(sorted(verdicts, key=lambda verdict: OUTCOMES.index(verdict.outcome))),
         tuple(incomparable),
-        tuple(sorted(map(_label, only_in_base))),
-        tuple(sorted(map(_label, only_in_new))),
+        _in_order(only_in_base),
+        _in_order(only_in_new),
     )
 
 
@@ -170,45 +172,32 @@ def _by_case(records: Sequence[Record]) -> dict[str, list[Record]]:
     return found
 
 
+def _in_order(cases: Sequence[Sequence[Record]]) -> tuple[tuple[Record, ...], ...]:
+    return tuple(sorted(map(tuple, cases), key=lambda records: records[0].case.order))
+
+
 def _measure(base: Sequence[Record], new: Sequence[Record]) -> _Measured:
     """Estimates the ratio of a matched case's rates."""
-    case, label = new[0].case, _label(new)
+    case, gpus = new[0].case, on_gpus(new)
     (base_ok, base_failed), (new_ok, new_failed) = split_by_success(base), split_by_success(new)
     for name, ok, last in (("base", base_ok, base[-1]), ("new", new_ok, new[-1])):
         if not ok:
             reason = f"no run of {name} ended well: {last.status}: {last.reason}"
-            return _Measured(case, base_ok, new_ok, label, None, False, reason)
-    pairs = _pairs(base_ok, new_ok)
-    if pairs:
-        base_ok, new_ok = zip(*pairs, strict=True)
-    series = []
-    for name, ok in (("base", base_ok), ("new", new_ok)):
+            return _Measured(case, base_ok, new_ok, gpus, None, False, reason)
+    estimate = paired_ratio(new_ok, base_ok)
+    in_turns, series = estimate is not None, []
+    for name, ok in (("base", base_ok), ("new", new_ok)) if estimate is None else ():
         try:
             series.append(kind(case.kind).series(ok, base_ok + new_ok))
         except NoRateError as error:
-            return _Measured(case, base_ok, new_ok, label, None, bool(pairs), f"{name}: {error}")
+            return _Measured(case, base_ok, new_ok, gpus, None, False, f"{name}: {error}")
     remarks = (
         _changed_settings(base[0].case, case),
         f"failed runs: {len(base_failed)}, {len(new_failed)}" if base_failed or new_failed else "",
-        _assumption(len(base_ok), len(new_ok)),
+        "" if in_turns else _assumption(len(base_ok), len(new_ok)),
     )
-    estimate = estimate_ratio(*series, paired=bool(pairs))
-    return _Measured(case, base_ok, new_ok, label, estimate, bool(pairs), "; ".join(filter(None, remarks)))
-
-
-def _pairs(base: Sequence[Record], new: Sequence[Record]) -> list[tuple[Record, Record]]:
-    """Returns the runs of each repeat that followed one another, if the studies were interleaved; else nothing.
-
-    They were if, in the order of time, both runs of one repeat always come before those of another.
-    """
-    base_by_repeat, new_by_repeat = ({record.repeat: record for record in side} for side in (base, new))
-    repeats = sorted(base_by_repeat.keys() & new_by_repeat.keys())
-    runs = [side[repeat] for repeat in repeats for side in (base_by_repeat, new_by_repeat)]
-    in_time = [run.repeat for run in sorted(runs, key=lambda run: (datetime.fromisoformat(run.started_at), run.repeat))]
-    unique = len(base_by_repeat) == len(base) and len(new_by_repeat) == len(new)
-    if len(repeats) < FEWEST_PAIRS or not unique or in_time[::2] != in_time[1::2]:
-        return []
-    return [(base_by_repeat[repeat], new_by_repeat[repeat]) for repeat in repeats]
+    estimate = estimate or estimate_ratio(*series, paired=False)
+    return _Measured(case, base_ok, new_ok, gpus, estimate, in_turns, "; ".join(filter(None, remarks)))
 
 
 def _changed_settings(base: Case, new: Case) -> str:
@@ -241,7 +230,9 @@ def _decide(measured: Sequence[_Measured], smallest_effect: float) -> list[Verdi
             more_runs = _more_runs(each, 1 - level, smallest_effect) if outcome == "inconclusive" else None
         runs = len(each.base), len(each.new)
         verdicts.append(
-            Verdict(each.case, each.label, outcome, ratio, corrected, *runs, each.paired, more_runs, each.remark, drop)
+            Verdict(
+                each.case, each.on_gpus, outcome, ratio, corrected, *runs, each.in_turns, more_runs, each.remark, drop
+            )
         )
     return verdicts
 
@@ -269,7 +260,7 @@ def _more_runs(measured: _Measured, corrected_confidence: float, smallest_effect
     effect = abs(estimate.value)
     counts = len(measured.base), len(measured.new)
     variance = estimate.variance * 2 / sum(1 / count for count in counts)
-    arms = 1 if measured.paired else 2
+    arms = 1 if measured.in_turns else 2
     if effect > smallest_effect:
         needed = repeats_needed(variance, effect, corrected_confidence, arms)
     else:
@@ -286,11 +277,6 @@ def _accuracy_drops(measured: Sequence[_Measured]) -> list[tuple[Accuracy, Accur
         lower = base and new and base.mean - new.mean >= SMALLEST_ACCURACY_DROP
         drops.append((base, new) if base and new and lower and p_value <= level else None)
     return drops
-
-
-def _label(records: Sequence[Record]) -> str:
-    label = label_case(records[0].case, on_gpus(records))
-    return kind(records[0].case.kind).prefix + label
 
 
 def _name(records: Sequence[Record]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mnist_dist.benchmarks.analysis.collectives import AllReduce, measured_all_reduces
+from mnist_dist.benchmarks.analysis.collectives import AllReduce
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point
 from mnist_dist.benchmarks.analysis.scaling_models import Floats, fit_nonnegative
 from mnist_dist.benchmarks.analysis.step_times import Links, StepTimesModel, gradient_bytes
@@ -17,18 +17,23 @@ from mnist_dist.benchmarks.records.case import Case
 
 
 def make_step_times_model(
-    curve: Curve, points: Sequence[Point], summaries: Sequence[CaseSummary], rng: np.random.Generator, link_draws: int
+    curve: Curve,
+    points: Sequence[Point],
+    summaries: Sequence[CaseSummary],
+    messages: Sequence[AllReduce],
+    rng: np.random.Generator,
+    link_draws: int,
 ) -> StepTimesModel:
     """Prepares the model for fitting.
 
     Args:
         points: of the curve, those to be fitted.
+        messages: the all-reduces of its strategy on several devices.
         link_draws: how many samples of the all-reduces to fit the links to, for their uncertainty.
 
     Raises:
         ValueError: the all-reduces that it needs were not measured.
     """
-    messages = _messages(curve, summaries)
     if not messages:
         raise ValueError(f"no all-reduce of {curve.strategy} was measured, as the suite scaling does")
     per_host = _devices_per_host([point.summary.case for point in points] + [each.case for each in messages])
@@ -46,13 +51,6 @@ def make_step_times_model(
         is_strong=curve.scaling == "strong",
         fixed_share=_fixed_share(curve, summaries),
     )
-
-
-def _messages(curve: Curve, summaries: Sequence[CaseSummary]) -> list[AllReduce]:
-    of_strategy = [
-        summary for summary in summaries if summary.case.strategy == curve.strategy and summary.case.devices > 1
-    ]
-    return measured_all_reduces(of_strategy)
 
 
 def _draw_links(
@@ -119,10 +117,10 @@ def _same_setup(case: Case, curve: Curve) -> bool:
     return (case.settings, case.cores_per_device) == (baseline.settings, baseline.cores_per_device)
 
 
-def limits_of_step_times(curve: Curve, summaries: Sequence[CaseSummary]) -> list[str]:
+def limits_of_step_times(curve: Curve, summaries: Sequence[CaseSummary], messages: Sequence[AllReduce]) -> list[str]:
     """Returns what the model takes for granted because it was not measured, a sentence each."""
     notes = []
-    if _devices_per_host([each.case for each in _messages(curve, summaries)]) == math.inf:
+    if _devices_per_host([each.case for each in messages]) == math.inf:
         notes.append("All measured links lie within one host; step times take further devices to be joined as fast.")
     if curve.scaling == "strong" and len(_singles(curve, summaries)) < 2:
         notes.append("One device was measured with one batch; step times take compute to shrink with its images.")

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mnist_dist.benchmarks.analysis.collectives import AllReduce
 from mnist_dist.benchmarks.analysis.measured_step_times import limits_of_step_times, make_step_times_model
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point, Scaling, is_oversubscribed
 from mnist_dist.benchmarks.analysis.scaling_models import Floats, ScalingLaw, ScalingLawModel
@@ -100,13 +101,18 @@ class Prediction:
 
 
 def predict(
-    curve: Curve, summaries: Sequence[CaseSummary], devices: Sequence[int] = POWERS_OF_TWO, seed: int = 0
+    curve: Curve,
+    summaries: Sequence[CaseSummary],
+    all_reduces: Sequence[AllReduce] = (),
+    devices: Sequence[int] = POWERS_OF_TWO,
+    seed: int = 0,
 ) -> Prediction:
     """Fits the models to a curve and extrapolates.
 
     Args:
         curve: with its measured points.
-        summaries: all of the study, of which all-reduces and runs without all-reduce are used.
+        summaries: all of the study, of which runs without all-reduce and of one device are used.
+        all_reduces: those that the study measured by themselves, which the model of step times needs.
         devices: the numbers of devices to predict; in strong scaling those beyond the global batch are left out.
         seed: of the bootstrap.
     """
@@ -120,17 +126,18 @@ def predict(
     wanted = np.array(sorted({*devices, *measured}), np.float64)
     if curve.scaling == "strong":
         wanted = wanted[wanted <= curve.baseline.case.global_batch_size]
+    messages = [each for each in all_reduces if each.case.strategy == curve.strategy and each.case.devices > 1]
     fitted: dict[str, FittedModel] = {}
     refused = {}
     for name in reversed(MODELS):
-        evidence = _Evidence(curve, points, summaries, np.random.default_rng(seed))
+        evidence = _Evidence(curve, points, summaries, messages, np.random.default_rng(seed))
         try:
             fitted[name] = _fit(evidence, name, wanted, fitted["USL"] if name == "Amdahl" else None)
         except ValueError as error:
             refused[name] = str(error)
     models, reason = _by_trust([fitted[name] for name in MODELS if name in fitted], result.held_out_devices)
     if "step times" in fitted:
-        notes += limits_of_step_times(curve, summaries)
+        notes += limits_of_step_times(curve, summaries, messages)
     if len(measured) == FEWEST_POINTS:
         notes.append("Three points fix the three parameters of USL: its intervals hold their noise, not its own error.")
     return replace(result, models=tuple(models), refused=refused, reason=reason, notes=tuple(notes))
@@ -156,6 +163,7 @@ class _Evidence:
     curve: Curve
     points: Sequence[Point]
     summaries: Sequence[CaseSummary]
+    messages: Sequence[AllReduce]
     rng: np.random.Generator
     link_draws: int = LINK_DRAWS
 
@@ -176,12 +184,14 @@ class _Evidence:
         """Returns what was measured on fewer devices and nothing else, for a fit without its uncertainty."""
         points = [point for point in self.points if point.devices < devices]
         summaries = [summary for summary in self.summaries if summary.case.devices < devices]
-        return replace(self, points=points, summaries=summaries, link_draws=0)
+        messages = [each for each in self.messages if each.case.devices < devices]
+        return replace(self, points=points, summaries=summaries, messages=messages, link_draws=0)
 
     def model(self, name: str) -> Model:
         """Prepares a model for fitting; raises ValueError where it cannot be fitted."""
         if name == "step times":
-            return make_step_times_model(self.curve, self.points, self.summaries, self.rng, self.link_draws)
+            evidence = (self.curve, self.points, self.summaries, self.messages)
+            return make_step_times_model(*evidence, self.rng, self.link_draws)
         return ScalingLawModel(has_coherency=name == "USL")
 
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from mnist_dist.benchmarks.analysis.collectives import AllReduce, measured_all_reduces, slowest_seconds
+from mnist_dist.benchmarks.analysis.collectives import AllReduce, slowest_seconds
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.measure.timing import take_timings
 from mnist_dist.benchmarks.records.kinds import Measurements, NoRateError, WorkerKind
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.labels import label_bytes, label_count, label_devices, label_range, label_three_digits
 from mnist_dist.benchmarks.report.sections import Section
-from mnist_dist.benchmarks.report.table import TextTable
+from mnist_dist.benchmarks.report.table import Column, make_table
 from mnist_dist.benchmarks.statistics.stats import Series
 from mnist_dist.config import Config, NonNegativeInt, PositiveFloat, PositiveInt
 from mnist_dist.config import Section as Fields
@@ -27,7 +27,7 @@ from mnist_dist.runtime import Runtime
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from mnist_dist.benchmarks.report.findings import Findings
+    from mnist_dist.benchmarks.analysis.study import Analysis
 
 MESSAGE_BYTES = tuple(4 * 8**exponent for exponent in range(9))  # 4 B to 64 MiB.
 
@@ -99,45 +99,31 @@ class Collectives(WorkerKind):
         medians = [[float(np.median(slowest_seconds(record)[size])) for size in sizes] for record in records]
         return [Series(np.ones(1), np.exp([np.mean(np.log(each))])) for each in medians]
 
-    def sections(self, summaries: Sequence[CaseSummary], findings: Findings) -> Iterator[Section]:
-        measured = measured_all_reduces(summaries)
-        small = [each for each in measured if each.is_latency]
-        large = [each for each in measured if not each.is_latency]
-        tables = [
-            _table("Latency of small messages, slowest rank", small, LATENCY),
-            _table("Bandwidth of large messages, slowest rank", large, BANDWIDTH),
-        ]
-        if measured:
-            shown = [table for table in tables if table.rows]
-            yield Section("collectives", "All-reduce", tables=shown, pictures=("all_reduce",))
+    def sections(self, summaries: Sequence[CaseSummary], analysis: Analysis) -> Iterator[Section]:
+        small = [each for each in analysis.all_reduces if each.is_latency]
+        large = [each for each in analysis.all_reduces if not each.is_latency]
+        tables = [make_table(MESSAGE + LATENCY, small, "Latency of small messages, slowest rank")] if small else []
+        tables += [make_table(MESSAGE + BANDWIDTH, large, "Bandwidth of large messages, slowest rank")] if large else []
+        if tables:
+            yield Section("collectives", "All-reduce", tables=tables, pictures=("all_reduce",))
 
 
-Columns = dict[str, Callable[[AllReduce], str]]
-
-LATENCY: Columns = {
-    "latency, µs": lambda each: f"{1e6 * each.seconds:,.0f}",
-    "5th to 95th percentile": lambda each: label_range(1e6 * each.low, 1e6 * each.high, label_count),
-}
-BANDWIDTH: Columns = {
-    "time, ms": lambda each: label_three_digits(1e3 * each.seconds),
-    "5th to 95th percentile": lambda each: label_range(1e3 * each.low, 1e3 * each.high, label_three_digits),
-    "algbw, GB/s per rank": lambda each: label_three_digits(each.algorithm_bandwidth / 1e9),
-    "busbw, GB/s per rank": lambda each: label_three_digits(each.bus_bandwidth / 1e9),
-}
-
-
-def _table(caption: str, measured: Sequence[AllReduce], columns: Columns) -> TextTable:
-    rows = [
-        (
-            each.case.strategy,
-            label_devices(each.case),
-            label_bytes(each.size_bytes),
-            *(f(each) for f in columns.values()),
-        )
-        for each in measured
-    ]
-    heads = ("strategy", "devices", "message of each rank", *columns)
-    return TextTable(caption, heads, rows, (False, False, *[True] * (1 + len(columns))))
-
+MESSAGE: list[Column[AllReduce]] = [
+    Column("strategy", lambda each: each.case.strategy, numeric=False),
+    Column("devices", lambda each: label_devices(each.case), numeric=False),
+    Column("message", lambda each: label_bytes(each.size_bytes), "of each rank"),
+]
+LATENCY: list[Column[AllReduce]] = [
+    Column("latency", lambda each: f"{1e6 * each.seconds:,.0f}", "µs"),
+    Column("5th to 95th percentile", lambda each: label_range(1e6 * each.low, 1e6 * each.high, label_count), "µs"),
+]
+BANDWIDTH: list[Column[AllReduce]] = [
+    Column("time", lambda each: label_three_digits(1e3 * each.seconds), "ms"),
+    Column(
+        "5th to 95th percentile", lambda each: label_range(1e3 * each.low, 1e3 * each.high, label_three_digits), "ms"
+    ),
+    Column("algbw", lambda each: label_three_digits(each.algorithm_bandwidth / 1e9), "GB/s per rank"),
+    Column("busbw", lambda each: label_three_digits(each.bus_bandwidth / 1e9), "GB/s per rank"),
+]
 
 KIND = Collectives()

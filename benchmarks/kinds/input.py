@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
+from mnist_dist.benchmarks.analysis.trained import TrainedCase
 from mnist_dist.benchmarks.kinds.windows import Windows, WindowsKind
 from mnist_dist.benchmarks.measure.timing import take_timings
 from mnist_dist.benchmarks.records.kinds import WorkerKind
-from mnist_dist.benchmarks.report.labels import MISSING, label_case, label_count, label_range
-from mnist_dist.benchmarks.report.rows import Row
+from mnist_dist.benchmarks.report.labels import MISSING, label_case, label_count
 from mnist_dist.benchmarks.report.sections import Section
-from mnist_dist.benchmarks.report.table import TextTable
+from mnist_dist.benchmarks.report.table import Cell, Column, estimate_cell, make_table
 from mnist_dist.config import Config
 from mnist_dist.data.dataset import load_arrays, make_train_dataset
 from mnist_dist.distributed.strategies.interface import Strategy, all_gather
@@ -23,7 +24,7 @@ from mnist_dist.runtime import Runtime
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from mnist_dist.benchmarks.report.findings import Findings
+    from mnist_dist.benchmarks.analysis.study import Analysis
 
 
 class Input(WindowsKind, WorkerKind):
@@ -67,36 +68,56 @@ class Input(WindowsKind, WorkerKind):
             "window_cycles": [each.cycle for each in timings],
         }
 
-    def sections(self, summaries: Sequence[CaseSummary], findings: Findings) -> Iterator[Section]:
-        rows = []
-        for summary in (each for each in summaries if each.records):
-            rate, training = summary.images_per_second, fastest_training(summary, findings.main_rows)
-            consumed = training.summary.images_per_second if training else None
-            rows.append(
-                (
-                    label_case(summary.case, without=findings.common_settings),
-                    label_count(rate.value) if rate else "unstable",
-                    (label_range(rate.low, rate.high, label_count) if rate else "") or MISSING,
-                    f"{rate.value / consumed.value:.1f}" if rate and consumed else MISSING,
-                    label_case(training.case, without=findings.common_settings) if training else MISSING,
-                )
-            )
-        multiple = ("times what training takes", "that training (the fastest)")
-        heads = ("pipeline", "images/s, total", "95 % interval", *multiple)
-        table = TextTable("The input pipeline without training", heads, rows, (False, True, True, True, False))
-        if rows:
-            yield Section("input", "Input pipeline", tables=[table], on_terminal=len(rows) > 1)
+    def sections(self, summaries: Sequence[CaseSummary], analysis: Analysis) -> Iterator[Section]:
+        common = analysis.common_settings
+        rates = [InputRate(each, fastest_training(each, analysis.main_cases)) for each in summaries if each.records]
+        columns: list[Column[InputRate]] = [
+            Column("pipeline", lambda each: label_case(each.summary.case, without=common), numeric=False),
+            Column("images/s", _rate_cell, "total, 95 % interval"),
+            Column(
+                "multiple", lambda each: f"{each.multiple:.1f}" if each.multiple else MISSING, "of what training takes"
+            ),
+            Column(
+                "that training",
+                lambda each: label_case(each.training.case, without=common) if each.training else MISSING,
+                "the fastest",
+                numeric=False,
+            ),
+        ]
+        if rates:
+            table = make_table(columns, rates, "The input pipeline without training")
+            yield Section("input", "Input pipeline", tables=[table], on_terminal=len(rates) > 1)
 
 
-def fastest_training(summary: CaseSummary, rows: Sequence[Row]) -> Row | None:
-    """Returns the fastest training on the same devices, which this pipeline would have to feed."""
-    place = (summary.case.devices, summary.case.cores_per_device)
+@dataclass(frozen=True)
+class InputRate:
+    """The input pipeline alone. `training` is the fastest case with the same devices, which it would have to feed."""
+
+    summary: CaseSummary
+    training: TrainedCase | None
+
+    @property
+    def multiple(self) -> float | None:
+        """Images per second of the pipeline over those that training consumes."""
+        pipeline = self.summary.images_per_second
+        consumed = self.training.summary.images_per_second if self.training else None
+        return pipeline.value / consumed.value if pipeline and consumed else None
+
+
+def fastest_training(pipeline: CaseSummary, trained: Iterable[TrainedCase]) -> TrainedCase | None:
+    """Returns the fastest training on the devices for which a pipeline was measured."""
+    devices = (pipeline.case.devices, pipeline.case.cores_per_device)
     rates = {
-        row.summary.images_per_second.value: row
-        for row in rows
-        if row.summary.images_per_second and (row.case.devices, row.case.cores_per_device) == place
+        rate.value: each
+        for each in trained
+        if (rate := each.summary.images_per_second) and (each.case.devices, each.case.cores_per_device) == devices
     }
     return rates[max(rates)] if rates else None
+
+
+def _rate_cell(each: InputRate) -> Cell:
+    rate = each.summary.images_per_second
+    return estimate_cell(rate, label_count) if rate else Cell("unstable")
 
 
 KIND = Input()

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from mnist_dist.benchmarks.analysis.matmul import matmul_series, measured_rates
+from mnist_dist.benchmarks.analysis.matmul import MatmulRate, matmul_series
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.measure.timing import take_timings
 from mnist_dist.benchmarks.records.kinds import Measurements, WorkerKind
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.labels import label_devices, label_range, label_three_digits
 from mnist_dist.benchmarks.report.sections import Section
-from mnist_dist.benchmarks.report.table import TextTable
+from mnist_dist.benchmarks.report.table import Column, make_table
 from mnist_dist.benchmarks.statistics.stats import Series
 from mnist_dist.config import Config, NonNegativeInt, PositiveFloat, PositiveInt
 from mnist_dist.distributed.strategies.interface import Strategy
@@ -27,7 +27,7 @@ from mnist_dist.strategies import BASELINE
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from mnist_dist.benchmarks.report.findings import Findings
+    from mnist_dist.benchmarks.analysis.study import Analysis
 
 SIZE = 2048
 
@@ -83,25 +83,31 @@ class Matmul(WorkerKind):
         measured = record.measurements or {}
         return [f"{math.exp(matmul_series(record).log_rate) / 1e9:,.0f} GFLOP/s in {measured['dtype']}"]
 
+    def rates_by_cycle(self, record: Record, variant: str = FULL) -> Mapping[int, float]:
+        """In floating-point operations per second."""
+        measured = record.measurements or {}
+        by_cycle = zip(measured.get("cycles") or (), measured.get("flops_per_second") or (), strict=False)
+        return {cycle: rate for cycle, rate in by_cycle if cycle >= 0}
+
     def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:
         return [matmul_series(record) for record in records]
 
-    def sections(self, summaries: Sequence[CaseSummary], findings: Findings) -> Iterator[Section]:
-        rows = [
-            (
-                each.dtype,
-                label_devices(each.case),
-                f"{each.size:,}",
-                label_three_digits(each.value / 1e12),
-                label_range(each.low / 1e12, each.high / 1e12, label_three_digits),
-            )
-            for each in measured_rates(summaries)
-        ]
-        heads = ("type", "devices", "n of an n x n matrix", "TFLOP/s, total", "5th to 95th percentile")
-        caption = "Measured rate of matrix products, to which MFU relates"
-        if rows:
-            table = TextTable(caption, heads, rows, (False, False, True, True, True))
+    def sections(self, summaries: Sequence[CaseSummary], analysis: Analysis) -> Iterator[Section]:
+        if analysis.matmul_rates:
+            table = make_table(COLUMNS, analysis.matmul_rates, "Measured rate of matrix products, to which MFU relates")
             yield Section("matmul", "Matrix products", tables=[table])
 
+
+COLUMNS: list[Column[MatmulRate]] = [
+    Column("type", lambda each: each.dtype, numeric=False),
+    Column("devices", lambda each: label_devices(each.case), numeric=False),
+    Column("n", lambda each: f"{each.size:,}", "of an n x n matrix"),
+    Column("TFLOP/s", lambda each: label_three_digits(each.value / 1e12), "total"),
+    Column(
+        "5th to 95th percentile",
+        lambda each: label_range(each.low / 1e12, each.high / 1e12, label_three_digits),
+        "TFLOP/s",
+    ),
+]
 
 KIND = Matmul()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from mnist_dist.benchmarks.analysis.summary import RunSummary, why_unstable
@@ -12,6 +13,7 @@ from mnist_dist.benchmarks.records.kinds import Kind, Measurements, NoRateError
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.statistics.stats import Series
 from mnist_dist.config import PositiveFloat, PositiveInt
+from mnist_dist.distributed.turns import FULL
 
 
 class Windows(Measurements):
@@ -51,6 +53,22 @@ class WindowsKind(Kind):
         run = RunSummary(record)
         rate = f"{math.exp(run.series.log_rate):,.0f} images/s"
         return [f"{rate} (not settled)" if run.steady_state.reason_unstable else rate]
+
+    def rates_by_cycle(self, record: Record, variant: str = FULL) -> Mapping[int, float]:
+        """In images of all devices per second, by the slowest rank of each cycle."""
+        measured = record.measurements or {}
+        cycles = np.array(measured.get("window_cycles") or (), np.int64)
+        variants = np.array(measured.get("window_variants") or [FULL] * len(cycles), object)
+        chosen = (variants == variant) & (cycles >= 0)
+        numbers, places = np.unique(cycles[chosen], return_inverse=True)
+        images = np.bincount(places, self.images(record)[chosen])
+        rows = np.asarray(measured.get("window_seconds") or [[]])[:, chosen]
+        seconds = np.max([np.bincount(places, row) for row in rows], axis=0)
+        return dict(zip(numbers.tolist(), (images / seconds).tolist(), strict=True))
+
+    def images(self, record: Record) -> np.ndarray:
+        """Returns the images of all devices in each window, int64 [windows]."""
+        return record.case.global_batch_size * np.asarray((record.measurements or {})["window_steps"], np.int64)
 
     def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:
         runs = [RunSummary(record) for record in records]

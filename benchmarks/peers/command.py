@@ -104,9 +104,9 @@ def run_perf(args: argparse.Namespace) -> int:
     chosen, on_gpus = goals.load_goals(args.only), environment.machine.gpus > 0
     needed = goals.needed_runs(chosen, contestants, on_gpus=on_gpus)
     folder, runs = _measure(args, "perf", needed, environment)
-    verdicts = [goals.judge(goal, contestants, runs, on_gpus=on_gpus) for goal in chosen]
-    print(goals.write_verdicts(folder.path, _command(), folder.study(), verdicts), end="")
-    return goals.exit_code(verdicts)
+    judged = [goals.judge(goal, contestants, runs, on_gpus=on_gpus) for goal in chosen]
+    print(goals.write_goals(folder.path, _command(), folder.study(), judged), end="")
+    return goals.exit_code(judged)
 
 
 def _prepare(args: argparse.Namespace) -> tuple[Environment, dict[str, Contestant]]:

@@ -27,8 +27,10 @@ from mnist_dist.benchmarks.peers.estimates import (
     why_none,
 )
 from mnist_dist.benchmarks.peers.runs import Mode, PeerStudy, Run
-from mnist_dist.benchmarks.peers.table import describe_machine, estimate_text, estimate_to_json, number
+from mnist_dist.benchmarks.peers.table import estimate_to_json, head
 from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.report.labels import MISSING, label_count
+from mnist_dist.benchmarks.report.table import Cell, Column, estimate_cell, make_table, render_markdown
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.config import PositiveFloat, Section, explain
 from mnist_dist.errors import EXIT_FAILED, UserError, nearest
@@ -37,7 +39,13 @@ from mnist_dist.files import write_json, write_text
 EXIT_OPEN = 3
 TARGET = 0.99
 
-Outcome = Literal["reached", "missed", "open", "not for GPUs"]
+Status = Literal["reached", "missed", "open", "not for GPUs"]
+STATUS_WORDS: dict[Status, str] = {
+    "reached": "reached",
+    "missed": "not reached",
+    "open": "cannot tell",
+    "not for GPUs": "not for GPUs",
+}
 
 
 class Goal(Section):
@@ -57,7 +65,7 @@ class Goal(Section):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class JudgedGoal:
     """What came of a goal.
 
     Attributes:
@@ -68,7 +76,7 @@ class Verdict:
     """
 
     goal: Goal
-    outcome: Outcome
+    status: Status
     against: str
     ratio: Estimate | None
     detail: str
@@ -104,17 +112,19 @@ def needed_runs(
     return [(contestant, mode) for (_, mode), contestant in needed.items()]
 
 
-def judge(goal: Goal, contestants: Mapping[str, Contestant], runs: Sequence[Run], *, on_gpus: bool = False) -> Verdict:
+def judge(
+    goal: Goal, contestants: Mapping[str, Contestant], runs: Sequence[Run], *, on_gpus: bool = False
+) -> JudgedGoal:
     """Judges one goal by what was measured."""
     if goal.cpu_only and on_gpus:
-        return Verdict(goal, "not for GPUs", goal.denominators[0], None, "")
-    verdicts = [_judge_one(goal, name, contestants, runs) for name in goal.denominators]
-    order: list[Outcome] = ["missed", "open", "reached"]
-    worst = min(verdicts, key=lambda each: (order.index(each.outcome), each.ratio.value if each.ratio else 0.0))
-    return replace(worst, failed=any(verdict.failed for verdict in verdicts))
+        return JudgedGoal(goal, "not for GPUs", goal.denominators[0], None, "")
+    judged = [_judge_one(goal, name, contestants, runs) for name in goal.denominators]
+    order: list[Status] = ["missed", "open", "reached"]
+    worst = min(judged, key=lambda each: (order.index(each.status), each.ratio.value if each.ratio else 0.0))
+    return replace(worst, failed=any(each.failed for each in judged))
 
 
-def _judge_one(goal: Goal, denominator: str, contestants: Mapping[str, Contestant], runs: Sequence[Run]) -> Verdict:
+def _judge_one(goal: Goal, denominator: str, contestants: Mapping[str, Contestant], runs: Sequence[Run]) -> JudgedGoal:
     sides = [contestants[name] for name in (denominator, goal.numerator)]
     base, new = ([run for run in runs if run.contestant == side.name and run.mode == goal.mode] for side in sides)
     failed = any(run.status not in ("ok", "skipped") for run in (*base, *new))
@@ -122,12 +132,12 @@ def _judge_one(goal: Goal, denominator: str, contestants: Mapping[str, Contestan
         ratio, detail = _time_ratio(sides, base, new)
     else:
         ratio, detail = _rate_ratio(goal, sides, base, new)
-    outcome: Outcome = "open"
+    status: Status = "open"
     if ratio is not None and ratio.low >= goal.at_least:
-        outcome = "reached"
+        status = "reached"
     elif ratio is not None and ratio.high < goal.at_least:
-        outcome = "missed"
-    return Verdict(goal, outcome, denominator, ratio, detail, failed)
+        status = "missed"
+    return JudgedGoal(goal, status, denominator, ratio, detail, failed)
 
 
 def _rate_ratio(
@@ -153,7 +163,7 @@ def _flops_detail(runs: Sequence[Run], of_new: Throughput, of_base: Throughput) 
     counts = sorted({run.measured.flops_per_image for run in runs if run.measured and run.measured.flops_per_image})
     shown = " or ".join(f"{count / 1e6:.2f}" for count in counts)
     rates = [each.rate.value / 1e9 if each.rate else 0.0 for each in (of_new, of_base)]
-    return f"{number(rates[0])} / {number(rates[1])} GFLOP/s, at {shown} MFLOP for each image"
+    return f"{label_count(rates[0])} / {label_count(rates[1])} GFLOP/s, at {shown} MFLOP for each image"
 
 
 def _time_ratio(sides: Sequence[Contestant], base: Sequence[Run], new: Sequence[Run]) -> tuple[Estimate | None, str]:
@@ -169,51 +179,48 @@ def _time_ratio(sides: Sequence[Contestant], base: Sequence[Run], new: Sequence[
 
 
 def _rate(of: Throughput) -> str:
-    return number(of.rate.value) if of.rate else "?"
+    return label_count(of.rate.value) if of.rate else "?"
 
 
-def exit_code(verdicts: Sequence[Verdict]) -> int:
+def exit_code(judged: Sequence[JudgedGoal]) -> int:
     """Returns 0 if all are reached, 1 if one is missed or failed, 3 if one cannot be told."""
-    if any(verdict.outcome == "missed" or verdict.failed for verdict in verdicts):
+    if any(each.status == "missed" or each.failed for each in judged):
         return EXIT_FAILED
-    return EXIT_OPEN if any(verdict.outcome == "open" for verdict in verdicts) else 0
+    return EXIT_OPEN if any(each.status == "open" for each in judged) else 0
 
 
-def write_verdicts(folder: Path, command: str, study: PeerStudy, verdicts: Sequence[Verdict]) -> str:
+def write_goals(folder: Path, command: str, study: PeerStudy, judged: Sequence[JudgedGoal]) -> str:
     """Writes perf.md and perf.json into a folder and returns the Markdown."""
-    text = render(command, study, verdicts)
+    text = render(command, study, judged)
     write_text(folder / "perf.md", text)
     content: dict[str, Any] = {
         "command": command,
         "study": study.model_dump(mode="json"),
         "goals": [
             {
-                **verdict.goal.model_dump(mode="json"),
-                "outcome": verdict.outcome,
-                "against": verdict.against,
-                "ratio": estimate_to_json(verdict.ratio),
-                "detail": verdict.detail,
+                **each.goal.model_dump(mode="json"),
+                "outcome": each.status,
+                "against": each.against,
+                "ratio": estimate_to_json(each.ratio),
+                "detail": each.detail,
             }
-            for verdict in verdicts
+            for each in judged
         ],
     }
     write_json(folder / "perf.json", content)
     return text
 
 
-def render(command: str, study: PeerStudy, verdicts: Sequence[Verdict]) -> str:
-    """Renders the verdicts as Markdown."""
-    lines = [
-        f"Measured with `{command}` on {study.date}, on {describe_machine(study)}.",
-        "",
-        "| goal | at least | ratio (95 % interval) | repeats | verdict | from |",
-        "|---|---:|---:|---:|---|---|",
+def render(command: str, study: PeerStudy, judged: Sequence[JudgedGoal]) -> str:
+    """Renders what came of the goals as Markdown."""
+    columns = [
+        Column[JudgedGoal](
+            "goal", lambda each: Cell(each.goal.name, each.goal.description, style="code"), numeric=False
+        ),
+        Column("at least", lambda each: f"{each.goal.at_least:g}"),
+        Column("ratio", lambda each: estimate_cell(each.ratio, label_count), "95 % interval"),
+        Column("repeats", lambda each: str(each.ratio.repeats if each.ratio else 0)),
+        Column("result", lambda each: STATUS_WORDS[each.status], numeric=False),
+        Column("from", lambda each: each.detail or MISSING, numeric=False),
     ]
-    words = {"open": "cannot tell", "missed": "not reached"}
-    for verdict in verdicts:
-        goal, ratio = verdict.goal, verdict.ratio
-        lines.append(
-            f"| `{goal.name}`: {goal.description} | {goal.at_least:g} | {estimate_text(ratio)} | "
-            f"{ratio.repeats if ratio else 0} | {words.get(verdict.outcome, verdict.outcome)} | {verdict.detail} |"
-        )
-    return "\n".join(lines) + "\n"
+    return f"{head(command, study)}\n\n{render_markdown(make_table(columns, judged))}\n"

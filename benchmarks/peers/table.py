@@ -13,23 +13,14 @@ from mnist_dist.benchmarks.peers.estimates import Throughput, TimeTo, throughput
 from mnist_dist.benchmarks.peers.runs import PeerStudy, Run
 from mnist_dist.benchmarks.peers.scripts.script import TARGET_ACCURACY
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.report.labels import MISSING, label_range
+from mnist_dist.benchmarks.report.labels import label_count
+from mnist_dist.benchmarks.report.table import Cell, Column, estimate_cell, make_table, render_markdown
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.files import write_json, write_text
 
 TARGETS = (0.98, 0.99, 0.995)
 COMPARED = TARGET_ACCURACY  # Peers end there.
 VERSIONS = ("python", "tensorflow", "keras", "horovod", "torch")
-HEADS = (
-    "",
-    "network",
-    "images/s, all devices",
-    "ours/peer",
-    *(f"time to {100 * target:g} %" for target in TARGETS),
-    "peer/ours",
-    "accuracy",
-    "runs",
-)
 NOTES = """\
 Images/s: trained by all devices together in the steady state, with 95 % intervals; ours/peer: how many times more
 `{ours}` trains. Images/s of different networks are different work.
@@ -42,7 +33,7 @@ compare runs of the same repeat."""
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class Standing:
     """What is known of one contestant.
 
     Attributes:
@@ -63,7 +54,7 @@ class Row:
     failures: list[str]
 
 
-def make_rows(contestants: Mapping[str, Contestant], runs: Sequence[Run]) -> list[Row]:
+def make_rows(contestants: Mapping[str, Contestant], runs: Sequence[Run]) -> list[Standing]:
     """Returns a row for each contestant that is one of the table."""
     by_name = {name: [run for run in runs if run.contestant == name] for name in contestants}
     rate_of_ours = throughput(by_name.get(OURS, []))
@@ -77,7 +68,7 @@ def make_rows(contestants: Mapping[str, Contestant], runs: Sequence[Run]) -> lis
         rate, times = throughput(own), {target: time_to(own, target) for target in targets}
         compared = times[COMPARED]
         rows.append(
-            Row(
+            Standing(
                 contestant,
                 rate,
                 throughput_ratio(rate, rate_of_ours) if peer else None,
@@ -91,7 +82,7 @@ def make_rows(contestants: Mapping[str, Contestant], runs: Sequence[Run]) -> lis
     return rows
 
 
-def write_table(folder: Path, command: str, study: PeerStudy, rows: Sequence[Row]) -> str:
+def write_table(folder: Path, command: str, study: PeerStudy, rows: Sequence[Standing]) -> str:
     """Writes peers.md and peers.json into a folder and returns the Markdown."""
     text = render(command, study, rows)
     write_text(folder / "peers.md", text)
@@ -99,19 +90,30 @@ def write_table(folder: Path, command: str, study: PeerStudy, rows: Sequence[Row
     return text
 
 
-def render(command: str, study: PeerStudy, rows: Sequence[Row]) -> str:
+def render(command: str, study: PeerStudy, rows: Sequence[Standing]) -> str:
     """Renders the table as Markdown."""
-    lines = [
-        f"Measured with `{command}` on {study.date}, on {describe_machine(study)}.",
-        "",
-        f"| {' | '.join(HEADS)} |",
-        "|---|---|" + "---:|" * (len(HEADS) - 2),
-        *(f"| {' | '.join(_cells(row))} |" for row in rows),
-        "",
+    columns: list[Column[Standing]] = [
+        Column("what", lambda row: Cell(row.contestant.name, row.contestant.label, style="code"), numeric=False),
+        Column("network", lambda row: row.contestant.network, numeric=False),
+        Column("images/s", lambda row: estimate_cell(row.throughput.rate, label_count), "all devices"),
+        Column("ours/peer", lambda row: estimate_cell(row.ratio, label_count)),
+        *map(_time_column, TARGETS),
+        Column("peer/ours", lambda row: estimate_cell(row.time_ratio, label_count)),
+        Column("accuracy", lambda row: _accuracy_cell(row.accuracies)),
+        Column("runs", lambda row: f"{row.runs[0]} + {row.runs[1]}"),
+    ]
+    blocks = [
+        head(command, study),
+        render_markdown(make_table(columns, rows)),
         NOTES.format(ours=OURS, fast=OURS_ACCURACY),
     ]
-    lines += [f"\n{row.contestant.name}: {reason}" for row in rows for reason in _remarks(row)]
-    return "\n".join(lines) + "\n"
+    blocks += [f"{row.contestant.name}: {reason}" for row in rows for reason in _remarks(row)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def head(command: str, study: PeerStudy) -> str:
+    """Returns what was measured when, where and with what, as a sentence."""
+    return f"Measured with `{command}` on {study.date}, on {describe_machine(study)}."
 
 
 def describe_machine(study: PeerStudy) -> str:
@@ -125,7 +127,7 @@ def describe_machine(study: PeerStudy) -> str:
     return "; ".join(", ".join(part) for part in (parts, shown, variables) if part)
 
 
-def to_json(command: str, study: PeerStudy, rows: Sequence[Row]) -> dict[str, Any]:
+def to_json(command: str, study: PeerStudy, rows: Sequence[Standing]) -> dict[str, Any]:
     """Returns the table with its raw numbers; what is not known is null."""
     return {
         "command": command,
@@ -160,37 +162,15 @@ def estimate_to_json(estimate: Estimate | None) -> dict[str, Any] | None:
     return {name: _finite(value) for name, value in asdict(estimate).items()} if estimate else None
 
 
-def estimate_text(estimate: Estimate | None) -> str:
-    """Returns, for example, `4.1 (3.9-4.3)`."""
-    if estimate is None:
-        return MISSING
-    interval = label_range(estimate.low, estimate.high, number)
-    return number(estimate.value) + (f" ({interval})" if interval else "")
+def _time_column(target: float) -> Column[Standing]:
+    def cell(row: Standing) -> Cell:
+        time = row.times.get(target)
+        if time is None:
+            return Cell()
+        seconds = f"{time.expected_seconds:.1f} s" if math.isfinite(time.expected_seconds) else "never"
+        return Cell(seconds, "" if time.reached == time.runs else f"{time.reached} of {time.runs}")
 
-
-def number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _cells(row: Row) -> list[str]:
-    contestant = row.contestant
-    return [
-        f"`{contestant.name}`: {contestant.label}",
-        contestant.network,
-        estimate_text(row.throughput.rate),
-        estimate_text(row.ratio),
-        *(_time_text(row.times.get(target)) for target in TARGETS),
-        estimate_text(row.time_ratio),
-        _accuracy_text(row.accuracies),
-        f"{row.runs[0]} + {row.runs[1]}",
-    ]
-
-
-def _time_text(time: TimeTo | None) -> str:
-    if time is None:
-        return MISSING
-    seconds = f"{time.expected_seconds:.1f} s" if math.isfinite(time.expected_seconds) else "never"
-    return seconds if time.reached == time.runs else f"{seconds} ({time.reached} of {time.runs})"
+    return Column(f"time to {100 * target:g} %", cell)
 
 
 def _final_accuracies(runs: Sequence[Run]) -> list[float]:
@@ -198,14 +178,14 @@ def _final_accuracies(runs: Sequence[Run]) -> list[float]:
     return [evaluations[-1].accuracy for evaluations in ended if evaluations]
 
 
-def _accuracy_text(accuracies: Sequence[float]) -> str:
+def _accuracy_cell(accuracies: Sequence[float]) -> Cell:
     if not accuracies:
-        return MISSING
+        return Cell()
     mean = sum(accuracies) / len(accuracies)
-    return f"{100 * mean:.2f} % ({100 * min(accuracies):.2f} to {100 * max(accuracies):.2f})"
+    return Cell(f"{100 * mean:.2f} %", f"{100 * min(accuracies):.2f} to {100 * max(accuracies):.2f}")
 
 
-def _remarks(row: Row) -> list[str]:
+def _remarks(row: Standing) -> list[str]:
     unstable = row.throughput.why_unknown
     return row.failures + ([unstable] if unstable and unstable.startswith("unstable") else [])
 

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 
 from mnist_dist.benchmarks.records.kinds import KINDS
 from mnist_dist.config import PositiveFloat, PositiveInt, Section, StrategyName
-from mnist_dist.strategies import BASELINE
+from mnist_dist.strategies import BASELINE, STRATEGIES
 
 
 def _check_kind(name: str) -> str:
@@ -55,6 +55,13 @@ class Case(Section):
     def images_per_device(self) -> float:
         """Images of one device in one step."""
         return self.global_batch_size / self.devices
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """By which tables sort cases: trainings first, then by strategy and number of devices."""
+        place, settings = list(STRATEGIES).index(self.strategy), str(sorted(self.settings.items()))
+        what = (self.kind != "train", self.kind, place, settings, self.devices, self.hosts)
+        return *what, -self.global_batch_size, self.synthetic_input, not self.all_reduce, self.case_id
 
     @property
     def is_ablation(self) -> bool:

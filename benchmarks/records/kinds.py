@@ -114,6 +114,10 @@ class Kind(ABC):
         """Says in a few words what was measured, where a few words can."""
         return ()
 
+    def rates_by_cycle(self, record: Record, variant: str = FULL) -> Mapping[int, float]:
+        """Returns the work per second that a run did in each cycle of turns, where it has a rate."""
+        return {}
+
     @abstractmethod
     def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:
         """Returns the work of each run over its seconds, to compare rates.
@@ -126,12 +130,12 @@ class Kind(ABC):
             NoRateError: there is no rate.
         """
 
-    def sections(self, summaries: Sequence[Any], findings: Any) -> Iterable[Any]:
+    def sections(self, summaries: Sequence[Any], analysis: Any) -> Iterable[Any]:
         """Returns what a report says of a study's cases of this kind, as report.sections.Section.
 
         Args:
             summaries: analysis.summary.CaseSummary of each.
-            findings: report.findings.Findings of the whole study.
+            analysis: analysis.study.Analysis of the whole study.
         """
         return ()
 

@@ -11,7 +11,7 @@ import json
 import operator
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -232,6 +232,11 @@ def parse_record(content: Mapping[str, Any], source: str) -> Record:
     except RecursionError:
         problem = "it is nested too deeply"
     raise UserError(f"{one_line(source)}: not a record: {problem}; remove the file or restore it from a copy.")
+
+
+def on_gpus(records: Sequence[Record]) -> bool:
+    """Whether the devices of these records are GPUs."""
+    return any((record.measurements or {}).get("device", "").upper().startswith("GPU") for record in records)
 
 
 def explain_record(error: ValidationError) -> str:

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
-from mnist_dist.benchmarks.report.rows import Row, measured_setting, seed_accuracies
+from mnist_dist.benchmarks.analysis.trained import TrainedCase
 from mnist_dist.benchmarks.statistics.stats import Estimate
 
 # A spreadsheet takes text that starts with one of these for a formula.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
-def render_csv(rows: Sequence[Row]) -> str:
+def render_csv(cases: Sequence[TrainedCase]) -> str:
     """Returns every case that trains, ablations too, with all numbers in full and their units in the names."""
-    table = [_csv_fields(row) for row in rows]
+    table = [_csv_fields(each) for each in cases]
     names = list(dict.fromkeys(name for fields in table for name in fields))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
@@ -29,18 +29,18 @@ def render_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def _csv_fields(row: Row) -> dict[str, Any]:
-    summary, case = row.summary, row.case
+def _csv_fields(each: TrainedCase) -> dict[str, Any]:
+    summary, case = each.summary, each.case
     fields: dict[str, Any] = case.model_dump(exclude={"settings", "kind"})
     fields["settings"] = json.dumps(case.settings, sort_keys=True)
     fields["images_per_device"] = case.images_per_device
-    fields |= {name: measured_setting(summary, name) for name in ("precision", "xla")}
+    fields |= {name: summary.measured_setting(name) for name in ("precision", "xla")}
     fields |= {"runs": len(summary.records), "failures": len(summary.failures), "unstable": summary.unstable}
-    fields["oversubscribed"] = row.oversubscribed
+    fields["oversubscribed"] = each.oversubscribed
     fields |= _of_estimate("images_per_second", summary.images_per_second)
-    fields |= _of_estimate("images_per_second_per_device", row.images_per_second_per_device)
-    fields |= _of_estimate("weak_efficiency", row.weak)
-    fields |= _of_estimate("strong_efficiency", row.strong)
+    fields |= _of_estimate("images_per_second_per_device", each.images_per_second_per_device)
+    fields |= _of_estimate("weak_efficiency", each.weak)
+    fields |= _of_estimate("strong_efficiency", each.strong)
     fields |= _of_variance(summary)
     fields |= _of_accuracy(summary)
     for percentile in ("p50", "p95", "p99"):
@@ -48,9 +48,9 @@ def _csv_fields(row: Row) -> dict[str, Any]:
     fields |= _of_estimate("first_step_seconds", summary.first_step_seconds)
     fields |= _of_estimate("startup_seconds", summary.startup_seconds)
     fields["peak_memory_bytes_of_largest_rank"] = summary.peak_memory_bytes
-    fields["peak_gpu_memory_bytes_of_largest_gpu"] = row.peak_gpu_memory_bytes
-    fields |= {"flops_per_image": summary.model_flops_per_image, "mfu": row.mfu}
-    fields |= {"gpu_utilisation_percent": row.gpu_utilisation_percent, "power_watts": row.power_watts}
+    fields["peak_gpu_memory_bytes_of_largest_gpu"] = each.peak_gpu_memory_bytes
+    fields |= {"flops_per_image": summary.model_flops_per_image, "mfu": each.mfu}
+    fields |= {"gpu_utilisation_percent": each.gpu_utilisation_percent, "power_watts": each.power_watts}
     return fields | {"images_per_joule": summary.images_per_joule, "case_id": case.case_id}
 
 
@@ -66,7 +66,7 @@ def _of_variance(summary: CaseSummary) -> dict[str, float | None]:
 
 
 def _of_accuracy(summary: CaseSummary) -> dict[str, Any]:
-    accuracy, accuracies = summary.test_accuracy, seed_accuracies(summary)
+    accuracy, accuracies = summary.test_accuracy, summary.seed_accuracies
     fields: dict[str, Any] = {
         "test_accuracy": accuracy and accuracy.mean,
         "test_accuracy_low": accuracy and accuracy.low,

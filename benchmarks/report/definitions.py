@@ -92,8 +92,8 @@ DEFINITIONS = (
         "Per step, against one device; mean times of runs as trained, on resident images (synthetic input), and of "
         "those without all-reduce, too, in which ranks run freely. Input: what real input adds at N, less what it "
         "adds at 1. Exposed communication: the step on resident images, less the slowest rank of the free runs. "
-        "Stragglers: that rank less the mean of ranks. Rest: this mean less one device's step (contention for memory, "
-        "cores, power). Small batches, in strong scaling: what one device loses with the images that each of N has. "
+        "Stragglers: that rank less the mean of ranks. Contention for memory, cores, power: this mean less one "
+        "device's step. Small batches, in strong scaling: what one device loses with the images that each of N has. "
         "Unexplained: what these leave of t(N) - t(1): what was not measured, and zero where all these runs were. "
         "Percentages are of the ideal throughput.",
     ),

@@ -7,17 +7,10 @@ from typing import Any
 
 from mnist_dist.benchmarks.analysis.attribution import Attribution, Part, PartName
 from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.report.labels import label_part
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.config import Config
 
-LABELS: dict[PartName, str] = {
-    "small batches": "smaller batches",
-    "input": "input",
-    "communication": "exposed communication",
-    "stragglers": "stragglers",
-    "rest": "contention (the rest)",
-    "unexplained": "unexplained",
-}
 WIDE_INTERVAL = 0.1  # An upper bound of the loss from which on "not significant" says little.
 NOTABLE_SHARE = 0.01  # Of the throughput; smaller causes are not worth a word.
 DEFAULTS = Config()
@@ -42,7 +35,7 @@ def explain(attribution: Attribution) -> str:
     if biggest is None:
         sentences.append("No single cause is beyond the noise; measure more repeats.")
     else:
-        sentences.append(f"Against {LABELS[biggest.name]}, try {'; or '.join(_advice(attribution, biggest.name))}.")
+        sentences.append(f"Against {label_part(biggest.name)}, try {'; or '.join(_advice(attribution, biggest.name))}.")
     alone = attribution.all_reduce_share
     if biggest and biggest.name == "communication" and alone is not None and alone < biggest.share.value:
         sentences.append(
@@ -60,7 +53,7 @@ def _notable_parts(attribution: Attribution) -> list[Part]:
 
 def _points(part: Part) -> str:
     """Returns, for example, `22 points to exposed communication`."""
-    points, label = f"{100 * part.share.value:.0f}", LABELS[part.name]
+    points, label = f"{100 * part.share.value:.0f}", label_part(part.name)
     within_noise = " (within noise)" if part.share.low <= 0 <= part.share.high else ""
     return (f"{points} {label}" if part.name == "unexplained" else f"{points} points to {label}") + within_noise
 

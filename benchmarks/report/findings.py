@@ -1,25 +1,21 @@
-"""What a study says: everything that the report shows, drawn from the records, in no particular format yet."""
+"""What is worth saying of a study besides its numbers: what was measured, and what to know before believing it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from mnist_dist.benchmarks.analysis.attribution import Attribution, attribute
-from mnist_dist.benchmarks.analysis.collectives import AllReduce, measured_all_reduces
-from mnist_dist.benchmarks.analysis.prediction import Prediction, predict
-from mnist_dist.benchmarks.analysis.scaling import Curve, find_curves
-from mnist_dist.benchmarks.analysis.summary import CaseSummary, summarize
+from mnist_dist.benchmarks.analysis.study import Analysis
+from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.record import Hardware, Record
-from mnist_dist.benchmarks.report.labels import TIMES, common_settings, label_bytes, label_with_kind, on_gpus
-from mnist_dist.benchmarks.report.rows import Row, build_rows, main_rows
+from mnist_dist.benchmarks.report.labels import TIMES, label_bytes, label_cores, label_records
 from mnist_dist.errors import one_line
 
 FEWEST_REPEATS = 3
 MOST_NAMES = 6  # Hosts or cases that are listed by name; of more, the number.
 MOST_LETTERS = 1000  # Of one text.
+Namer = Callable[[CaseSummary], str]
 STATUS_WORDS = {"failed": "failed", "timeout": "timed out", "out_of_memory": "ran out of memory"}
 
 
@@ -33,59 +29,24 @@ class Caveat:
 
 @dataclass(frozen=True)
 class Findings:
-    """The content of the report.
-
-    Attributes:
-        facts: name and value of what was measured, when, where and with what.
-        common_settings: those that all cases that train have.
-        rows: the cases that train, with the ablations.
-    """
+    """The head of the report. `facts` are name and value of what was measured, when, where and with what."""
 
     title: str
     facts: tuple[tuple[str, str], ...]
     caveats: tuple[Caveat, ...]
-    common_settings: Mapping[str, Any]
-    summaries: tuple[CaseSummary, ...]
-    rows: tuple[Row, ...]
-    curves: tuple[Curve, ...]
-    attributions: tuple[Attribution, ...]
-    predictions: tuple[Prediction, ...]
-    all_reduces: tuple[AllReduce, ...]
-
-    @property
-    def main_rows(self) -> list[Row]:
-        return main_rows(self.rows)
 
 
-def find_out(records: Sequence[Record], warnings: Sequence[str] = ()) -> Findings:
-    """Analyses the records of one study, of which there must be one at least.
+def collect_findings(analysis: Analysis, warnings: Sequence[str] = ()) -> Findings:
+    """Returns what to say of a study, of which there must be one record at least.
 
     Args:
         warnings: further caveats, which stand first.
     """
-    summaries = summarize_cases(records)
-    curves = tuple(find_curves(summaries))
-    rows = tuple(build_rows(summaries, curves))
-    caveats = (*map(Caveat, warnings), *_caveats(records, summaries, rows))
     return Findings(
-        title=one_line(f"Benchmark {_names(record.study for record in records)}"),
-        facts=tuple((name, one_line(value, MOST_LETTERS)) for name, value in _facts(records)),
-        caveats=tuple(map(_printable, caveats)),
-        common_settings=common_settings(record.case for record in records),
-        summaries=summaries,
-        rows=rows,
-        curves=curves,
-        attributions=tuple(each for curve in curves for each in attribute(curve, summaries)),
-        predictions=tuple(predict(curve, summaries) for curve in curves),
-        all_reduces=tuple(measured_all_reduces(summaries)),
+        title=one_line(f"Benchmark {_names(record.study for record in analysis.records)}"),
+        facts=tuple((name, one_line(value, MOST_LETTERS)) for name, value in _facts(analysis)),
+        caveats=tuple(map(_printable, (*map(Caveat, warnings), *_caveats(analysis)))),
     )
-
-
-def summarize_cases(records: Iterable[Record]) -> tuple[CaseSummary, ...]:
-    by_case: dict[str, list[Record]] = {}
-    for record in records:
-        by_case.setdefault(record.case_id, []).append(record)
-    return tuple(map(summarize, by_case.values()))
 
 
 def _printable(caveat: Caveat) -> Caveat:
@@ -94,14 +55,14 @@ def _printable(caveat: Caveat) -> Caveat:
     return Caveat(one_line(caveat.text, MOST_LETTERS), tuple(lines))
 
 
-def _facts(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
+def _facts(analysis: Analysis) -> Iterator[tuple[str, str]]:
     """Yields name and value."""
+    records, common = analysis.records, analysis.common_settings
     times = sorted(record.started_at for record in records)
     first, last = (time[:16].replace("T", " ") for time in (times[0], times[-1]))
     yield "Suite", _names(record.suite for record in records)
     yield "Date", f"{first} UTC" if first == last else f"{first} to {last} UTC"
     yield "Measured", _counts(records)
-    common = common_settings(record.case for record in records)
     if common:
         yield "Settings", ", ".join(f"{key}={value}" for key, value in sorted(common.items()))
     yield "Hardware", "; ".join(sorted({describe_hardware(record.identity.hardware) for record in records}))
@@ -130,9 +91,9 @@ def describe_hardware(hardware: Hardware) -> str:
     """Returns, for example, `8 cores of AMD EPYC 9654, x86_64, 32 GiB, no GPU`."""
     gpus = Counter(f"{gpu.name} ({label_bytes(gpu.memory_bytes)})" for gpu in hardware.gpus)
     driver = f", driver {hardware.gpu_driver}" if hardware.gpu_driver else ""
-    cores = f"{hardware.cores} core{'s' if hardware.cores > 1 else ''}"
-    machine = f"{cores} of {hardware.cpu_model}, {hardware.architecture}, {label_bytes(hardware.memory_bytes)}"
-    return machine + ", " + (", ".join(f"{count} {TIMES} {name}" for name, count in gpus.items()) or "no GPU") + driver
+    processor = f"{label_cores(hardware.cores)} of {hardware.cpu_model}, {hardware.architecture}"
+    devices = ", ".join(f"{count} {TIMES} {name}" for name, count in gpus.items()) or "no GPU"
+    return f"{processor}, {label_bytes(hardware.memory_bytes)}, {devices}{driver}"
 
 
 def _software(record: Record) -> str:
@@ -153,9 +114,14 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join(each[:MOST_NAMES]) + more
 
 
-def _caveats(records: Sequence[Record], summaries: Sequence[CaseSummary], rows: Sequence[Row]) -> Iterator[Caveat]:
-    name = _Namer(common_settings(record.case for record in records))
-    yield from _identity_caveats(records)
+def _caveats(analysis: Analysis) -> Iterator[Caveat]:
+    summaries = analysis.summaries
+
+    def name(summary: CaseSummary) -> str:
+        """Names a case by what tells it apart in its study."""
+        return label_records(summary.records or summary.failures, analysis.common_settings)
+
+    yield from _identity_caveats(analysis.records)
     for summary in summaries:
         yield from _failure_caveats(summary, name)
     yield from _unstable_caveats(summaries, name)
@@ -166,38 +132,29 @@ def _caveats(records: Sequence[Record], summaries: Sequence[CaseSummary], rows: 
             f"{_count(few, 'case')} with {'one run' if most == 1 else 'one or two runs'} each: their intervals say "
             "little about how much another run would differ. Use --repeats 3 or more."
         )
-    crowded = [row.summary for row in rows if row.oversubscribed and not row.case.is_ablation]
+    crowded = [each.summary for each in analysis.main_cases if each.oversubscribed]
     if crowded:
         yield Caveat(
-            f"Oversubscribed, with more cores promised to the devices than a host has: {name.list(crowded)}. "
+            f"Oversubscribed, with more cores promised to the devices than a host has: {_list(crowded, name)}. "
             "They say nothing about how the strategy scales."
         )
     alone = [
-        row.summary
-        for row in main_rows(rows)
-        if row.case.devices > 1 and row.summary.images_per_second and row.weak is None and row.strong is None
+        each.summary
+        for each in analysis.main_cases
+        if each.case.devices > 1 and each.summary.images_per_second and each.weak is None and each.strong is None
     ]
     if alone:
         yield Caveat(
-            f"No scaling efficiency for {name.list(alone)}: the study has no steady run of `single` on one device "
+            f"No scaling efficiency for {_list(alone, name)}: the study has no steady run of `single` on one device "
             "with the same cores, batch and settings."
         )
 
 
-@dataclass(frozen=True)
-class _Namer:
-    """Names cases by what tells them apart in their study."""
-
-    without: Collection[str]
-
-    def __call__(self, summary: CaseSummary) -> str:
-        return label_with_kind(summary.case, on_gpus(summary.records), self.without)
-
-    def list(self, summaries: Sequence[CaseSummary]) -> str:
-        return "; ".join(map(self, summaries)) if len(summaries) <= MOST_NAMES else _count(summaries, "case")
+def _list(summaries: Sequence[CaseSummary], name: Namer) -> str:
+    return "; ".join(map(name, summaries)) if len(summaries) <= MOST_NAMES else _count(summaries, "case")
 
 
-def _unstable_caveats(summaries: Sequence[CaseSummary], name: _Namer) -> Iterator[Caveat]:
+def _unstable_caveats(summaries: Sequence[CaseSummary], name: Namer) -> Iterator[Caveat]:
     unstable = [each for each in summaries if each.unstable]
     for summary in unstable:
         if not summary.case.is_ablation:
@@ -231,7 +188,7 @@ def _identity_caveats(records: Sequence[Record]) -> Iterator[Caveat]:
         )
 
 
-def _failure_caveats(summary: CaseSummary, name: _Namer) -> Iterator[Caveat]:
+def _failure_caveats(summary: CaseSummary, name: Namer) -> Iterator[Caveat]:
     """Yields one caveat for each reason for which runs of the case did not succeed."""
     runs = len(summary.records) + len(summary.failures)
     by_reason: dict[tuple[str, str], list[Record]] = {}

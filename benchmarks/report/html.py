@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import math
 from importlib import resources
@@ -11,7 +10,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from mnist_dist.benchmarks.report.definitions import DEFINITIONS
-from mnist_dist.benchmarks.report.table import Cell, Column, columns
+from mnist_dist.benchmarks.report.table import Cell, Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +20,12 @@ if TYPE_CHECKING:
     from mnist_dist.benchmarks.report.sections import Section
 
 
-def render_html(findings: Findings, sections: Sequence[Section], pictures: Sequence[Picture]) -> str:
-    """Returns the page. All text from records is escaped; script and style are allowed by their hashes only."""
+def render_html(findings: Findings, cases: Table, sections: Sequence[Section], pictures: Sequence[Picture]) -> str:
+    """Returns the page. All text from records is escaped; script and style are allowed by their hashes only.
+
+    Args:
+        cases: the main table, which the page sorts and filters; its first column names the strategy.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -33,23 +36,20 @@ def render_html(findings: Findings, sections: Sequence[Section], pictures: Seque
         undefined=jinja2.StrictUndefined,
     )
     style, script = _read("report.css"), _read("report.js")
-    rows = findings.main_rows
-    shown = columns(rows)
     return environment.get_template("report.html.j2").render(
         findings=findings,
+        cases=cases,
+        strategies=list(dict.fromkeys(row[0].text for row in cases.rows)),
         sections=sections,
         pictures={picture.name: picture for picture in pictures},
-        columns=shown,
-        groups=[(name, len(list(of_group))) for name, of_group in groupby(shown, key=lambda column: column.group)],
-        rows=[(row, [column.cell(row) for column in shown]) for row in rows],
-        strategies=list(dict.fromkeys(row.case.strategy for row in rows)),
         definitions=DEFINITIONS,
         style=style,
         script=script,
         style_hash=_hash(style),
         script_hash=_hash(script),
+        groups=_groups,
         order=_order,
-        words=functools.partial(_words, shown),
+        words=_words,
         data_uri=_data_uri,
     )
 
@@ -62,10 +62,16 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _words(shown: Sequence[Column], cells: Sequence[Cell]) -> str:
+def _groups(table: Table) -> list[tuple[str, int]]:
+    """Returns each group of columns and how many it has; none where the columns have no groups."""
+    groups = [(name, len(list(of_group))) for name, of_group in groupby(column.group for column in table.columns)]
+    return [] if [name for name, _ in groups] == [""] else groups
+
+
+def _words(table: Table, cells: Sequence[Cell]) -> str:
     """What the page finds a row by: what names the case, and what is no number, such as `unstable`."""
-    telling = [cell for column, cell in zip(shown, cells, strict=True) if column.group == "Case" or _order(cell) == ""]
-    return " ".join(f"{cell.text} {cell.detail}" for cell in telling)
+    pairs = zip(table.columns, cells, strict=True)
+    return " ".join(cell.line for column, cell in pairs if column.group == "Case" or _order(cell) == "")
 
 
 def _order(cell: Cell) -> Any:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
 
+from mnist_dist.benchmarks.analysis.attribution import PartName
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import kind
-from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.records.record import Record, on_gpus
 from mnist_dist.errors import one_line
 
 TIMES, DASH = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
@@ -31,16 +31,14 @@ def label_case(case: Case, gpus: bool = False, without: Collection[str] = ()) ->
     return ", ".join(parts)
 
 
+def label_records(records: Sequence[Record], without: Collection[str] = ()) -> str:
+    """Returns the label of the case of which these are records, among those of other kinds."""
+    return label_with_kind(records[0].case, on_gpus(records), without)
+
+
 def label_with_kind(case: Case, gpus: bool = False, without: Collection[str] = ()) -> str:
     """Returns the label of a case among those of other kinds, for example `input alone: single, 1 x 2 cores, ...`."""
     return kind(case.kind).prefix + label_case(case, gpus, without)
-
-
-def common_settings(cases: Iterable[Case]) -> dict[str, Any]:
-    """Returns the settings that all cases that train have, with equal values."""
-    all_settings = [case.settings for case in cases if case.kind == "train"]
-    items = all_settings[0].items() if all_settings else ()
-    return {key: value for key, value in items if all(each.get(key) == value for each in all_settings)}
 
 
 def label_devices(case: Case, gpus: bool = False) -> str:
@@ -75,8 +73,18 @@ def label_number(value: float) -> str:
 
 
 def label_count(value: float) -> str:
-    """Returns `1,234`, whatever stands behind the point."""
-    return f"{value:,.0f}"
+    """Returns `1,234` or, of small numbers, three digits as in `42.7`."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def label_percent(share: float) -> str:
+    """Returns, for example, `93.5` for 0.935."""
+    return f"{round(100 * share, 1) + 0.0:.1f}"  # Adding zero takes the sign from -0.0.
+
+
+def label_part(name: PartName) -> str:
+    """Returns what a part of the lost time is called in a sentence."""
+    return {"small batches": "smaller batches", "communication": "exposed communication"}.get(name, name)
 
 
 def label_three_digits(value: float) -> str:
@@ -92,15 +100,11 @@ def label_bytes(size: float) -> str:
 
 
 def label_range(low: float, high: float, form: Callable[[float], str]) -> str:
-    """Returns both ends, or nothing where one is not known."""
-    return f"{form(low)}{DASH}{form(high)}" if math.isfinite(low) and math.isfinite(high) else ""
+    """Returns both ends, with a word between where a dash could be a sign; or nothing where one is not known."""
+    between = DASH if low >= 0 else " to "
+    return f"{form(low)}{between}{form(high)}" if math.isfinite(low) and math.isfinite(high) else ""
 
 
 def label_point(case: Case) -> str:
     """Returns strategy and number of devices, as short as pictures need."""
     return f"{case.strategy} {TIMES} {case.devices}"
-
-
-def on_gpus(records: Sequence[Record]) -> bool:
-    """Whether the devices of these records are GPUs."""
-    return any((record.measurements or {}).get("device", "").upper().startswith("GPU") for record in records)

@@ -1,65 +1,68 @@
-"""The parts of the report below the main table, as text and tables that Markdown and HTML share."""
+"""The parts of the report below the main table, as text and tables that Markdown and the page share."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 from mnist_dist.benchmarks.analysis.attribution import Attribution, PartName
-from mnist_dist.benchmarks.analysis.prediction import POWERS_OF_TWO, Prediction
+from mnist_dist.benchmarks.analysis.prediction import POWERS_OF_TWO, FittedModel, Forecast, Prediction
+from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.records.kinds import KINDS, kind
 from mnist_dist.benchmarks.report.explanation import explain
-from mnist_dist.benchmarks.report.findings import Findings
 from mnist_dist.benchmarks.report.labels import (
     MISSING,
     label_count,
     label_number,
+    label_part,
+    label_percent,
     label_point,
     label_range,
     label_three_digits,
 )
-from mnist_dist.benchmarks.report.table import TextTable
-from mnist_dist.benchmarks.statistics.stats import Estimate
+from mnist_dist.benchmarks.report.table import Cell, Column, Table, estimate_cell, make_table
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report; `on_terminal`: the terminal shows its tables below the main one."""
+    """One part: its points, its tables, and the names of its pictures.
+
+    Attributes:
+        on_terminal: whether the terminal shows its tables below the main one.
+    """
 
     name: str
     title: str
-    paragraphs: Sequence[str] = ()
     points: Sequence[str] = ()
-    tables: Sequence[TextTable] = ()
+    tables: Sequence[Table] = ()
     pictures: Sequence[str] = ()
     on_terminal: bool = False
 
 
-def build_sections(findings: Findings) -> list[Section]:
+def build_sections(analysis: Analysis) -> list[Section]:
     """Returns those parts for which the study has data."""
     parts: list[Iterable[Section]] = [
-        _scaling(findings),
-        [prediction_section(findings.predictions)] if findings.predictions else [],
-        *(_of_kind(name, findings) for name in KINDS),
+        _scaling(analysis),
+        [prediction_section(analysis.predictions)] if analysis.predictions else [],
+        *(_of_kind(name, analysis) for name in KINDS),
     ]
     return [section for part in parts for section in part]
 
 
-def _of_kind(name: str, findings: Findings) -> Iterable[Section]:
-    return kind(name).sections([each for each in findings.summaries if each.case.kind == name], findings)
+def _of_kind(name: str, analysis: Analysis) -> Iterable[Section]:
+    return kind(name).sections([each for each in analysis.summaries if each.case.kind == name], analysis)
 
 
-def _scaling(findings: Findings) -> Iterator[Section]:
-    if findings.curves:
+def _scaling(analysis: Analysis) -> Iterator[Section]:
+    if analysis.curves:
         yield Section("scaling", "Scaling", pictures=("throughput", "efficiency"))
-    if findings.attributions:
+    if analysis.attributions:
         yield Section(
             "losses",
             "Where the time goes",
-            points=_explanations(findings.attributions),
-            tables=[_loss_table(findings.attributions)],
+            points=_explanations(analysis.attributions),
+            tables=[_loss_table(analysis.attributions)],
             pictures=("losses", "step_times"),
         )
 
@@ -76,23 +79,24 @@ def _point_name(each: Attribution) -> str:
     return f"{label_point(each.case)}, {each.scaling}"
 
 
-def _loss_table(attributions: Sequence[Attribution]) -> TextTable:
-    present = {part.name for each in attributions for part in each.parts}
-    names = [name for name in get_args(PartName) if name in present]
-    rows = []
-    for each in attributions:
-        parts = {part.name: part for part in each.parts}
-        times = (label_three_digits(1000 * estimate.value) for estimate in (each.ideal_step_seconds, each.step_seconds))
-        shares = (_share(parts[name].share) if name in parts else MISSING for name in names)
-        rows.append((_point_name(each), *times, _share(each.loss), *shares))
-    heads = ("case", "ideal step, ms", "step, ms", "lost, % of ideal throughput", *(f"{name}, %" for name in names))
+def _loss_table(attributions: Sequence[Attribution]) -> Table:
+    columns: list[Column[Attribution]] = [
+        Column("case", _point_name, numeric=False),
+        Column("ideal step", lambda each: label_three_digits(1000 * each.ideal_step_seconds.value), "ms"),
+        Column("step", lambda each: label_three_digits(1000 * each.step_seconds.value), "ms"),
+        Column("lost", lambda each: estimate_cell(each.loss, label_percent), "% of ideal throughput"),
+        *map(_part_column, get_args(PartName)),
+    ]
     caption = "Losses at each number of devices: share of the ideal throughput, and 95 % interval"
-    return TextTable(caption, heads, rows, (False, *[True] * (len(heads) - 1)))
+    return make_table(columns, attributions, caption)
 
 
-def _share(estimate: Estimate) -> str:
-    value, low, high = (_percent(bound) for bound in (estimate.value, estimate.low, estimate.high))
-    return f"{value} ({low} to {high})" if math.isfinite(estimate.low) and math.isfinite(estimate.high) else value
+def _part_column(name: PartName) -> Column[Attribution]:
+    def cell(each: Attribution) -> Cell:
+        share = next((part.share for part in each.parts if part.name == name), None)
+        return estimate_cell(share, label_percent)
+
+    return Column(label_part(name), cell, "%")
 
 
 def prediction_section(predictions: Sequence[Prediction]) -> Section:
@@ -108,63 +112,74 @@ def prediction_section(predictions: Sequence[Prediction]) -> Section:
 
 def _describe_prediction(each: Prediction) -> str:
     refused = [f"Not fitted: {name} ({reason})." for name, reason in each.refused.items()]
-    return " ".join([f"{_name(each)}: trusted is {each.models[0].name}; {each.reason}.", *refused, *each.notes])
+    return " ".join([f"{_curve(each)}: trusted is {each.models[0].name}; {each.reason}.", *refused, *each.notes])
 
 
 def _describe_refused(predictions: Iterable[Prediction]) -> Iterator[str]:
     by_reason: dict[str, list[str]] = {}
     for each in predictions:
         if not each.models:
-            by_reason.setdefault("; ".join(each.refused.values()), []).append(_name(each))
+            by_reason.setdefault("; ".join(each.refused.values()), []).append(_curve(each))
     for reason, names in by_reason.items():
         yield f"Not predicted: {'; '.join(names)}: {reason}."
 
 
-def _prediction_overview(predictions: Sequence[Prediction]) -> TextTable:
-    rows = []
-    for each in predictions:
-        model = each.models[0]
-        low, sensible, high = model.worthwhile_devices
-        beyond = [forecast for forecast in model.forecasts if forecast.devices > each.held_out_devices][:2]
-        error = "not tested" if model.held_out_error is None else f"{100 * model.held_out_error:+.1f} %"
-        forecasts = [f"{label_count(next_.images_per_second)} on {next_.devices:,}" for next_ in beyond]
-        tested = f"{error} at {each.held_out_devices}"
-        two = [*forecasts, MISSING, MISSING][:2]
-        rows.append((_name(each), model.name, tested, *two, f"{_count(sensible)} ({_count(low)} to {_count(high)})"))
-    further = ("predicted images/s, total", "and further", "largest sensible number of devices")
-    heads = ("curve", "model", "error at the held-out devices", *further)
-    return TextTable("Predictions", heads, rows, (False, False, True, True, True, True))
+def _prediction_overview(predictions: Sequence[Prediction]) -> Table:
+    columns: list[Column[Prediction]] = [
+        Column("curve", _curve, numeric=False),
+        Column("model", lambda each: each.models[0].name, numeric=False),
+        Column("error", _held_out_error, "at the held-out devices"),
+        Column("predicted images/s", lambda each: _beyond(each, 0), "total"),
+        Column("and further", lambda each: _beyond(each, 1), "total"),
+        Column("devices", _sensible_devices, "largest sensible number"),
+    ]
+    return make_table(columns, predictions, "Predictions")
 
 
-def _forecast_table(each: Prediction) -> TextTable:
+def _held_out_error(each: Prediction) -> str:
+    error = each.models[0].held_out_error
+    return f"{'not tested' if error is None else f'{100 * error:+.1f} %'} at {each.held_out_devices}"
+
+
+def _beyond(each: Prediction, index: int) -> str:
+    beyond = [forecast for forecast in each.models[0].forecasts if forecast.devices > each.held_out_devices]
+    shown = [f"{label_count(forecast.images_per_second)} on {forecast.devices:,}" for forecast in beyond]
+    return [*shown, MISSING, MISSING][index]
+
+
+def _sensible_devices(each: Prediction) -> Cell:
+    low, sensible, high = (
+        f"{devices:,}" + (" or more" if devices == POWERS_OF_TWO[-1] else "")
+        for devices in each.models[0].worthwhile_devices
+    )
+    return Cell(sensible, f"{low} to {high}")
+
+
+def _forecast_table(each: Prediction) -> Table:
     """The trusted model with its intervals, and for comparison what the others say."""
     model, *others = each.models
-    rows = [
-        (
-            f"{forecast.devices:,}",
-            label_count(each.measured[forecast.devices]) if forecast.devices in each.measured else MISSING,
-            label_count(forecast.images_per_second),
-            label_range(forecast.low, forecast.high, label_count),
-            _percent(forecast.efficiency),
-            label_range(forecast.efficiency_low, forecast.efficiency_high, _percent),
-            *(label_count(other.images_per_second) for other in of_others),
-        )
-        for forecast, *of_others in zip(*(fitted.forecasts for fitted in each.models), strict=True)
+    columns: list[Column[Forecast]] = [
+        Column("devices", lambda at: f"{at.devices:,}"),
+        Column("measured images/s", lambda at: _known(each.measured.get(at.devices)), "total"),
+        Column("predicted images/s", lambda at: label_count(at.images_per_second), "total"),
+        Column("95 % interval", lambda at: label_range(at.low, at.high, label_count)),
+        Column("efficiency", lambda at: label_percent(at.efficiency), "%"),
+        Column("95 % interval", lambda at: label_range(at.efficiency_low, at.efficiency_high, label_percent), "%"),
+        *map(_model_column, others),
     ]
-    heads: tuple[str, ...] = ("devices", "measured images/s, total", "predicted images/s, total", "95 % interval")
-    caption = f"{_name(each)}, by {model.name}, at each number of devices"
-    heads += ("efficiency, %", "95 % interval", *(f"by {other.name}" for other in others))
-    return TextTable(caption, heads, rows, [True] * len(heads), folded=True)
+    caption = f"{_curve(each)}, by {model.name}, at each number of devices"
+    return make_table(columns, model.forecasts, caption, folded=True)
 
 
-def _name(each: Prediction) -> str:
+def _model_column(model: FittedModel) -> Column[Forecast]:
+    rates = {forecast.devices: forecast.images_per_second for forecast in model.forecasts}
+    return Column(f"by {model.name}", lambda at: label_count(rates[at.devices]), "total")
+
+
+def _known(rate: float | None) -> str:
+    return MISSING if rate is None else label_count(rate)
+
+
+def _curve(each: Prediction) -> str:
     images = f"{label_number(each.images)} images {'per device' if each.scaling == 'weak' else 'in total'}"
     return f"{each.strategy}, {each.scaling} scaling, {images}"
-
-
-def _count(devices: int) -> str:
-    return f"{devices:,}" + (" or more" if devices == POWERS_OF_TWO[-1] else "")
-
-
-def _percent(share: float) -> str:
-    return f"{round(100 * share, 1) + 0.0:.1f}"  # Adding zero takes the sign from -0.0.

@@ -10,24 +10,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mnist_dist.benchmarks.analysis.prediction import predict
-from mnist_dist.benchmarks.analysis.scaling import find_curves
+from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.csv_table import render_csv
 from mnist_dist.benchmarks.report.definitions import DEFINITIONS
 from mnist_dist.benchmarks.report.figures.draw import draw_all
 from mnist_dist.benchmarks.report.figures.drawing import Picture
-from mnist_dist.benchmarks.report.findings import Caveat, Findings, find_out, summarize_cases
+from mnist_dist.benchmarks.report.findings import Caveat, Findings, collect_findings
 from mnist_dist.benchmarks.report.html import render_html
+from mnist_dist.benchmarks.report.main_table import main_table, main_table_in_parts, render_terminal_table
 from mnist_dist.benchmarks.report.sections import Section, build_sections, prediction_section
-from mnist_dist.benchmarks.report.table import (
-    TERMINAL_WIDTH,
-    escape_markdown,
-    render_markdown_table,
-    render_markdown_tables,
-    render_terminal_table,
-    render_terminal_texts,
-)
+from mnist_dist.benchmarks.report.table import TERMINAL_WIDTH, escape_markdown, render_terminal
+from mnist_dist.benchmarks.report.table import render_markdown as render_markdown_table
 from mnist_dist.errors import UserError
 from mnist_dist.files import atomic_write, write_text, writing
 
@@ -60,30 +54,33 @@ def write_report(folder: Path, records: Sequence[Record], warnings: Sequence[str
     if not records:
         raise UserError(f"--results: no records in '{folder}', expected at least one; run a suite with it first.")
     folder = Path(folder)
-    findings = find_out(records, warnings)
-    sections, pictures = build_sections(findings), draw_all(findings)
+    analysis = Analysis(records)
+    findings = collect_findings(analysis, warnings)
+    sections, pictures = build_sections(analysis), draw_all(analysis)
     page = folder / "report.html"
     with writing(folder):
         for picture in pictures:
             with atomic_write(folder / FIGURES / f"{picture.name}.png") as file:
                 file.write(picture.png)
-        write_text(folder / "report.md", render_markdown(findings, sections, pictures))
-        write_text(folder / "report.csv", render_csv(findings.rows))
-        write_text(page, render_html(findings, sections, pictures))
+        write_text(folder / "report.md", render_markdown(analysis, findings, sections, pictures))
+        write_text(folder / "report.csv", render_csv(analysis.trained))
+        write_text(page, render_html(findings, main_table(analysis.main_cases), sections, pictures))
         for figure in (folder / FIGURES).glob("*.png"):
             if figure.stem not in {picture.name for picture in pictures}:
                 figure.unlink()  # Of an earlier report.
-    return Report(page, render_terminal_text(findings, colour=sys.stdout.isatty()))
+    return Report(page, render_terminal_text(analysis, findings, sections, colour=sys.stdout.isatty()))
 
 
-def render_terminal_text(findings: Findings, colour: bool = False) -> str:
+def render_terminal_text(
+    analysis: Analysis, findings: Findings, sections: Sequence[Section], colour: bool = False
+) -> str:
     """Returns the main table and that of input pipelines that differ, or all tables where nothing was trained, and the
     warnings, a paragraph each."""
-    parts = [render_terminal_table(findings.main_rows, TERMINAL_WIDTH, colour)] if findings.main_rows else []
-    for section in build_sections(findings):
-        if not findings.main_rows or section.on_terminal:
-            tables = [table for table in section.tables if not table.folded]
-            parts += [render_terminal_texts(table, TERMINAL_WIDTH, colour) for table in tables]
+    cases = analysis.main_cases
+    parts = [render_terminal_table(cases, TERMINAL_WIDTH, colour)] if cases else []
+    for section in sections:
+        if not cases or section.on_terminal:
+            parts += [render_terminal(table, TERMINAL_WIDTH, colour) for table in section.tables if not table.folded]
     wrap = functools.partial(textwrap.fill, width=TERMINAL_WIDTH, initial_indent="! ", subsequent_indent="  ")
     return "\n\n".join([*parts, "\n".join(wrap(caveat.text) for caveat in findings.caveats)]).rstrip()
 
@@ -94,29 +91,31 @@ def render_predictions(records: Sequence[Record], colour: bool = False) -> str:
     Raises:
         UserError: there is no curve.
     """
-    summaries = summarize_cases(records)
-    curves = find_curves(summaries)
-    if not curves:
+    predictions = Analysis(records).predictions
+    if not predictions:
         raise UserError(
             "DIR: its records hold no scaling curve, expected steady runs of `single` on one device and of a strategy "
             "on several, with equal cores and settings; run the suite scaling."
         )
-    section = prediction_section([predict(curve, summaries) for curve in curves])
-    overview, *forecasts = [render_terminal_texts(table, TERMINAL_WIDTH, colour) for table in section.tables] or [""]
+    section = prediction_section(predictions)
+    overview, *forecasts = [render_terminal(table, TERMINAL_WIDTH, colour) for table in section.tables] or [""]
     points = [textwrap.fill(f"- {point}", width=TERMINAL_WIDTH, subsequent_indent="  ") for point in section.points]
     return "\n\n".join(filter(None, [*forecasts, overview, "\n".join(points)]))
 
 
-def render_markdown(findings: Findings, sections: Sequence[Section], pictures: Sequence[Picture]) -> str:
+def render_markdown(
+    analysis: Analysis, findings: Findings, sections: Sequence[Section], pictures: Sequence[Picture]
+) -> str:
     """Returns report.md, whose pictures lie in figures/ beside it."""
     by_name = {picture.name: picture for picture in pictures}
     blocks = [f"# {escape_markdown(findings.title)}"]
     blocks.append("\n".join(f"- {name}: {escape_markdown(value)}" for name, value in findings.facts))
     if findings.caveats:
         blocks += ["## Warnings", "\n".join(map(_markdown_caveat, findings.caveats))]
-    if findings.main_rows:
+    if analysis.main_cases:
         blocks += ["## Results", *_markdown_pictures(("throughput_accuracy", "time_to_accuracy"), by_name)]
-        blocks.append(render_markdown_tables(findings.main_rows))
+        for table in main_table_in_parts(analysis.main_cases):
+            blocks += [f"### {table.caption}", render_markdown_table(table)]
     for section in sections:
         blocks += _markdown_section(section, by_name)
     blocks.append("## How to read this")
@@ -127,12 +126,11 @@ def render_markdown(findings: Findings, sections: Sequence[Section], pictures: S
 
 def _markdown_section(section: Section, pictures: dict[str, Picture]) -> Iterator[str]:
     yield f"## {section.title}"
-    yield from map(escape_markdown, section.paragraphs)
     if section.points:
         yield "\n".join(f"- {escape_markdown(point)}" for point in section.points)
     yield from _markdown_pictures(section.pictures, pictures)
     for table in section.tables:
-        text = render_markdown_table(table.heads, table.rows, table.numeric)
+        text = render_markdown_table(table)
         if table.folded:
             yield f"<details><summary>{html.escape(table.caption)}</summary>\n\n{text}\n\n</details>"
         else:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.attribution import Attribution, attribute
+from mnist_dist.benchmarks.analysis.collectives import measured_all_reduces
 from mnist_dist.benchmarks.analysis.scaling import find_curves
 from mnist_dist.benchmarks.analysis.summary import CaseSummary, summarize
 from mnist_dist.benchmarks.records.case import Case, StrategyName
@@ -125,11 +126,11 @@ CAUSES = {
     "input": Truth(input_at_n=1e-3 * MILLISECONDS),
     "communication": Truth(all_reduce=1e-3 * MILLISECONDS),
     "stragglers": Truth(slow_ranks={1: 1e-3 * MILLISECONDS}),
-    "rest": Truth(contention=1e-3 * MILLISECONDS),
+    "contention": Truth(contention=1e-3 * MILLISECONDS),
 }
 
 
 def find(summaries: list[CaseSummary], scaling: str = "weak") -> Attribution:
     (curve,) = (curve for curve in find_curves(summaries) if curve.scaling == scaling)
-    (found,) = attribute(curve, summaries)
+    (found,) = attribute(curve, summaries, measured_all_reduces(summaries))
     return found

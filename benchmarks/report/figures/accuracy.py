@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.summary import TimeToAccuracy
+from mnist_dist.benchmarks.analysis.trained import TrainedCase
 from mnist_dist.benchmarks.report.figures.drawing import (
     COLOURS,
     INK,
@@ -16,20 +17,17 @@ from mnist_dist.benchmarks.report.figures.drawing import (
     PAPER,
     Label,
     Picture,
-    make_picture,
-    new_figure,
-    place_labels,
-)
-from mnist_dist.benchmarks.report.figures.shared import (
     draw_point,
     error_bars,
     group_by,
     join_name,
+    make_picture,
+    new_figure,
+    place_labels,
     plain_log_ticks,
     variant_of,
 )
 from mnist_dist.benchmarks.report.labels import TIMES, label_number, label_point
-from mnist_dist.benchmarks.report.rows import Row, seed_accuracies
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,12 +35,12 @@ if TYPE_CHECKING:
 LEAST_ACCURACY_SPAN = 0.1  # Of the axis, in percent.
 
 
-def draw_accuracy(rows: Sequence[Row]) -> Picture | None:
+def draw_accuracy(cases: Sequence[TrainedCase]) -> Picture | None:
     """Throughput against test accuracy: up and to the right is better."""
     shown = [
-        (row, row.summary.images_per_second, 100 * np.array(accuracies))
-        for row in rows
-        if row.summary.images_per_second and (accuracies := seed_accuracies(row.summary))
+        (trained, trained.summary.images_per_second, 100 * np.array(accuracies))
+        for trained in cases
+        if trained.summary.images_per_second and (accuracies := trained.summary.seed_accuracies)
     ]
     if not shown:
         return None
@@ -53,12 +51,12 @@ def draw_accuracy(rows: Sequence[Row]) -> Picture | None:
         colour = COLOURS[group[0][0].case.strategy]
         line = [(throughput.value, float(accuracies.mean())) for _, throughput, accuracies in group]
         axes.plot(*zip(*line, strict=True), color=colour, linewidth=1.2, alpha=0.6)
-        for row, throughput, accuracies in group:
+        for trained, throughput, accuracies in group:
             mean = float(accuracies.mean())
             upright = [[mean - accuracies.min()], [accuracies.max() - mean]]
-            draw_point(axes, row.summary, throughput.value, mean, upright, error_bars(throughput))
-            is_last = row is group[-1][0]
-            name = _short_name(row, [each[0] for each in shown]) if is_last else f"{TIMES} {row.case.devices}"
+            draw_point(axes, trained.summary, throughput.value, mean, upright, error_bars(throughput))
+            is_last = trained is group[-1][0]
+            name = _short_name(trained, [each[0] for each in shown]) if is_last else f"{TIMES} {trained.case.devices}"
             labels.append(Label(throughput.value, mean, name, colour, bold=is_last))
     axes.set_xlabel("images/s, all devices together")
     axes.set_ylabel("test accuracy, %")
@@ -83,17 +81,17 @@ def draw_accuracy(rows: Sequence[Row]) -> Picture | None:
     )
 
 
-def draw_time_to_accuracy(rows: Sequence[Row]) -> Picture | None:
+def draw_time_to_accuracy(cases: Sequence[TrainedCase]) -> Picture | None:
     """Seconds until each target, one line of points for each case."""
-    shown = [row for row in rows if any(found.reached for found in row.summary.time_to_accuracy.values())]
+    shown = [trained for trained in cases if any(found.reached for found in trained.summary.time_to_accuracy.values())]
     if not shown:
         return None
-    targets = sorted({target for row in shown for target in row.summary.time_to_accuracy})
+    targets = sorted({target for trained in shown for target in trained.summary.time_to_accuracy})
     figure, (axes,) = new_figure(height=1.1 + 0.5 * len(shown))
-    longest = max(_typical_seconds(found) for row in shown for _, found in _reached(row))
-    for place, row in enumerate(shown):
-        _draw_targets(axes, place, row, close_seconds=longest / 12)
-    axes.set_yticks(range(len(shown)), [_short_name(row, shown) for row in shown])
+    longest = max(_typical_seconds(found) for trained in shown for _, found in _reached(trained))
+    for place, trained in enumerate(shown):
+        _draw_targets(axes, place, trained, close_seconds=longest / 12)
+    axes.set_yticks(range(len(shown)), [_short_name(trained, shown) for trained in shown])
     axes.set_ylim(len(shown) - 0.5, -0.7)
     axes.set_xlim(0, (1.25 if any(map(_missed, shown)) else 1.12) * longest)
     axes.set_xlabel("training and evaluating, s")
@@ -108,13 +106,13 @@ def draw_time_to_accuracy(rows: Sequence[Row]) -> Picture | None:
     )
 
 
-def _reached(row: Row) -> list[tuple[float, TimeToAccuracy]]:
-    return [(target, found) for target, found in sorted(row.summary.time_to_accuracy.items()) if found.reached]
+def _reached(trained: TrainedCase) -> list[tuple[float, TimeToAccuracy]]:
+    return [(target, found) for target, found in sorted(trained.summary.time_to_accuracy.items()) if found.reached]
 
 
-def _missed(row: Row) -> str:
+def _missed(trained: TrainedCase) -> str:
     return ", ".join(
-        f"{100 * target:g}" for target, found in sorted(row.summary.time_to_accuracy.items()) if not found.reached
+        f"{100 * target:g}" for target, found in sorted(trained.summary.time_to_accuracy.items()) if not found.reached
     )
 
 
@@ -122,9 +120,9 @@ def _typical_seconds(found: TimeToAccuracy) -> float:
     return found.median_seconds if math.isfinite(found.median_seconds) else found.expected_seconds
 
 
-def _draw_targets(axes: Axes, place: int, row: Row, close_seconds: float) -> None:
-    colour = COLOURS[row.case.strategy]
-    reached = _reached(row)
+def _draw_targets(axes: Axes, place: int, trained: TrainedCase, close_seconds: float) -> None:
+    colour = COLOURS[trained.case.strategy]
+    reached = _reached(trained)
     axes.plot([_typical_seconds(found) for _, found in reached], [place] * len(reached), color=colour, alpha=0.35)
     texts: list[tuple[float, list[str]]] = []
     for target, found in reached:
@@ -135,7 +133,7 @@ def _draw_targets(axes: Axes, place: int, row: Row, close_seconds: float) -> Non
             texts[-1][1].append(text)
         else:
             texts.append((seconds, [text]))
-    if missed := _missed(row):
+    if missed := _missed(trained):
         end = (max(_typical_seconds(found) for _, found in reached), place)
         quiet: dict[str, Any] = {"va": "center", "color": MUTED, "fontsize": 10}
         axes.annotate(f"{missed} never", end, (8, 0), textcoords="offset points", **quiet)
@@ -144,14 +142,13 @@ def _draw_targets(axes: Axes, place: int, row: Row, close_seconds: float) -> Non
         axes.annotate(", ".join(parts), (seconds, place), (0, 6), textcoords="offset points", **style)
 
 
-def _short_name(row: Row, rows: Sequence[Row]) -> str:
-    """Strategy and devices, with what tells the row from others that have the same."""
-    twins = [
-        other for other in rows if (other.case.strategy, other.case.devices) == (row.case.strategy, row.case.devices)
-    ]
+def _short_name(trained: TrainedCase, cases: Sequence[TrainedCase]) -> str:
+    """Strategy and devices, with what tells the case from others that have the same."""
+    point = label_point(trained.case)
+    twins = [other for other in cases if label_point(other.case) == point]
     variants = [
         (label_number(twin.case.global_batch_size), *variant_of(twin.summary, shown_batch=False)) for twin in twins
     ]
-    own = variants[[twin is row for twin in twins].index(True)]
+    own = variants[[twin is trained for twin in twins].index(True)]
     differing = [i for i, values in enumerate(zip(*variants, strict=True)) if len(set(values)) > 1]
-    return join_name([label_point(row.case), *(own[index] for index in differing)])
+    return join_name([point, *(own[index] for index in differing)])

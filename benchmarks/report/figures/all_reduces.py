@@ -10,21 +10,20 @@ import numpy as np
 from mnist_dist.benchmarks.analysis.collectives import AllReduce
 from mnist_dist.benchmarks.report.figures.drawing import (
     COLOURS,
+    LINE_STYLES,
     MARKERS,
     Label,
     Picture,
+    group_by,
     make_picture,
     new_figure,
     place_labels,
     set_title,
 )
-from mnist_dist.benchmarks.report.figures.shared import group_by
 from mnist_dist.benchmarks.report.labels import label_bytes, label_point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-LINE_STYLES = ("-", "--", ":", "-.")
 
 
 def draw_all_reduces(measured: Sequence[AllReduce]) -> Picture | None:

@@ -12,23 +12,23 @@ from mnist_dist.benchmarks.report.figures.scaling import draw_efficiency, draw_p
 from mnist_dist.benchmarks.report.figures.step_times import draw_step_times
 
 if TYPE_CHECKING:
-    from mnist_dist.benchmarks.report.findings import Findings
+    from mnist_dist.benchmarks.analysis.study import Analysis
 
 
-def draw_all(findings: Findings) -> list[Picture]:
+def draw_all(analysis: Analysis) -> list[Picture]:
     """Returns the pictures for which the study has data."""
     import matplotlib
 
-    rows = findings.main_rows
+    cases = analysis.main_cases
     with matplotlib.rc_context({"text.parse_math": False}):  # A setting may hold a dollar sign.
         drawn = [
-            draw_accuracy(rows),
-            draw_time_to_accuracy(rows),
-            draw_throughput(findings.curves),
-            draw_efficiency(findings.curves),
-            draw_losses(findings.attributions),
-            draw_step_times(findings.summaries),
-            draw_predictions(findings.predictions),
-            draw_all_reduces(findings.all_reduces),
+            draw_accuracy(cases),
+            draw_time_to_accuracy(cases),
+            draw_throughput(analysis.curves),
+            draw_efficiency(analysis.curves),
+            draw_losses(analysis.attributions),
+            draw_step_times(analysis.summaries),
+            draw_predictions(analysis.predictions),
+            draw_all_reduces(analysis.all_reduces),
         ]
     return [picture for picture in drawn if picture]

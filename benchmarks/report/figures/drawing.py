@@ -1,4 +1,4 @@
-"""What the report's pictures have in common: colours, panels, labels beside the data, and their two files.
+"""What the report's pictures have in common: colours, panels, points with their labels, and their two files.
 
 They are drawn through `matplotlib.figure.Figure`, not pyplot, so they need no display and leave no figure behind.
 Strategies keep their colour and marker in all of them.
@@ -8,22 +8,32 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mnist_dist.benchmarks.analysis.scaling import is_oversubscribed
+from mnist_dist.benchmarks.analysis.summary import CaseSummary
+from mnist_dist.benchmarks.report.labels import label_cores, label_duration, label_number, label_other_settings
+from mnist_dist.benchmarks.statistics.stats import Estimate
+from mnist_dist.errors import one_line
 from mnist_dist.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
-    from matplotlib.transforms import Bbox
 
 DOTS_PER_INCH = 130
-LINE_POINTS = 14.0  # From one line of a label to the next.
+LONGEST_NAME = 36
+LINE_STYLES = ("-", "--", ":", "-.")
+LABEL_POINTS = 8.0  # From a point to the text beside it.
+SHIFTS = range(-150, 151)  # Points by which labels may stand higher or lower.
+LABELS_ABOVE, POINTS_ABOVE = 3, 4  # Lines are 2: labels interrupt them, and cover no point.
 CSS_PIXELS_PER_INCH = 96
 WIDTH = 5.7  # Inches; half of a wide page, and still readable when a phone shrinks it.
 # Okabe and Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/), some darkened
@@ -62,22 +72,6 @@ class Picture:
     def wide(self) -> bool:
         """Whether it has two panels beside each other."""
         return self.width > 1.5 * WIDTH * CSS_PIXELS_PER_INCH
-
-
-# Where a label may stand, in points from what it names, and how it is then aligned; the first free place is taken.
-PLACES = [
-    (8, 0, "left", "center"),
-    (8, 9, "left", "center"),
-    (8, -9, "left", "center"),
-    (-8, 9, "right", "center"),
-    (-8, -9, "right", "center"),
-    (0, 11, "center", "bottom"),
-    (0, -11, "center", "top"),
-    (8, 20, "left", "center"),
-    (8, -20, "left", "center"),
-    (-8, 20, "right", "center"),
-    (-8, -20, "right", "center"),
-]
 
 
 @dataclass(frozen=True)
@@ -125,69 +119,108 @@ def set_title(axes: Axes, text: str) -> None:
 
 
 def place_labels(axes: Axes, labels: Sequence[Label]) -> None:
-    """Writes each label where it covers neither another one nor what is drawn, as far as there is such a place."""
-    from matplotlib.collections import LineCollection
+    """Writes each label to the right of its point, higher or lower by as little as keeps it off all points and labels.
 
-    figure = axes.figure
-    figure.draw_without_rendering()  # type: ignore[union-attr]
-    paths = [line.get_path().transformed(line.get_transform()) for line in axes.lines]
-    bars = [each for each in axes.collections if isinstance(each, LineCollection)]
-    paths += [path.transformed(each.get_transform()) for each in bars for path in each.get_paths()]
-    markers = axes.transData.transform([(label.x, label.y) for label in labels])
-    taken: list[Bbox] = []
-    for label in labels:
-        candidates = [_annotate(axes, label, place) for place in PLACES]
-        boxes = [each.get_window_extent() for each in candidates]
-        costs = [
-            3 * sum(map(box.overlaps, taken))
-            + 3 * _leaves(box, axes.bbox)
-            + sum(map(box.padded(4).contains, *markers.T))
-            + 0.5 * sum(path.intersects_bbox(box, filled=False) for path in paths)
-            + 0.01 * index
-            for index, box in enumerate(boxes)
-        ]
-        best = int(np.argmin(costs))
-        taken.append(boxes[best])
-        for index, candidate in enumerate(candidates):
-            if index != best:
-                candidate.remove()
+    Lines that pass behind it keep clear of its letters.
+    """
+    from matplotlib.transforms import Bbox
 
-
-def stack_labels(axes: Axes, labels: Sequence[Label]) -> None:
-    """Writes labels to the right of points that lie above one another, in their order, moved as little as need be."""
-    from scipy.optimize import isotonic_regression
-
-    figure = axes.figure
-    figure.draw_without_rendering()  # type: ignore[union-attr]
-    points_per_pixel = 72 / figure.dpi
-    ordered = sorted(labels, key=lambda label: label.y)
-    heights = points_per_pixel * axes.transData.transform([(label.x, label.y) for label in ordered])[:, 1]
-    steps = LINE_POINTS * np.arange(len(ordered))
-    # Places that rise by a line at least, with the least squared distance from the points.
-    places = isotonic_regression(heights - steps).x + steps
-    for label, place, height in zip(ordered, places, heights, strict=True):
-        _annotate(axes, label, (8, float(place - height), "left", "center"))
+    texts = [
+        axes.annotate(
+            label.text,
+            (label.x, label.y),
+            (LABEL_POINTS, 0),
+            textcoords="offset points",
+            va="center",
+            color=label.colour,
+            fontsize=11,
+            fontweight="bold" if label.bold else "normal",
+            annotation_clip=False,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.7, "pad": 0},
+            zorder=LABELS_ABOVE,
+        )
+        for label in labels
+    ]
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]
+    pixel = 72 / axes.figure.dpi  # In points.
+    points = axes.transData.transform([(label.x, label.y) for label in labels])
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in points]
+    heights = points[:, 1] - np.median(points[:, 1])
+    # From the middle outwards, and inwards only where that saves 4 points: so labels keep the order of their points.
+    for text, height in sorted(zip(texts, heights, strict=True), key=lambda pair: abs(pair[1])):
+        shifts = sorted(SHIFTS, key=lambda shift: abs(shift) + 4 * (shift * height < 0))
+        places = [(shift, text.get_window_extent().translated(0, shift / pixel).padded(1)) for shift in shifts]
+        shift, box = next((place for place in places if not place[1].count_overlaps(taken)), places[0])
+        text.set_position((LABEL_POINTS, shift))
+        taken.append(box)
 
 
-def _annotate(axes: Axes, label: Label, place: tuple[float, float, str, str]) -> Any:
-    right, up, horizontal, vertical = place
-    return axes.annotate(
-        label.text,
-        (label.x, label.y),
-        (right, up),
-        textcoords="offset points",
-        ha=horizontal,
-        va=vertical,
-        color=label.colour,
-        fontsize=11,
-        fontweight="bold" if label.bold else "normal",
-        annotation_clip=False,
+def draw_point(axes: Axes, summary: CaseSummary, x: float, y: float, bars: Any, across: Any = None) -> None:
+    """Draws one case with its strategy's colour and marker, hollow where it is oversubscribed.
+
+    Args:
+        bars, across: upright and level error bars, as `errorbar` takes them.
+    """
+    colour = COLOURS[summary.case.strategy]
+    axes.errorbar(
+        x,
+        y,
+        yerr=bars,
+        xerr=across,
+        color=colour,
+        marker=MARKERS[summary.case.strategy],
+        markersize=7,
+        markerfacecolor=PAPER if is_oversubscribed(summary) else colour,
+        elinewidth=1.4,
+        capsize=3,
+        zorder=POINTS_ABOVE,
     )
 
 
-def _leaves(box: Bbox, panel: Bbox) -> bool:
-    """Whether text covers what stands left, above or below the panel; on the right there is room for it."""
-    return box.x0 < panel.x0 or box.y0 < panel.y0 or box.y1 > panel.y1
+def variant_of(summary: CaseSummary, *, shown_batch: bool) -> tuple[str, ...]:
+    """Returns what may tell a case from others of its strategy, each in words that fit beside a point."""
+    case = summary.case
+    batch = f"{label_number(case.global_batch_size)} images" if shown_batch else ""
+    cores = "all cores" if case.cores_per_device is None else label_cores(case.cores_per_device)
+    precision, xla = (summary.measured_setting(name) for name in ("precision", "xla"))
+    return (
+        batch,
+        cores,
+        precision.removeprefix("mixed_"),
+        f"XLA {xla}",
+        label_other_settings(case),
+        label_duration(case),
+    )
+
+
+def join_name(parts: Iterable[str]) -> str:
+    """Joins what is not empty, cut where it would leave no room for the data."""
+    return one_line(", ".join(filter(None, parts)), LONGEST_NAME)
+
+
+def error_bars(estimate: Estimate) -> list[list[float]]:
+    """Returns the interval of an estimate as `errorbar` takes it."""
+    return [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+
+
+def plain_log_ticks(axis: Axis) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten, in between only where that leaves too few, as plain numbers."""
+    low, high = axis.get_view_interval()
+    decades = [10.0**exponent for exponent in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    for factors in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        ticks = [factor * decade for decade in decades for factor in factors if low <= factor * decade <= high]
+        if len(ticks) >= 3:
+            break
+    axis.set_ticks(ticks, [f"{tick / 1e6:g} million" if tick >= 1e6 else f"{tick:,.0f}" for tick in ticks])
+    axis.set_ticks([], minor=True)
+
+
+def group_by(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
+    """Groups items of equal keys, in the order of their first."""
+    groups: dict[Any, list[Any]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.values())
 
 
 def make_picture(figure: Figure, name: str, title: str, caption: str, alternative: str) -> Picture:

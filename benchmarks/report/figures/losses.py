@@ -16,12 +16,12 @@ from mnist_dist.benchmarks.report.figures.drawing import (
     MUTED,
     PAPER,
     Picture,
+    group_by,
     make_picture,
     new_figure,
     set_title,
 )
-from mnist_dist.benchmarks.report.figures.shared import group_by
-from mnist_dist.benchmarks.report.labels import label_point, label_three_digits
+from mnist_dist.benchmarks.report.labels import label_part, label_point, label_three_digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ def draw_losses(attributions: Sequence[Attribution]) -> Picture | None:
         _draw_waterfall(axes, each)
     described = "; ".join(
         f"{each.case.strategy} on {each.case.devices} devices: "
-        + ", ".join(f"{part.name} {1000 * part.step_seconds.value:+.2f} ms" for part in each.parts)
+        + ", ".join(f"{label_part(part.name)} {1000 * part.step_seconds.value:+.2f} ms" for part in each.parts)
         for each in shown
     )
     return make_picture(
@@ -72,7 +72,7 @@ def _draw_waterfall(axes: Axes, each: Attribution) -> None:
         _label_bar(axes, place, float(end), step, part.share.value)
     axes.barh(len(steps), total, height=0.62, color=MUTED)
     _label_bar(axes, len(steps), max(0.0, total), total, each.loss.value)
-    axes.set_yticks(range(len(steps) + 1), [*(part.name for part in each.parts), "all"])
+    axes.set_yticks(range(len(steps) + 1), [*(label_part(part.name) for part in each.parts), "all"])
     axes.set_ylim(len(steps) + 0.5, -0.5)
     axes.set_xlim(left - 0.15 * span, right + 0.9 * span)  # Room for the texts; wide intervals run off the picture.
     axes.axvline(0, color=MUTED, linewidth=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -12,24 +13,29 @@ from mnist_dist.benchmarks.analysis.prediction import Prediction
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point
 from mnist_dist.benchmarks.report.figures.drawing import (
     COLOURS,
+    LINE_STYLES,
     MARKERS,
     MUTED,
     Label,
     Picture,
+    draw_point,
+    error_bars,
+    group_by,
+    join_name,
     make_picture,
     new_figure,
     place_labels,
+    plain_log_ticks,
     set_title,
-    stack_labels,
+    variant_of,
 )
-from mnist_dist.benchmarks.report.figures.shared import draw_point, error_bars, join_name, plain_log_ticks, variant_of
 from mnist_dist.benchmarks.report.labels import label_number
 from mnist_dist.benchmarks.statistics.stats import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LINE_STYLES = ("-", "--", ":", "-.")
+KEY = "Bars: 95 % intervals. Hollow: oversubscribed. Dotted: to the name."
 
 
 def draw_throughput(curves: Sequence[Curve]) -> Picture | None:
@@ -38,23 +44,25 @@ def draw_throughput(curves: Sequence[Curve]) -> Picture | None:
         return None
     points = [point for curve in curves for point in curve.points]
     best = max(points, key=lambda point: point.throughput.value)
-    values = [value for point in points for value in (point.throughput.value, _ideal_throughput(point))]
-    figure, panels = new_figure(len(_kinds(curves)))
-    for axes, chosen in zip(panels, _by_kind(curves), strict=True):
+    values = [
+        rate for each in points for rate in (each.throughput.value, each.throughput.value / each.efficiency.value)
+    ]
+    by_kind = _by_kind(curves)
+    figure, panels = new_figure(len(by_kind))
+    for axes, chosen in zip(panels, by_kind, strict=True):
         axes.set_yscale("log")
+        axes.set_ylim(min(values) / 1.25, max(values) * 1.25)  # The interval of two runs can be wider than all else.
+        plain_log_ticks(axes.yaxis)
         for baseline in {id(curve.baseline): curve.baseline for curve in chosen}.values():
             if start := baseline.images_per_second:
                 ends = np.array([1, max(_devices(chosen))])
                 axes.plot(ends, start.value * ends, color=MUTED, linewidth=1.2, dashes=(4, 3))
         _draw_curves(axes, chosen, lambda point: point.throughput, "images/s, all devices together")
-        axes.set_ylim(min(values) / 1.25, max(values) * 1.25)  # The interval of two runs can be wider than all else.
-        plain_log_ticks(axes.yaxis)
-        _label_curves(axes, chosen, lambda point: point.throughput)
     return make_picture(
         figure,
         "throughput",
         "Throughput against devices",
-        "Dashed: ideal, N times one device. Bars: 95 % intervals. Hollow: oversubscribed.",
+        f"Dashed: ideal, N times one device. {KEY}",
         f"Lines of throughput against devices for {_strategies(curves)}. The highest is "
         f"{best.throughput.value:,.0f} images/s, with {best.summary.case.strategy} on {best.devices} devices.",
     )
@@ -62,22 +70,25 @@ def draw_throughput(curves: Sequence[Curve]) -> Picture | None:
 
 def draw_efficiency(curves: Sequence[Curve]) -> Picture | None:
     """Scaling efficiency against devices."""
+    from matplotlib.ticker import PercentFormatter
+
     if not curves:
         return None
     points = [point for curve in curves for point in curve.points]
     worst = min(points, key=lambda point: point.efficiency.value)
-    percents = [100 * point.efficiency.value for point in points]
-    figure, panels = new_figure(len(_kinds(curves)))
-    for axes, chosen in zip(panels, _by_kind(curves), strict=True):
-        axes.axhline(100, color=MUTED, linewidth=1.2, dashes=(4, 3))
-        _draw_curves(axes, chosen, _percent_efficiency, "efficiency, % of N times one device")
-        axes.set_ylim(min(min(percents) - 5, 80), max(max(percents) + 5, 107))
-        _label_curves(axes, chosen, _percent_efficiency)
+    best = max(points, key=lambda point: point.efficiency.value)
+    by_kind = _by_kind(curves)
+    figure, panels = new_figure(len(by_kind))
+    for axes, chosen in zip(panels, by_kind, strict=True):
+        axes.set_ylim(min(worst.efficiency.value - 0.05, 0.8), max(best.efficiency.value + 0.05, 1.07))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
+        axes.axhline(1, color=MUTED, linewidth=1.2, dashes=(4, 3))
+        _draw_curves(axes, chosen, lambda point: point.efficiency, "efficiency, % of N times one device")
     return make_picture(
         figure,
         "efficiency",
         "Scaling efficiency",
-        "Dashed: ideal. Bars: 95 % intervals. Hollow: oversubscribed.",
+        f"Dashed: ideal. {KEY}",
         f"Lines of scaling efficiency against devices for {_strategies(curves)}. The lowest is "
         f"{100 * worst.efficiency.value:.0f} %, with {worst.summary.case.strategy} on {worst.devices} devices.",
     )
@@ -133,56 +144,32 @@ def _draw_prediction(axes: Axes, each: Prediction) -> None:
 
 
 def _draw_curves(axes: Axes, curves: Sequence[Curve], value_of: Callable[[Point], Estimate], label: str) -> None:
-    for curve, style in zip(curves, _line_styles(curves), strict=True):
-        estimates = [value_of(point) for point in curve.points]
-        colour = COLOURS[curve.strategy]
-        axes.plot(_devices([curve]), [each.value for each in estimates], style, color=colour, linewidth=1.8)
+    """Draws the curves and names them on the right, where a thin line leads from the end of those that end before."""
+    variants = [variant_of(curve.baseline, shown_batch=True) for curve in curves]
+    differing = [index for index, values in enumerate(zip(*variants, strict=True)) if len(set(values)) > 1]
+    styles = dict(zip(dict.fromkeys(variants), itertools.cycle(LINE_STYLES), strict=False))
+    ticks, labels = sorted(set(_devices(curves))), []
+    for curve, variant in zip(curves, variants, strict=True):
+        estimates, colour = [value_of(point) for point in curve.points], COLOURS[curve.strategy]
+        devices, values = _devices([curve]), [each.value for each in estimates]
+        axes.plot(devices, values, styles[variant], color=colour, linewidth=1.8)
+        axes.plot([devices[-1], ticks[-1]], [values[-1], values[-1]], ":", color=colour, linewidth=0.8)
         for point, each in zip(curve.points, estimates, strict=True):
             draw_point(axes, point.summary, point.devices, each.value, error_bars(each))
+        name = join_name([curve.strategy, *(variant[index] for index in differing)])
+        labels.append(Label(ticks[-1], values[-1], name, colour, bold=True))
     axes.set_xscale("log", base=2)
-    ticks = sorted(set(_devices(curves)))
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("devices")
     axes.set_ylabel(label)
     set_title(axes, f"{curves[0].scaling} scaling: {_scaling_note(curves)}")
-
-
-def _label_curves(axes: Axes, curves: Sequence[Curve], value_of: Callable[[Point], Estimate]) -> None:
-    names = _curve_names(curves)
-    labels = [
-        Label(curve.points[-1].devices, value_of(curve.points[-1]).value, name, COLOURS[curve.strategy], bold=True)
-        for curve, name in zip(curves, names, strict=True)
-    ]
-    last = max(label.x for label in labels)
-    stack_labels(axes, [label for label in labels if label.x == last])
-    if inner := [label for label in labels if label.x != last]:
-        place_labels(axes, inner)
-
-
-def _curve_names(curves: Sequence[Curve]) -> list[str]:
-    """The strategy, with what tells two curves of one strategy apart."""
-    variants = [variant_of(curve.baseline, shown_batch=True) for curve in curves]
-    differing = [index for index, values in enumerate(zip(*variants, strict=True)) if len(set(values)) > 1]
-    return [
-        join_name([curve.strategy, *(variant[index] for index in differing)])
-        for curve, variant in zip(curves, variants, strict=True)
-    ]
-
-
-def _line_styles(curves: Sequence[Curve]) -> list[str]:
-    variants = [variant_of(curve.baseline, shown_batch=True) for curve in curves]
-    order = list(dict.fromkeys(variants))
-    return [LINE_STYLES[order.index(variant) % len(LINE_STYLES)] for variant in variants]
-
-
-def _kinds(curves: Iterable[Curve]) -> list[str]:
-    found = {curve.scaling for curve in curves}
-    return [kind for kind in ("weak", "strong") if kind in found]
+    place_labels(axes, labels)
 
 
 def _by_kind(curves: Sequence[Curve]) -> list[list[Curve]]:
-    return [[curve for curve in curves if curve.scaling == kind] for kind in _kinds(curves)]
+    """Returns the curves of weak scaling, and those of strong scaling, if there are any."""
+    return group_by(sorted(curves, key=lambda curve: curve.scaling != "weak"), lambda curve: curve.scaling)
 
 
 def _devices(curves: Iterable[Curve]) -> list[int]:
@@ -197,12 +184,3 @@ def _scaling_note(curves: Sequence[Curve]) -> str:
 
 def _strategies(curves: Iterable[Curve]) -> str:
     return ", ".join(dict.fromkeys(curve.strategy for curve in curves))
-
-
-def _ideal_throughput(point: Point) -> float:
-    return point.throughput.value / point.efficiency.value
-
-
-def _percent_efficiency(point: Point) -> Estimate:
-    each = point.efficiency
-    return Estimate(100 * each.value, 100 * each.low, 100 * each.high, each.repeats)

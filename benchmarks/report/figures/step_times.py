@@ -15,6 +15,7 @@ from mnist_dist.benchmarks.report.figures.drawing import (
     MUTED,
     PAPER,
     Picture,
+    group_by,
     make_picture,
     new_figure,
     set_title,
@@ -79,21 +80,18 @@ def _draw_ranks(axes: Axes, places: np.ndarray, milliseconds: np.ndarray, colour
 
 def _largest_with_ranks(summaries: Sequence[CaseSummary]) -> list[tuple[CaseSummary, CaseSummary | None]]:
     """For each strategy its steady case of the most ranks, preferably with its twin without all-reduce."""
-    free = {_twin_key(each): each for each in summaries if not each.case.all_reduce and each.images_per_second}
-    best: dict[str, CaseSummary] = {}
-    for each in summaries:
-        measured = each.case.kind == "train" and not each.case.is_ablation and each.images_per_second is not None
-        if measured and len(each.records[0].identity.hosts) > 1:
-            before = best.get(each.case.strategy)
-            if before is None or _rank_preference(each, free) > _rank_preference(before, free):
-                best[each.case.strategy] = each
-    return [(full, free.get(_twin_key(full))) for _, full in sorted(best.items())]
+    steady = [each for each in summaries if each.case.kind == "train" and each.images_per_second]
+    free = {_twin_key(each): each for each in steady if not each.case.all_reduce}
+    several = [each for each in steady if not each.case.is_ablation and len(each.records[0].identity.hosts) > 1]
+
+    def preference(each: CaseSummary) -> tuple[Any, ...]:
+        return not is_oversubscribed(each), _twin_key(each) in free, each.case.devices
+
+    best = [max(group, key=preference) for group in group_by(several, lambda each: each.case.strategy)]
+    return [(full, free.get(_twin_key(full))) for full in sorted(best, key=lambda each: each.case.strategy)]
 
 
-def _twin_key(summary: CaseSummary) -> tuple[Any, ...]:
-    case = summary.case
-    return case.strategy, case.devices, case.hosts, case.cores_per_device, case.global_batch_size, str(case.settings)
-
-
-def _rank_preference(summary: CaseSummary, free: dict[tuple[Any, ...], CaseSummary]) -> tuple[Any, ...]:
-    return not is_oversubscribed(summary), _twin_key(summary) in free, summary.case.devices
+def _twin_key(summary: CaseSummary) -> str:
+    return summary.case.model_copy(
+        update={"synthetic_input": True, "all_reduce": False, "measure_seconds": None}
+    ).case_id

@@ -47,4 +47,5 @@ def resolve_strategy(config: RuntimeConfig, cluster: Cluster) -> RuntimeConfig:
 
 def make_strategy(config: RuntimeConfig, cluster: Cluster) -> Strategy:
     """Returns the resolved strategy; see `Strategy.make`."""
-    return STRATEGIES[config.strategy].load().make(config, cluster)
+    strategy: type[Strategy] = STRATEGIES[config.strategy].load()
+    return strategy.make(config, cluster)

@@ -106,7 +106,7 @@ def test_parts_add_up(strategy: StrategyName, devices: int) -> None:
 def test_several_causes_at_once() -> None:
     truth = Truth(input_at_n=1e-3, all_reduce=2e-3, contention=0.5e-3, slow_ranks={1: 1.5e-3}, **QUIET)
     found = find(plant(point_cases(), truth))
-    expected = {"input": 1.0, "communication": 2.0, "stragglers": 1.5, "rest": 0.5, "unexplained": 0.0}
+    expected = {"input": 1.0, "communication": 2.0, "stragglers": 1.5, "contention": 0.5, "unexplained": 0.0}
     assert milliseconds(found) == pytest.approx(expected, abs=1e-6)
     assert "13 points to exposed communication, 10 points to stragglers, 7 points to input, 3 points to" in explain(
         found
@@ -138,7 +138,7 @@ def test_slow_rank_is_named_and_is_no_contention() -> None:
     assert found.slowest is not None
     assert (found.slowest.name, found.slowest.host, found.slowest.ranks) == ("rank 1 on host n2", "n2", (1,))
     assert found.slowest.excess == pytest.approx(0.15, abs=0.03)
-    assert abs(milliseconds(found)["rest"]) < 0.4
+    assert abs(milliseconds(found)["contention"]) < 0.4
     assert (
         f"rank 1 on host n2 is the slowest in {found.slowest.windows} of {found.slowest.all_windows} windows, by 1"
         in (explain(found))
@@ -188,7 +188,7 @@ class TestMissingRuns:
     @pytest.mark.parametrize(
         "missing, told",
         [
-            (synthetic, {"stragglers", "rest"}),
+            (synthetic, {"stragglers", "contention"}),
             (free, {"input"}),
             (synthetic_single, {"communication", "stragglers"}),
         ],
@@ -219,8 +219,8 @@ class TestMissingRuns:
 
     def test_replicas_in_one_process_show_no_stragglers(self) -> None:
         found = find(plant(point_cases("mirrored"), self.truth))
-        assert set(milliseconds(found)) == {"input", "communication", "rest", "unexplained"}
-        assert "stragglers are in the rest, as the devices of mirrored are one process" in explain(found)
+        assert set(milliseconds(found)) == {"input", "communication", "contention", "unexplained"}
+        assert "stragglers count as contention, as the devices of mirrored are one process" in explain(found)
 
     def test_one_device_loses_nothing_and_is_no_point(self) -> None:
         summaries = plant([self.single, self.synthetic_single], self.truth)
@@ -250,16 +250,16 @@ class TestStrongScaling:
         """Two devices take 2 + 4 + 1 ms for what one does in 2 + 8 ms, so the ideal is 5 ms."""
         found = find(plant([*self.cases, self.half, ablation(self.half)], self.truth), "strong")
         assert found.ideal_step_seconds.value == pytest.approx(5e-3)
-        expected = {"small batches": 1.0, "input": 0.0, "communication": 1.0, "stragglers": 0.0, "rest": 0.0}
+        expected = {"small batches": 1.0, "input": 0.0, "communication": 1.0, "stragglers": 0.0, "contention": 0.0}
         assert milliseconds(found) == pytest.approx(expected | {"unexplained": 0.0}, abs=1e-6)
         assert found.loss.value == pytest.approx(2 / 7)
         assert not found.missing
 
     def test_without_the_small_batch_on_one_device_it_is_in_the_rest(self) -> None:
         found = find(plant(self.cases, self.truth), "strong")
-        expected = {"input": 0.0, "communication": 1.0, "stragglers": 0.0, "rest": 1.0, "unexplained": 0.0}
+        expected = {"input": 0.0, "communication": 1.0, "stragglers": 0.0, "contention": 1.0, "unexplained": 0.0}
         assert milliseconds(found) == pytest.approx(expected, abs=1e-6)
-        assert "small batches are in the rest, as one device was not measured with 64 images" in explain(found)
+        assert "small batches count as contention, as one device was not measured with 64 images" in explain(found)
 
     def test_the_loss_is_that_of_the_efficiency(self) -> None:
         summaries = plant(self.cases, self.truth)

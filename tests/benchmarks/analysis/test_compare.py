@@ -10,7 +10,8 @@ import pytest
 from mnist_dist.benchmarks.analysis.compare import Comparison, Verdict, compare
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.compare_table import render_markdown, render_terminal
+from mnist_dist.benchmarks.report.comparison import render_comparison, render_comparison_markdown
+from mnist_dist.benchmarks.report.table import escape_markdown
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from tests.benchmarks.simulation import CASE, WINDOW_SECONDS, make_record, make_runs
 
@@ -111,7 +112,7 @@ def test_noisy_studies_are_inconclusive_and_say_how_many_runs_they_need() -> Non
     assert outcomes(comparison) == ["inconclusive"] and comparison.exit_code == 3
     more_runs = comparison.verdicts[0].more_runs
     assert more_runs is not None and more_runs > 2
-    assert f"about {more_runs} further runs of each needed" in render_markdown(comparison)
+    assert f"about {more_runs} further runs of each needed" in render_comparison_markdown(comparison)
 
 
 @pytest.mark.slow
@@ -126,26 +127,12 @@ def test_runs_said_to_be_needed_suffice_in_most_studies() -> None:
     assert len(decided) >= 10 and np.mean(decided) > 0.5
 
 
-def test_interleaved_runs_are_compared_in_pairs() -> None:
-    """The host slows down by a quarter from run to run, for both alike."""
-    rng = np.random.default_rng(0)
-    drift = np.linspace(0, 0.25, 5)
-    options: dict[str, Any] = {"between": drift, "within": 0.01, "outlier_share": 0.0}
-    base, new = make_runs(rng, 5, **options), make_runs(rng, 5, slower=1.1, **options)
-    paired = only_verdict(base, new)
-    assert paired.paired and paired.outcome == "slower"
-    rng = np.random.default_rng(0)
-    base, new = make_runs(rng, 5, **options), make_runs(rng, 5, slower=1.1, first_minute=LATER, **options)
-    apart = only_verdict(base, new)
-    assert not apart.paired and apart.outcome == "inconclusive"
-
-
-def test_a_pair_of_which_one_run_failed_is_left_out() -> None:
+def test_a_run_that_failed_is_left_out() -> None:
     rng = np.random.default_rng(0)
     base, new = make_runs(rng, 5), make_runs(rng, 5)
     new[2] = make_record(repeat=2, minute=2, status="failed", reason="exit code 1")
     verdict = only_verdict(base, new)
-    assert verdict.paired and (verdict.base_runs, verdict.new_runs) == (4, 4)
+    assert (verdict.base_runs, verdict.new_runs) == (5, 4)
     assert "failed runs: 0, 1" in verdict.remark
 
 
@@ -158,8 +145,8 @@ def test_order_of_records_does_not_matter() -> None:
 def test_one_run_of_each_is_never_enough() -> None:
     comparison = compare(*studies(0, slower=2.0, repeats=1))
     assert outcomes(comparison) == ["inconclusive"] and comparison.exit_code == 3
-    assert "one run of each: how much runs differ is not known" in render_markdown(comparison)
-    assert "| 0.5" in render_markdown(comparison)
+    assert "one run of each: how much runs differ is not known" in render_comparison_markdown(comparison)
+    assert "| 0.5" in render_comparison_markdown(comparison)
 
 
 def test_one_new_run_is_judged_by_the_spread_of_the_base() -> None:
@@ -200,7 +187,7 @@ def test_different_runs_are_not_compared_unless_allowed(change: dict[str, Any], 
     comparison = compare(base, new)
     assert comparison.verdicts == () and comparison.exit_code == 3
     assert comparison.incomparable[0].reason == f"{subject} differs: {reason}"
-    assert reason in render_markdown(comparison)
+    assert escape_markdown(reason) in render_comparison_markdown(comparison)
     assert len(compare(base, new, allow={subject}).verdicts) == 1
     others: set[Any] = {"hardware", "software", "config"} - {subject}
     assert compare(base, new, allow=others).verdicts == ()
@@ -238,10 +225,11 @@ def test_mixed_hardware_within_a_study_is_not_compared() -> None:
 def test_cases_of_one_study_only_are_listed() -> None:
     base, new = studies(0, cases=CASES[:2], between=0.01)
     comparison = compare(base[5:], new[:5])
-    assert comparison.only_in_base == ("single, 1 × 1 core, 200 images per device, trained 5 s",)  # noqa: RUF001
-    assert len(comparison.only_in_new) == 1 and comparison.exit_code == 3
-    text = render_markdown(comparison)
-    assert "Nothing could be compared" in text and "Only in the base:\n\n- single" in text
+    assert [records[0].case for records in comparison.only_in_base] == [CASES[1]]
+    assert [records[0].case for records in comparison.only_in_new] == [CASES[0]] and comparison.exit_code == 3
+    text = render_comparison_markdown(comparison)
+    only = "single, 1 × 1 core, 200 images per device, trained 5 s"  # noqa: RUF001
+    assert "Nothing could be compared" in text and f"Only in the base:\n\n- {only}\n" in text
 
 
 def test_skipped_cases_were_not_measured() -> None:
@@ -253,7 +241,7 @@ def test_skipped_cases_were_not_measured() -> None:
 def test_in_a_terminal_remarks_stand_below_the_table() -> None:
     """Where a line holds them, and nothing is marked up."""
     base, new = studies(0, cases=CASES[:2], between=0.08)
-    text = render_terminal(compare(base, new[:5]))
+    text = render_comparison(compare(base, new[:5]))
     assert max(map(len, text.splitlines())) <= 120 and "**" not in text and "|" not in text
     table, _, below = text.partition("Of 1 case: 1 inconclusive.")
     assert "inconclusive" in table and "further run" not in table
@@ -262,7 +250,7 @@ def test_in_a_terminal_remarks_stand_below_the_table() -> None:
 
 def test_nothing_at_all() -> None:
     comparison = compare([], [])
-    assert comparison.exit_code == 3 and "Nothing could be compared" in render_markdown(comparison)
+    assert comparison.exit_code == 3 and "Nothing could be compared" in render_comparison_markdown(comparison)
 
 
 def with_setting(value: str, rng: np.random.Generator, first_minute: int, **settings: Any) -> list[Record]:
@@ -309,8 +297,8 @@ def test_less_accurate_is_not_nothing() -> None:
     (verdict,) = comparison.verdicts
     assert verdict.outcome == "same" and verdict.less_accurate is not None
     assert comparison.exit_code == 1
-    assert "**less accurate**" in render_markdown(comparison)
-    assert "test accuracy 99.22 % became 98.81 % (4, 4 seeds)" in render_markdown(comparison)
+    assert "**less accurate**" in render_comparison_markdown(comparison)
+    assert "test accuracy 99.22 % became 98.81 % (4, 4 seeds)" in render_comparison_markdown(comparison)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +329,8 @@ def test_case_that_fails_now_is_inconclusive_with_its_reason() -> None:
     base, _ = studies(0, between=0.01)
     comparison = compare(base, [make_record(status="out_of_memory", reason="the | kernel ended it")])
     assert outcomes(comparison) == ["inconclusive"] and comparison.exit_code == 3
-    assert "no run of new ended well: out_of_memory: the \\| kernel ended it" in render_markdown(comparison)
+    reason = escape_markdown("no run of new ended well: out_of_memory: the | kernel ended it")
+    assert reason in render_comparison_markdown(comparison)
 
 
 def of_kind(kind: str, measured: Callable[[float], dict[str, Any]], factor: float, minute: int) -> list[Record]:
@@ -392,7 +381,7 @@ def test_table_reads_well() -> None:
     for case, slower, between in zip(CASES, (1.0, 1.2, 1.0), (0.003, 0.003, 0.2), strict=False):
         new += make_runs(rng, 5, case, slower=slower, **(QUIET | {"between": between}), **options)
     comparison = compare(base, new)
-    text = render_markdown(comparison)
+    text = render_comparison_markdown(comparison)
     lines = text.splitlines()
     assert lines[0] == "Base: monday (commit 0123456789)"
     assert lines[2] == "New: tuesday (commit fedcba9876, changed)"

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import pytest
 
+from mnist_dist.benchmarks.analysis.collectives import measured_all_reduces
 from mnist_dist.benchmarks.analysis.prediction import FittedModel, Forecast, Prediction, predict
 from mnist_dist.benchmarks.analysis.scaling import Curve, find_curves
 from mnist_dist.benchmarks.analysis.scaling_models import ScalingLaw, ScalingLawModel
@@ -31,9 +32,9 @@ def said(prediction: Prediction) -> str:
     return text
 
 
-def overview(prediction: Prediction) -> Sequence[str]:
+def overview(prediction: Prediction) -> list[str]:
     (row,) = prediction_section([prediction]).tables[0].rows
-    return row
+    return [cell.line for cell in row]
 
 
 MEASURED: dict[str, CaseSummary] = {}
@@ -81,7 +82,7 @@ def only_curve(summaries: Sequence[CaseSummary]) -> Curve:
 
 
 def predict_from(summaries: Sequence[CaseSummary], **options: object) -> Prediction:
-    return predict(only_curve(summaries), summaries, **options)  # type: ignore[arg-type]
+    return predict(only_curve(summaries), summaries, measured_all_reduces(summaries), **options)  # type: ignore[arg-type]
 
 
 def model(prediction: Prediction, name: str) -> FittedModel:
@@ -218,10 +219,11 @@ class TestStepTimes:
         shared = [with_throughput(case, 14_000.0 + 4000 * case.devices) for case in cases((2, 4), images_of_all=128)]
         summaries = [*singles, *shared, collectives(RING, 2), collectives(RING, 4)]
         (curve,) = (each for each in find_curves(summaries) if each.scaling == "strong" and len(each.points) == 3)
-        assert not any("one batch" in note for note in predict(curve, summaries).notes)
-        few = [each for each in summaries if each not in singles[:2]]
-        assert any("one batch" in note for note in predict(curve, few).notes)
-        assert max(each.devices for each in predict(curve, few).models[0].forecasts) == 128  # One image each.
+        all_reduces = measured_all_reduces(summaries)
+        assert not any("one batch" in note for note in predict(curve, summaries, all_reduces).notes)
+        few = predict(curve, [each for each in summaries if each not in singles[:2]], all_reduces)
+        assert any("one batch" in note for note in few.notes)
+        assert max(each.devices for each in few.models[0].forecasts) == 128  # One image each.
 
 
 class TestHeldOutPoint:
@@ -354,10 +356,11 @@ def test_table_has_a_row_for_each_number_of_devices_and_a_column_for_each_model(
     prediction = predict_from(points(LAW, (1, 2, 4, 8)), devices=(16,))
     *_, table = prediction_section([prediction]).tables
     trusted, *others = prediction.models
-    assert trusted.name in table.caption and list(table.heads[-len(others) :]) == [f"by {each.name}" for each in others]
-    assert len(table.rows) == 5 and {len(row) for row in table.rows} == {len(table.heads)} == {len(table.numeric)}
-    assert table.rows[0][:3] == ("1", "8,000", "8,000")
-    assert table.rows[-1][:2] == ("16", MISSING)
+    heads = [column.head for column in table.columns]
+    assert trusted.name in table.caption and heads[-len(others) :] == [f"by {each.name}" for each in others]
+    assert len(table.rows) == 5 and {len(row) for row in table.rows} == {len(heads)}
+    assert [cell.text for cell in table.rows[0][:3]] == ["1", "8,000", "8,000"]
+    assert [cell.text for cell in table.rows[-1][:2]] == ["16", MISSING]
 
 
 def test_windows_and_timings_as_they_are_measured() -> None:

@@ -14,7 +14,7 @@ from mnist_dist.benchmarks.measure.worker import main
 from mnist_dist.benchmarks.records.kinds import KINDS, Measurements, WorkerKind
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.sections import Section
-from mnist_dist.benchmarks.report.table import TextTable
+from mnist_dist.benchmarks.report.table import Column, make_table
 from mnist_dist.benchmarks.statistics.stats import Series
 from mnist_dist.config import PositiveFloat
 from mnist_dist.distributed.turns import FULL
@@ -47,10 +47,14 @@ class Sleep(WorkerKind):
     def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:
         return [Series(np.ones(len(naps(record))), np.array(naps(record))) for record in records]
 
-    def sections(self, summaries: Sequence[Any], findings: Any) -> Iterator[Section]:
-        rows = [(each.case.strategy, f"{np.median(naps(record)):.4f}") for each in summaries for record in each.records]
-        if rows:
-            yield Section("sleep", "Naps", tables=[TextTable("Naps", ("strategy", "s"), rows, (False, True))])
+    def sections(self, summaries: Sequence[Any], analysis: Any) -> Iterator[Section]:
+        records = [record for each in summaries for record in each.records]
+        columns: list[Column[Record]] = [
+            Column("strategy", lambda record: record.case.strategy, numeric=False),
+            Column("nap", lambda record: f"{np.median(naps(record)):.4f}", "s"),
+        ]
+        if records:
+            yield Section("sleep", "Naps", tables=[make_table(columns, records, "Naps")])
 
 
 def naps(record: Record) -> list[float]:

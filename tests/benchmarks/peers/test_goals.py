@@ -14,7 +14,7 @@ from mnist_dist.benchmarks.peers.goals import (
     judge,
     load_goals,
     needed_runs,
-    write_verdicts,
+    write_goals,
 )
 from tests.benchmarks.peers.runs import STUDY, bad_run, rate_runs, time_run
 
@@ -48,21 +48,21 @@ def test_each_contestant_is_measured_once() -> None:
 def test_the_interval_decides(rates: list[float], outcome: str, code: int) -> None:
     runs = rate_runs(OURS, rates) + rate_runs("keras-fit-seed", [1000] * 3)
     verdict = judge(GOALS["keras-fit"], CPUS, runs)
-    assert verdict.outcome == outcome
+    assert verdict.status == outcome
     assert exit_code([verdict]) == code
 
 
 def test_one_repeat_cannot_tell() -> None:
     verdict = judge(GOALS["keras-fit"], CPUS, rate_runs(OURS, [9000]) + rate_runs("keras-fit-seed", [1000]))
-    assert verdict.outcome == "open" and verdict.ratio and verdict.ratio.value == pytest.approx(9, rel=0.01)
+    assert verdict.status == "open" and verdict.ratio and verdict.ratio.value == pytest.approx(9, rel=0.01)
 
 
 def test_the_hardest_denominator_decides() -> None:
     runs = rate_runs(OURS, [4000] * 3) + rate_runs("pytorch-float32", [1000] * 3)
     verdict = judge(GOALS["pytorch"], CPUS, runs + rate_runs("pytorch-bfloat16", [2000] * 3))
-    assert (verdict.outcome, verdict.against) == ("missed", "pytorch-bfloat16")
+    assert (verdict.status, verdict.against) == ("missed", "pytorch-bfloat16")
     unknown = judge(GOALS["pytorch"], CPUS, [*runs, bad_run("pytorch-bfloat16", "throughput", 0, "skipped")])
-    assert (unknown.outcome, unknown.against, unknown.failed) == ("open", "pytorch-bfloat16", False)
+    assert (unknown.status, unknown.against, unknown.failed) == ("open", "pytorch-bfloat16", False)
     assert "SomeError" in unknown.detail
     assert exit_code([unknown]) == 3
     failed = judge(GOALS["pytorch"], CPUS, [*runs, bad_run("pytorch-bfloat16", "throughput", 0)])
@@ -81,7 +81,7 @@ def test_operations_against_matrix_products_say_what_is_counted() -> None:
     assert verdict.ratio and verdict.ratio.value == pytest.approx(0.648, rel=0.02)
     assert verdict.against == "matmul-bfloat16"
     assert "12.96 MFLOP" in verdict.detail
-    assert judge(GOALS["matmul"], CPUS, products + runs, on_gpus=True).outcome == "not for GPUs"
+    assert judge(GOALS["matmul"], CPUS, products + runs, on_gpus=True).status == "not for GPUs"
 
 
 def test_times_are_compared_so_that_more_is_better() -> None:
@@ -89,14 +89,14 @@ def test_times_are_compared_so_that_more_is_better() -> None:
     runs = [time_run(fast, repeat, (2.0 + repeat / 50, 0.991)) for repeat in range(3)]
     runs += [time_run("keras-fit", repeat, (80.0, 0.985), (90.0 + repeat, 0.99)) for repeat in range(3)]
     verdict = judge(GOALS["time-keras"], CPUS, runs)
-    assert verdict.outcome == "reached" and verdict.ratio and 44 < verdict.ratio.value < 46
+    assert verdict.status == "reached" and verdict.ratio and 44 < verdict.ratio.value < 46
     never = judge(GOALS["time-keras"], CPUS, [*runs[:3], time_run("keras-fit", 0, (80.0, 0.985))])
-    assert never.outcome == "open" and "keras-fit: none of 1 runs reached 99 %" in never.detail
+    assert never.status == "open" and "keras-fit: none of 1 runs reached 99 %" in never.detail
 
 
 def test_verdicts_are_written(tmp_path: Path) -> None:
     verdicts = [judge(goal, CPUS, rate_runs(OURS, [5000] * 3)) for goal in GOALS.values()]
-    text = write_verdicts(tmp_path, "mnist-dist bench perf", STUDY, verdicts)
+    text = write_goals(tmp_path, "mnist-dist bench perf", STUDY, verdicts)
     assert (tmp_path / "perf.md").read_text() == text
     assert all(f"`{name}`" in text for name in GOALS)
     goals = json.loads((tmp_path / "perf.json").read_text())["goals"]

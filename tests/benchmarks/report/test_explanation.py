@@ -46,10 +46,10 @@ def test_stragglers() -> None:
 
 
 def test_contention() -> None:
-    assert "--cpus-per-task" in explain(find(plant(point_cases(), CAUSES["rest"])))
+    assert "--cpus-per-task" in explain(find(plant(point_cases(), CAUSES["contention"])))
     crowded = point_cases(cores_per_device=1)
-    assert "share cores" not in explain(find(plant(crowded, CAUSES["rest"])))
-    assert "give each rank cores of its own" in explain(find(plant(point_cases("mirrored"), CAUSES["rest"])))
+    assert "share cores" not in explain(find(plant(crowded, CAUSES["contention"])))
+    assert "give each rank cores of its own" in explain(find(plant(point_cases("mirrored"), CAUSES["contention"])))
 
 
 def test_input() -> None:

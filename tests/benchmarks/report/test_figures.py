@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from mnist_dist.benchmarks.analysis.collectives import measured_all_reduces
+from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.figures import accuracy, all_reduces, losses, scaling, step_times
-from mnist_dist.benchmarks.report.figures import draw as figures
+from mnist_dist.benchmarks.report.figures.draw import draw_all
 from mnist_dist.benchmarks.report.figures.drawing import (
     COLOURS,
     INK,
@@ -29,7 +29,6 @@ from mnist_dist.benchmarks.report.figures.drawing import (
     new_figure,
     place_labels,
 )
-from mnist_dist.benchmarks.report.findings import Findings, find_out
 from tests.benchmarks.factory import SLOW_RANK, ablations, collectives, make_study, strong, train, whole_study
 
 pytestmark = pytest.mark.slow
@@ -38,16 +37,16 @@ SINGLE, HOROVOD = train("single", 1), train("horovod", 2)
 
 
 @pytest.fixture(scope="module")
-def findings() -> Findings:
-    return find_out(whole_study())
+def study() -> Analysis:
+    return Analysis(whole_study())
 
 
 @pytest.fixture(scope="module")
-def drawn_study(findings: Findings) -> dict[str, tuple[Picture, Figure]]:
+def drawn_study(study: Analysis) -> dict[str, tuple[Picture, Figure]]:
     """All pictures of the whole study and what they were made of, by name."""
     with keep_figures() as kept, warnings.catch_warnings():
         warnings.simplefilter("error")
-        pictures = figures.draw_all(findings)
+        pictures = draw_all(study)
     return {picture.name: (picture, figure) for picture, figure in zip(pictures, kept, strict=True)}
 
 
@@ -149,10 +148,10 @@ def test_text_can_be_read_on_light_and_dark_pages(colour: str) -> None:
     assert contrast(ON_DARK[colour], ON_DARK[PAPER]) >= 4.5
 
 
-def test_curves_are_drawn_at_their_values(findings: Findings, drawn: list[Figure]) -> None:
-    figures.draw_throughput(findings.curves)
+def test_curves_are_drawn_at_their_values(study: Analysis, drawn: list[Figure]) -> None:
+    scaling.draw_throughput(study.curves)
     weak = drawn[0].axes[0]
-    curve = next(curve for curve in findings.curves if (curve.scaling, curve.strategy) == ("weak", "multiworker"))
+    curve = next(curve for curve in study.curves if (curve.scaling, curve.strategy) == ("weak", "multiworker"))
     expected = [(point.devices, point.throughput.value) for point in curve.points]
     lines = [np.transpose(np.asarray(line.get_data(), np.float64)) for line in weak.lines]
     assert any(len(line) == len(expected) and np.allclose(line, expected) for line in lines)
@@ -167,8 +166,8 @@ def test_the_strategies_are_named_beside_their_lines(pictures: dict[str, Picture
     assert {"single × 1, float32", "multiworker × 8"} <= set(texts(pictures["throughput_accuracy"].svg))  # noqa: RUF001
 
 
-def test_losses_end_where_they_add_up_to(findings: Findings, drawn: list[Figure]) -> None:
-    figures.draw_losses(findings.attributions)
+def test_losses_end_where_they_add_up_to(study: Analysis, drawn: list[Figure]) -> None:
+    losses.draw_losses(study.attributions)
     (axes,) = [each for each in drawn[0].axes if each.get_title(loc="left").startswith("horovod")]
     *parts, total = (patch for patch in axes.patches if isinstance(patch, Rectangle))
     assert len(parts) >= 4
@@ -179,7 +178,7 @@ def test_losses_end_where_they_add_up_to(findings: Findings, drawn: list[Figure]
 
 def test_the_slow_rank_shows(drawn: list[Figure]) -> None:
     quadruple = train("horovod", 4)
-    figures.draw_step_times(find_out(make_study([SINGLE, quadruple, *ablations(quadruple)], 3)).summaries)
+    step_times.draw_step_times(Analysis(make_study([SINGLE, quadruple, *ablations(quadruple)], 3)).summaries)
     free = next(line for line in drawn[0].axes[0].lines if line.get_label() == "without all-reduce")
     medians = np.asarray(free.get_ydata(), np.float64)
     assert medians.argmax() == SLOW_RANK
@@ -188,16 +187,15 @@ def test_the_slow_rank_shows(drawn: list[Figure]) -> None:
 
 def test_many_ranks_become_a_band(drawn: list[Figure]) -> None:
     many = train("horovod", 40, cores_per_device=None)
-    figures.draw_step_times(find_out(make_study([many], 1)).summaries)
+    step_times.draw_step_times(Analysis(make_study([many], 1)).summaries)
     (axes,) = drawn[0].axes
     assert len(axes.collections) == 1 and len(axes.lines) == 1
     assert len(axes.lines[0].get_xdata()) == 40  # type: ignore[arg-type]
 
 
 def test_bandwidths_are_drawn_in_gigabytes(drawn: list[Figure]) -> None:
-    summaries = find_out(make_study([collectives("horovod", 4)], 3)).summaries
-    measured = measured_all_reduces(summaries)
-    figures.draw_all_reduces(measured)
+    measured = Analysis(make_study([collectives("horovod", 4)], 3)).all_reduces
+    all_reduces.draw_all_reduces(measured)
     line = drawn[0].axes[1].lines[0]
     assert list(line.get_ydata()) == pytest.approx(  # type: ignore[arg-type]
         [each.bus_bandwidth / 1e9 for each in measured if not each.is_latency]
@@ -206,14 +204,14 @@ def test_bandwidths_are_drawn_in_gigabytes(drawn: list[Figure]) -> None:
 
 @pytest.mark.parametrize("records", [make_study([SINGLE], 1), make_study([SINGLE, strong("mirrored", 2)], 2)])
 def test_pictures_without_data_are_left_out(records: list[Record]) -> None:
-    names = {picture.name for picture in figures.draw_all(find_out(records))}
+    names = {picture.name for picture in draw_all(Analysis(records))}
     assert names == {"throughput_accuracy", "time_to_accuracy"}
 
 
 def test_one_run_without_intervals_is_drawn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        drawn = figures.draw_all(find_out(make_study([SINGLE, *ablations(SINGLE), HOROVOD, *ablations(HOROVOD)], 1)))
+        drawn = draw_all(Analysis(make_study([SINGLE, *ablations(SINGLE), HOROVOD, *ablations(HOROVOD)], 1)))
     assert {"throughput", "efficiency", "losses", "step_times"} <= {picture.name for picture in drawn}
 
 
@@ -224,14 +222,14 @@ def test_targets_that_no_seed_reaches_are_named() -> None:
     measured["evaluations"] = [each for each in measured["evaluations"] if each["accuracy"] < 0.99]
     assert measured["evaluations"][-1]["accuracy"] > 0.98
     short = record.model_copy(update={"measurements": measured})
-    pictures = {picture.name: picture for picture in figures.draw_all(find_out([short]))}
+    pictures = {picture.name: picture for picture in draw_all(Analysis([short]))}
     assert "99, 99.3 never" in texts(pictures["time_to_accuracy"].svg)
 
 
 def test_no_accuracy_above_all_is_shown() -> None:
     record = make_study([SINGLE], 1)[0]
     perfect = record.model_copy(update={"measurements": {**(record.measurements or {}), "test_accuracy": 0.9999}})
-    pictures = {picture.name: picture for picture in figures.draw_all(find_out([perfect]))}
+    pictures = {picture.name: picture for picture in draw_all(Analysis([perfect]))}
     ticks = [float(text) for text in texts(pictures["throughput_accuracy"].svg) if re.fullmatch(r"[\d.]+", text)]
     assert len(ticks) > 1 and max(ticks) <= 100
 
@@ -241,13 +239,13 @@ def test_settings_are_no_formulas() -> None:
         train("single", 1, settings={"runtime.precision": "float32", "data.path": path})
         for path in ("$HOME/$x^{", "<svg>&\x07")
     ]
-    pictures = {picture.name: picture for picture in figures.draw_all(find_out(make_study(cases, 2)))}
+    pictures = {picture.name: picture for picture in draw_all(Analysis(make_study(cases, 2)))}
     assert any("$HOME/$x^{" in text for text in texts(pictures["time_to_accuracy"].svg))
     assert any("<svg>&?" in text for text in texts(pictures["time_to_accuracy"].svg))
 
 
-def test_equal_studies_give_equal_pictures(pictures: dict[str, Picture], findings: Findings) -> None:
-    again = figures.draw_efficiency(findings.curves)
+def test_equal_studies_give_equal_pictures(pictures: dict[str, Picture], study: Analysis) -> None:
+    again = scaling.draw_efficiency(study.curves)
     assert again and again.svg == pictures["efficiency"].svg
 
 

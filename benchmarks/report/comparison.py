@@ -1,4 +1,4 @@
-"""A comparison as a table, for the terminal and as Markdown."""
+"""A comparison in words and as a table, for the terminal and as Markdown."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from mnist_dist.benchmarks.analysis.compare import OUTCOMES, Comparison, Verdict
-from mnist_dist.benchmarks.report.table import TERMINAL_WIDTH, TextTable, render_terminal_texts
+from mnist_dist.benchmarks.report.labels import label_records, label_with_kind
+from mnist_dist.benchmarks.report.table import (
+    TERMINAL_WIDTH,
+    Cell,
+    Column,
+    Table,
+    escape_markdown,
+    make_table,
+    render_terminal,
+)
+from mnist_dist.benchmarks.report.table import render_markdown as render_markdown_table
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.errors import one_line
 
 MOST_RUNS_TOLD = 100
-HEADS = ("case", "new / base", "95 % interval", "corrected", "verdict", "runs, base and new")
-NUMERIC = (False, True, True, True, False, True)
 
 
-def render_terminal(comparison: Comparison, colour: bool = False) -> str:
+def render_comparison(comparison: Comparison, colour: bool = False) -> str:
     """Returns the comparison for a terminal, with the remarks below the table.
 
     Args:
@@ -24,10 +32,9 @@ def render_terminal(comparison: Comparison, colour: bool = False) -> str:
     """
     lines = [f"base: {one_line(comparison.base_name)}", f"new:  {one_line(comparison.new_name)}", ""]
     if comparison.verdicts:
-        rows = [[one_line(cell) for cell in _cells(verdict)] for verdict in comparison.verdicts]
-        lines += [render_terminal_texts(TextTable("", HEADS, rows, NUMERIC), colour=colour), ""]
+        lines += [render_terminal(_table(comparison), colour=colour), ""]
     lines += [_headline(comparison), ""]
-    remarks = [f"{verdict.label}: {remark}" for verdict in comparison.verdicts if (remark := _remark(verdict))]
+    remarks = [f"{_label(verdict)}: {remark}" for verdict in comparison.verdicts if (remark := _remark(verdict))]
     for title, texts in [("Remarks", remarks), *_lists(comparison)]:
         lines += [f"{title}:", *(_fill(f"- {one_line(text)}", "  ") for text in texts), ""] if texts else []
     lines += [_fill(_explanation(comparison))] if comparison.verdicts else []
@@ -38,29 +45,60 @@ def _fill(text: str, indent: str = "") -> str:
     return textwrap.fill(text, width=TERMINAL_WIDTH, subsequent_indent=indent)
 
 
-def render_markdown(comparison: Comparison) -> str:
+def render_comparison_markdown(comparison: Comparison) -> str:
     """Returns the comparison as Markdown."""
-    lines = [f"Base: {comparison.base_name}", "", f"New: {comparison.new_name}", "", f"**{_headline(comparison)}**", ""]
+    lines = [f"Base: {escape_markdown(comparison.base_name)}", f"New: {escape_markdown(comparison.new_name)}"]
+    lines += [f"**{_headline(comparison)}**"]
     if comparison.verdicts:
         lines += [
-            f"| {' | '.join(HEADS)} | remark |",
-            f"|{'|'.join('---:' if right else '---' for right in NUMERIC)}|---|",
-            *(_markdown_row(verdict) for verdict in comparison.verdicts),
-            "",
-            _explanation(comparison),
-            "",
+            render_markdown_table(_table(comparison, with_remarks=True)),
+            escape_markdown(_explanation(comparison)),
         ]
     for title, texts in _lists(comparison):
         if texts:
-            lines += [f"{title}:", "", *(f"- {_markdown_cell(text)}" for text in texts), ""]
-    return "\n".join(lines).rstrip() + "\n"
+            lines += [f"{title}:", "\n".join(f"- {escape_markdown(one_line(text))}" for text in texts)]
+    return "\n\n".join(lines) + "\n"
+
+
+def _table(comparison: Comparison, with_remarks: bool = False) -> Table:
+    columns: list[Column[Verdict]] = [
+        Column("case", _label, numeric=False),
+        Column("new / base", lambda each: f"{each.ratio.value:.3f}" if each.ratio else "unknown"),
+        Column("95 % interval", lambda each: _interval(each.ratio)),
+        Column("corrected", lambda each: _interval(each.corrected)),
+        Column("verdict", _outcome_cell, numeric=False),
+        Column("accuracy", _accuracy_cell, numeric=False),
+        Column("runs", _runs, "base and new"),
+    ]
+    columns += [Column("remark", _remark, numeric=False)] if with_remarks else []
+    return make_table(columns, comparison.verdicts)
+
+
+def _label(verdict: Verdict) -> str:
+    return label_with_kind(verdict.case, verdict.on_gpus)
+
+
+def _outcome_cell(verdict: Verdict) -> Cell:
+    return Cell(verdict.outcome, style="strong" if verdict.outcome in ("slower", "faster") else "plain")
+
+
+def _accuracy_cell(verdict: Verdict) -> Cell:
+    return Cell("less accurate", style="strong") if verdict.less_accurate else Cell()
+
+
+def _runs(verdict: Verdict) -> str:
+    return f"{verdict.base_runs}, {verdict.new_runs}" + (" in turns" if verdict.in_turns else "")
+
+
+def _interval(ratio: Estimate | None) -> str:
+    return "unknown" if ratio is None or math.isnan(ratio.low) else f"{ratio.low:.3f} to {ratio.high:.3f}"
 
 
 def _lists(comparison: Comparison) -> Iterator[tuple[str, Sequence[str]]]:
     """Yields what stands below the table, with its titles."""
-    yield "Not comparable", [f"{each.label}: {each.reason}" for each in comparison.incomparable]
-    yield "Only in the base", comparison.only_in_base
-    yield "Only in the new study", comparison.only_in_new
+    yield "Not comparable", [f"{label_records(each.records)}: {each.reason}" for each in comparison.incomparable]
+    yield "Only in the base", list(map(label_records, comparison.only_in_base))
+    yield "Only in the new study", list(map(label_records, comparison.only_in_new))
 
 
 def _headline(comparison: Comparison) -> str:
@@ -75,34 +113,8 @@ def _headline(comparison: Comparison) -> str:
     return f"Of {cases} case{'s' * (cases != 1)}: {', '.join(parts)}."
 
 
-def _cells(verdict: Verdict, strong: str = "") -> list[str]:
-    """Returns a cell for each of `HEADS`.
-
-    Args:
-        strong: what to put before and after what must not be missed.
-    """
-    ratio = verdict.ratio
-    outcome = verdict.outcome if verdict.outcome in ("same", "inconclusive") else f"{strong}{verdict.outcome}{strong}"
-    return [
-        verdict.label,
-        f"{ratio.value:.3f}" if ratio else "unknown",
-        _interval(ratio),
-        _interval(verdict.corrected),
-        outcome + (f", {strong}less accurate{strong}" if verdict.less_accurate else ""),
-        f"{verdict.base_runs}, {verdict.new_runs}" + (" paired" if verdict.paired else ""),
-    ]
-
-
-def _markdown_row(verdict: Verdict) -> str:
-    return f"| {' | '.join(map(_markdown_cell, [*_cells(verdict, strong='**'), _remark(verdict)]))} |"
-
-
-def _interval(ratio: Estimate | None) -> str:
-    return "unknown" if ratio is None or math.isnan(ratio.low) else f"{ratio.low:.3f} to {ratio.high:.3f}"
-
-
 def _remark(verdict: Verdict) -> str:
-    return "; ".join(filter(None, _remarks(verdict)))
+    return one_line("; ".join(filter(None, _remarks(verdict))), 1000)
 
 
 def _remarks(verdict: Verdict) -> Iterator[str]:
@@ -127,8 +139,3 @@ def _explanation(comparison: Comparison) -> str:
         f"for {tested} test{'s' * (tested != 1)}. Slower or faster: the ratio is off by more than {effect} and the "
         f"corrected interval leaves out 1. Same: the whole 95 % interval is within {effect}."
     )
-
-
-def _markdown_cell(text: str) -> str:
-    """Labels and reasons hold what files say, which must not end a cell or a line."""
-    return one_line(text).replace("|", "\\|")

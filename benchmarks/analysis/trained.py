@@ -1,28 +1,24 @@
-"""The rows of the report: each case that trains, with how it relates to the others of its study."""
+"""Each case that trains, with how it relates to the others of its study."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from mnist_dist.benchmarks.analysis.matmul import MatmulRate, measured_rates
+from mnist_dist.benchmarks.analysis.matmul import MatmulRate
 from mnist_dist.benchmarks.analysis.scaling import Curve, efficiency, is_oversubscribed
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.labels import on_gpus
+from mnist_dist.benchmarks.records.record import Record, on_gpus
 from mnist_dist.benchmarks.statistics.stats import Estimate
-from mnist_dist.errors import one_line
-from mnist_dist.strategies import STRATEGIES
 
 MATMUL_DTYPES = {"mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}
 
 
 @dataclass(frozen=True)
-class Row:
+class TrainedCase:
     """One case with what relates it to the others. Efficiencies and `mfu` are shares: 1 is ideal."""
 
     summary: CaseSummary
@@ -45,16 +41,17 @@ class Row:
         return Estimate(total.value / n, total.low / n, total.high / n, total.repeats) if total else None
 
 
-def build_rows(summaries: Sequence[CaseSummary], curves: Sequence[Curve]) -> list[Row]:
+def relate_cases(
+    summaries: Sequence[CaseSummary], curves: Sequence[Curve], rates: Sequence[MatmulRate]
+) -> list[TrainedCase]:
     """Returns the cases that train, by strategy and number of devices, ablations too."""
     efficiencies = {
         (curve.scaling, point.summary.case_id): point.efficiency for curve in curves for point in curve.points
     }
     for curve in curves:
         efficiencies[curve.scaling, curve.baseline.case_id] = efficiency(curve.baseline, curve.baseline)
-    rates = measured_rates(summaries)
-    rows = [
-        Row(
+    return [
+        TrainedCase(
             summary=each,
             weak=efficiencies.get(("weak", each.case_id)),
             strong=efficiencies.get(("strong", each.case_id)),
@@ -65,36 +62,13 @@ def build_rows(summaries: Sequence[CaseSummary], curves: Sequence[Curve]) -> lis
             oversubscribed=is_oversubscribed(each),
             on_gpus=on_gpus(each.records),
         )
-        for each in summaries
+        for each in sorted(summaries, key=lambda each: each.case.order)
         if each.case.kind == "train"
     ]
-    return sorted(rows, key=lambda row: _order(row.case))
-
-
-def main_rows(rows: Iterable[Row]) -> list[Row]:
-    """Leaves out the ablations."""
-    return [row for row in rows if not row.case.is_ablation]
-
-
-def measured_setting(summary: CaseSummary, name: str) -> str:
-    """Returns the precision or XLA mode that ran, which `auto` chose; empty where nothing ran."""
-    found = {str((record.measurements or {}).get(name, "")) for record in summary.records}
-    return one_line(", ".join(sorted(found - {""})), 60)
-
-
-def seed_accuracies(summary: CaseSummary) -> list[float]:
-    """Returns the test accuracy of every run that left a model, from 0 to 1."""
-    found = [(record.measurements or {}).get("test_accuracy") for record in summary.records]
-    return [accuracy for accuracy in found if accuracy is not None]
-
-
-def _order(case: Case) -> tuple[Any, ...]:
-    place = list(STRATEGIES).index(case.strategy)
-    return place, str(sorted(case.settings.items())), case.devices, case.hosts, -case.global_batch_size, case.case_id
 
 
 def _mfu(summary: CaseSummary, rates: Iterable[MatmulRate]) -> float | None:
-    precision, case = measured_setting(summary, "precision"), summary.case
+    precision, case = summary.measured_setting("precision"), summary.case
     dtype = MATMUL_DTYPES.get(precision, precision)
     by_place = {
         (each.case.devices, each.case.hosts): each.value

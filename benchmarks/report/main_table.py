@@ -1,0 +1,262 @@
+"""The main table: one row for each case that trains. Every column says whether it is meant per device or in total."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+from mnist_dist.benchmarks.analysis.summary import CaseSummary, TimeToAccuracy
+from mnist_dist.benchmarks.analysis.trained import TrainedCase
+from mnist_dist.benchmarks.report.labels import (
+    DASH,
+    MISSING,
+    TIMES,
+    label_count,
+    label_devices,
+    label_duration,
+    label_number,
+    label_other_settings,
+    label_percent,
+    label_range,
+    label_three_digits,
+)
+from mnist_dist.benchmarks.report.table import (
+    TERMINAL_WIDTH,
+    Cell,
+    Column,
+    Table,
+    estimate_cell,
+    make_table,
+    number_cell,
+    render_terminal,
+    text_cell,
+)
+
+TERMINAL_TARGET = 0.99
+# The parts of the table that fit a page; and what the head of a group adds to a column where there are no such heads.
+PARTS = {
+    "Throughput and accuracy": {"Throughput": "", "Scaling efficiency": "efficiency, ", "Accuracy": ""},
+    "Time to accuracy": {"Time to accuracy": "time "},
+    "Noise, steps, start and use of the machine": {
+        "Noise of images/s": "noise of images/s ",
+        "Step time, slowest rank": "step time of the slowest rank, ",
+        "Start": "",
+        "Use of the machine": "",
+    },
+}
+
+
+def main_table(cases: Sequence[TrainedCase]) -> Table:
+    """Returns all that is known of each case."""
+    return make_table([*_case_columns(), *_result_columns(), *_target_columns(cases), *_resource_columns()], cases)
+
+
+def main_table_in_parts(cases: Sequence[TrainedCase]) -> Iterator[Table]:
+    """Yields the main table in parts, each with the columns that name the case."""
+    whole = main_table(cases)
+    for caption, prefixes in PARTS.items():
+        chosen = [index for index, column in enumerate(whole.columns) if column.group in {"Case", *prefixes}]
+        columns = [whole.columns[index] for index in chosen]
+        if any(column.group != "Case" for column in columns):
+            named = [replace(column, head=prefixes.get(column.group, "") + column.head) for column in columns]
+            yield Table(named, [[row[index] for index in chosen] for row in whole.rows], caption)
+
+
+def render_terminal_table(cases: Sequence[TrainedCase], width: int = TERMINAL_WIDTH, colour: bool = False) -> str:
+    """Returns throughput against accuracy, one line for each case where `width` columns suffice."""
+    table = make_table(_terminal_columns(cases), cases)
+    return "\n".join([render_terminal(table, width, colour), *_terminal_notes(cases)])
+
+
+def _case_columns() -> Iterator[Column[TrainedCase]]:
+    group = "Case"
+    yield Column("strategy", lambda each: text_cell(each.case.strategy), "", group, numeric=False)
+    yield Column("devices", _devices_cell, "in total", group)
+    yield Column("batch", _batch_cell, "images per device", group)
+    yield Column("precision", _precision_cell, "and XLA", group, numeric=False)
+    yield Column("other settings", _settings_cell, "", group, numeric=False, telling=True)
+    yield Column("trained", lambda each: label_duration(each.case), "", group, numeric=False, telling=True)
+
+
+def _result_columns() -> Iterator[Column[TrainedCase]]:
+    group = "Throughput"
+    yield Column("images/s", _throughput_cell, "total", group)
+    yield Column(
+        "images/s", lambda each: estimate_cell(each.images_per_second_per_device, label_count), "per device", group
+    )
+    group = "Scaling efficiency"
+    yield Column("weak", lambda each: estimate_cell(each.weak, label_percent), "% of ideal", group)
+    yield Column("strong", lambda each: estimate_cell(each.strong, label_percent), "% of ideal", group)
+    yield Column("test accuracy", _accuracy_cell, "%, mean of seeds", "Accuracy")
+
+
+def _target_columns(cases: Sequence[TrainedCase]) -> Iterator[Column[TrainedCase]]:
+    group = "Time to accuracy"
+    for target in sorted({target for each in cases for target in each.summary.time_to_accuracy}):
+        yield Column(f"to {100 * target:g} %", partial(_target_cell, target), "s, median", group)
+    yield Column("of it tracing", _tracing_cell, "s, median", group)
+
+
+def _resource_columns() -> Iterator[Column[TrainedCase]]:
+    group = "Noise of images/s"
+    yield Column("between runs", _noise_cell("between", _hundredths), "% deviation", group)
+    yield Column("within a run", _noise_cell("within", _hundredths), "% deviation", group)
+    yield Column("runs needed", _noise_cell("repeats_needed", label_count), "for ±2 %", group)
+    group = "Step time, slowest rank"
+    for percentile in ("p50", "p95", "p99"):
+        yield Column(percentile, partial(_step_cell, percentile), "ms", group)
+    group = "Start"
+    yield Column(
+        "first step", lambda each: estimate_cell(each.summary.first_step_seconds, _tenth), "s, with compiling", group
+    )
+    yield Column(
+        "start-up", lambda each: estimate_cell(each.summary.startup_seconds, _tenth), "s, until first step", group
+    )
+    group = "Use of the machine"
+    yield Column("memory", lambda each: _mebibytes(each.summary.peak_memory_bytes), "MiB, largest rank", group)
+    yield Column("GPU memory", lambda each: _mebibytes(each.peak_gpu_memory_bytes), "MiB, largest GPU", group)
+    yield Column("MFU", lambda each: number_cell(each.mfu, label_percent), "% of matmul rate, all devices", group)
+    yield Column("GPU use", lambda each: number_cell(each.gpu_utilisation_percent, _tenth), "%, mean", group)
+    yield Column("power", lambda each: number_cell(each.power_watts, _tenth), "W, total", group)
+    yield Column("images/J", lambda each: number_cell(each.summary.images_per_joule, label_count), "total", group)
+
+
+def _terminal_columns(cases: Sequence[TrainedCase]) -> Iterator[Column[TrainedCase]]:
+    yield Column("strategy", lambda each: each.case.strategy, numeric=False)
+    unit = "" if any(each.on_gpus for each in cases) else f"{TIMES} cores"
+    yield Column("devices", _terminal_devices, unit, numeric=False)
+    yield Column("batch", lambda each: _batch_cell(each).text, "/device")
+    yield Column("type", _terminal_precision, numeric=False, telling=True)
+    yield Column("other settings", _settings_cell, numeric=False, telling=True)
+    yield Column("trained", lambda each: label_duration(each.case).replace("the ", ""), numeric=False, telling=True)
+    yield Column("images/s", _throughput_with_margin, "total")
+    yield Column("images/s", lambda each: estimate_cell(each.images_per_second_per_device, label_count).text, "/device")
+    yield Column("weak", lambda each: estimate_cell(each.weak, label_percent).text, "eff. %")
+    yield Column("strong", lambda each: estimate_cell(each.strong, label_percent).text, "eff. %")
+    yield Column("test accuracy", _accuracy_with_range, f"%, lowest{DASH}highest")
+    yield Column(f"to {100 * TERMINAL_TARGET:g} %", _terminal_target, "s (reached)")
+    yield Column("runs", lambda each: str(len(each.summary.records)))
+
+
+def _terminal_devices(each: TrainedCase) -> str:
+    text = label_devices(each.case, each.on_gpus).replace(" cores", "").replace(" core", "")
+    return text.replace(f" {TIMES} ", TIMES) + ("*" if each.oversubscribed else "")
+
+
+def _terminal_precision(each: TrainedCase) -> str:
+    cell = _precision_cell(each)
+    return cell.text.removeprefix("mixed_") + (", XLA" if cell.detail == "XLA on" else "")
+
+
+def _throughput_with_margin(each: TrainedCase) -> str:
+    """The interval as the larger of its halves, in percent."""
+    text, estimate = _throughput_cell(each).text, each.summary.images_per_second
+    if estimate is None or not estimate_cell(estimate, label_count).detail:
+        return text
+    half = max(estimate.high - estimate.value, estimate.value - estimate.low) / estimate.value
+    return f"{text} ±{100 * half:.1f}%" if half < 1 else f"{text} ±>100%"
+
+
+def _accuracy_with_range(each: TrainedCase) -> str:
+    return f"{_accuracy_cell(each).text} {_seed_range(each.summary)}".rstrip()
+
+
+def _terminal_target(each: TrainedCase) -> str:
+    found = each.summary.time_to_accuracy.get(TERMINAL_TARGET)
+    return f"{_time_to_accuracy(found).text} ({found.reached}/{found.runs})" if found else MISSING
+
+
+def _terminal_notes(cases: Sequence[TrainedCase]) -> Iterator[str]:
+    if any(each.summary.images_per_second for each in cases):
+        yield "± is the 95 % interval; efficiency is that of N devices against N times one."
+    if any(each.oversubscribed for each in cases):
+        yield "* oversubscribed: the devices were promised more cores than the host has."
+
+
+def _settings_cell(each: TrainedCase) -> Cell:
+    return text_cell(label_other_settings(each.case))
+
+
+def _devices_cell(each: TrainedCase) -> Cell:
+    devices, _, hosts = label_devices(each.case, each.on_gpus).partition(" on ")
+    details = [f"on {hosts}"] if hosts else []
+    details += ["oversubscribed"] if each.oversubscribed else []
+    return Cell(devices, ", ".join(details), each.case.devices)
+
+
+def _batch_cell(each: TrainedCase) -> Cell:
+    per_device, total = each.case.images_per_device, each.case.global_batch_size
+    return Cell(label_number(per_device), f"{label_number(total)} in total", per_device)
+
+
+def _precision_cell(each: TrainedCase) -> Cell:
+    # Where nothing ran: what was asked for.
+    precision, xla = (
+        each.summary.measured_setting(name) or str(each.case.settings.get(f"runtime.{name}", ""))
+        for name in ("precision", "xla")
+    )
+    return Cell(precision, f"XLA {xla}" if xla else "", precision) if precision else Cell()
+
+
+def _throughput_cell(each: TrainedCase) -> Cell:
+    summary = each.summary
+    runs = f"{len(summary.records)} run{'s' if len(summary.records) != 1 else ''}"
+    if not summary.records:
+        reasons = {record.status for record in summary.failures}
+        return Cell("failed" if reasons - {"skipped"} else "skipped" if reasons else MISSING)
+    if summary.images_per_second is None:
+        return Cell("unstable" if summary.unstable else MISSING, runs)
+    cell = estimate_cell(summary.images_per_second, label_count)
+    return replace(cell, detail=", ".join(filter(None, (cell.detail, runs))))
+
+
+def _accuracy_cell(each: TrainedCase) -> Cell:
+    accuracy = each.summary.test_accuracy
+    if accuracy is None:
+        return Cell()
+    seeds = f"{accuracy.seeds} seed{'s' if accuracy.seeds != 1 else ''}"
+    return Cell(_hundredths(accuracy.mean), ", ".join(filter(None, (_seed_range(each.summary), seeds))), accuracy.mean)
+
+
+def _seed_range(summary: CaseSummary) -> str:
+    accuracies = summary.seed_accuracies
+    return label_range(min(accuracies), max(accuracies), _hundredths) if len(accuracies) > 1 else ""
+
+
+def _target_cell(target: float, each: TrainedCase) -> Cell:
+    found = each.summary.time_to_accuracy.get(target)
+    return _time_to_accuracy(found) if found else Cell()
+
+
+def _time_to_accuracy(found: TimeToAccuracy) -> Cell:
+    detail = f"{found.reached} of {found.runs}"
+    detail += f", expected {_tenth(found.expected_seconds)}" if found.reached else ""
+    return Cell(_tenth(found.median_seconds), detail, found.median_seconds)
+
+
+def _tracing_cell(each: TrainedCase) -> Cell:
+    found = list(each.summary.time_to_accuracy.values())
+    return number_cell(found[0].median_tracing_seconds if found else None, _tenth)
+
+
+def _step_cell(percentile: str, each: TrainedCase) -> Cell:
+    seconds = getattr(each.summary.step_seconds, percentile, None)
+    return number_cell(seconds and 1000 * seconds, label_three_digits)
+
+
+def _noise_cell(level: str, form: Callable[[float], str]) -> Callable[[TrainedCase], Cell]:
+    return lambda each: number_cell(getattr(each.summary.variance, level, None), form)
+
+
+def _mebibytes(size: float | None) -> Cell:
+    return number_cell(size / 2**20 if size is not None else None, label_count)
+
+
+def _hundredths(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def _tenth(value: float) -> str:
+    return f"{value:,.1f}" if math.isfinite(value) else "∞"
