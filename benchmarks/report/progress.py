@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.labels import common_settings, label_with_kind
+from mnist_dist.benchmarks.report.labels import label_with_kind
 
 if TYPE_CHECKING:
     from mnist_dist.benchmarks.measure.rounds import Stage
@@ -122,7 +122,8 @@ class RoundProgress:
         runs = [run for runs in rounds for run in runs]
         self._sides = len({run.study.name for run in runs})
         self._gpus = any(run.study.machine.gpus for run in runs)
-        self._without = HOW_LONG | common_settings(run.case for run in runs).keys()
+        settings = [{(key, repr(value)) for key, value in run.case.settings.items()} for run in runs]
+        self._without = HOW_LONG | {key for key, _ in set.intersection(*settings)} if settings else HOW_LONG
 
     def begin(self, runs: Sequence[Run], left_seconds: float) -> None:
         self._number += 1
