@@ -23,10 +23,10 @@ from mnist_dist.benchmarks.measure.study import (
     run_rounds,
 )
 from mnist_dist.benchmarks.measure.suite import PlannedCase, Suite, plan_cases
+from mnist_dist.benchmarks.progress import BarProgress, Progress, RoundProgress, clock, render_cases
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store
-from mnist_dist.benchmarks.report.progress import BarProgress, Progress, RoundProgress, clock, render_cases
 from tests.benchmarks.factory import make_study as make_records
 from tests.benchmarks.factory import train
 from tests.benchmarks.harness import (
@@ -363,7 +363,7 @@ def test_an_interrupted_round_is_kept_and_measured_again(tmp_path: Path, tiny_mn
     harness = start(*arguments, mark=mark)
     try:
         assert harness.stdout is not None
-        said = [line for line in iter(harness.stdout.readline, "  measuring\n")]
+        said = list(iter(harness.stdout.readline, "  measuring\n"))
         processes = marked_processes(mark)
         (token,) = {found for each in processes.values() if (found := each.get("MNIST_DIST_TURNS_TOKEN"))}
         commands = [Path(f"/proc/{process}/cmdline").read_bytes().decode() for process in processes]
