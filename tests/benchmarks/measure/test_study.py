@@ -270,9 +270,7 @@ class TestProgress:
         notes, progress = self.make(tmp_path, "study")
         name = next(name for name, run in progress._runs.items() if run.case.strategy == "mirrored")
         stages = [Stage("starting", name), Stage("training"), Stage("training"), Stage("warming up")]
-        stages += [
-            Stage("measuring", cycle=cycle, half_width=0.1 / cycle if cycle > 9 else None) for cycle in range(20)
-        ]
+        stages += [Stage("measuring", None, cycle, 0.1 / cycle if cycle > 9 else None) for cycle in range(20)]
         for stage in [*stages, Stage("ending")]:
             progress.tell(stage)
         assert capsys.readouterr().out == "round 1 of 1: 2 cases in turns, at most about 1:40 left\n"

@@ -196,13 +196,9 @@ def test_a_reading_costs_next_to_nothing(powercap: Path) -> None:
 
 def test_power_is_that_of_the_turns() -> None:
     """Two turns of 0.2 s at 200 W; between them another one needed 1000 W."""
-    readings = [
-        Sample("rapl", 1.0, 1000),
-        Sample("rapl", 1.2, 1040),
-        Sample("rapl", 1.4, 1240),
-        Sample("rapl", 1.6, 1280),
-    ]
-    found = summarize([(readings[0], readings[1]), (readings[2], readings[3])])
+    first = Sample("rapl", 1.0, 1000), Sample("rapl", 1.2, 1040)
+    second = Sample("rapl", 1.4, 1240), Sample("rapl", 1.6, 1280)
+    found = summarize([first, second])
     assert found is not None
     assert found.model_dump() == pytest.approx(
         {
@@ -216,11 +212,9 @@ def test_power_is_that_of_the_turns() -> None:
 
 
 def test_how_busy_gpus_were_is_read_at_the_end_of_turns() -> None:
-    turns = [
-        (Sample("nvml", 0, 0, 0), Sample("nvml", 1, 150, 40)),
-        (Sample("nvml", 5, 900, 5), Sample("nvml", 6, 1050, 60)),
-    ]
-    assert summarize(turns) == Telemetry(
+    first = Sample("nvml", 0, 0, 0), Sample("nvml", 1, 150, 40)
+    second = Sample("nvml", 5, 900, 5), Sample("nvml", 6, 1050, 60)
+    assert summarize([first, second]) == Telemetry(
         source="nvml", seconds=2, energy_joules=300, power_watts=150, gpu_utilisation_percent=50
     )
 
