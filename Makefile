@@ -6,6 +6,7 @@ INSTALLED := $(VENV)/.installed
 HOROVOD := $(VENV)/.horovod
 PEERS := .venv-peers
 VARIANT ?= cpu
+ALONE := tests/benchmarks/measure tests/benchmarks/peers tests/benchmarks/analysis/test_planted.py tests/processes tests/slurm
 
 .PHONY: help bench train peers test test-fast lint lock image image-test clean
 
@@ -23,9 +24,9 @@ peers: $(HOROVOD) $(PEERS)/.installed ## measure Keras' fit, Horovod's example a
 
 test: $(HOROVOD) ## run the whole test suite; installs Slurm where it may, builds Horovod the first time
 	@slurm/install_for_tests.sh
-# Side by side only what shares no cluster, and neither judges a throughput nor how soon ranks end.
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/test_*.py tests/docker
-	@$(BIN)/python -m pytest --ignore-glob='tests/test_*.py' --ignore tests/docker
+# Side by side all that shares no cluster, measures nothing, and does not judge how soon ranks end.
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ALONE:%=--ignore %)
+	@$(BIN)/python -m pytest $(ALONE)
 
 test-fast: $(INSTALLED) ## run the unit tests, in about a minute
 	@$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile --durations 3

@@ -66,9 +66,9 @@ def add_run(commands: Any) -> None:
         "run",
         help="measure the cases of a suite and write a report",
         description=(
-            "Measure every case of a suite in fresh processes, interleaved over the repeats in a random order, and "
-            "write a record of each, then a report. Within a Slurm job the ranks are started by srun. Exits with 1 "
-            "when a case failed, ran out of time or memory; the others are measured all the same."
+            "Measure the cases of a suite in turns: alive at once, one computing at a time. Repeat that with fresh "
+            "processes, and write a record of each, then a report. Within a Slurm job the ranks are started by srun. "
+            "Exits with 1 when a case failed, ran out of time or memory; the others are measured all the same."
         ),
         epilog=(
             "Examples: `mnist-dist bench run quick`; `mnist-dist bench run scaling --devices 1,2,4 "
@@ -155,8 +155,8 @@ def run_run(args: argparse.Namespace) -> int:
         run_rounds,
     )
     from mnist_dist.benchmarks.measure.suite import load_suite, plan_cases
+    from mnist_dist.benchmarks.progress import render_cases, show_rounds
     from mnist_dist.benchmarks.records.store import Store
-    from mnist_dist.benchmarks.report.progress import render_cases, show_rounds
 
     suite = load_suite(args.suite)
     machine = find_machine(args.devices_per_host)
@@ -261,7 +261,7 @@ def add_compare(commands: Any) -> None:
         help="say of each case whether NEW is faster, slower or the same as BASE",
         description=(
             "Compare two studies case by case. Exits with 0 when nothing is slower, 1 when something is, 3 when "
-            "that cannot be told. With --interleave, BASE and NEW are measured here, alternating: each is a commit, "
+            "that cannot be told. With --interleave, BASE and NEW are measured here, in turns: each is a commit, "
             "or a configuration (a YAML file, or KEY=VALUE)."
         ),
         epilog=(
@@ -283,7 +283,7 @@ def add_compare(commands: Any) -> None:
         help="compare although this differs, being the subject; may be given several times",
     )
     parser.add_argument("--markdown", action="store_true", help="print Markdown, for a page or a pull request")
-    parser.add_argument("--interleave", action="store_true", help="measure both now, in one go")
+    parser.add_argument("--interleave", action="store_true", help="measure both now, in turns")
     measured = parser.add_argument_group("with --interleave")
     measured.add_argument("--suite", metavar="SUITE", help="what is measured (default: quick)")
     add_results(measured)
@@ -299,7 +299,7 @@ def run_compare(args: argparse.Namespace) -> int:
     allow = set(args.allow)
     if args.interleave:
         from mnist_dist.benchmarks.measure.interleave import measure_both
-        from mnist_dist.benchmarks.report.progress import show_rounds
+        from mnist_dist.benchmarks.progress import show_rounds
 
         suite, narrowing = args.suite or "quick", read_narrowing(args)
         base, new, subject = measure_both(args.base, args.new, suite, args.results, narrowing, args.resume, show_rounds)

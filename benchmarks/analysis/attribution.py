@@ -11,6 +11,8 @@ seconds of its steady windows over all steps, N devices lose against one device 
 - *communication*: synthetic at N, less the slowest rank of free. That is exposed communication. As a window holds
   several steps, the waiting for ranks that are slow in single steps is in it too, and the time that the all-reduce
   takes by itself tells how much that can be;
+  of both, where *unreduced* was measured as well (real input, no all-reduce), the mean of what taking them away first
+  and last gains: what differs between the two is their interaction;
 - *stragglers*: the slowest rank of free less the mean of its ranks, since every step waits for the slowest. A rank or
   host that stands out as slow is left out of this mean: of two ranks, half its delay would else count as contention;
 - *contention* for memory, cores and power: this mean less synthetic at 1;
@@ -41,7 +43,7 @@ from mnist_dist.benchmarks.analysis.stragglers import SlowPlace, find_slow_place
 from mnist_dist.benchmarks.analysis.summary import CaseSummary, RunSummary, untimed
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import on_gpus
-from mnist_dist.benchmarks.statistics.contrasts import Repeat, estimate_means
+from mnist_dist.benchmarks.statistics.contrasts import CycleMeans, Repeat, estimate_means
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.strategies import STRATEGIES
 
@@ -50,6 +52,7 @@ PartName = Literal["small batches", "input", "communication", "stragglers", "con
 NOTABLE_LOSS = 0.02  # Of the ideal throughput.
 NOTABLE_GAIN = 0.05  # By which another strategy must be faster to be named.
 ROUNDING = 1e-12
+FEWEST_CYCLES = 5  # That all runs share, for contrasts within them.
 FREE = ("free", "unreduced")  # Runs in which no rank waits for another.
 
 
@@ -161,7 +164,7 @@ def _attribute_point(
     left_out = slowest.ranks if slowest else ()
     if not slowest and (slow_input := _slow_place(summaries.get("unreduced"))):
         slowest = replace(slow_input, with_real_input=True)
-    means = estimate_means(
+    means = _means_in_turns(summaries, left_out) or estimate_means(
         [[_two_clocks(run, name in FREE, left_out) for run in each.runs] for name, each in summaries.items()]
     )
     step = _Steps(tuple(summaries))
@@ -197,6 +200,31 @@ def _attribute_point(
     )
 
 
+def _means_in_turns(summaries: Mapping[str, CaseSummary], left_out: Sequence[int]) -> CycleMeans | None:
+    """Returns the step times in the cycles that all runs share; None where they share too few."""
+    by_round: dict[str, list[dict[int, np.ndarray]]] = {}
+    for name, each in summaries.items():
+        for run in each.runs:
+            if run.record.turns is not None:
+                times = _times_by_cycle(run, name in FREE, left_out)
+                by_round.setdefault(run.record.turns.round_id, []).append(times)
+    rounds = []
+    for groups in (groups for groups in by_round.values() if len(groups) == len(summaries)):
+        cycles = sorted(set.intersection(*map(set, groups)))
+        if len(cycles) >= FEWEST_CYCLES:
+            rounds.append(np.array([[times[cycle] for cycle in cycles] for times in groups]).transpose(0, 2, 1))
+    return CycleMeans(rounds) if rounds else None
+
+
+def _times_by_cycle(run: RunSummary, is_free: bool, left_out: Sequence[int]) -> dict[int, np.ndarray]:
+    """Returns the seconds of a step in each cycle, of the slowest rank and the mean of ranks; see `_two_clocks`."""
+    steps, clocks = _clocks(*run.measured_windows, is_free, left_out)
+    return {
+        int(cycle): clocks[:, run.cycles == cycle].sum(axis=1) / steps[run.cycles == cycle].sum()
+        for cycle in np.unique(run.cycles)
+    }
+
+
 def _slow_place(summary: CaseSummary | None) -> SlowPlace | None:
     if summary is None:
         return None
@@ -213,7 +241,10 @@ def _two_clocks(run: RunSummary, is_free: bool, left_out: Sequence[int]) -> Repe
             which the slowest of each window would add up.
         left_out: ranks that do not count for the mean.
     """
-    steps, seconds = run.windows
+    return _clocks(*run.windows, is_free, left_out)
+
+
+def _clocks(steps: np.ndarray, seconds: np.ndarray, is_free: bool, left_out: Sequence[int]) -> Repeat:
     if is_free:
         return steps, np.stack([seconds.max(axis=0), np.delete(seconds, left_out, axis=0).mean(axis=0)])
     return steps, np.tile(seconds[seconds.sum(axis=1).argmax()], (2, 1))
@@ -252,11 +283,17 @@ def _causes(
                 f"small batches count as contention, as one device was not measured with {case.images_per_device:g} "
                 "images and these with synthetic input"
             )
+    # Each is taken away before the other and after it; where both orders were measured, the mean of them counts.
+    both = {"unreduced", "synthetic", "free"} <= set(step.names)
     if "synthetic" in step and synthetic in step:
         at_one = scale * (step.slowest(full) - step.slowest(synthetic))
-        causes["input"] = step.slowest("full") - step.slowest("synthetic") - at_one
+        last = step.slowest("unreduced") - step.slowest("free") if both else 0.0
+        first = step.slowest("full") - step.slowest("synthetic")
+        causes["input"] = ((first + last) / 2 if both else first) - at_one
     if "synthetic" in step and "free" in step:
-        causes["communication"] = step.slowest("synthetic") - step.slowest("free")
+        last = step.slowest("synthetic") - step.slowest("free")
+        first = step.slowest("full") - step.slowest("unreduced") if both else last
+        causes["communication"] = (first + last) / 2
     if "free" in step and several_ranks:
         causes["stragglers"] = step.slowest("free") - step.mean("free")
     if "free" in step and synthetic in step:

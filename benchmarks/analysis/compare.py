@@ -17,11 +17,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Literal
 
 import numpy as np
 
+from mnist_dist.benchmarks.analysis.in_turns import paired_ratio
 from mnist_dist.benchmarks.analysis.matching import Difference, find_differences, match_cases, show_value
 from mnist_dist.benchmarks.analysis.summary import (
     mean_test_accuracy,
@@ -47,7 +47,6 @@ Outcome = Literal["slower", "inconclusive", "faster", "same"]
 OUTCOMES: tuple[Outcome, ...] = ("slower", "inconclusive", "faster", "same")  # In the order of the table.
 SIGNIFICANCE = 0.05  # Of the whole comparison, however many cases it has.
 SMALLEST_ACCURACY_DROP = 0.0005  # Five of the 10,000 test images.
-FEWEST_PAIRS = 3
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Verdict:
             devices, of FLOPs per second, or of all-reduces per second as the geometric mean over message sizes. None
             if one of them is not known; with nan bounds if both come from a single run.
         corrected: the same with the interval that Holm's correction leaves to it; None where nothing could be tested.
-        paired: the studies were interleaved, so runs measured one right after the other are compared.
+        in_turns: both sides took turns, so that they are compared within each cycle.
         more_runs: of each study, after which an inconclusive case would probably be decided; None if not known, or not
             within reason as the effect is about as large as the smallest that matters.
         remark: what else a reader must know, for example why the case is inconclusive.
@@ -75,7 +74,7 @@ class Verdict:
     corrected: Estimate | None
     base_runs: int
     new_runs: int
-    paired: bool
+    in_turns: bool
     more_runs: int | None
     remark: str
     less_accurate: tuple[Accuracy, Accuracy] | None
@@ -119,7 +118,7 @@ class _Measured:
     new: tuple[Record, ...]
     on_gpus: bool
     estimate: LogEstimate | None
-    paired: bool
+    in_turns: bool
     remark: str
 
 
@@ -185,37 +184,20 @@ def _measure(base: Sequence[Record], new: Sequence[Record]) -> _Measured:
         if not ok:
             reason = f"no run of {name} ended well: {last.status}: {last.reason}"
             return _Measured(case, base_ok, new_ok, gpus, None, False, reason)
-    pairs = _pairs(base_ok, new_ok)
-    if pairs:
-        base_ok, new_ok = zip(*pairs, strict=True)
-    series = []
-    for name, ok in (("base", base_ok), ("new", new_ok)):
+    estimate = paired_ratio(new_ok, base_ok)
+    in_turns, series = estimate is not None, []
+    for name, ok in (("base", base_ok), ("new", new_ok)) if estimate is None else ():
         try:
             series.append(kind(case.kind).series(ok, base_ok + new_ok))
         except NoRateError as error:
-            return _Measured(case, base_ok, new_ok, gpus, None, bool(pairs), f"{name}: {error}")
+            return _Measured(case, base_ok, new_ok, gpus, None, False, f"{name}: {error}")
     remarks = (
         _changed_settings(base[0].case, case),
         f"failed runs: {len(base_failed)}, {len(new_failed)}" if base_failed or new_failed else "",
-        _assumption(len(base_ok), len(new_ok)),
+        "" if in_turns else _assumption(len(base_ok), len(new_ok)),
     )
-    estimate = estimate_ratio(*series, paired=bool(pairs))
-    return _Measured(case, base_ok, new_ok, gpus, estimate, bool(pairs), "; ".join(filter(None, remarks)))
-
-
-def _pairs(base: Sequence[Record], new: Sequence[Record]) -> list[tuple[Record, Record]]:
-    """Returns the runs of each repeat that followed one another, if the studies were interleaved; else nothing.
-
-    They were if, in the order of time, both runs of one repeat always come before those of another.
-    """
-    base_by_repeat, new_by_repeat = ({record.repeat: record for record in side} for side in (base, new))
-    repeats = sorted(base_by_repeat.keys() & new_by_repeat.keys())
-    runs = [side[repeat] for repeat in repeats for side in (base_by_repeat, new_by_repeat)]
-    in_time = [run.repeat for run in sorted(runs, key=lambda run: (datetime.fromisoformat(run.started_at), run.repeat))]
-    unique = len(base_by_repeat) == len(base) and len(new_by_repeat) == len(new)
-    if len(repeats) < FEWEST_PAIRS or not unique or in_time[::2] != in_time[1::2]:
-        return []
-    return [(base_by_repeat[repeat], new_by_repeat[repeat]) for repeat in repeats]
+    estimate = estimate or estimate_ratio(*series, paired=False)
+    return _Measured(case, base_ok, new_ok, gpus, estimate, in_turns, "; ".join(filter(None, remarks)))
 
 
 def _changed_settings(base: Case, new: Case) -> str:
@@ -249,7 +231,7 @@ def _decide(measured: Sequence[_Measured], smallest_effect: float) -> list[Verdi
         runs = len(each.base), len(each.new)
         verdicts.append(
             Verdict(
-                each.case, each.on_gpus, outcome, ratio, corrected, *runs, each.paired, more_runs, each.remark, drop
+                each.case, each.on_gpus, outcome, ratio, corrected, *runs, each.in_turns, more_runs, each.remark, drop
             )
         )
     return verdicts
@@ -278,7 +260,7 @@ def _more_runs(measured: _Measured, corrected_confidence: float, smallest_effect
     effect = abs(estimate.value)
     counts = len(measured.base), len(measured.new)
     variance = estimate.variance * 2 / sum(1 / count for count in counts)
-    arms = 1 if measured.paired else 2
+    arms = 1 if measured.in_turns else 2
     if effect > smallest_effect:
         needed = repeats_needed(variance, effect, corrected_confidence, arms)
     else:

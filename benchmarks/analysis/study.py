@@ -12,7 +12,7 @@ from mnist_dist.benchmarks.analysis.collectives import AllReduce, measured_all_r
 from mnist_dist.benchmarks.analysis.matmul import MatmulRate, measured_rates
 from mnist_dist.benchmarks.analysis.prediction import Prediction, predict
 from mnist_dist.benchmarks.analysis.scaling import Curve, find_curves
-from mnist_dist.benchmarks.analysis.summary import CaseSummary, summarize
+from mnist_dist.benchmarks.analysis.summary import CaseSummary, summarize_variants
 from mnist_dist.benchmarks.analysis.trained import TrainedCase, relate_cases
 from mnist_dist.benchmarks.records.record import Record
 
@@ -35,7 +35,7 @@ class Analysis:
         by_case: dict[str, list[Record]] = {}
         for record in self.records:
             by_case.setdefault(record.case_id, []).append(record)
-        return tuple(map(summarize, by_case.values()))
+        return tuple(each for of_case in by_case.values() for each in summarize_variants(of_case))
 
     @cached_property
     def all_reduces(self) -> tuple[AllReduce, ...]:

@@ -32,6 +32,8 @@ from mnist_dist.benchmarks.statistics.stats import (
     split_variance,
 )
 from mnist_dist.benchmarks.statistics.steady_state import FEWEST_WINDOWS, SteadyState, find_steady_state, merge_windows
+from mnist_dist.distributed.turns import FULL
+from mnist_dist.training.variants import VARIANTS
 
 ACCURACY_TARGETS = (0.98, 0.99, 0.993)
 
@@ -57,14 +59,18 @@ class TimeToAccuracy:
 
 @dataclass(frozen=True, eq=False)
 class RunSummary:
-    """A run that ended well, of which windows were measured. What is derived from them is computed once."""
+    """A run that ended well, or one of its variants. What is derived from its windows is computed once.
+
+    Attributes:
+        variant: of the training step, whose windows count; see `training.variants`.
+    """
 
     record: Record
+    variant: str = FULL
 
     @cached_property
     def steady_state(self) -> SteadyState:
-        measured = self.record.measurements or {}
-        return find_steady_state(measured["window_steps"], measured["window_seconds"])
+        return find_steady_state(*self.measured_windows)
 
     @cached_property
     def series(self) -> Series:
@@ -85,10 +91,31 @@ class RunSummary:
     @cached_property
     def windows(self) -> tuple[np.ndarray, np.ndarray]:
         """Steps, int64 [windows], and seconds, float64 [ranks, windows], of the steady windows."""
-        measured, first = self.record.measurements or {}, self.steady_state.first_window
-        rows = [row[first:] for row in measured["window_seconds"]]
-        steps, seconds, _ = merge_windows(measured["window_steps"][first:], rows)
+        steps, seconds = self.measured_windows
+        first = self.steady_state.first_window
+        steps, seconds, _ = merge_windows(steps[first:], seconds[:, first:])
         return steps, seconds
+
+    @property
+    def cycles(self) -> np.ndarray:
+        """The cycle of the turn of each of `measured_windows`, int64 [windows]; empty of a run without turns."""
+        cycles = (self.record.measurements or {}).get("window_cycles")
+        return np.empty(0, np.int64) if cycles is None else np.asarray(cycles)[self._chosen]
+
+    @cached_property
+    def _chosen(self) -> np.ndarray:
+        """Which windows are of this variant, and of no cycle before measuring began, bool [windows]."""
+        measured = self.record.measurements or {}
+        windows = len(measured["window_steps"])
+        cycles = np.asarray(measured.get("window_cycles") or np.zeros(windows, np.int64))
+        variants = np.asarray(measured.get("window_variants") or [FULL] * windows)
+        return (cycles >= 0) & (variants == self.variant)
+
+    @cached_property
+    def measured_windows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Steps, int64 [windows], and seconds, float64 [ranks, windows], as they were measured."""
+        measured, chosen = self.record.measurements or {}, self._chosen
+        return np.asarray(measured["window_steps"])[chosen], np.asarray(measured["window_seconds"])[:, chosen]
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +179,23 @@ def untimed(case: Case) -> str:
     return json.dumps(case.model_dump(mode="json", exclude={"measure_seconds"}), sort_keys=True)
 
 
-def summarize(records: Sequence[Record]) -> CaseSummary:
+def ablated(case: Case, variant: str) -> Case:
+    """Returns what a variant of a case would be as a case of its own."""
+    without = VARIANTS[variant]
+    return case.model_copy(update={"synthetic_input": without.resident, "all_reduce": without.reduced})
+
+
+def summarize_variants(records: Sequence[Record]) -> list[CaseSummary]:
+    """Summarises the records of one case, and those of their variants that have windows, each as a case of its own."""
+    names = {name for record in records for name in (record.measurements or {}).get("window_variants") or ()}
+    return [summarize(records), *(summarize(records, name) for name in VARIANTS if name in names - {FULL})]
+
+
+def summarize(records: Sequence[Record], variant: str = FULL) -> CaseSummary:
     """Summarises the records of one case, of any kind and in any order.
+
+    Args:
+        variant: of the training step, of which the windows count.
 
     Raises:
         ValueError: there are none, or they are of several cases.
@@ -161,14 +203,15 @@ def summarize(records: Sequence[Record]) -> CaseSummary:
     if len({record.case_id for record in records}) != 1:
         raise ValueError(f"expected the records of one case, received {len({record.case_id for record in records})}")
     ok, failures = split_by_success(records)
-    runs = tuple(map(RunSummary, ok))
+    runs = tuple(RunSummary(record, variant) for record in ok)
+    case = records[0].case if variant == FULL else ablated(records[0].case, variant)
     states = [run.steady_state for run in runs] if has_windows(ok) else []
     unstable = why_unstable(states)
     series = [run.series for run in runs] if states and not unstable else []
     images_per_second = estimate_rate(series).at_level() if series else None
     return CaseSummary(
-        case=records[0].case,
-        case_id=records[0].case_id,
+        case=case,
+        case_id=case.case_id,
         runs=runs,
         failures=failures,
         steady_states=tuple(states),

@@ -25,6 +25,7 @@ OUT_OF_MEMORY = re.compile(
     r"cannot allocate memory",
     re.IGNORECASE,
 )
+HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 PR_SET_PDEATHSIG = 1
 libc = ctypes.CDLL(None)  # Loaded now: between fork and exec there must be no import.
 
@@ -104,6 +105,11 @@ class Running:
             "out_of_memory" if says_so or kernel_ooms() > self._kernel_ooms else "failed", _why(code, tail), tail
         )
 
+    def terminate(self) -> None:
+        """Asks it to end, without waiting until it has."""
+        if self.is_alive:
+            self.process.send_signal(signal.SIGTERM)
+
     def kill(self) -> None:
         """Ends the group: with a signal that its launcher hands on, then by force."""
         process = self.process
@@ -141,8 +147,19 @@ class Running:
         return self.process.poll() is not None
 
 
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Lets signals wait while a process is started: who is interrupted before it is noted would leave it behind."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _die_with_harness() -> None:
     """Asks the kernel to kill this child when the harness is killed: an orphan would disturb what is measured next."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

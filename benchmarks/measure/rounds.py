@@ -18,12 +18,13 @@ from typing import Literal
 
 import numpy as np
 
-from mnist_dist.benchmarks.measure.process import End, Running
+from mnist_dist.benchmarks.measure.process import End, Running, signals_held
 from mnist_dist.benchmarks.measure.telemetry import Sample
 from mnist_dist.benchmarks.measure.turns import Group, Harness
 from mnist_dist.benchmarks.statistics.paired import mean_of_rounds
 from mnist_dist.benchmarks.statistics.stats import student_quantile
 from mnist_dist.distributed.turns import FULL, Turn
+from mnist_dist.errors import UserError
 
 TURN_SECONDS = 0.2
 LEAD_SHARE = 0.1  # Of a turn's steps, taken before them without being counted: the first find cold caches.
@@ -35,6 +36,22 @@ CONFIDENCE = 0.95
 Ended = Literal["narrow", "time", "trained", "interrupted"]
 Meter = Callable[[], "Sample | None"]
 Key = tuple[str, str]  # A contender's name and one of its variants.
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a round is doing, for who waits for it.
+
+    Attributes:
+        contender: the name of that which starts, while one does.
+        cycle: how many cycles have been measured.
+        half_width: of the widest interval of a ratio, as a share; None until it is known.
+    """
+
+    name: Literal["starting", "training", "warming up", "measuring", "ending"]
+    contender: str | None = None
+    cycle: int = 0
+    half_width: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +76,7 @@ class Limits:
         seconds: of measuring, at most, once all trainings have ended.
         width: half of the 95 % interval, as a share, at which a ratio is known well enough.
         ratios: those that are to be known so well, each a numerator and a denominator.
-        timeout_seconds: for a contender to become ready, and for each turn.
+        timeout_seconds: for a contender to become ready, for each turn, and for a training from its start to its end.
     """
 
     seconds: float
@@ -73,11 +90,13 @@ class Standing:
     """A contender in its round.
 
     Attributes:
-        end: how it ended, once it has.
+        end: how it ended, once it has; None where the round was interrupted before there was anything to keep.
+        ended: what ended its measuring, where that is not what ended the round.
         step_seconds: of each variant, in its last turn.
         rates: steps per second by variant and cycle.
         waiting_cores: that its processes used while others had the turn, on average.
         own_seconds: from its start until it was ready, and in its turns.
+        turn_seconds: in its turns since measuring began, and the processor time of its own in them.
     """
 
     contender: Contender
@@ -86,11 +105,13 @@ class Standing:
     own_seconds: float = 0.0
     group: Group | None = None
     end: End | None = None
+    ended: Ended | None = None
     step_seconds: dict[str, float] = field(default_factory=dict)
     rates: dict[str, dict[int, float]] = field(default_factory=dict)
     waiting_cores: float = 0.0
     turn_seconds: float = 0.0
     turn_cpu_seconds: float = 0.0
+    measured_from: tuple[float, float] | None = None  # When measuring began, and the processor time used until then.
     energy: list[tuple[Sample, Sample]] = field(default_factory=list)  # At the start and the end of each turn.
 
 
@@ -108,6 +129,7 @@ class Round:
         seed: of the order of the turns.
         meter: reads the energy that the devices have used; None where it cannot be read.
         host: an address of this host at which all ranks reach it.
+        tell: learns what the round is doing, whenever that changes.
     """
 
     def __init__(
@@ -118,13 +140,14 @@ class Round:
         seed: int = 0,
         meter: Meter | None = None,
         host: str = "127.0.0.1",
+        tell: Callable[[Stage], None] = lambda stage: None,
     ) -> None:
         self.standings: dict[str, Standing] = {}
         self.ended: Ended = "trained"
         self.interruption: BaseException | None = None
         self._contenders, self._limits, self._tick = contenders, limits, tick
         self._random = random.Random(seed)  # noqa: S311 - an order, not a secret.
-        self._meter, self._host = meter, host
+        self._meter, self._host, self._tell = meter, host, tell
         self._cycles = 0
 
     def run(self) -> Mapping[str, Standing]:
@@ -136,15 +159,22 @@ class Round:
                 self._train()
                 self._calibrate()
                 self._measure()
-            except (KeyboardInterrupt, SystemExit) as interruption:  # Ctrl-C, or a scheduler's signal.
-                self.interruption, self.ended = interruption, "interrupted"
-            finally:
                 self._end_all()
+            except (KeyboardInterrupt, SystemExit, UserError) as interruption:  # Ctrl-C, a signal, or a full disk.
+                self.interruption, self.ended = interruption, "interrupted"
+                for standing in self._alive():
+                    standing.ended = "interrupted"
+                self._end_all()
+            finally:
+                for standing in self._alive():
+                    standing.running.kill()
         return self.standings
 
     def _start(self, contender: Contender) -> None:
-        running = contender.start(self._harness.variables(contender.name))
-        standing = self.standings[contender.name] = Standing(contender, running, began=time.monotonic())
+        self._tell(Stage("starting", contender.name))
+        with signals_held():
+            running = contender.start(self._harness.variables(contender.name))
+            standing = self.standings[contender.name] = Standing(contender, running, began=time.monotonic())
         standing.group = self._harness.wait_until_ready(
             contender.name, self._limits.timeout_seconds, self._is_alive(standing)
         )
@@ -154,15 +184,21 @@ class Round:
 
     def _train(self) -> None:
         """Lets those train that train to an end, in turns, until each has come to it."""
-        while training := [each for each in self._alive() if each.group and each.group.is_training]:
+        limit = self._limits.timeout_seconds
+        while training := [each for each in self._alive() if _is_training(each)]:
+            self._tell(Stage("training"))
             for standing in self._random.sample(training, len(training)):
                 self._give(standing, FULL, self._cycles, lead=False)
-                if standing.end is None and not standing.contender.variants and not _is_training(standing):
+                if standing.end is None and not _is_training(standing) and not standing.contender.variants:
+                    standing.ended = "trained"
                     self._end(standing)
+                elif standing.end is None and _is_training(standing) and standing.own_seconds > limit:
+                    standing.end = standing.running.end(f"not done after {limit:g} s")
             self._cycles += 1
 
     def _calibrate(self) -> None:
         """Compiles every variant, and learns how long its steps take."""
+        self._tell(Stage("warming up"))
         for standing in self._alive():
             for variant in standing.contender.variants:
                 for _ in range(CALIBRATIONS):
@@ -171,26 +207,24 @@ class Round:
                         break
 
     def _measure(self) -> None:
-        """Cycles until all ratios are known well enough or the time is up, and notes what those who waited used."""
-        began = time.monotonic()
-        cpu_before = {each.contender.name: each.running.cpu_seconds() for each in self._alive()}
+        """Cycles until all ratios are known well enough or the time is up."""
+        began, before, widest = time.monotonic(), self._cycles, None
         for standing in self._alive():
+            standing.measured_from = (began, standing.running.cpu_seconds())
             standing.turn_seconds = standing.turn_cpu_seconds = 0.0
         while keys := [(standing, variant) for standing in self._alive() for variant in standing.contender.variants]:
+            self._tell(Stage("measuring", cycle=self._cycles - before, half_width=widest))
             for standing, variant in self._random.sample(keys, len(keys)):
                 if standing.end is None:
                     self._give(standing, variant, self._cycles)
             self._cycles += 1
-            if self._is_narrow_enough():
+            widest = self._widest()
+            if widest is not None and widest <= self._limits.width:
                 self.ended = "narrow"
                 break
             if time.monotonic() - began > self._limits.seconds:
                 self.ended = "time"
                 break
-        elapsed = time.monotonic() - began
-        for standing in self._alive():
-            used = standing.running.cpu_seconds() - cpu_before[standing.contender.name] - standing.turn_cpu_seconds
-            standing.waiting_cores = max(used, 0.0) / max(elapsed - standing.turn_seconds, 1e-3)
 
     def _give(self, standing: Standing, variant: str, cycle: int, lead: bool = True) -> float | None:
         """Gives a turn, and notes what came of it; returns its seconds, or None if the contender is out."""
@@ -214,6 +248,7 @@ class Round:
             standing.step_seconds[variant] = seconds / group.steps
             standing.rates.setdefault(variant, {})[cycle] = group.steps / seconds
         if group.signal:
+            standing.ended = "interrupted"
             self._end(standing)
         return seconds
 
@@ -226,17 +261,32 @@ class Round:
 
     def _end(self, standing: Standing) -> None:
         """Tells a contender that there is no turn any more, and waits until it has written what it measured."""
-        if standing.group is not None:
-            self._harness.dismiss(standing.group)
+        self._dismiss(standing)
         standing.running.wait(ENDING_SECONDS, self._tick)
         standing.end = standing.running.end(f"it was told to end, and had not {ENDING_SECONDS:g} s later")
 
+    def _dismiss(self, standing: Standing) -> None:
+        """Notes what a contender used while it waited, and tells it that there is no turn any more."""
+        if standing.measured_from is not None:
+            began, cpu_before = standing.measured_from
+            used = standing.running.cpu_seconds() - cpu_before - standing.turn_cpu_seconds
+            waited = time.monotonic() - began - standing.turn_seconds
+            standing.waiting_cores, standing.measured_from = max(used, 0.0) / max(waited, 1e-3), None
+        if standing.group is not None:
+            self._harness.dismiss(standing.group)
+
     def _end_all(self) -> None:
+        """Ends all that are alive: those that measured something with it, and others without waiting for them."""
+        measured = [each for each in self._alive() if each.group is not None and not _is_training(each)]
+        if measured:
+            self._tell(Stage("ending"))
         for standing in self._alive():
-            if self.interruption and (standing.group is None or _is_training(standing)):
-                standing.end = standing.running.end("the round was interrupted")
+            if standing in measured:
+                self._dismiss(standing)
             else:
-                self._end(standing)
+                standing.running.terminate()
+        for standing in measured:
+            self._end(standing)
 
     def _alive(self) -> list[Standing]:
         return [standing for standing in self.standings.values() if standing.end is None]
@@ -248,15 +298,17 @@ class Round:
 
         return is_alive
 
-    def _is_narrow_enough(self) -> bool:
-        widths = [self._half_width(*ratio) for ratio in self._limits.ratios]
-        return bool(widths) and max(widths) <= self._limits.width
+    def _widest(self) -> float | None:
+        """Returns half of the widest interval of a ratio; None where none is to be had, or not yet."""
+        widths = [self._half_width(*ratio) for ratio in self._limits.ratios if self._has_both(*ratio)]
+        return None if not widths or math.inf in widths else max(widths)
+
+    def _has_both(self, numerator: Key, denominator: Key) -> bool:
+        return all(self.standings[name].end is None for name, _ in (numerator, denominator))
 
     def _half_width(self, numerator: Key, denominator: Key) -> float:
-        """Returns half of the 95 % interval of a ratio, as a share; 0 if one side has ended and none is to be had."""
+        """Returns half of the 95 % interval of a ratio, as a share; inf until there are cycles enough to tell."""
         sides = [self.standings[name] for name, _ in (numerator, denominator)]
-        if any(side.end is not None for side in sides):
-            return 0.0
         above, below = (side.rates.get(key[1], {}) for side, key in zip(sides, (numerator, denominator), strict=True))
         cycles = sorted(cycle for cycle in above.keys() & below.keys() if cycle >= 0)
         if len(cycles) < FEWEST_CYCLES:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from mnist_dist.benchmarks.measure.process import End, Running
-from mnist_dist.benchmarks.measure.rounds import Contender, Limits, Round
+from mnist_dist.benchmarks.measure.rounds import Contender, Limits, Round, Stage
 from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase, training_settings
 from mnist_dist.benchmarks.measure.telemetry import open_meter, summarize
 from mnist_dist.benchmarks.records.case import Case
@@ -86,7 +86,11 @@ class Outcome:
 
 
 def run_round(
-    runs: Sequence[Run], ratios: Sequence[tuple[Run, Run]], tick: Callable[[], None] = lambda: None, seed: int = 0
+    runs: Sequence[Run],
+    ratios: Sequence[tuple[Run, Run]],
+    tick: Callable[[], None] = lambda: None,
+    seed: int = 0,
+    tell: Callable[[Stage], None] = lambda stage: None,
 ) -> Iterator[Record]:
     """Measures cases in turns and yields their records, once all have ended.
 
@@ -96,6 +100,7 @@ def run_round(
     Args:
         ratios: whose rates are to be known to the width that the study asks for, each a numerator and a denominator.
         seed: of the order of the turns.
+        tell: learns what is going on; contenders have the names of their runs.
     """
     study = runs[0].study
     with writing(study.scratch), contextlib.ExitStack() as stack:
@@ -111,20 +116,29 @@ def run_round(
         gpus = max(run.case.devices // run.case.hosts for run in runs) if study.machine.gpus else None
         meter = stack.enter_context(open_meter(gpus))
         contenders = [Contender(run.name, started[run.name], run.planned.variants) for run in runs]
-        round_ = Round(contenders, limits, tick, seed, meter, harness_address(study.machine))
+        round_ = Round(contenders, limits, tick, seed, meter, harness_address(study.machine), tell)
         cpu_began = time.process_time()
         standings = round_.run()
-        shared: dict[str, Any] = {"round_id": uuid.uuid4().hex, "contenders": len(runs), "ended": round_.ended}
+        round_id = uuid.uuid4().hex
         harness = (time.process_time() - cpu_began) / len(runs)
-        for run in (run for run in runs if run.name in standings):
-            standing = standings[run.name]
+        for run in runs:
+            standing = standings.get(run.name)
+            if standing is None or standing.end is None:  # The round was interrupted before anything came of it.
+                continue
+            turns = Turns(
+                round_id=round_id,
+                contenders=len(runs),
+                waiting_cores=standing.waiting_cores,
+                ended=standing.ended or round_.ended,
+            )
             yield started[run.name].record(
-                standing.end or End("failed", "it has no end"),
+                standing.end,
                 seconds=standing.own_seconds,
                 harness_cpu_seconds=harness,
                 # The meter sees this host alone.
                 telemetry=summarize(standing.energy) if run.case.hosts == 1 else None,
-                turns=Turns(waiting_cores=standing.waiting_cores, **shared),
+                # What never asked for a turn, as an older commit, was measured by itself while it started.
+                turns=turns if standing.group else None,
             )
     if round_.interruption:
         raise round_.interruption
@@ -214,13 +228,26 @@ def _now() -> str:
 
 
 def harness_address(machine: Machine) -> str:
-    """Returns the address of this host at which the ranks of a study reach the harness."""
-    if (machine.hosts or 1) == 1:
-        return "127.0.0.1"
-    from mnist_dist.distributed.cluster import node_addresses
+    """Returns the address of this host at which the ranks of a study reach the harness.
 
-    node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    return socket.gethostbyname(node_addresses([node]).get(node, node))
+    That is where it meets another node of the job; its own name may stand for a loopback device.
+
+    Raises:
+        UserError: there is no way to the other nodes.
+    """
+    from mnist_dist.distributed.cluster import expand_node_list, node_addresses
+
+    nodes = expand_node_list(os.environ.get("SLURM_JOB_NODELIST", "")) if machine.hosts else []
+    others = [node for node in nodes if node != os.environ.get("SLURMD_NODENAME")]
+    if not others:
+        return "127.0.0.1"
+    address = node_addresses(others).get(others[0], others[0])
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+            way.connect((address, 9))  # Which sends nothing.
+            return way.getsockname()[0]
+    except OSError as error:
+        raise UserError(f"srun: no way from this host to '{others[0]}' at {address}: {error.strerror}.") from None
 
 
 def launch_command(command: Sequence[str], study: Study, case: Case) -> list[str]:

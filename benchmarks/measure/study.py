@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mnist_dist.benchmarks.measure import runner
+from mnist_dist.benchmarks.measure.rounds import Stage
 from mnist_dist.benchmarks.measure.runner import Run, Study
 from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase
 from mnist_dist.benchmarks.records.environment import find_hardware
@@ -16,6 +17,7 @@ from mnist_dist.benchmarks.records.store import Store, finished
 from mnist_dist.errors import UserError
 from mnist_dist.strategies import BASELINE, STRATEGIES
 
+VARIANT_SECONDS = 2.0  # To compile a variant, and to learn how long its steps take.
 PROCESS_BYTES, GPU_PROCESS_BYTES = 1.2e9, 2e9  # What a process of this network may take, of the host's and a GPU's.
 Side = tuple[Study, Store]
 Ratios = Callable[[Sequence[Run]], Sequence[tuple[Run, Run]]]
@@ -38,7 +40,10 @@ class Progress(Protocol):
         """Learns which cases take turns next, and how long they and all after them will take."""
 
     def tick(self) -> None:
-        """Is called about once a second while a round goes on."""
+        """Is called once a second at least while a round goes on."""
+
+    def tell(self, stage: Stage) -> None:
+        """Learns what a round is doing; its contenders have the names of their runs."""
 
     def end(self, record: Record, left_seconds: float) -> None:
         """Learns what came of a case, and how long the rounds after it will take."""
@@ -143,6 +148,8 @@ def most_processes() -> int:
 
 def _processes(run: Run) -> int:
     """Returns how many processes a run has on each host."""
+    if run.planned.skip_reason is not None:
+        return 0
     return 1 if STRATEGIES[run.case.strategy].one_process else -(-run.case.devices // run.case.hosts)
 
 
@@ -173,7 +180,7 @@ def _run(runs: Sequence[Run], progress: Progress, seed: int, ratios: Ratios) -> 
     able = [run for run in runs if run.planned.skip_reason is None]
     yield from (runner.skipped(run) for run in runs if run not in able)
     if able and kind(able[0].case.kind).takes_turns:
-        yield from runner.run_round(able, ratios(able), progress.tick, seed)
+        yield from runner.run_round(able, ratios(able), progress.tick, seed, progress.tell)
     else:
         yield from (runner.run_alone(run, progress.tick) for run in able)
 
@@ -194,7 +201,9 @@ def compared(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
 def estimate_seconds(rounds: Iterable[Sequence[Run]]) -> float:
     """Returns about how long some rounds take, by a rule of thumb of each kind, if they take all of their time."""
     return sum(
-        kind(run.case.kind).estimate_seconds(run.case) + run.planned.measuring_seconds
+        kind(run.case.kind).estimate_seconds(run.case)
+        + run.planned.measuring_seconds
+        + VARIANT_SECONDS * len(run.planned.variants)
         for runs in rounds
         for run in runs
         if run.planned.skip_reason is None

@@ -72,6 +72,7 @@ class Harness:
         self._selector = selectors.DefaultSelector()
         self._server = socket.create_server((host, 0), backlog=512)
         self._address = f"{host}:{self._server.getsockname()[1]}"
+        self._server.setblocking(False)
         self._selector.register(self._server, selectors.EVENT_READ)
 
     def __enter__(self) -> Harness:
@@ -130,7 +131,10 @@ class Harness:
         return True
 
     def _welcome(self) -> None:
-        line = _Line(self._server.accept()[0])
+        try:
+            line = _Line(self._server.accept()[0])
+        except OSError:  # It has gone again.
+            return
         line.connection.setblocking(False)
         line.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._selector.register(line.connection, selectors.EVENT_READ, line)
@@ -153,7 +157,7 @@ class Harness:
         for text in whole:
             try:
                 self._understand(line, json.loads(text))
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 self._forget(line)
                 return
 
@@ -175,6 +179,8 @@ class Harness:
             group.seconds[line.rank], group.steps = float(message["seconds"]), int(message["steps"])
 
     def _forget(self, line: _Line) -> None:
+        if line.connection.fileno() < 0:  # It made room for another, and had something to say in the same moment.
+            return
         self._selector.unregister(line.connection)
         line.connection.close()
         if line in self._strangers:

@@ -195,7 +195,7 @@ def _ratios(pairs: Sequence[tuple[Contestant, Contestant]], mode: Mode) -> Ratio
 def _measure(rounds: Sequence[Sequence[Run]], side: Side, ratios: Ratios) -> list[Record]:
     """Measures some rounds, and returns all records that there are then."""
     from mnist_dist.benchmarks.measure.study import run_rounds
-    from mnist_dist.benchmarks.report.progress import show_rounds
+    from mnist_dist.benchmarks.progress import show_rounds
 
     with show_rounds(rounds) as progress:
         run_rounds(rounds, [side], progress, ratios)

@@ -95,11 +95,9 @@ class Identity(Section):
 
 class Telemetry(Section):
     source: Literal["nvml", "rapl"]
-    seconds: NonNegativeFloat = Field(
-        description="Over which it was sampled: the whole process group, start-up included."
-    )
+    seconds: NonNegativeFloat = Field(description="Over which energy was metered: the turns of the case.")
     energy_joules: NonNegativeFloat
-    power_watts: NonNegativeFloat = Field(description="Mean over the busy part.")
+    power_watts: NonNegativeFloat = Field(description="Mean over the turns.")
     gpu_utilisation_percent: NonNegativeFloat | None
 
 

@@ -87,7 +87,7 @@ def _accuracy_cell(verdict: Verdict) -> Cell:
 
 
 def _runs(verdict: Verdict) -> str:
-    return f"{verdict.base_runs}, {verdict.new_runs}" + (" paired" if verdict.paired else "")
+    return f"{verdict.base_runs}, {verdict.new_runs}" + (" in turns" if verdict.in_turns else "")
 
 
 def _interval(ratio: Estimate | None) -> str:

@@ -1,5 +1,7 @@
 """Sums and differences of the mean times of several groups of repeats, with intervals.
 
+Groups that took turns are compared within each cycle. Others are not, and need more repeats:
+
 Repeats differ in their level, by a share of the time that is taken to be alike in all groups, as in an analysis of
 variance: two or three repeats of one group tell too little of it. The windows, by blocks, set the least variance of a
 group. Intervals are Student's, with Satterthwaite's degrees of freedom.
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mnist_dist.benchmarks.statistics.blocks import block_length, covariance_of_means
+from mnist_dist.benchmarks.statistics.paired import mean_of_rounds
 from mnist_dist.benchmarks.statistics.stats import Estimate, student_quantile
 
 Repeat = tuple[np.ndarray, np.ndarray]  # Steps, [windows], and what they took by several clocks, [rows, windows].
@@ -60,6 +63,31 @@ class GroupMeans:
         half = student_quantile(0.975, total**2 / squares) * math.sqrt(total) if squares else 0.0
         used = slope.any(axis=1) if slope.any() else np.full(len(slope), True)
         return Estimate(value, value - half, value + half, int(self.repeats[used].min()))
+
+
+@dataclass(frozen=True, eq=False)
+class CycleMeans:
+    """Seconds of a step in several groups that took turns.
+
+    Attributes:
+        rounds: float64 [groups, rows, cycles] of each round.
+    """
+
+    rounds: Sequence[np.ndarray]
+
+    def contrast(self, weights: np.ndarray) -> Estimate:
+        """Returns the sum of the values with these weights, float64 [groups, rows]."""
+        return self._estimate([np.einsum("gr,grc->c", weights, times) for times in self.rounds])
+
+    def relative_contrast(self, weights: np.ndarray, to: np.ndarray) -> Estimate:
+        """Returns one contrast over another, taken within each cycle."""
+        pairs = [[np.einsum("gr,grc->c", each, times) for each in (weights, to)] for times in self.rounds]
+        return self._estimate([contrast / scale for contrast, scale in pairs])
+
+    def _estimate(self, rounds: Sequence[np.ndarray]) -> Estimate:
+        value, variance, freedom = mean_of_rounds(rounds)
+        half = student_quantile(0.975, freedom) * math.sqrt(variance)
+        return Estimate(value, value - half, value + half, len(rounds))
 
 
 def estimate_means(groups: Sequence[Sequence[Repeat]]) -> GroupMeans:

@@ -7,10 +7,10 @@ leaving such stretches out would flatter it. A run that becomes slower or faster
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mnist_dist.benchmarks.statistics.blocks import lag_one_correlation
 
@@ -40,7 +40,7 @@ class SteadyState:
     reason_unstable: str | None = None
 
 
-def find_steady_state(window_steps: Sequence[int], window_seconds: Sequence[Sequence[float]]) -> SteadyState:
+def find_steady_state(window_steps: ArrayLike, window_seconds: ArrayLike) -> SteadyState:
     """Finds where the warm-up of a run ends, by the slowest rank's step times.
 
     The run is unstable if fewer than ten windows are left, or if they drift by more than 3 %.
@@ -79,9 +79,7 @@ def warm_up_windows(times: np.ndarray) -> int:
     return int(np.argmax(np.cumsum([0.0, *excesses])))
 
 
-def merge_windows(
-    window_steps: Sequence[int], window_seconds: Sequence[Sequence[float]]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def merge_windows(window_steps: ArrayLike, window_seconds: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Joins neighbouring windows until each lasts at least 0.1 s and there are at most 400.
 
     Args:

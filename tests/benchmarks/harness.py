@@ -12,9 +12,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.benchmarks.measure.runner import Study
-from mnist_dist.benchmarks.measure.suite import Machine
+from mnist_dist.benchmarks.measure.rounds import Stage
+from mnist_dist.benchmarks.measure.runner import Run, Study, run_round
+from mnist_dist.benchmarks.measure.study import compared
+from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase
 from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.records.kinds import kind
+from mnist_dist.benchmarks.records.record import Record
 
 REPOSITORY = Path(__file__).parents[2]
 MARK = "MNIST_DIST_TEST_MARK"  # A variable by which the processes of a test are told from all others.
@@ -44,6 +48,38 @@ def small_case(data: Path, **fields: Any) -> Case:
 def make_study(folder: Path, **fields: Any) -> Study:
     common = {"name": "test", "suite": "small", "timeout_seconds": 120.0, "machine": MACHINE, "scratch": folder}
     return Study(**(common | fields))
+
+
+def plan_case(case: Case, ablations: bool = False, **fields: Any) -> PlannedCase:
+    """Plans a case as a suite does, with a single repeat unless changed."""
+    of_kind = kind(case.kind)
+    seconds = of_kind.measuring_seconds(case)
+    variants = of_kind.variants + (of_kind.ablations(case) if ablations else ()) if seconds else ()
+    common = {"repeats": 1, "variants": variants, "measuring_seconds": seconds * len(variants)}
+    return PlannedCase(case, **(common | fields))
+
+
+def run_cases(
+    study: Study,
+    *cases: Case | PlannedCase,
+    repeat: int = 0,
+    tick: Callable[[], None] = lambda: None,
+    tell: Callable[[Stage], None] = lambda stage: None,
+) -> list[Record]:
+    """Measures cases in one round."""
+    planned = [plan_case(case) if isinstance(case, Case) else case for case in cases]
+    runs = [Run(study, each, repeat) for each in planned]
+    records = list(run_round(runs, compared(runs), tick, tell=tell))
+    for record in records:
+        record.check()
+    assert not list(study.scratch.iterdir()), "it left files behind"
+    return records
+
+
+def run_case(study: Study, case: Case | PlannedCase, repeat: int = 0, **options: Any) -> Record:
+    """Measures a case in a round of its own."""
+    (record,) = run_cases(study, case, repeat=repeat, **options)
+    return record
 
 
 def write_suite(file: Path, data: Path, **changes: Any) -> Path:

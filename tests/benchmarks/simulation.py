@@ -133,6 +133,7 @@ def make_record(
         "seconds": 20.0,
         "harness_cpu_seconds": 0.1,
         "identity": IDENTITY | {"hosts": ["n1"] * ranks} | changed,
+        "turns": None,
         "telemetry": None,
         "measurements": measured if ok else None,
     }

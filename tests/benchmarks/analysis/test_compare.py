@@ -127,26 +127,12 @@ def test_runs_said_to_be_needed_suffice_in_most_studies() -> None:
     assert len(decided) >= 10 and np.mean(decided) > 0.5
 
 
-def test_interleaved_runs_are_compared_in_pairs() -> None:
-    """The host slows down by a quarter from run to run, for both alike."""
-    rng = np.random.default_rng(0)
-    drift = np.linspace(0, 0.25, 5)
-    options: dict[str, Any] = {"between": drift, "within": 0.01, "outlier_share": 0.0}
-    base, new = make_runs(rng, 5, **options), make_runs(rng, 5, slower=1.1, **options)
-    paired = only_verdict(base, new)
-    assert paired.paired and paired.outcome == "slower"
-    rng = np.random.default_rng(0)
-    base, new = make_runs(rng, 5, **options), make_runs(rng, 5, slower=1.1, first_minute=LATER, **options)
-    apart = only_verdict(base, new)
-    assert not apart.paired and apart.outcome == "inconclusive"
-
-
-def test_a_pair_of_which_one_run_failed_is_left_out() -> None:
+def test_a_run_that_failed_is_left_out() -> None:
     rng = np.random.default_rng(0)
     base, new = make_runs(rng, 5), make_runs(rng, 5)
     new[2] = make_record(repeat=2, minute=2, status="failed", reason="exit code 1")
     verdict = only_verdict(base, new)
-    assert verdict.paired and (verdict.base_runs, verdict.new_runs) == (4, 4)
+    assert (verdict.base_runs, verdict.new_runs) == (5, 4)
     assert "failed runs: 0, 1" in verdict.remark
 
 

@@ -1,64 +1,165 @@
-"""Ratios of rates within cycles of turns."""
+"""Runs that took turns: their ratios hold on a machine that throttles, drifts and stalls, where others' do not."""
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import numpy as np
 import pytest
 
-from mnist_dist.benchmarks.analysis.in_turns import log_ratios_by_cycle, paired_ratio, rate_in_turns
-from tests.benchmarks.peers.made import CYCLES, bad_record, rate_record, rate_records
+from mnist_dist.benchmarks.analysis.attribution import Attribution, attribute
+from mnist_dist.benchmarks.analysis.compare import Verdict, compare
+from mnist_dist.benchmarks.analysis.in_turns import log_ratios_by_cycle, paired_ratio
+from mnist_dist.benchmarks.analysis.scaling import find_curves
+from mnist_dist.benchmarks.analysis.study import Analysis
+from mnist_dist.benchmarks.records.record import Record
+from tests.benchmarks.rounds import FULL, Machine, make_round
+from tests.benchmarks.simulation import CASE
 
-MACHINE_PACE = np.exp(0.3 * np.sin(np.arange(CYCLES)))  # What slows a cycle, slows all alike.
+SINGLE = CASE.model_copy(update={"global_batch_size": 128})
+TWO = SINGLE.model_copy(update={"strategy": "horovod", "devices": 2, "global_batch_size": 256})
+RESIDENT, UNREDUCED, NEITHER = "resident", "unreduced", "resident-unreduced"
+STEP = 0.010
 
 
-def test_what_slows_the_machine_does_not_widen_the_ratio() -> None:
-    new, base = ([rate_record(name, 0, rate * MACHINE_PACE)] for name, rate in (("ours", 4000), ("keras-fit", 1000)))
-    rate, ratio = rate_in_turns(base), paired_ratio(new, base)
-    assert rate and rate.half_width(0.95) > 0.05
-    assert ratio and ratio.half_width(0.95) < 0.01
-    assert math.exp(ratio.value) == pytest.approx(4, rel=0.01)
+def two_sides(rng: np.random.Generator, slower: float, **options: Any) -> tuple[list[Record], list[Record]]:
+    sides: tuple[list[Record], list[Record]] = ([], [])
+    for repeat in range(options.pop("repeats", 1)):
+        contenders = [(SINGLE, {FULL: [STEP]}, {"study": "base"}), (SINGLE, {FULL: [STEP * slower]}, {"study": "new"})]
+        for side, record in zip(sides, make_round(rng, contenders, repeat=repeat, **options), strict=True):
+            side.append(record)
+    return sides
 
 
-def test_between_rounds_processes_may_differ() -> None:
-    new, base = rate_records("ours", [4000, 4400, 3600]), rate_records("keras-fit", [1000] * 3)
+def verdict_of(rng: np.random.Generator, slower: float, smallest_effect: float, **options: Any) -> Verdict:
+    (verdict,) = compare(*two_sides(rng, slower, **options), smallest_effect=smallest_effect).verdicts
+    return verdict
+
+
+def test_ratios_within_cycles_leave_out_what_slows_both() -> None:
+    base, new = two_sides(np.random.default_rng(0), 1.1)
+    assert np.std(log_ratios_by_cycle(new[0], base[0])) < 0.3
     ratio = paired_ratio(new, base)
-    assert ratio and ratio.repeats == 3 and ratio.freedom == 2
-    assert ratio.half_width(0.95) > 0.15
+    assert ratio is not None and ratio.at_level().value == pytest.approx(1 / 1.1, abs=0.02)
 
 
-def test_only_common_rounds_and_cycles_are_compared() -> None:
-    ours = rate_records("ours", [4000, 4000])
-    ratio = paired_ratio([*ours, bad_record("ours", "throughput", 2)], rate_records("keras-fit", [1000, 1000, 10]))
-    assert ratio and ratio.repeats == 2 and math.exp(ratio.value) == pytest.approx(4, rel=0.01)
-    assert len(log_ratios_by_cycle(ours[0], ours[1])) == 0
-    assert paired_ratio(ours[:1], rate_records("keras-fit", [1000] * 2)[1:]) is None
-    measured = dict(ours[0].measurements or {})
-    measured["window_cycles"] = [-1, *measured["window_cycles"][1:]]
-    part = ours[0].model_copy(update={"measurements": measured})
-    assert len(log_ratios_by_cycle(part, ours[0])) == CYCLES - 1, "calibrating is no cycle"
+def test_only_runs_of_one_round_have_a_ratio() -> None:
+    rng = np.random.default_rng(0)
+    (base, _), (_, new) = two_sides(rng, 1.0), two_sides(rng, 1.0)
+    assert len(log_ratios_by_cycle(new[0], base[0])) == 0
+    assert paired_ratio(new, base) is None
+    (verdict,) = compare(base, new).verdicts
+    assert not verdict.in_turns
 
 
-def test_variants_of_one_run() -> None:
-    record = rate_record("ours", 0, [3000.0, 4000.0] * (CYCLES // 2))
-    measured = dict(record.measurements or {})
-    measured["window_cycles"] = [cycle // 2 for cycle in range(CYCLES)]
-    measured["window_variants"] = ["full", "resident"] * (CYCLES // 2)
-    both = [record.model_copy(update={"measurements": measured})]
-    ratio = paired_ratio(both, both, "full", "resident")
-    assert ratio and math.exp(ratio.value) == pytest.approx(0.75, rel=0.01)
+def test_equal_commits_are_the_same_and_slower_ones_are_slower() -> None:
+    """One round of forty cycles, with 20 % of the time throttled: equal within 5 %, and 10 % slower."""
+    equal = [verdict_of(np.random.default_rng(seed), 1.0, 0.05, cycles=60).outcome for seed in range(20)]
+    assert equal.count("slower") == equal.count("faster") == 0 and equal.count("same") >= 18
+    slower = [verdict_of(np.random.default_rng(seed), 1.10, 0.03, cycles=60).outcome for seed in range(20)]
+    assert slower.count("slower") >= 19 and slower.count("faster") == 0
 
 
-def test_without_turns_there_is_no_ratio() -> None:
-    alone = [rate_record("ours", 0, 4000.0, turns=None)]
-    assert rate_in_turns(alone) is None and paired_ratio(alone, alone) is None
+def test_processes_that_differ_are_seen_in_several_rounds() -> None:
+    """Each fresh process has a level of its own of 4 %, of which the cycles within a round know nothing."""
+    options: dict[str, Any] = {"machine": Machine(throttled=0.0), "deviation": 0.04}
+    wrong = {1: 0, 3: 0}
+    for repeats in wrong:
+        for seed in range(60):
+            ratio = paired_ratio(*reversed(two_sides(np.random.default_rng(seed), 1.0, repeats=repeats, **options)))
+            assert ratio is not None
+            estimate = ratio.at_level()
+            wrong[repeats] += not estimate.low <= 1 <= estimate.high
+    assert wrong[3] <= 6 < wrong[1]
 
 
-def test_the_slowest_rank_counts_in_each_cycle() -> None:
-    record = rate_record("ours", 0, 1000.0)
-    measured = dict(record.measurements or {})
-    (row,) = measured["window_seconds"]
-    measured["window_seconds"] = [row, [2 * seconds for seconds in row]]
-    rate = rate_in_turns([record.model_copy(update={"measurements": measured})])
-    assert rate and math.exp(rate.value) == pytest.approx(500, rel=0.01)
+def test_the_interval_of_a_ratio_holds_the_truth_as_often_as_it_says() -> None:
+    held = 0
+    for seed in range(200):
+        ratio = paired_ratio(*reversed(two_sides(np.random.default_rng(seed), 1.2, machine=Machine(stalls=0.05))))
+        assert ratio is not None
+        estimate = ratio.at_level()
+        held += estimate.low <= 1 / 1.2 <= estimate.high
+    assert held >= 184, "95 % less three standard deviations"
+
+
+def study(seed: int, **seconds: Any) -> Analysis:
+    """One device, and two in turns with all variants; `seconds` are planted: input, all_reduce, rank, input_at_1."""
+    extra = {"input": 0.0, "all_reduce": 0.0, "rank": 0.0, "input_at_1": 0.0} | seconds
+    free = np.array([STEP, STEP + extra["rank"]])
+    slowest = free.max() + extra["all_reduce"]
+    variants = {
+        FULL: [slowest + extra["input"]] * 2,
+        RESIDENT: [slowest] * 2,
+        UNREDUCED: (free + extra["input"]).tolist(),
+        NEITHER: free.tolist(),
+    }
+    single = {FULL: [STEP + extra["input_at_1"]], RESIDENT: [STEP]}
+    contenders = [(SINGLE, single, {}), (TWO, variants, {"identity": {"hosts": ["n1", "n1"]}})]
+    return Analysis(make_round(np.random.default_rng(seed), contenders, cycles=60))
+
+
+def only(analysis: Analysis) -> Attribution:
+    (found,) = analysis.attributions
+    return found
+
+
+def test_variants_become_cases_of_their_own() -> None:
+    cases = {(each.case.devices, each.case.synthetic_input, each.case.all_reduce) for each in study(0).summaries}
+    assert cases == {
+        *((1, synthetic, True) for synthetic in (False, True)),
+        *((2, synthetic, reduced) for synthetic in (False, True) for reduced in (False, True)),
+    }
+
+
+def test_efficiency_is_taken_within_cycles() -> None:
+    (curve,) = find_curves(study(0, all_reduce=0.0025).summaries)
+    point = curve.points[-1].efficiency
+    assert point.value == pytest.approx(0.8, abs=0.02) and point.high - point.low < 0.06
+
+
+@pytest.mark.parametrize(
+    ("planted", "name", "share"),
+    [
+        ({"input": 0.002}, "input", 0.002 / 0.012),
+        ({"all_reduce": 0.0025}, "communication", 0.2),
+        ({"rank": 0.002}, "stragglers", 0.002 / 0.012),
+    ],
+)
+def test_planted_causes_are_named_with_their_share(planted: dict[str, float], name: str, share: float) -> None:
+    for seed in range(10):
+        found = only(study(seed, **planted))
+        assert found.biggest is not None and found.biggest.name == name
+        assert found.biggest.share.value == pytest.approx(share, abs=0.03)
+        assert found.is_significant
+
+
+def test_nothing_is_named_where_nothing_is_planted() -> None:
+    for seed in range(10):
+        assert not only(study(seed)).is_significant
+
+
+def test_input_that_one_device_pays_as_well_is_no_loss() -> None:
+    found = only(study(0, input=0.002, input_at_1=0.002))
+    (input_,) = (part for part in found.parts if part.name == "input")
+    assert input_.share.value == pytest.approx(0.0, abs=0.02)
+
+
+def test_both_orders_of_removal_count_and_what_differs_is_shown() -> None:
+    """Input that hides behind the all-reduce costs nothing while that is there, and 2 ms without it."""
+    variants = {FULL: [0.0125] * 2, RESIDENT: [0.0125] * 2, UNREDUCED: [0.012] * 2, NEITHER: [STEP] * 2}
+    single = {FULL: [STEP], RESIDENT: [STEP]}
+    contenders = [(SINGLE, single, {}), (TWO, variants, {"identity": {"hosts": ["n1", "n1"]}})]
+    found = only(Analysis(make_round(np.random.default_rng(0), contenders, cycles=80)))
+    parts = {part.name: part.share.value for part in found.parts}
+    assert parts["input"] == pytest.approx(0.001 / 0.0125, abs=0.02)
+    assert parts["communication"] == pytest.approx((0.0005 + 0.0025) / 2 / 0.0125, abs=0.02)
+    assert found.hidden_input is not None and found.hidden_input.value == pytest.approx(0.16, abs=0.03)
+
+
+def test_a_study_without_turns_is_still_explained() -> None:
+    records = [record.model_copy(update={"turns": None}) for record in study(0, all_reduce=0.0025).records]
+    summaries = Analysis(records).summaries
+    (curve,) = find_curves(summaries)
+    (found,) = attribute(curve, summaries)
+    assert found.biggest is not None and found.biggest.name == "communication"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mnist_dist.benchmarks.measure.timing import seconds_of
+from mnist_dist.benchmarks.measure.timing import take_timings
 from mnist_dist.benchmarks.measure.worker import main
 from mnist_dist.benchmarks.records.kinds import KINDS, Measurements, WorkerKind
 from mnist_dist.benchmarks.records.record import Record
@@ -17,6 +17,7 @@ from mnist_dist.benchmarks.report.sections import Section
 from mnist_dist.benchmarks.report.table import Column, make_table
 from mnist_dist.benchmarks.statistics.stats import Series
 from mnist_dist.config import PositiveFloat
+from mnist_dist.distributed.turns import FULL
 
 SECONDS = 0.01
 
@@ -30,14 +31,15 @@ class Sleep(WorkerKind):
     description = "naps"
     prefix = "naps: "
     measurements = Naps
-    seconds = 5.0
+    seconds = 1.0
     worker = __spec__.name if __spec__ else ""
 
     def fits(self, strategy: str, devices: int) -> bool:
         return devices == 1
 
-    def measure(self, config: Any, strategy: Any, runtime: Any) -> dict[str, Any]:
-        return {"nap_seconds": [seconds_of(lambda: time.sleep(SECONDS)) for _ in range(20)]}
+    def measure(self, config: Any, strategy: Any, runtime: Any, turns: Any) -> dict[str, Any]:
+        timings = take_timings({FULL: lambda count: time.sleep(count * SECONDS)}, strategy, turns, self.seconds)
+        return {"nap_seconds": [each.seconds / each.count for each in timings[FULL]]}
 
     def describe(self, record: Record) -> Sequence[str]:
         return [f"{len(naps(record))} naps"]

@@ -21,10 +21,10 @@ from unittest import mock
 from mnist_dist.benchmarks.measure.runner import Study, find_machine
 from mnist_dist.benchmarks.measure.study import run_study
 from mnist_dist.benchmarks.measure.suite import PlannedCase, training_settings
+from mnist_dist.benchmarks.progress import show_cases
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store
-from mnist_dist.benchmarks.report.progress import show_cases
 from mnist_dist.config import Config, load_config
 from mnist_dist.errors import EXIT_FAILED
 

@@ -39,11 +39,17 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def alternates(base: list[Record], new: list[Record]) -> bool:
-    """Whether both sides of each repeat come before those of the next."""
-    runs = sorted((record.started_at, record.repeat) for record in base + new)
-    repeats = [repeat for _, repeat in runs]
-    return repeats == sorted(repeats) and len(base) == len(new)
+def in_turns(base: list[Record], new: list[Record]) -> bool:
+    """Whether both sides of each repeat have taken turns with each other, and with nobody else."""
+    rounds: dict[str, list[int]] = {}
+    for record in base + new:
+        assert record.turns is not None
+        rounds.setdefault(record.turns.round_id, []).append(record.repeat)
+    return sorted(rounds.values()) == [[record.repeat] * 2 for record in base]
+
+
+def cycles(record: Record) -> set[int]:
+    return {cycle for cycle in (record.measurements or {})["window_cycles"] if cycle >= 0}
 
 
 def sides(folder: Path) -> tuple[list[Record], list[Record]]:
@@ -100,7 +106,7 @@ class TestArms:
 
 
 @pytest.mark.slow
-def test_two_settings_alternate(tmp_path: Path, tiny_mnist: Path) -> None:
+def test_two_settings_take_turns(tmp_path: Path, tiny_mnist: Path) -> None:
     suite = write_suite(tmp_path / "small.yaml", tiny_mnist, repeats=2)
     results = tmp_path / "results"
     done = run(
@@ -110,7 +116,8 @@ def test_two_settings_alternate(tmp_path: Path, tiny_mnist: Path) -> None:
     assert done.returncode in (0, 1, 3), done.stderr
     assert done.returncode != 1 or "slower" in done.stdout
     base, new = sides(results)
-    assert alternates(base, new)
+    assert in_turns(base, new)
+    assert all(cycles(one) == cycles(other) and cycles(one) for one, other in zip(base, new, strict=True))
     assert [record.status for record in base + new] == ["ok"] * 4
     assert [record.identity.config["model"]["dense_units"] for record in base + new] == [16, 16, 32, 32]
     assert {record.case_id for record in base} == {record.case_id for record in new}
@@ -129,7 +136,7 @@ def test_a_signal_leaves_nothing_behind_and_resuming_goes_on(
     variables = environment() | {"PYTHONPATH": "", "TMPDIR": str(tmp_path / "temporary")}
     (tmp_path / "temporary").mkdir()
     with subprocess.Popen(command, cwd=checkout, env=variables, stderr=subprocess.PIPE, text=True) as process:
-        assert wait_until(lambda: len(sides(results)[0] + sides(results)[1]) == 1, 120)
+        assert wait_until(lambda: len(sides(results)[0] + sides(results)[1]) == 2, 120)
         process.send_signal(number)
         if number != signal.SIGINT:  # Slurm's reaches a process itself and by way of the batch file.
             time.sleep(0.1)
@@ -140,20 +147,23 @@ def test_a_signal_leaves_nothing_behind_and_resuming_goes_on(
     assert len(git(checkout, "worktree", "list").splitlines()) == 1
     assert list((tmp_path / "temporary").iterdir()) == []
     assert list(results.rglob("scratch/*")) == [] and list(results.glob("commit-*")) == []
-    (kept,) = sides(results)[0] + sides(results)[1]
+    kept = sides(results)[0] + sides(results)[1]
     done = subprocess.run([*command, "--resume"], cwd=checkout, env=variables, capture_output=True, text=True)
     assert done.returncode in (0, 1, 3), done.stderr
     base, new = sides(results)
-    assert kept in base + new and [sorted(r.repeat for r in side) for side in (base, new)] == [[0, 1], [0, 1]]
+    assert all(record in base + new for record in kept)
+    whole = [sorted(r.repeat for r in side if r.turns and r.turns.ended != "interrupted") for side in (base, new)]
+    assert whole == [[0, 1], [0, 1]]
 
 
 @pytest.mark.slow
 def test_a_commit_is_measured_with_its_own_code(checkout: Path, tmp_path: Path, tiny_mnist: Path) -> None:
-    """The older commit says another device; the harness runs in the checkout, whose code is the newer commit's."""
-    trainer = checkout / "mnist_dist" / "trainer.py"
+    """The older commit says another device, and knows no turns; the harness' code is the newer commit's."""
+    trainer = checkout / "mnist_dist" / "training" / "trainer.py"
     text = trainer.read_text()
-    assert '"device": f"' in text
-    trainer.write_text(text.replace('"device": f"', '"device": f"OLD '))
+    assert '"device": f"' in text and "join_turns(os.environ" in text
+    old_text = text.replace("join_turns(os.environ", "join_turns({}")
+    trainer.write_text(old_text.replace('"device": f"', '"device": f"OLD '))
     git(checkout, "commit", "--quiet", "--all", "--message", "old")
     old = git(checkout, "rev-parse", "HEAD")
     trainer.write_text(text.replace('"device": f"', '"device": f"NEW '))
@@ -173,6 +183,8 @@ def test_a_commit_is_measured_with_its_own_code(checkout: Path, tmp_path: Path, 
     assert [record.status for record in base + new] == ["ok", "ok"], base + new
     devices = [(record.measurements or {})["device"].split()[0] for record in base + new]
     assert devices == ["OLD", "NEW"]
+    assert base[0].turns is None and (base[0].measurements or {})["window_cycles"] is None, "measured by itself"
+    assert new[0].turns is not None and cycles(new[0])
     commits = [record.identity.git for record in base + new]
     assert [commit and (commit.commit, commit.dirty) for commit in commits] == [
         (old, False),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +13,8 @@ import numpy as np
 import pytest
 
 from mnist_dist.benchmarks.measure.process import Running
-from mnist_dist.benchmarks.measure.rounds import Contender, Limits, Round, Standing
+from mnist_dist.benchmarks.measure.rounds import FEWEST_CYCLES, Contender, Limits, Round, Stage, Standing
+from mnist_dist.errors import UserError
 from tests.benchmarks.harness import REPOSITORY
 
 SLEEPER = Path(__file__).with_name("sleeper.py")
@@ -58,13 +57,13 @@ def test_ratios_within_cycles(contender) -> None:  # type: ignore[no-untyped-def
     assert ratio(standings, "other", variant="resident") == pytest.approx(1.0, rel=0.1)
     cycles = [sorted(cycle for cycle in standing.rates[FULL] if cycle >= 0) for standing in standings.values()]
     assert cycles[0] == cycles[1] == list(range(len(cycles[0]))) and len(cycles[0]) >= 5
-    assert not round_.narrow_enough
+    assert round_.ended == "time"
 
 
 def test_it_ends_when_enough_is_known(contender) -> None:  # type: ignore[no-untyped-def]
     round_ = Round([contender("base", "0.005"), contender("other", "0.005")], limits(300.0, width=0.5))
     standings = round_.run()
-    assert round_.narrow_enough and len(standings["base"].rates[FULL]) <= 20
+    assert round_.ended == "narrow" and len(standings["base"].rates[FULL]) <= 20
 
 
 def test_who_waits_uses_no_processor(contender) -> None:  # type: ignore[no-untyped-def]
@@ -84,6 +83,34 @@ def test_trainings_take_turns_to_their_end(contender) -> None:  # type: ignore[n
     trained = {cycle for cycle in standings["base"].rates[FULL] if cycle >= 0}
     assert trained >= set(standings["other"].rates[FULL])
     assert len(trained) > len(standings["other"].rates[FULL]), "and is measured on"
+    assert (standings["base"].ended, standings["other"].ended) == (None, "trained")
+
+
+def test_a_training_that_does_not_end_is_ended(contender) -> None:  # type: ignore[no-untyped-def]
+    contenders = [contender("base", "0.01"), contender("endless", "0.01", "--train=1000000")]
+    standings = Round(contenders, limits(1.0, timeout_seconds=6.0)).run()
+    end = standings["endless"].end
+    assert end and (end.status, end.reason) == ("timeout", "not done after 6 s")
+    assert standings["base"].end and standings["base"].end.status == "ok"
+
+
+def test_nothing_is_narrow_where_all_that_is_compared_has_failed(contender) -> None:  # type: ignore[no-untyped-def]
+    contenders = [contender("base", "0.01", "--die=after"), contender("other", "0.01")]
+    round_ = Round(contenders, limits(4.0, width=0.5))
+    standings = round_.run()
+    assert round_.ended == "time" and len(standings["other"].rates[FULL]) > FEWEST_CYCLES
+
+
+def test_what_a_round_is_doing_is_told(contender) -> None:  # type: ignore[no-untyped-def]
+    told: list[Stage] = []
+    contenders = [contender("base", "0.01", "--train=30"), contender("other", "0.01")]
+    Round(contenders, limits(300.0, width=0.5), tell=told.append).run()
+    names = list(dict.fromkeys(stage.name for stage in told))
+    assert names == ["starting", "training", "warming up", "measuring", "ending"]
+    assert [stage.contender for stage in told[:2]] == ["base", "other"]
+    measuring = [stage for stage in told if stage.name == "measuring"]
+    assert [stage.cycle for stage in measuring] == list(range(len(measuring)))
+    assert measuring[0].half_width is None
 
 
 @pytest.mark.parametrize(
@@ -104,21 +131,69 @@ def test_who_fails_is_taken_out_and_the_others_go_on(contender, arguments, statu
     assert ratio(standings, "other") == pytest.approx(1.0, rel=0.2)
 
 
-def test_an_interruption_ends_the_round_with_what_was_measured(contender) -> None:  # type: ignore[no-untyped-def]
-    contenders = [contender("base", "0.01"), contender("other", "0.01"), contender("last", "0.01", "--train=100000")]
-    contenders = contenders[:2]
-    round_ = Round(contenders, limits(600.0))
-    threading.Timer(6.0, functools.partial(os.kill, os.getpid(), signal.SIGINT)).start()
-    began = time.monotonic()
-    standings = round_.run()
-    assert time.monotonic() - began < 30
-    assert isinstance(round_.interruption, KeyboardInterrupt)
-    assert all(standing.end and standing.end.status == "ok" for standing in standings.values())
-    assert not any(standing.running.is_alive for standing in standings.values())
+class TestInterruption:
+    """Ctrl-C, wherever it comes: nothing is left alive, and what was measured is kept."""
+
+    def interrupt(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def interrupted_at(self, contenders: list[Contender], name: str, contender: str | None = None) -> Round:
+        told: list[Stage] = []
+
+        def tell(stage: Stage) -> None:
+            if (stage.name, stage.contender) == (name, contender) and (not stage.cycle or stage.cycle == 2):
+                told.append(stage)
+                if len(told) == (2 if name == "measuring" else 1):
+                    threading.Timer(0.3, self.interrupt).start()
+
+        round_ = Round(contenders, limits(600.0), tell=tell)
+        standings = round_.run()
+        assert isinstance(round_.interruption, KeyboardInterrupt) and round_.ended == "interrupted"
+        assert not any(standing.running.is_alive for standing in standings.values())
+        return round_
+
+    def test_while_it_measures(self, contender) -> None:  # type: ignore[no-untyped-def]
+        contenders = [contender("base", "0.01"), contender("other", "0.01"), contender("done", "0.01", "--die=after")]
+        standings = self.interrupted_at(contenders, "measuring").standings
+        kept = [standings[name] for name in ("base", "other")]
+        assert all(standing.end and standing.end.status == "ok" for standing in kept)
+        assert {standing.ended for standing in kept} == {"interrupted"}
+        assert all(len(standing.rates[FULL]) >= 2 for standing in kept)
+        assert standings["done"].end and standings["done"].end.status == "failed", "what it was before it stays"
+        assert standings["done"].ended is None
+
+    def test_while_one_starts(self, contender) -> None:  # type: ignore[no-untyped-def]
+        contenders = [contender("base", "0.01"), contender("slow", "0.01", "--hang=before"), contender("last", "0.01")]
+        standings = self.interrupted_at(contenders, "starting", "slow").standings
+        assert set(standings) == {"base", "slow"}
+        assert standings["slow"].end is None, "nothing has come of it"
+        assert standings["base"].end and standings["base"].end.status == "ok"
+
+    def test_while_one_is_being_started(self, contender) -> None:  # type: ignore[no-untyped-def]
+        """It comes when the process is there, and before anybody else knows of it."""
+        slow = contender("slow", "0.01", "--hang=before")
+
+        def start(variables: Mapping[str, str]) -> Running:
+            running = slow.start(variables)
+            self.interrupt()
+            return running
+
+        round_ = Round([Contender("slow", start)], limits())
+        standings = round_.run()
+        assert isinstance(round_.interruption, KeyboardInterrupt)
+        assert not standings["slow"].running.is_alive and standings["slow"].end is None
+
+    def test_while_they_train(self, contender) -> None:  # type: ignore[no-untyped-def]
+        contenders = [contender("base", "0.01", "--train=100000"), contender("other", "0.01", "--train=100000")]
+        standings = self.interrupted_at(contenders, "training").standings
+        assert [standing.end for standing in standings.values()] == [None, None]
 
 
-def test_a_training_that_is_interrupted_is_ended(contender) -> None:  # type: ignore[no-untyped-def]
-    round_ = Round([contender("base", "0.01", "--train=100000")], limits(600.0))
-    threading.Timer(4.0, functools.partial(os.kill, os.getpid(), signal.SIGINT)).start()
+def test_a_full_disk_is_what_ends_a_round(contender) -> None:  # type: ignore[no-untyped-def]
+    def start(variables: Mapping[str, str]) -> Running:
+        raise UserError("no space left")
+
+    round_ = Round([contender("base", "0.01"), Contender("other", start)], limits())
     standings = round_.run()
-    assert round_.interruption and not standings["base"].running.is_alive
+    assert isinstance(round_.interruption, UserError)
+    assert set(standings) == {"base"} and not standings["base"].running.is_alive

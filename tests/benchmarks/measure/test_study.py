@@ -9,12 +9,24 @@ from pathlib import Path
 
 import pytest
 
-from mnist_dist.benchmarks.measure.study import TimeLeft, choose, open_study, remark, run_study, runs_left
-from mnist_dist.benchmarks.measure.suite import PlannedCase, Suite, order_of_runs, plan_cases
+from mnist_dist.benchmarks.measure.rounds import Stage
+from mnist_dist.benchmarks.measure.runner import Run
+from mnist_dist.benchmarks.measure.study import (
+    VARIANT_SECONDS,
+    choose,
+    compared,
+    estimate_seconds,
+    most_processes,
+    open_study,
+    plan_rounds,
+    remark,
+    run_rounds,
+)
+from mnist_dist.benchmarks.measure.suite import PlannedCase, Suite, plan_cases
+from mnist_dist.benchmarks.progress import BarProgress, Progress, RoundProgress, clock, render_cases
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store
-from mnist_dist.benchmarks.report.progress import BarProgress, CaseProgress, Progress, clock, render_cases
 from tests.benchmarks.factory import make_study as make_records
 from tests.benchmarks.factory import train
 from tests.benchmarks.harness import (
@@ -22,19 +34,20 @@ from tests.benchmarks.harness import (
     make_mark,
     make_study,
     marked_processes,
+    plan_case,
     run,
     start,
     wait_until,
     write_suite,
 )
 
-# The first ends with an error at once; so no test of the order needs TensorFlow.
+# It ends with an error at once; so no test of the order needs TensorFlow.
 BAD = Case(settings={"data.path": "/nowhere/mnist.npz"}, measure_seconds=1.0, cores_per_device=1)
 SUITE = Suite(description="d", minutes=1.0, repeats=2, blocks=[{}])
 
 
 def planned(*cases: Case, repeats: int = 1, skip_reason: str | None = None) -> list[PlannedCase]:
-    return [PlannedCase(case, repeats, skip_reason) for case in cases]
+    return [plan_case(case, repeats=repeats, skip_reason=skip_reason) for case in cases]
 
 
 class Notes(Progress):
@@ -43,36 +56,59 @@ class Notes(Progress):
     def __init__(self) -> None:
         super().__init__(0)
         self.lines: list[str] = []
+        self.told: list[str] = []
         self.left: list[float] = []
+
+    def tell(self, text: str, is_news: bool = True) -> None:
+        if is_news:
+            self.told.append(text)
 
     def end(self, line: str, left_seconds: float) -> None:
         self.lines.append(line)
         self.left.append(left_seconds)
 
 
-class TestRunsLeft:
+class TestRounds:
+    """Which cases are alive at once, and which are left."""
+
     cases = planned(train("single", 1), train("mirrored", 2), repeats=2)
 
-    def left(self, folder: Path, records: list[Record], cases: list[PlannedCase] | None = None) -> Counter[str]:
+    def left(self, folder: Path, records: list[Record], cases: list[PlannedCase] | None = None) -> list[list[str]]:
         store = Store(folder)
         for record in records:
             store.add(record)
-        runs = runs_left(cases or self.cases, store.records(), make_study(folder, name="example"), None)
-        return Counter(f"{item.case.strategy} {repeat}" for item, repeat in runs)
+        rounds = plan_rounds([(make_study(folder, name="example"), store)], cases or self.cases, store.records())
+        return [[f"{run.case.strategy} {run.repeat}" for run in runs] for runs in rounds]
 
     def test_all_at_first(self, tmp_path: Path) -> None:
-        assert self.left(tmp_path, []) == Counter(["single 0", "single 1", "mirrored 0", "mirrored 1"])
+        assert self.left(tmp_path, []) == [["single 0", "mirrored 0"], ["single 1", "mirrored 1"]]
 
     def test_what_ended_well_is_not_repeated(self, tmp_path: Path) -> None:
-        records = make_records([train("single", 1)], 2)
-        assert self.left(tmp_path, records[1:]) == Counter(["single 0", "mirrored 0", "mirrored 1"])
+        records = make_records([case.case for case in self.cases], 2)
+        assert self.left(tmp_path, [record for record in records if record.repeat == 1]) == [["single 0", "mirrored 0"]]
+
+    def test_what_is_left_meets_its_baseline_again(self, tmp_path: Path) -> None:
+        """A ratio within a cycle takes both sides."""
+        measured = [plan_case(train(strategy, 1, measure_seconds=1.0)) for strategy in ("single", "mirrored")]
+        records = make_records([measured[0].case], 1)
+        assert self.left(tmp_path, records, measured) == [["single 0", "mirrored 0"]]
+        assert self.left(tmp_path, make_records([measured[1].case], 1), measured) == []
 
     def test_what_failed_is_repeated(self, tmp_path: Path) -> None:
-        case = train("single", 1)
-        assert self.left(tmp_path, make_records([case], 2, failing=[case]))["single 0"] == 1
+        case = train("mirrored", 2)
+        records = make_records([train("single", 1), case], 2, failing=[case])
+        assert self.left(tmp_path, records) == [["mirrored 0"], ["mirrored 1"]]
+
+    def test_what_was_interrupted_is_repeated(self, tmp_path: Path) -> None:
+        turns = {"round_id": "0" * 32, "contenders": 2, "waiting_cores": 0.0, "ended": "interrupted"}
+        records = [
+            Record.model_validate(record.to_json() | {"turns": turns | {"ended": ended}})
+            for record, ended in zip(make_records([train("single", 1)], 2), ("interrupted", "time"), strict=True)
+        ]
+        assert self.left(tmp_path, records, self.cases[:1]) == [["single 0"]]
 
     def test_another_study_in_the_folder_does_not_count(self, tmp_path: Path) -> None:
-        assert self.left(tmp_path, make_records([train("single", 1)], 2, study="other"))["single 0"] == 1
+        assert self.left(tmp_path, make_records([train("single", 1)], 2, study="other"))[0][0] == "single 0"
 
     def test_what_was_skipped_is_measured_once_that_is_possible(self, tmp_path: Path) -> None:
         case = train("single", 1)
@@ -82,11 +118,54 @@ class TestRunsLeft:
         )
         still = planned(case, skip_reason="Horovod is not installed")
         assert not self.left(tmp_path, [skipped], still)
-        assert self.left(tmp_path, [], planned(case)) == Counter(["single 0"])
+        assert self.left(tmp_path / "new", [], planned(case)) == [["single 0"]]
 
     def test_only_some_numbers_of_devices(self, user_error: Callable[..., str]) -> None:
         assert {item.case.devices for item in choose(self.cases, [2, 7])} == {2}
         assert user_error(choose, self.cases, [7]).endswith("expected some of the study's numbers of devices: 1, 2.")
+
+    def parts(self, folder: Path, cases: list[PlannedCase], processes: int, sides: int = 1) -> list[list[str]]:
+        studies = [(make_study(folder, name=f"side {number}"), Store(folder)) for number in range(sides)]
+        rounds = plan_rounds(studies, cases, processes=processes)
+        return [[f"{run.case.strategy} {run.case.devices}" for run in runs] for runs in rounds]
+
+    def test_as_many_as_memory_holds_and_the_baseline_with_all_of_them(self, tmp_path: Path) -> None:
+        cases = [("mirrored", 4), ("horovod", 2), ("single", 1), ("horovod", 4), ("multiworker", 2), ("multiworker", 1)]
+        timed = [plan_case(train(*case, measure_seconds=1.0)) for case in cases]
+        assert self.parts(tmp_path, timed, 100) == [["single 1", *(f"{a} {b}" for a, b in cases if a != "single")]]
+        parts = self.parts(tmp_path, timed, 4)
+        assert parts == [
+            ["single 1", "mirrored 4", "horovod 2"],
+            ["single 1", "horovod 4"],
+            ["single 1", "multiworker 2", "multiworker 1"],
+        ], "one that is too large by itself has the baseline beside it all the same"
+        others = Counter(name for part in parts for name in part if name != "single 1")
+        assert set(others.values()) == {1}
+
+    def test_a_baseline_by_itself_is_measured_once(self, tmp_path: Path) -> None:
+        assert self.parts(tmp_path, [plan_case(train("single", 1, measure_seconds=1.0))], 1) == [["single 1"]]
+
+    def test_both_sides_of_a_case_are_in_one_round(self, tmp_path: Path) -> None:
+        timed = [plan_case(train(name, 1, measure_seconds=1.0)) for name in ("single", "mirrored")]
+        assert self.parts(tmp_path, timed, 100, sides=2) == [["single 1", "single 1", "mirrored 1", "mirrored 1"]]
+
+    def test_what_is_skipped_takes_no_memory(self, tmp_path: Path) -> None:
+        large = plan_case(train("horovod", 8, measure_seconds=1.0), skip_reason="no such device")
+        small = plan_case(train("mirrored", 2, measure_seconds=1.0))
+        assert self.parts(tmp_path, [large, small], 1) == [["horovod 8", "mirrored 2"]]
+
+    def test_this_host_has_memory_for_some(self) -> None:
+        assert 1 <= most_processes() < 100_000
+
+    def test_what_is_compared_is_known_to_be_so(self, tmp_path: Path) -> None:
+        base, new = make_study(tmp_path, name="base"), make_study(tmp_path, name="new")
+        single, mirrored = (plan_case(train(name, 1, measure_seconds=1.0)) for name in ("single", "mirrored"))
+        to_the_end = plan_case(train("horovod", 1))
+        runs = [Run(base, each, 0) for each in (mirrored, single, to_the_end)]
+        assert compared(runs) == [(runs[0], runs[1])], "with the training on one device"
+        both = [Run(study, each, 0) for each in (single, mirrored) for study in (base, new)]
+        assert compared(both) == [(both[1], both[0]), (both[3], both[2])], "with the other side"
+        assert compared([Run(base, mirrored, 0)]) == []
 
 
 class TestOpening:
@@ -106,53 +185,35 @@ class TestOpening:
 
 
 class TestEstimate:
-    def test_by_a_rule_of_thumb_until_it_is_known(self) -> None:
-        short, long = train("single", 1, measure_seconds=2.0), train("single", 1, measure_seconds=30.0)
-        to_the_end = train("single", 1, settings={"training.epochs": 3})
-        estimates = [TimeLeft([(planned(case)[0], 0)]).seconds for case in (short, long, to_the_end)]
-        assert estimates[1] - estimates[0] == pytest.approx(28)
-        assert estimates[2] > estimates[0]
+    def estimate(self, *cases: PlannedCase) -> float:
+        return estimate_seconds([[Run(make_study(Path()), case, 0) for case in cases]])
 
-    def test_as_long_as_the_same_case_took(self) -> None:
-        case = train("single", 1)
-        records = make_records([case], 3)
-        known = [record.model_copy(update={"seconds": 3.0 + record.repeat}) for record in records]
-        runs = [(item, repeat) for item in planned(case, repeats=2) for repeat in range(2)]
-        assert TimeLeft(runs, known).seconds == pytest.approx(8)
-        failed = known[0].model_copy(update={"status": "failed", "seconds": 900.0})
-        assert TimeLeft(runs, [*known, failed]).seconds == pytest.approx(8), "a time-out says nothing of the next run"
+    def test_by_a_rule_of_thumb(self) -> None:
+        short, long = (plan_case(train("single", 1, measure_seconds=seconds)) for seconds in (2.0, 30.0))
+        to_the_end = plan_case(train("single", 1, settings={"training.epochs": 3}))
+        assert self.estimate(long) - self.estimate(short) == pytest.approx(28)
+        assert self.estimate(to_the_end) > self.estimate(short)
+        assert self.estimate(short, long) == pytest.approx(self.estimate(short) + self.estimate(long))
 
-    def test_each_record_corrects_it(self) -> None:
-        case, other = planned(train("single", 1), train("mirrored", 2))
-        left = TimeLeft([(case, 0), (other, 0), (case, 1), (case, 2)])
-        of_other = TimeLeft([(other, 0)]).seconds
-        (record,) = make_records([case.case], 1)
-        left.end(case, record.model_copy(update={"seconds": 30.0}))
-        assert left.seconds == pytest.approx(2 * 30 + of_other)
-        left.end(case, record.model_copy(update={"seconds": 50.0}))
-        assert left.seconds == pytest.approx(40 + of_other)
-        left.end(other, record.model_copy(update={"status": "failed", "case_id": other.case_id}))
-        left.end(case, record)
-        assert left.seconds == 0
+    def test_each_variant_takes_its_time(self) -> None:
+        case = train("single", 1, measure_seconds=2.0)
+        more = self.estimate(plan_case(case, ablations=True)) - self.estimate(plan_case(case))
+        assert more == pytest.approx(2.0 + VARIANT_SECONDS)
 
     def test_what_is_skipped_takes_no_time(self) -> None:
-        assert TimeLeft([(planned(BAD, skip_reason="no GPU")[0], 0)]).seconds == 0
+        assert self.estimate(*planned(BAD, skip_reason="no GPU")) == 0
 
     @pytest.mark.parametrize(("values", "repeats"), [(2000, 5), (100, 100)])
     def test_ten_thousand_runs_are_planned_at_once(self, values: int, repeats: int, tmp_path: Path) -> None:
-        """By processor time, so that a busy machine does not matter; with all that a study asks while it runs."""
+        """By processor time, so that a busy machine does not matter."""
         vary = {"model.dense_units": list(range(1, values + 1))}
         content = {"description": "d", "minutes": 1, "repeats": repeats, "strategies": "single", "devices": 1}
         suite = Suite.model_validate(content | {"blocks": [{"vary": vary}]})
-        (record,) = make_records([train("single", 1)], 1)
         began = time.process_time()
         cases = plan_cases(suite, MACHINE)
-        runs = runs_left(cases, [], make_study(tmp_path), None)
-        left = TimeLeft(runs)
-        for item, _ in runs:
-            assert left.seconds > 0
-            left.end(item, record)
-        assert (len(runs), left.seconds) == (10_000, 0)
+        rounds = plan_rounds([(make_study(tmp_path), Store(tmp_path))], cases, processes=20)
+        assert all(estimate_seconds(rounds[number:]) > 0 for number in range(0, len(rounds), 10))
+        assert sum(map(len, rounds)) == 10_000
         assert time.process_time() - began < 1.5
 
     @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (245, "4:05"), (3600, "1:00:00")])
@@ -163,28 +224,92 @@ class TestEstimate:
         cases = [*planned(BAD, repeats=2), *planned(train("mirrored", 2), skip_reason="no second GPU")]
         cases += planned(train("horovod", 4, cores_per_device=1))
         rows = [(item.case, item.repeats, remark(item, MACHINE)) for item in cases]
-        *lines, total = render_cases(rows, False, TimeLeft(order_of_runs(cases, 0)).seconds).splitlines()
+        *lines, total = render_cases(rows, False, 2, 65.0).splitlines()
         assert [line.split()[0] for line in lines] == [item.case.case_id for item in cases]
         assert "(skipped: no second GPU)" in lines[1]
         assert lines[2].endswith("(oversubscribed: 4 cores on a host of 2)") and "oversubscribed" not in lines[0]
-        assert total.startswith("3 cases, 4 runs, about 0:")
+        assert total == "3 cases, 4 runs in 2 rounds, at most about 1:05"
+        assert render_cases(rows[:1], False, 1, 0.0).endswith("1 case, 2 runs in 1 round, at most about 0:00")
 
 
-def test_a_failing_case_does_not_stop_the_rest(tmp_path: Path) -> None:
+def test_a_failing_case_does_not_stop_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = planned(BAD, BAD.model_copy(update={"global_batch_size": 64})) + planned(
         train("mirrored", 2), skip_reason="no second GPU"
     )
-    study, store = open_study(tmp_path / "results", "test", SUITE, MACHINE, cases, resume=False)
-    notes = Notes()
-    records = run_study(study, store, runs_left(cases, [], study, None), CaseProgress(notes))
+    side = open_study(tmp_path / "results", "test", SUITE, MACHINE, cases, resume=False)
+    notes, rounds = Notes(), plan_rounds([side], cases)
+    records = run_rounds(rounds, [side], RoundProgress(notes, rounds))
     assert Counter(record.status for record in records) == Counter(failed=2, skipped=1)
-    assert {record.record_id for record in store.records()} == {record.record_id for record in records}
+    assert {record.record_id for record in side[1].records()} == {record.record_id for record in records}
     assert sum("/nowhere/mnist.npz" in line for line in notes.lines) == 2
     assert sum("skipped: no second GPU" in line for line in notes.lines) == 1
     assert notes.left[-1] == 0
-    assert len(runs_left(cases, store.records(), study, None)) == 2, (
-        "what failed is tried again, what is skipped is not"
-    )
+    assert capsys.readouterr().out.startswith("round 1 of 1: 2 cases in turns, at most about 0:")
+    assert [text.split(",")[0] for text in notes.told[:2]] == ["starting single"] * 2
+    left = plan_rounds([side], cases, side[1].records())
+    assert sum(map(len, left)) == 2, "what failed is tried again, what is skipped is not"
+
+
+class TestProgress:
+    """What a person reads while a round goes on."""
+
+    def make(self, tmp_path: Path, *names: str) -> tuple[Notes, RoundProgress]:
+        settings = {"data.path": "x", "training.epochs": 3}
+        case = plan_case(train("mirrored", 2, measure_seconds=1.0, settings=settings))
+        other = plan_case(train("single", 1, measure_seconds=1.0, settings=settings))
+        studies = [make_study(tmp_path, name=name, width=0.01) for name in names]
+        rounds = [[Run(study, each, 0) for each in (other, case) for study in studies]]
+        notes = Notes()
+        progress = RoundProgress(notes, rounds)
+        progress.begin(rounds[0], 100.0)
+        return notes, progress
+
+    def test_which_contender_starts_and_how_far_the_measuring_is(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        notes, progress = self.make(tmp_path, "study")
+        name = next(name for name, run in progress._runs.items() if run.case.strategy == "mirrored")
+        stages = [Stage("starting", name), Stage("training"), Stage("training"), Stage("warming up")]
+        stages += [Stage("measuring", None, cycle, 0.1 / cycle if cycle > 9 else None) for cycle in range(20)]
+        for stage in [*stages, Stage("ending")]:
+            progress.tell(stage)
+        assert capsys.readouterr().out == "round 1 of 1: 2 cases in turns, at most about 1:40 left\n"
+        assert notes.told == [
+            "starting mirrored, 2 \N{MULTIPLICATION SIGN} 2 cores, 128 images per device, trained 1 s",
+            "training",
+            "warming up",
+            "measuring",
+            "measuring, 1 cycle",
+            "measuring, 2 cycles",
+            "measuring, 4 cycles",
+            "measuring, 8 cycles",
+            "measuring, 16 cycles, the widest interval ±0.6 % of ±1.0 %",
+            "ending",
+        ]
+
+    def test_which_of_two_sides(self, tmp_path: Path) -> None:
+        notes, progress = self.make(tmp_path, "base", "new")
+        name = next(name for name in progress._runs if name.startswith("new/"))
+        progress.tell(Stage("starting", name))
+        assert notes.told[0].startswith("starting new: ")
+
+    def test_the_bar_says_it_too(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with BarProgress(2) as progress:
+            progress.begin(0, "round 1 of 3", 100.0)
+            progress.tell("measuring, 3 cycles", is_news=False)
+            progress._looked = 0.0
+            progress.tick()
+        shown = capsys.readouterr().out
+        assert "round 1 of 3: measuring, 3 cycles" in shown and "1:40 left" in shown
+
+    def test_a_bar_is_not_drawn_with_each_turn(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with BarProgress(2) as progress:
+            progress.begin(0, "round 1 of 3", 1e6)
+            progress.tick()
+            before = progress._bar.tasks[0].fields["left"]
+            progress._began -= 1000
+            progress.tick()
+            assert progress._bar.tasks[0].fields["left"] == before
 
 
 def test_the_bar_shows_labels_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,14 +324,14 @@ def test_the_bar_shows_labels_as_they_are(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.slow
 def test_a_killed_study_goes_on_where_it_was(tmp_path: Path, tiny_mnist: Path) -> None:
-    """The harness is killed while the second of two runs trains; nothing is lost, and nothing measured again."""
+    """The harness is killed in the second of two rounds; nothing is lost, and nothing measured again."""
     folder, mark = tmp_path / "results", make_mark()
     suite = write_suite(tmp_path / "small.yaml", tiny_mnist, repeats=2)
     arguments = ("run", suite, "--results", folder, "--no-report")
     harness = start(*arguments, mark=mark)
     try:
         assert wait_until(lambda: len(Store(folder).records()) == 1, 60)
-        assert wait_until(lambda: len(marked_processes(mark)) > 1, 20), "the second run did not begin"
+        assert wait_until(lambda: len(marked_processes(mark)) > 1, 20), "the second round did not begin"
         harness.send_signal(signal.SIGKILL)
         harness.communicate(timeout=30)
         assert wait_until(lambda: not marked_processes(mark), 5), "the training outlived the harness"
@@ -224,6 +349,56 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path: Path, tiny_mnist: Path) -
     assert {record.study for record in records} == {"results"}
     again = run(*arguments, "--resume")
     assert again.returncode == 0 and "images/s" not in again.stdout
+
+
+@pytest.mark.slow
+def test_an_interrupted_round_is_kept_and_measured_again(tmp_path: Path, tiny_mnist: Path) -> None:
+    """Interrupted while it measures; and the harness' secret is in no place where others could read it."""
+    folder, mark = tmp_path / "results", make_mark()
+    block = {"measure_seconds": 4}
+    suite = write_suite(tmp_path / "small.yaml", tiny_mnist, strategies=["single", "mirrored"], block=block)
+    arguments = ("run", suite, "--results", folder)
+    harness = start(*arguments, mark=mark)
+    try:
+        assert harness.stdout is not None
+        said = list(iter(harness.stdout.readline, "  measuring\n"))
+        processes = marked_processes(mark)
+        (token,) = {found for each in processes.values() if (found := each.get("MNIST_DIST_TURNS_TOKEN"))}
+        commands = [Path(f"/proc/{process}/cmdline").read_bytes().decode() for process in processes]
+        logs = [log.read_text() for log in folder.rglob("output.log")]
+        assert len(token) >= 32 and len(commands) >= 3 and len(logs) == 2
+        harness.send_signal(signal.SIGINT)
+        out, errors = harness.communicate(timeout=60)
+        assert harness.returncode == 130, errors
+        assert wait_until(lambda: not marked_processes(mark), 5)
+    finally:
+        for process in marked_processes(mark):
+            os.kill(process, signal.SIGKILL)
+    assert errors.splitlines()[-1].startswith("mnist-dist: interrupted; what has been measured is kept")
+    assert [line.split(",")[0] for line in said if "starting" in line] == ["  starting single", "  starting mirrored"]
+    kept = Store(folder).records()
+    assert [(record.status, record.turns and record.turns.ended) for record in kept] == [("ok", "interrupted")] * 2
+    again = run(*arguments, "--resume")
+    assert again.returncode == 0, again.stderr
+    ended = [record.turns.ended for record in Store(folder).records() if record.turns]
+    assert sorted(ended) in (["interrupted"] * 2 + ["time"] * 2, ["interrupted"] * 2 + ["narrow"] * 2)
+    files = [file.read_bytes().decode(errors="replace") for file in folder.rglob("*") if file.is_file()]
+    assert files and not any(token in text for text in (*files, *commands, *logs, *said, out, errors))
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_by_then(tmp_path: Path, tiny_mnist: Path, small_disk: Path, fill: Callable) -> None:  # type: ignore[type-arg]
+    """The first round is kept, and the second cannot begin; one line says why."""
+    folder = small_disk / "results"
+    suite = write_suite(tmp_path / "small.yaml", tiny_mnist, repeats=2)
+    harness = start("run", suite, "--results", folder, "--no-report")
+    assert wait_until(lambda: len(Store(folder).records()) == 1, 90)
+    fill(small_disk)
+    _, errors = harness.communicate(timeout=60)
+    assert harness.returncode == 2
+    assert errors.splitlines()[-1].startswith("mnist-dist: error: ") and "No space left on device" in errors
+    assert [record.status for record in Store(folder).records()] == ["ok"]
+    assert not list(folder.glob("scratch/*"))
 
 
 @pytest.mark.slow

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from mnist_dist.benchmarks.kinds import collectives
 from mnist_dist.benchmarks.measure.suite import (
+    ABLATION_SECONDS,
     DECIDED,
     Block,
     Machine,
@@ -16,7 +18,6 @@ from mnist_dist.benchmarks.measure.suite import (
     PlannedCase,
     Suite,
     load_suite,
-    order_of_runs,
     plan_cases,
     shipped_suites,
     training_settings,
@@ -97,25 +98,29 @@ class TestExpansion:
         (only,) = plan(make_suite({"repeats": 2}, {"repeats": 5}, {"repeats": 3}, strategies="single"))
         assert only.repeats == 5
 
-    def test_ablations_explain_several_devices_and_the_single_one(self) -> None:
-        block = {"ablations": True, "ablation_repeats": 1}
-        planned = plan(make_suite(block, strategies=["single", "horovod"], repeats=3))
-        found = {
-            (item.case.strategy, item.case.devices, item.case.synthetic_input, item.case.all_reduce): item
-            for item in planned
+    def test_ablations_are_variants_of_the_same_processes(self) -> None:
+        planned = plan(make_suite({"ablations": True, "measure_seconds": 2}, strategies=["single", "horovod"]))
+        found = {(item.case.strategy, item.case.devices): item for item in planned}
+        assert not any(item.case.is_ablation for item in planned)
+        alone, together = ("full", "resident"), ("full", "resident", "unreduced", "resident-unreduced")
+        variants = {("single", 1): alone, ("horovod", 1): alone, ("horovod", 2): together}
+        assert {key: item.variants for key, item in found.items()} == variants
+        assert {key: item.measuring_seconds for key, item in found.items()} == {
+            key: 2 * len(names) for key, names in variants.items()
         }
-        assert set(found) == {
-            ("single", 1, False, True),
-            ("single", 1, True, True),
-            ("horovod", 1, False, True),
-            ("horovod", 2, False, True),
-            ("horovod", 2, True, True),
-            ("horovod", 2, True, False),
-        }
-        assert {item.repeats for item in planned if item.case.is_ablation} == {1}
-        assert {item.repeats for item in planned if not item.case.is_ablation} == {3}
-        assert all(item.case.measure_seconds for item in planned if item.case.is_ablation), "they leave no model"
-        assert not any(item.case.measure_seconds for item in planned if not item.case.is_ablation)
+
+    def test_a_training_to_its_end_is_measured_after_it_if_that_explains_something(self) -> None:
+        (plain,), (explained,) = (
+            plan(make_suite({"ablations": ablations}, strategies="single")) for ablations in (False, True)
+        )
+        assert (plain.variants, plain.measuring_seconds) == ((), 0)
+        assert explained.variants == ("full", "resident") and explained.measuring_seconds == 2 * ABLATION_SECONDS
+        assert explained.case == plain.case
+
+    def test_what_is_no_training_has_the_variants_of_its_kind(self) -> None:
+        (sizes,) = plan(make_suite({"kind": "collectives"}, strategies="horovod"))
+        assert len(sizes.variants) == len(collectives.MESSAGE_BYTES)
+        assert sizes.measuring_seconds == pytest.approx(len(sizes.variants) * collectives.KIND.seconds)
 
     def test_all_reduces_need_two_devices_and_matrix_products_one(self) -> None:
         suite = make_suite({"kind": "collectives"}, {"kind": "matmul"})
@@ -240,7 +245,7 @@ class TestNarrowing:
 
     def test_repeats_widen_and_narrow(self) -> None:
         for repeats in (1, 9):
-            planned = plan(make_suite({"repeats": 3, "ablations": True, "ablation_repeats": 2}), repeats=repeats)
+            planned = plan(make_suite({"repeats": 3, "ablations": True}), repeats=repeats)
             assert {item.repeats for item in planned} == {repeats}
 
     def test_settings_replace_those_of_the_suite(self) -> None:
@@ -284,30 +289,6 @@ class TestSettings:
         assert config.runtime.all_reduce is case.all_reduce
 
 
-class TestOrder:
-    planned = plan(make_suite({"repeats": 3}, {"kind": "input", "repeats": 2}, devices=[1, 2]))
-
-    def test_each_case_once_in_each_repeat(self) -> None:
-        runs = order_of_runs(self.planned, seed=0)
-        counts = Counter((item.case.case_id, repeat) for item, repeat in runs)
-        assert set(counts.values()) == {1}
-        expected = {(item.case.case_id, repeat) for item in self.planned for repeat in range(item.repeats)}
-        assert set(counts) == expected
-
-    def test_repeats_follow_one_another(self) -> None:
-        repeats = [repeat for _, repeat in order_of_runs(self.planned, seed=0)]
-        assert repeats == sorted(repeats)
-
-    def test_the_order_differs_between_repeats_and_seeds_and_is_reproducible(self) -> None:
-        def order(seed: int, repeat: int) -> list[str]:
-            runs = order_of_runs(list(reversed(self.planned)) if seed == 1 else self.planned, seed=min(seed, 1))
-            return [item.case.case_id for item, number in runs if number == repeat and item.case.kind == "train"]
-
-        assert order(0, 0) == order(0, 0)
-        assert order(1, 0) == order(2, 0), "the order in the file does not matter"
-        assert len({tuple(order(seed, repeat)) for seed in (0, 1) for repeat in range(3)}) == 6
-
-
 class TestFiles:
     HEAD = "description: d\nminutes: 1\nrepeats: 1\n"
 
@@ -325,6 +306,8 @@ class TestFiles:
             (HEAD + "strategies: [horovd]\nblocks: [{}]", "strategies.0: received 'horovd'"),
             (HEAD + "strategies: []\nblocks: [{}]", "strategies: received an empty list"),
             (HEAD + "repeat: 3\nblocks: [{}]", "repeat: no such field, expected one of description, minutes, repeats"),
+            (HEAD + "width: 0\nblocks: [{}]", "width: received 0 (int), expected greater than 0"),
+            (HEAD + "blocks: [{ablation_repeats: 1}]", "blocks.0.ablation_repeats: no such field"),
             (HEAD + "blocks: [{device: 1}]", "blocks.0.device: no such field, expected one of kind, strategies"),
             (HEAD + "blocks: [{kind: trian}]", "blocks.0.kind: received 'trian'"),
             (HEAD + "blocks: [{kind: input, ablations: true}]", "blocks.0.ablations: received True (bool), expected"),

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import shutil
@@ -11,10 +12,13 @@ from typing import Any
 
 import pytest
 
-from mnist_dist.benchmarks.measure.telemetry import POWERCAP, Rapl, Sample, sample_power, summarize
+from mnist_dist.benchmarks.measure.process import Running
+from mnist_dist.benchmarks.measure.rounds import Contender, Limits, Round
+from mnist_dist.benchmarks.measure.telemetry import POWERCAP, Rapl, Sample, open_meter, summarize
 from mnist_dist.benchmarks.records.environment import open_nvml
 from mnist_dist.benchmarks.records.record import Telemetry
-from tests.benchmarks.factory import make_study, train
+from tests.benchmarks.harness import REPOSITORY
+from tests.benchmarks.measure.test_rounds import SLEEPER
 
 LARGEST = 262_143_328_850  # Microjoules, of a real package.
 
@@ -73,19 +77,24 @@ def use(powercap: Path, zone: str, joules: float) -> None:
 
 
 @pytest.mark.skipif(has_gpu() or has_rapl(), reason="this host's power can be read")
-def test_a_host_without_counters_has_no_telemetry() -> None:
-    with sample_power(period_seconds=0.01) as power:
-        time.sleep(0.05)
-    assert power.telemetry is None
+def test_a_host_without_counters_has_no_meter() -> None:
+    with open_meter() as meter:
+        assert meter is None
+    assert summarize([]) is None
 
 
 @pytest.mark.skipif(not (has_gpu() or has_rapl()), reason="this host's power cannot be read")
 def test_the_power_of_this_host() -> None:
-    with sample_power(period_seconds=0.05) as power:
+    with open_meter() as meter:
+        assert meter is not None
+        before = meter()
         time.sleep(1)
-    assert power.telemetry is not None
-    assert power.telemetry.source == ("nvml" if has_gpu() else "rapl")
-    assert 0.5 < power.telemetry.power_watts < 100_000
+        after = meter()
+    assert before and after
+    telemetry = summarize([(before, after)])
+    assert telemetry is not None
+    assert telemetry.source == ("nvml" if has_gpu() else "rapl")
+    assert 0.5 < telemetry.power_watts < 100_000
 
 
 def test_packages_and_their_memory_count_once(powercap: Path) -> None:
@@ -114,53 +123,49 @@ def test_counters_that_overflow(powercap: Path) -> None:
     assert joules[-1] - joules[0] == pytest.approx(3 * 0.7 * LARGEST / 1e6, abs=1e-3)
 
 
-def test_power_while_a_block_runs(powercap: Path) -> None:
-    began = time.perf_counter()
-    with sample_power(period_seconds=0.02, powercap=powercap) as power:
-        for _ in range(10):
-            time.sleep(0.03)
-            use(powercap, "intel-rapl:1", 6)
-        assert power.telemetry is None, "it is not over yet"
-    seconds = time.perf_counter() - began
-    telemetry = power.telemetry
-    assert telemetry is not None
-    assert telemetry.source == "rapl"
-    assert telemetry.energy_joules == pytest.approx(60)
-    assert 0.3 < telemetry.seconds <= seconds
-    assert telemetry.power_watts >= telemetry.energy_joules / telemetry.seconds
-    assert telemetry.gpu_utilisation_percent is None
-    record = make_study([train("single", 1)], 1)[0].model_copy(update={"telemetry": telemetry})
-    record.check()
+def test_energy_is_that_of_the_turns(powercap: Path, tmp_path: Path) -> None:
+    """A contender is charged with what is used while it has the turn, and with nothing else: 1 J for each reading."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
+    def make(name: str) -> Contender:
+        command = [sys.executable, str(SLEEPER), "0.01"]
+        log = tmp_path / f"{name}.log"
+        cores = os.sched_getaffinity(0)
+        return Contender(name, lambda variables: Running(command, REPOSITORY, environment | variables, cores, log))
 
-def test_a_block_shorter_than_the_period(powercap: Path) -> None:
-    with sample_power(period_seconds=60, powercap=powercap) as power:
-        time.sleep(0.02)
-        use(powercap, "intel-rapl:0", 2)
-    assert power.telemetry is not None
-    assert power.telemetry.energy_joules == pytest.approx(2)
-    assert 0.02 < power.telemetry.seconds < 5
+    with open_meter(powercap=powercap) as meter:
+        assert meter is not None
 
+        def read() -> Sample | None:
+            use(powercap, "intel-rapl:1", 1)
+            return meter()
 
-def test_an_error_in_the_block_ends_the_sampling(powercap: Path) -> None:
-    with pytest.raises(ZeroDivisionError), sample_power(period_seconds=0.01, powercap=powercap) as power:
-        _ = 1 / 0
-    assert power.telemetry is not None
+        limits = Limits(seconds=3.0, width=0.0, ratios=[], timeout_seconds=60.0)
+        standings = Round([make("one"), make("other")], limits, meter=read).run()
+    for standing in standings.values():
+        telemetry = summarize(standing.energy)
+        assert telemetry is not None
+        assert len(standing.energy) >= 3
+        assert telemetry.energy_joules == pytest.approx(len(standing.energy))
+        assert telemetry.seconds <= standing.own_seconds
+        assert telemetry.power_watts == pytest.approx(telemetry.energy_joules / telemetry.seconds)
+        assert (telemetry.source, telemetry.gpu_utilisation_percent) == ("rapl", None)
+    apart = sorted((before.seconds, after.seconds) for each in standings.values() for before, after in each.energy)
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(apart)), "no two at the same time"
 
 
 def test_counters_that_go_away_cost_the_telemetry_only(powercap: Path) -> None:
-    with sample_power(period_seconds=0.01, powercap=powercap) as power:
+    with open_meter(powercap=powercap) as meter:
+        assert meter is not None and meter() is not None
         (powercap / "intel-rapl:0" / "energy_uj").unlink()
-        time.sleep(0.05)
-    assert power.telemetry is None
+        assert meter() is None
 
 
 @pytest.mark.parametrize("content", ["", "many\n"])
 def test_counters_that_hold_no_number(powercap: Path, content: str) -> None:
     (powercap / "intel-rapl:0" / "energy_uj").write_text(content)
-    with sample_power(powercap=powercap) as power:
-        pass
-    assert power.telemetry is None
+    with open_meter(powercap=powercap) as meter:
+        assert meter is None
 
 
 def test_counters_that_only_root_may_read(powercap: Path) -> None:
@@ -172,47 +177,51 @@ def test_counters_that_only_root_may_read(powercap: Path) -> None:
     try:
         with pytest.raises(PermissionError):
             Rapl(powercap)
-        with sample_power(powercap=powercap) as power:
-            pass
+        with open_meter(powercap=powercap) as meter:
+            assert meter is None
     finally:
         if root:
             os.seteuid(0)
-    assert power.telemetry is None
 
 
-@pytest.mark.slow
-def test_sampling_costs_next_to_nothing(powercap: Path) -> None:
-    before = time.process_time()
-    with sample_power(powercap=powercap) as power:
-        time.sleep(4)
-    assert power.telemetry is not None
-    assert time.process_time() - before < 0.04, "1 % of a core"
+def test_a_reading_costs_next_to_nothing(powercap: Path) -> None:
+    """Of two for each turn of a fifth of a second, by processor time."""
+    with open_meter(powercap=powercap) as meter:
+        assert meter is not None
+        before = time.process_time()
+        for _ in range(100):
+            meter()
+        assert time.process_time() - before < 100 * 1e-3
 
 
-def test_power_is_that_of_the_busy_part() -> None:
-    """10 s of importing at 50 W, then 20 s of training at 200 W."""
-    samples = [Sample(0, 1000), Sample(5, 1250), Sample(10, 1500), Sample(20, 3500), Sample(30, 5500)]
-    assert summarize("rapl", samples) == Telemetry(
-        source="rapl", seconds=30, energy_joules=4500, power_watts=200, gpu_utilisation_percent=None
+def test_power_is_that_of_the_turns() -> None:
+    """Two turns of 0.2 s at 200 W; between them another one needed 1000 W."""
+    first = Sample("rapl", 1.0, 1000), Sample("rapl", 1.2, 1040)
+    second = Sample("rapl", 1.4, 1240), Sample("rapl", 1.6, 1280)
+    found = summarize([first, second])
+    assert found is not None
+    assert found.model_dump() == pytest.approx(
+        {
+            "source": "rapl",
+            "seconds": 0.4,
+            "energy_joules": 80,
+            "power_watts": 200,
+            "gpu_utilisation_percent": None,
+        }
     )
 
 
-def test_busy_gpus_are_told_by_their_utilisation() -> None:
-    """They idle at 120 W, and training at 40 to 60 % needs 150 W."""
-    samples = [Sample(0, 0, 0), Sample(10, 1200, 0), Sample(20, 2700, 40), Sample(30, 4200, 60), Sample(40, 5400, 0)]
-    assert summarize("nvml", samples) == Telemetry(
-        source="nvml", seconds=40, energy_joules=5400, power_watts=150, gpu_utilisation_percent=50
+def test_how_busy_gpus_were_is_read_at_the_end_of_turns() -> None:
+    first = Sample("nvml", 0, 0, 0), Sample("nvml", 1, 150, 40)
+    second = Sample("nvml", 5, 900, 5), Sample("nvml", 6, 1050, 60)
+    assert summarize([first, second]) == Telemetry(
+        source="nvml", seconds=2, energy_joules=300, power_watts=150, gpu_utilisation_percent=50
     )
 
 
-def test_idle_gpus() -> None:
-    found = summarize("nvml", [Sample(0, 0, 0), Sample(1, 50, 0), Sample(2, 110, 0)])
-    assert found is not None and (found.power_watts, found.gpu_utilisation_percent) == (55, 0)
-
-
-def test_one_reading_is_no_power() -> None:
-    assert summarize("rapl", []) is None
-    assert summarize("rapl", [Sample(1, 2)]) is None
+def test_no_time_is_no_power() -> None:
+    assert summarize([]) is None
+    assert summarize([(Sample("rapl", 1, 2), Sample("rapl", 1, 2))]) is None
 
 
 # Answers of NVML, for the real pynvml to load: GPU i idles with 100 (i + 1) W, counts its energy unless OLD is set,
@@ -246,12 +255,15 @@ int nvmlDeviceGetTotalEnergyConsumption(int *gpu, unsigned long long *millijoule
 GPU_SCRIPT = """
 import json, time
 from mnist_dist.benchmarks.records.environment import find_hardware
-from mnist_dist.benchmarks.measure.telemetry import sample_power
-with sample_power(period_seconds=0.05) as power:
-    time.sleep(0.3)
-with sample_power(gpus=1, period_seconds=0.05) as first:
-    time.sleep(0.3)
-found = {"hardware": find_hardware(), "all": power.telemetry, "first": first.telemetry}
+from mnist_dist.benchmarks.measure.telemetry import open_meter, summarize
+def measure(gpus):
+    with open_meter(gpus) as meter:
+        if meter is None:
+            return None
+        before = meter()
+        time.sleep(0.3)
+        return summarize([(before, meter())])
+found = {"hardware": find_hardware(), "all": measure(None), "first": measure(1)}
 print(json.dumps({name: value and value.model_dump(mode="json") for name, value in found.items()}))
 """
 

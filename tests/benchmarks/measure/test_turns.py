@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -131,6 +132,7 @@ class TestStrangers:
             b'{"group": "a", "rank": 0, "ranks": 2}\n',
             b'{"group": "a", "token": "guess", "rank": 0, "ranks": 2}\n',
             b"x" * 3_000_000,
+            b"[" * 4000 + b"\n",
             b"",
         ],
     )
@@ -148,6 +150,21 @@ class TestStrangers:
         self.make_ready(harness)
         for stranger in strangers:
             stranger.close()
+
+    def test_many_that_speak_at_once(self, harness: Harness) -> None:
+        """Those that have to make room for others have something to say in the same moment."""
+        for _ in range(3):
+            strangers = [connect(harness) for _ in range(100)]
+            for stranger in strangers:
+                stranger.sendall(b"{}")
+            harness._serve(lambda: False, 0.2, lambda: True)
+            strangers += [connect(harness) for _ in range(60)]
+            for stranger in strangers:
+                with contextlib.suppress(OSError):
+                    stranger.sendall(b"1")
+            self.make_ready(harness)
+            for stranger in strangers:
+                stranger.close()
 
     @pytest.mark.parametrize("claim", [{"rank": 2}, {"rank": -1}, {"ranks": 3}, {"group": "b"}, {"rank": "x"}])
     def test_a_place_that_does_not_exist(self, harness: Harness, claim: dict[str, object]) -> None:

@@ -1,8 +1,9 @@
+"""What a worker measures in turns with others, and how it repeats what is too short for a clock."""
+
 from __future__ import annotations
 
 import contextlib
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +12,57 @@ import pytest
 
 from mnist_dist.benchmarks.analysis.collectives import measured_all_reduces
 from mnist_dist.benchmarks.analysis.summary import summarize
-from mnist_dist.benchmarks.kinds import collectives, input, matmul
-from mnist_dist.benchmarks.measure.runner import run_case
-from mnist_dist.benchmarks.measure.timing import WINDOW_SECONDS, calibrate
-from mnist_dist.benchmarks.records.case import StrategyName
-from mnist_dist.benchmarks.statistics.steady_state import FEWEST_WINDOWS, merge_windows
+from mnist_dist.benchmarks.kinds import collectives, matmul
+from mnist_dist.benchmarks.measure.rounds import Stage
+from mnist_dist.benchmarks.measure.timing import WINDOW_SECONDS, calibrate, take_timings
+from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.distributed.strategies.single import Single
-from tests.benchmarks.harness import make_study, small_case
+from tests.benchmarks.harness import make_study, run_case, run_cases, small_case
 
 FASTEST_MEMORY = 1e12  # Bytes per second, more than any processor of today copies.
 FASTEST_CORE = 2e13  # FLOPs per second of one core, in bfloat16.
+PRECISION = {"runtime.precision": "mixed_bfloat16"}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory, tiny_mnist: Path) -> dict[str, Record]:
+    """Of all kinds that have a worker, measured in one round, with a setting that is compared."""
+    cases = [
+        small_case(tiny_mnist, kind="collectives", strategy=strategy, devices=2, measure_seconds=None)
+        for strategy in ("mirrored", "multiworker", "horovod")
+    ]
+    cases += [small_case(tiny_mnist, kind=kind, measure_seconds=None) for kind in ("matmul", "input")]
+    measured = run_cases(make_study(tmp_path_factory.mktemp("workers") / "scratch", under_test=PRECISION), *cases)
+    for record, case in zip(measured, cases, strict=True):
+        assert record.status == "ok", record.output_tail
+        assert record.case == case, "what is compared is no part of the case"
+        assert record.identity.config["runtime"]["precision"] == "mixed_bfloat16"
+        assert record.turns and (record.turns.contenders, record.turns.ended) == (5, "time")
+        assert record.turns.waiting_cores < 0.05
+    return {f"{record.case.kind} {record.case.strategy}": record for record in measured}
+
+
+@pytest.mark.slow
+def test_all_measure_in_the_same_cycles(records: dict[str, Record]) -> None:
+    cycles = {
+        name: [message["cycles"] for message in (record.measurements or {})["messages"]]
+        for name, record in records.items()
+        if record.case.kind == "collectives"
+    }
+    cycles |= {
+        name: [(record.measurements or {})["cycles" if record.case.kind == "matmul" else "window_cycles"]]
+        for name, record in records.items()
+        if record.case.kind != "collectives"
+    }
+    first = cycles["matmul single"][0]
+    assert first == list(range(len(first))) and len(first) >= 2
+    assert all(each == first for lists in cycles.values() for each in lists)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["mirrored", "multiworker", "horovod"])
-def test_all_reduces(tmp_path: Path, tiny_mnist: Path, strategy: StrategyName) -> None:
-    case = small_case(tiny_mnist, kind="collectives", strategy=strategy, devices=2, measure_seconds=None)
-    record = run_case(make_study(tmp_path), case, 0)
-    assert record.status == "ok", record.output_tail
-    record.check()
+def test_all_reduces(records: dict[str, Record], strategy: str) -> None:
+    record = records[f"collectives {strategy}"]
     messages = (record.measurements or {})["messages"]
     assert [message["bytes"] for message in messages] == list(collectives.MESSAGE_BYTES)
     assert {len(message["seconds"]) for message in messages} == {1 if strategy == "mirrored" else 2}
@@ -46,49 +79,62 @@ def test_all_reduces(tmp_path: Path, tiny_mnist: Path, strategy: StrategyName) -
 
 
 @pytest.mark.slow
-def test_matrix_products_with_a_setting_that_is_compared(tmp_path: Path, tiny_mnist: Path) -> None:
-    case = small_case(tiny_mnist, kind="matmul", measure_seconds=None)
-    record = run_case(make_study(tmp_path), case, 0, under_test={"runtime.precision": "mixed_bfloat16"})
-    assert record.status == "ok", record.output_tail
-    measured = record.measurements or {}
+def test_matrix_products(records: dict[str, Record]) -> None:
+    measured = records["matmul single"].measurements or {}
     assert (measured["size"], measured["dtype"]) == (matmul.SIZE, "bfloat16")
-    assert len(measured["flops_per_second"]) == matmul.TIMINGS
     assert all(1e8 < rate < FASTEST_CORE for rate in measured["flops_per_second"])
-    assert record.identity.config["runtime"]["precision"] == "mixed_bfloat16"
-    assert record.case == case, "what is compared is no part of the case"
+
+
+@pytest.mark.slow
+def test_input(records: dict[str, Record]) -> None:
+    measured = records["input single"].measurements or {}
+    (windows,) = measured["window_seconds"]
+    assert 1e4 < 32 * sum(measured["window_steps"]) / sum(windows) < 1e8
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_matrix_products_use_all_cores_of_a_device(tmp_path: Path, tiny_mnist: Path) -> None:
-    """Both are busy at once. How much more they compute then is another matter: two may be one core's hyperthreads."""
-    busiest = []
+    """Two threads share the work, however busy the machine is. How much more they compute is another matter."""
+    shares = []
     for cores in (1, 2):
-        looks: list[tuple[float, float]] = []
+        looks: list[dict[int, float]] = []
 
-        def look(looks: list[tuple[float, float]] = looks) -> None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                spent = sum(process.cpu_times().user for process in psutil.Process().children(recursive=True))
-                looks.append((time.monotonic(), spent))
+        def look(stage: Stage, looks: list[dict[int, float]] = looks) -> None:
+            if stage.name in ("measuring", "ending"):
+                looks.append(thread_seconds())
 
         case = small_case(tiny_mnist, kind="matmul", measure_seconds=None, cores_per_device=cores)
-        record = run_case(make_study(tmp_path), case, 0, tick=look)
+        record = run_case(make_study(tmp_path / "scratch"), case, tell=look)
         assert record.status == "ok", record.output_tail
-        seconds, core_seconds = np.diff(np.array(looks), axis=0).T
-        busiest.append(float((core_seconds / seconds).max()))
-    assert busiest[0] < 1.3 < busiest[1]
+        spent = sorted(seconds - looks[0].get(thread, 0.0) for thread, seconds in looks[-1].items())
+        shares.append(spent[-2] / spent[-1])
+    assert shares[0] < 0.3 < shares[1]
 
 
-@pytest.mark.slow
-def test_input(tmp_path: Path, tiny_mnist: Path) -> None:
-    record = run_case(make_study(tmp_path), small_case(tiny_mnist, kind="input", measure_seconds=None), 0)
-    assert record.status == "ok", record.output_tail
-    measured = record.measurements or {}
-    (windows,) = measured["window_seconds"]
-    assert sum(windows) >= input.SECONDS
-    assert 1e4 < 32 * sum(measured["window_steps"]) / sum(windows) < 1e8
-    joined_steps, _, _ = merge_windows(measured["window_steps"], measured["window_seconds"])
-    assert len(joined_steps) >= FEWEST_WINDOWS  # Enough for a machine that is quiet; what a busy one does is not asked.
+def thread_seconds() -> dict[int, float]:
+    """Returns the processor time of each thread of the processes that this one has started."""
+    found = {}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {thread.id: thread.user_time for thread in process.threads()}
+    return found
+
+
+@pytest.mark.usefixtures("tf")
+def test_without_turns_each_is_timed_for_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def work(count: int) -> None:
+        nonlocal now
+        now += count * 1e-3
+
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    timings = take_timings({"one": work, "other": work}, Single(), None, 0.5)
+    for each in timings.values():
+        assert 0.5 <= sum(timing.seconds for timing in each) < 0.5 + 3 * WINDOW_SECONDS
+        assert [timing.cycle for timing in each] == list(range(len(each)))
+        assert all(timing.seconds == pytest.approx(1e-3 * timing.count) for timing in each)
 
 
 @pytest.mark.parametrize("seconds_per_call", [1e-6, 1e-4, 1e-2, 1.0])

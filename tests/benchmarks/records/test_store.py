@@ -102,9 +102,16 @@ def test_only_what_ended_well_is_finished(tmp_path: Path) -> None:
     other = train("mirrored", 2)
     for one in [*make_study([CASE, other], 2, failing=[other]), *make_study([CASE], 5, study="another", seed=1)]:
         store.add(one)
-    assert finished(store.records(), "example") == {(CASE.case_id, 0), (CASE.case_id, 1)}
-    assert len(finished(store.records(), "another")) == 5
-    assert finished(store.records(), "unknown") == set()
+    expected = {("example", CASE.case_id, repeat) for repeat in range(2)}
+    expected |= {("another", CASE.case_id, repeat) for repeat in range(5)}
+    assert finished(store.records()) == expected
+
+
+def test_what_was_interrupted_is_not_finished(record: Record) -> None:
+    turns = {"round_id": "0" * 32, "contenders": 2, "waiting_cores": 0.0}
+    for ended, count in (("narrow", 1), ("time", 1), ("trained", 1), ("interrupted", 0)):
+        one = Record.model_validate(record.to_json() | {"turns": turns | {"ended": ended}})
+        assert len(finished([one])) == count
 
 
 def test_what_is_missing_is_said(tmp_path: Path, record: Record) -> None:
