@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mnist_dist.benchmarks.peers.scripts.script import Clock, load_mnist, make_parser
+from mnist_dist.benchmarks.peers.scripts.script import Clock, load_mnist, make_parser, run
 
 BATCH_SIZE, TEST_BATCH_SIZE, LEARNING_RATE = 256, 2000, 0.01
 PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081  # Of pixels from 0 to 1.
@@ -98,4 +98,4 @@ class Net(nn.Module):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

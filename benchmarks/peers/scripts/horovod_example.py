@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from mnist_dist.benchmarks.peers.scripts.keras_fit import build_seed
-from mnist_dist.benchmarks.peers.scripts.script import Clock, load_mnist, make_parser
+from mnist_dist.benchmarks.peers.scripts.script import Clock, load_mnist, make_parser, run
 
 BATCH_SIZE, EPOCHS = 128, 15
 
@@ -74,7 +74,8 @@ def main() -> None:
             enough = clock.after_evaluation(int(hvd.broadcast(tf.constant(correct), root_rank=0)) / len(x_test))
     versions = {name.__name__: name.__version__ for name in (horovod, keras)} | {"tensorflow": tf.__version__}
     clock.write(args.out, device="GPU" if gpus else "CPU", precision="float32", **versions)
+    hvd.shutdown()
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from mnist_dist.benchmarks.peers.scripts.script import Clock, load_mnist, make_parser
+from mnist_dist.benchmarks.peers.scripts.script import Clock, load_mnist, make_parser, run
 
 BATCH_SIZE, EPOCHS = 128, 15
 
@@ -105,4 +105,4 @@ class Watch(keras.callbacks.Callback):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

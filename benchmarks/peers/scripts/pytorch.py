@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mnist_dist.benchmarks.peers.scripts.script import Clock, load_mnist, make_parser
+from mnist_dist.benchmarks.peers.scripts.script import Clock, load_mnist, make_parser, run
 
 BATCH_SIZE, EPOCHS, TEST_BATCH_SIZE = 128, 15, 1000
 
@@ -87,4 +87,4 @@ def build_seed() -> nn.Module:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -6,11 +6,13 @@ Needs only numpy, as some peers have an environment without TensorFlow and what 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -36,6 +38,13 @@ def load_mnist(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     """Returns training images uint8 [n, 28, 28] and labels uint8 [n], then those for the test."""
     with np.load(file, allow_pickle=False) as arrays:
         return arrays["x_train"], arrays["y_train"], arrays["x_test"], arrays["y_test"]
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Runs a script and ends its process at once: taking TensorFlow apart takes seconds, while others wait."""
+    main()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 class Clock:
