@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -153,14 +154,15 @@ def run_rounds(rounds: Sequence[Sequence[Run]], sides: Sequence[Side], progress:
     for number, runs in enumerate(rounds):
         progress.begin(runs, estimate_seconds(rounds[number:]))
         after = estimate_seconds(rounds[number + 1 :])
-        for record in _run(runs, progress, seed=number):
-            stores[record.study].add(record)
-            records.append(record)
-            progress.end(record, after)
+        with contextlib.closing(_run(runs, progress, seed=number)) as found:  # Also where its records cannot be kept.
+            for record in found:
+                stores[record.study].add(record)
+                records.append(record)
+                progress.end(record, after)
     return records
 
 
-def _run(runs: Sequence[Run], progress: Progress, seed: int) -> Iterator[Record]:
+def _run(runs: Sequence[Run], progress: Progress, seed: int) -> Generator[Record, None, None]:
     able = [run for run in runs if run.planned.skip_reason is None]
     yield from (runner.skipped(run) for run in runs if run not in able)
     if able and kind(able[0].case.kind).takes_turns:
