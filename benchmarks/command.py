@@ -155,8 +155,8 @@ def run_run(args: argparse.Namespace) -> int:
         run_rounds,
     )
     from mnist_dist.benchmarks.measure.suite import load_suite, plan_cases
+    from mnist_dist.benchmarks.progress import render_cases, show_rounds
     from mnist_dist.benchmarks.records.store import Store
-    from mnist_dist.benchmarks.report.progress import render_cases, show_rounds
 
     suite = load_suite(args.suite)
     machine = find_machine(args.devices_per_host)
@@ -299,7 +299,7 @@ def run_compare(args: argparse.Namespace) -> int:
     allow = set(args.allow)
     if args.interleave:
         from mnist_dist.benchmarks.measure.interleave import measure_both
-        from mnist_dist.benchmarks.report.progress import show_rounds
+        from mnist_dist.benchmarks.progress import show_rounds
 
         suite, narrowing = args.suite or "quick", read_narrowing(args)
         base, new, subject = measure_both(args.base, args.new, suite, args.results, narrowing, args.resume, show_rounds)

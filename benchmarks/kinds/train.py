@@ -6,15 +6,15 @@ import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from mnist_dist.benchmarks.kinds.windows import Windows, WindowsKind
+from mnist_dist.benchmarks.kinds.windows import TimedAccuracy, Windows, WindowsKind
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import STARTUP_SECONDS
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.config import Config, NonNegativeFloat, NonNegativeInt, Section, config_to_yaml
+from mnist_dist.config import Config, NonNegativeFloat, NonNegativeInt, config_to_yaml
 from mnist_dist.distributed.turns import FULL
 from mnist_dist.training.variants import VARIANTS
 from mnist_dist.training.workdir import Workdir
@@ -23,12 +23,7 @@ from mnist_dist.training.writers import read_rows
 IMAGES_PER_SECOND, EPOCH_IMAGES = 18_000.0, 60_000  # A pace, until one is known.
 
 
-class Evaluation(Section):
-    step: NonNegativeInt
-    training_seconds: NonNegativeFloat = Field(description="In training until then, tracing included.")
-    evaluation_seconds: NonNegativeFloat = Field(description="In evaluations until then, this one included.")
-    split: Literal["test", "holdout"]
-    accuracy: Annotated[float, Field(ge=0, le=1)]
+class Evaluation(TimedAccuracy):
     loss: NonNegativeFloat
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -12,7 +13,7 @@ from mnist_dist.benchmarks.analysis.summary import RunSummary, why_unstable
 from mnist_dist.benchmarks.records.kinds import Kind, Measurements, NoRateError
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.statistics.stats import Series
-from mnist_dist.config import PositiveFloat, PositiveInt
+from mnist_dist.config import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from mnist_dist.distributed.turns import FULL
 
 
@@ -42,6 +43,14 @@ class Windows(Measurements):
             if values is not None and len(values) != windows:
                 raise ValueError(f"{name}: received {len(values)} values, expected {windows}")
         return self
+
+
+class TimedAccuracy(Section):
+    step: NonNegativeInt
+    training_seconds: NonNegativeFloat = Field(description="In training until then, tracing included.")
+    evaluation_seconds: NonNegativeFloat = Field(description="In evaluations until then, this one included.")
+    split: Literal["test", "holdout"]
+    accuracy: Annotated[float, Field(ge=0, le=1)]
 
 
 class WindowsKind(Kind):

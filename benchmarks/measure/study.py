@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from mnist_dist.benchmarks.measure import runner
 from mnist_dist.benchmarks.measure.rounds import Stage
 from mnist_dist.benchmarks.measure.runner import Run, Study
-from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase, Suite
+from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase
 from mnist_dist.benchmarks.records.environment import find_hardware
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
@@ -21,6 +21,17 @@ from mnist_dist.strategies import BASELINE, STRATEGIES
 VARIANT_SECONDS = 2.0  # To compile a variant, and to learn how long its steps take.
 PROCESS_BYTES, GPU_PROCESS_BYTES = 1.2e9, 2e9  # What a process of this network may take, of the host's and a GPU's.
 Side = tuple[Study, Store]
+Ratios = Callable[[Sequence[Run]], Sequence[tuple[Run, Run]]]
+
+
+class Limits(Protocol):
+    """What a suite says of all of its rounds; see measure.suite.Suite."""
+
+    @property
+    def timeout_seconds(self) -> float: ...
+
+    @property
+    def width(self) -> float: ...
 
 
 class Progress(Protocol):
@@ -40,7 +51,7 @@ class Progress(Protocol):
 
 
 def open_study(
-    folder: Path, suite_name: str, suite: Suite, machine: Machine, cases: Sequence[PlannedCase], resume: bool
+    folder: Path, suite_name: str, suite: Limits, machine: Machine, cases: Sequence[PlannedCase], resume: bool
 ) -> Side:
     """Lays down the plan of a new study, or goes on with the folder's own.
 
@@ -143,8 +154,13 @@ def _processes(run: Run) -> int:
     return 1 if STRATEGIES[run.case.strategy].one_process else -(-run.case.devices // run.case.hosts)
 
 
-def run_rounds(rounds: Sequence[Sequence[Run]], sides: Sequence[Side], progress: Progress) -> list[Record]:
+def run_rounds(
+    rounds: Sequence[Sequence[Run]], sides: Sequence[Side], progress: Progress, ratios: Ratios | None = None
+) -> list[Record]:
     """Measures round by round; the records of each are in their store before the next begins.
+
+    Args:
+        ratios: returns those of a round that are to be known well, each a numerator and a denominator; see `compared`.
 
     Returns:
         The new records.
@@ -154,7 +170,7 @@ def run_rounds(rounds: Sequence[Sequence[Run]], sides: Sequence[Side], progress:
     for number, runs in enumerate(rounds):
         progress.begin(runs, estimate_seconds(rounds[number:]))
         after = estimate_seconds(rounds[number + 1 :])
-        with contextlib.closing(_run(runs, progress, seed=number)) as found:  # Also where its records cannot be kept.
+        with contextlib.closing(_run(runs, progress, number, ratios or compared)) as found:
             for record in found:
                 stores[record.study].add(record)
                 records.append(record)
@@ -162,11 +178,11 @@ def run_rounds(rounds: Sequence[Sequence[Run]], sides: Sequence[Side], progress:
     return records
 
 
-def _run(runs: Sequence[Run], progress: Progress, seed: int) -> Generator[Record, None, None]:
+def _run(runs: Sequence[Run], progress: Progress, seed: int, ratios: Ratios) -> Generator[Record, None, None]:
     able = [run for run in runs if run.planned.skip_reason is None]
     yield from (runner.skipped(run) for run in runs if run not in able)
     if able and kind(able[0].case.kind).takes_turns:
-        yield from runner.run_round(able, compared(able), progress.tick, seed, progress.tell)
+        yield from runner.run_round(able, ratios(able), progress.tick, seed, progress.tell)
     else:
         yield from (runner.run_alone(run, progress.tick) for run in able)
 

@@ -192,7 +192,7 @@ def plan_cases(suite: Suite, machine: Machine, narrowing: Narrowing = Narrowing(
             variants, seconds = _variants(block, case)
             before = planned.get(case.case_id)
             if before is None or before.repeats < repeats:
-                planned[case.case_id] = PlannedCase(case, repeats, _skip_reason(case, machine), variants, seconds)
+                planned[case.case_id] = PlannedCase(case, repeats, skip_reason(case, machine), variants, seconds)
             if len(planned) > MAX_CASES:
                 raise UserError(f"SUITE: it has more than {MAX_CASES:,} cases, expected at most as many.")
     if sum(case.repeats for case in planned.values()) > MAX_RUNS:
@@ -213,10 +213,13 @@ def training_settings(case: Case, seed: int) -> dict[str, Any]:
     Raises:
         UserError: a setting of the case is not accepted.
     """
+    of_kind = kind(case.kind)
     check_settings(case.settings)
+    if problem := of_kind.problem(case):
+        raise UserError(problem)
     settings = {
         "logging.tensorboard": False,  # Nobody reads it.
-        **case.settings,
+        **{key: value for key, value in case.settings.items() if key not in of_kind.own_settings},
         # A measurement must not end with its epochs.
         **({"training.epochs": 1000, "training.steps": None} if case.measure_seconds else {}),
         "seed": seed,
@@ -226,7 +229,7 @@ def training_settings(case: Case, seed: int) -> dict[str, Any]:
         "training.batch_size": case.global_batch_size,
         "training.measure_seconds": case.measure_seconds,
         "data.kind": "synthetic" if case.synthetic_input else "mnist",
-        **kind(case.kind).settings,
+        **of_kind.settings,
     }
     load_config("default", settings)
     return settings
@@ -351,7 +354,8 @@ def _hosts(strategy: str, devices: int, machine: Machine) -> int:
     return -(-devices // machine.devices_per_host)
 
 
-def _skip_reason(case: Case, machine: Machine) -> str | None:
+def skip_reason(case: Case, machine: Machine) -> str | None:
+    """Returns why a machine cannot run a case, or None."""
     on_host = -(-case.devices // case.hosts)
     if case.hosts > (machine.hosts or 1):
         return f"{case.devices} devices take {case.hosts} hosts, and the job has {machine.hosts}"
@@ -374,4 +378,6 @@ def _skip_reason(case: Case, machine: Machine) -> str | None:
     if case.settings.get("runtime.precision") == "mixed_float16" and not machine.has_float16:
         return "the CPU has no float16 arithmetic"
     row = STRATEGIES[case.strategy]
-    return row.missing if row.package in machine.missing_packages else None
+    if row.package in machine.missing_packages:
+        return row.missing
+    return kind(case.kind).skip_reason(case, machine)

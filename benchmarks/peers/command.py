@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_dist.command import folder_argument
-from mnist_dist.errors import EXIT_FAILED
+from mnist_dist.errors import EXIT_FAILED, UserError
 
 if TYPE_CHECKING:
-    from mnist_dist.benchmarks.peers.contestants import Contestant, Environment
-    from mnist_dist.benchmarks.peers.runs import Folder, Mode, Run
+    from mnist_dist.benchmarks.measure.runner import Run
+    from mnist_dist.benchmarks.measure.study import Ratios, Side
+    from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase
+    from mnist_dist.benchmarks.peers.contestants import Contestant, Mode
+    from mnist_dist.benchmarks.records.record import Record
 
 DEFAULT_SECONDS, DEFAULT_REPEATS = 10, 3
+FEWEST_ROUNDS = 2  # Before a goal is called decided: one tells nothing of how much fresh processes differ.
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of all rounds; see measure.suite.Suite."""
+
+    timeout_seconds: float = 300.0
+    width: float = 0.01
 
 
 def add_peers(commands: Any) -> None:
@@ -25,7 +40,7 @@ def add_peers(commands: Any) -> None:
         help="measure what users would otherwise run, beside ours, and write one table",
         description=(
             "Measure throughput and time to accuracy of Keras' fit, Horovod's example, PyTorch and the fast-MNIST "
-            "recipe beside ours: in fresh processes, interleaved over the repeats in a random order. Peers whose "
+            "recipe beside ours: in fresh processes that take turns of a fraction of a second. Peers whose "
             "environment is not there are skipped. Exits with 1 when a run failed."
         ),
         epilog=(
@@ -45,9 +60,9 @@ def add_perf(commands: Any) -> None:
         "perf",
         help="say whether our speed relative to peers and limits reaches its goals",
         description=(
-            "Measure both sides of every goal of benchmarks/peers/goals.yaml, interleaved, and judge the ratios by "
-            "their intervals. Exits with 0 when all are reached, 1 when one is not or a run failed, 3 when the "
-            "intervals cannot tell; more repeats narrow them."
+            "Measure both sides of every goal of benchmarks/peers/goals.yaml in turns, round by round until the "
+            "intervals of the ratios decide. Exits with 0 when all are reached, 1 when one is not or a run failed, 3 "
+            "when the intervals cannot tell; more repeats narrow them."
         ),
         epilog="Examples: `mnist-dist bench perf`; `mnist-dist bench perf --only keras-fit --repeats 10`.",
     )
@@ -62,18 +77,18 @@ def _add_common(parser: argparse.ArgumentParser, name: str, only: str) -> None:
         type=_at_least_one,
         default=DEFAULT_REPEATS,
         metavar="N",
-        help="fresh processes (default: %(default)s)",
+        help="rounds of fresh processes, at most (default: %(default)s)",
     )
     parser.add_argument(
         "--seconds",
         type=_at_least_one,
         default=DEFAULT_SECONDS,
         metavar="S",
-        help="of training in each measurement of throughput (default: %(default)s)",
+        help="of turns in each round, at most, for each whose throughput is measured (default: %(default)s)",
     )
     parser.add_argument("--only", type=lambda text: text.split(","), metavar=f"{name},...", help=only)
     parser.add_argument(
-        "--pytorch-python", type=Path, metavar="PATH", help="a Python with PyTorch (default: .venv-peers/bin/python)"
+        "--pytorch-python", metavar="PATH", help="a Python with PyTorch (default: .venv-peers/bin/python)"
     )
     parser.add_argument("--resume", action="store_true", help="go on with what DIR holds; finished runs stay")
 
@@ -85,55 +100,117 @@ def _at_least_one(text: str) -> int:
 
 
 def run_peers(args: argparse.Namespace) -> int:
-    from mnist_dist.benchmarks.peers.contestants import choose
-    from mnist_dist.benchmarks.peers.run import MODES, wanted_runs
+    from mnist_dist.benchmarks.measure.study import plan_rounds
+    from mnist_dist.benchmarks.peers.contestants import MODES, OURS, choose, make_contestants, plan
     from mnist_dist.benchmarks.peers.table import make_rows, write_table
 
-    environment, contestants = _prepare(args)
+    machine = _prepare(args)
+    contestants = make_contestants(args.seconds, machine)
     modes = MODES if args.mode == "both" else (args.mode,)
     rows = choose(contestants, args.only, modes)
-    folder, runs = _measure(args, "peers", wanted_runs(rows, modes), environment)
-    print(write_table(folder.path, _command(), folder.study(), make_rows(rows, runs)), end="")
-    return _exit_code([run for run in runs if run.contestant in rows and run.mode in modes])
+    cases = {mode: plan(list(rows.values()), mode, args.repeats, machine) for mode in modes}
+    side = _open(args, "peers", machine, [case for of_mode in cases.values() for case in of_mode])
+    known = side[1].records()
+    rounds = [runs for mode in modes for runs in plan_rounds([side], cases[mode], known)]
+    ratios = _ratios([(contestants[OURS], row) for row in rows.values()], "throughput")
+    records = _measure(rounds, side, ratios)
+    print(write_table(side[1].folder, _command(), records, make_rows(rows, records)), end="")
+    return _exit_code(records, rows.values())
 
 
 def run_perf(args: argparse.Namespace) -> int:
+    from mnist_dist.benchmarks.measure.study import plan_rounds
     from mnist_dist.benchmarks.peers import goals
+    from mnist_dist.benchmarks.peers.contestants import MODES, make_contestants, plan
 
-    environment, contestants = _prepare(args)
-    chosen, on_gpus = goals.load_goals(args.only), environment.machine.gpus > 0
-    needed = goals.needed_runs(chosen, contestants, on_gpus=on_gpus)
-    folder, runs = _measure(args, "perf", needed, environment)
-    judged = [goals.judge(goal, contestants, runs, on_gpus=on_gpus) for goal in chosen]
-    print(goals.write_goals(folder.path, _command(), folder.study(), judged), end="")
+    machine = _prepare(args)
+    contestants, on_gpus = make_contestants(args.seconds, machine), machine.gpus > 0
+    chosen = goals.load_goals(args.only)
+    able = [goal for goal in chosen if not (goal.cpu_only and on_gpus)]
+    if not able:
+        raise UserError(f"--only: received '{','.join(args.only)}', which are for CPUs, and here are GPUs.")
+
+    def cases_of(some: Sequence[goals.Goal], mode: Mode) -> list[PlannedCase]:
+        names = dict.fromkeys(name for goal in some if goal.mode == mode for name in goal.names)
+        return plan([contestants[name] for name in names], mode, args.repeats, machine)
+
+    side = _open(args, "perf", machine, [case for mode in MODES for case in cases_of(able, mode)])
+    records = side[1].records()
+    for repeat in range(args.repeats):
+        judged = [goals.judge(goal, contestants, records, on_gpus=on_gpus) for goal in able]
+        missing = {record.case_id for record in records if record.status == "skipped"}
+        left = [
+            each.goal
+            for each in judged
+            if repeat < FEWEST_ROUNDS or each.status == "open"
+            if repeat == 0 or not missing & {case.case_id for case in cases_of([each.goal], each.goal.mode)}
+        ]
+        for group in goals.groups(left):
+            mode = group[0].mode
+            rounds = plan_rounds([side], cases_of(group, mode), records)
+            pairs = [(contestants[goal.numerator], contestants[name]) for goal in group for name in goal.denominators]
+            records = _measure([runs for runs in rounds if runs[0].repeat == repeat], side, _ratios(pairs, mode))
+    judged = [goals.judge(goal, contestants, records, on_gpus=on_gpus) for goal in chosen]
+    print(goals.write_goals(side[1].folder, _command(), records, judged), end="")
     return goals.exit_code(judged)
 
 
-def _prepare(args: argparse.Namespace) -> tuple[Environment, dict[str, Contestant]]:
+def _prepare(args: argparse.Namespace) -> Machine:
+    """Returns this host, without Slurm: a peer would not know what to do with `srun`.
+
+    Raises:
+        UserError: the Python that the user named does not have PyTorch.
+    """
+    from mnist_dist.benchmarks.kinds.peer import PYTHON_VARIABLE, find_pytorch
     from mnist_dist.benchmarks.measure.runner import find_machine
-    from mnist_dist.benchmarks.peers.contestants import find_environment, make_contestants
 
-    machine = find_machine()
-    return find_environment(machine, args.pytorch_python), make_contestants(args.seconds, machine)
-
-
-def _measure(
-    args: argparse.Namespace, command: str, wanted: list[tuple[Contestant, Mode]], environment: Environment
-) -> tuple[Folder, list[Run]]:
-    from mnist_dist.benchmarks.peers.run import measure_peers
-    from mnist_dist.benchmarks.peers.runs import Folder
-
-    folder = Folder(args.results or Path("results") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}")
-    runs = measure_peers(
-        wanted, environment, folder, repeats=args.repeats, seconds=float(args.seconds), resume=args.resume
-    )
-    return folder, runs
+    if args.pytorch_python:
+        if find_pytorch(args.pytorch_python) is None:
+            raise UserError(
+                f"--pytorch-python: received '{args.pytorch_python}', expected a Python that imports torch."
+            )
+        os.environ[PYTHON_VARIABLE] = args.pytorch_python
+    return replace(find_machine(), hosts=None)
 
 
-def _exit_code(runs: list[Run]) -> int:
-    bad = [run for run in runs if run.status not in ("ok", "skipped")]
-    for run in bad:
-        print(f"{run.status}: {run.contestant}, {run.mode}, repeat {run.repeat + 1}: {run.reason}", file=sys.stderr)
+def _open(args: argparse.Namespace, command: str, machine: Machine, cases: Sequence[PlannedCase]) -> Side:
+    from mnist_dist.benchmarks.measure.study import open_study
+
+    folder = args.results or Path("results") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return open_study(folder, command, Limits(), machine, cases, args.resume)
+
+
+def _ratios(pairs: Sequence[tuple[Contestant, Contestant]], mode: Mode) -> Ratios:
+    """Returns what finds the runs of a round whose ratios are asked for."""
+    ids = [[case.case_id for each in pair if (case := each.case(mode))] for pair in pairs]
+
+    def find(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
+        measured = {run.planned.case_id: run for run in runs if run.planned.variants}
+        there = [pair for pair in ids if len({*pair} & measured.keys()) == 2]
+        return [(measured[numerator], measured[denominator]) for numerator, denominator in there]
+
+    return find
+
+
+def _measure(rounds: Sequence[Sequence[Run]], side: Side, ratios: Ratios) -> list[Record]:
+    """Measures some rounds, and returns all records that there are then."""
+    from mnist_dist.benchmarks.measure.study import run_rounds
+    from mnist_dist.benchmarks.progress import show_rounds
+
+    with show_rounds(rounds) as progress:
+        run_rounds(rounds, [side], progress, ratios)
+    return side[1].records()
+
+
+def _exit_code(records: Sequence[Record], contestants: Iterable[Contestant]) -> int:
+    """Returns 1 when a run has never ended well, and says which."""
+    from mnist_dist.benchmarks.peers.contestants import MODES
+
+    runs = [(each, mode, record) for each in contestants for mode in MODES for record in each.records(records, mode)]
+    bad = [run for run in runs if run[2].status not in ("ok", "skipped")]
+    for contestant, mode, record in bad:
+        what = f"{contestant.name}, {mode}, repeat {record.repeat + 1}"
+        print(f"{record.status}: {what}: {record.reason}", file=sys.stderr)
     return EXIT_FAILED if bad else 0
 
 

@@ -5,53 +5,26 @@ Imports neither TensorFlow nor PyTorch.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from mnist_dist.benchmarks.kinds import input, matmul
-from mnist_dist.benchmarks.measure.suite import Machine
-from mnist_dist.benchmarks.peers.runs import Mode
+from mnist_dist.benchmarks.kinds.peer import KIND as PEER
+from mnist_dist.benchmarks.kinds.peer import PEERS, SETTING
+from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase, skip_reason
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.records.environment import CODE_FOLDER
+from mnist_dist.benchmarks.records.kinds import kind
+from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.config import get_setting, load_config, setting_descriptions
+from mnist_dist.distributed.turns import FULL
 from mnist_dist.errors import UserError, nearest
 
-DATA = CODE_FOLDER / "mnist_dist" / "data" / "mnist.npz"
-PYTORCH_PYTHON = CODE_FOLDER / ".venv-peers" / "bin" / "python"
-GIVE_UP_SECONDS = 600.0  # For an accuracy that does not come.
-RANK_BATCH_SIZE, RANK_STEPS_PER_CALL = 256, 20  # Where ranks are compared with independent processes.
+RANK_STEPS_PER_CALL = 20  # Where ranks are compared with independent processes.
 OURS, OURS_ACCURACY = "ours", "speedrun"
 
-
-@dataclass(frozen=True)
-class Script:
-    """A peer's script, with what it needs.
-
-    Attributes:
-        module: of mnist_dist.benchmarks.peers.
-        flags: beyond those that all scripts take.
-        python: in which environment it runs.
-        ranks: that `horovodrun` starts; None: it needs no Horovod.
-        devices: that it needs.
-        cores: that it may use, of all of them; None: all.
-    """
-
-    module: str
-    flags: tuple[str, ...] = ()
-    python: Literal["own", "pytorch"] = "own"
-    ranks: int | None = None
-    devices: int = 1
-    cores: int | None = None
-
-    def command(self, python: str, mode: Mode, seconds: float, seed: int, out: Path) -> list[str]:
-        launcher = [python, "-m", "horovod.runner.launch", "-np", str(self.ranks), "--gloo"] if self.ranks else []
-        common = ["--data", str(DATA), "--mode", mode, "--seconds", f"{seconds:g}", "--seed", str(seed)]
-        module = f"mnist_dist.benchmarks.peers.scripts.{self.module}"
-        return [*launcher, python, "-m", module, *common, *self.flags, "--out", str(out)]
+Mode = Literal["throughput", "accuracy"]
+MODES: tuple[Mode, ...] = ("throughput", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -63,77 +36,36 @@ class Contestant:
         network: "seed CNN", or the name of another.
         throughput: what to run to measure it; None: it is not.
         accuracy: what to run to measure the time to an accuracy; None: it is not.
+        variant: of the step, of which the throughput counts.
         in_table: whether it is a row of the table of peers; the others serve the goals alone.
     """
 
     name: str
     label: str
     network: str
-    throughput: Case | Script | None = None
-    accuracy: Case | Script | None = None
+    throughput: Case | None = None
+    accuracy: Case | None = None
+    variant: str = FULL
     in_table: bool = True
 
-    def work(self, mode: Mode) -> Case | Script | None:
+    def case(self, mode: Mode) -> Case | None:
         return self.throughput if mode == "throughput" else self.accuracy
 
-
-@dataclass(frozen=True)
-class Environment:
-    """What contestants find: the machine, and the Python that has PyTorch.
-
-    Attributes:
-        pytorch_version: None where there is no PyTorch; then `pytorch_missing` says why.
-    """
-
-    machine: Machine
-    pytorch_python: str
-    pytorch_version: str | None
-    pytorch_missing: str = ""
-
-    def skip_reason(self, work: Case | Script) -> str | None:
-        """Returns why this machine cannot run something, or None."""
-        uses_horovod = work.strategy == "horovod" if isinstance(work, Case) else work.ranks is not None
-        available = self.machine.gpus or self.machine.cores
-        if work.devices > available:
-            return f"it needs {work.devices} devices, and there are {available}"
-        if uses_horovod and "horovod" in self.machine.missing_packages:
-            return "Horovod is not installed; run `mnist-dist install-horovod`"
-        if isinstance(work, Script) and work.python == "pytorch" and self.pytorch_version is None:
-            return self.pytorch_missing
-        return None
-
-
-def find_environment(machine: Machine, pytorch_python: Path | None) -> Environment:
-    """Looks for PyTorch.
-
-    Raises:
-        UserError: the Python that the user named does not have it.
-    """
-    python = pytorch_python or PYTORCH_PYTHON
-    try:
-        done = subprocess.run(
-            [str(python), "-c", "import torch; print(torch.__version__)"],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        if pytorch_python is None:
-            return Environment(machine, str(python), None, "no PyTorch in .venv-peers; `make peers` installs it")
-        text = getattr(error, "stderr", None) or str(error)
-        raise UserError(
-            f"--pytorch-python: received '{python}', expected a Python that imports torch "
-            f"({text.strip().splitlines()[-1][:200]})."
-        ) from None
-    return Environment(machine, str(python), done.stdout.strip())
+    def records(self, records: Sequence[Record], mode: Mode) -> list[Record]:
+        """Returns those of its case by repeat, without the failures of a repeat that has ended well since."""
+        case = self.case(mode)
+        case_id = case.case_id if case else None
+        own = [each for each in records if each.case_id == case_id]
+        ended_well = {each.repeat for each in own if each.status == "ok"}
+        counted = [each for each in own if each.status == "ok" or each.repeat not in ended_well]
+        return sorted(counted, key=lambda each: each.repeat)
 
 
 def make_contestants(seconds: float, machine: Machine) -> dict[str, Contestant]:
     """Returns all contestants by name.
 
     Args:
-        seconds: of steady training that a throughput is measured over.
+        seconds: for which each throughput is measured in a round, at most.
     """
     ours = Case(measure_seconds=seconds)
     contestants = [
@@ -142,54 +74,50 @@ def make_contestants(seconds: float, machine: Machine) -> dict[str, Contestant]:
             Contestant(config, f"mnist-dist train --config {config}", "its own", None, case_of(config))
             for config in (OURS_ACCURACY, "speedrun-995")
         ),
-        _peer("keras-fit", "Keras fit, published MNIST convnet", "its own", Script("keras_fit")),
-        _peer("keras-fit-seed", "Keras fit", "seed CNN", Script("keras_fit", ("--network", "seed"))),
-        _peer("horovod-1", "Horovod's example on Keras 3, 1 rank", "seed CNN", Script("horovod_example", ranks=1)),
-        _peer(
-            "horovod-2",
-            "Horovod's example on Keras 3, 2 ranks",
-            "seed CNN",
-            Script("horovod_example", ranks=2, devices=2),
-        ),
+        _peer("keras-fit", "Keras fit, published MNIST convnet", seconds, "its own"),
+        _peer("keras-fit-seed", "Keras fit", seconds),
         *(
-            _peer(
-                f"pytorch-{precision}",
-                f"PyTorch eager, {description}",
+            Contestant(
+                f"horovod-{ranks}",
+                f"Horovod's example on Keras 3, {ranks} rank{'s' if ranks > 1 else ''}",
                 "seed CNN",
-                Script("pytorch", ("--precision", precision), "pytorch"),
+                *_cases("horovod-example", seconds, devices=ranks, strategy="horovod"),
             )
-            for precision, description in (("float32", "float32"), ("bfloat16", "channels last, bfloat16"))
+            for ranks in (1, 2)
         ),
-        _peer("fast-mnist", "fast-MNIST recipe, PyTorch, as written", "its own", Script("fast_mnist", (), "pytorch")),
-        _peer(
-            "fast-mnist-bfloat16",
-            "fast-MNIST recipe, PyTorch, channels last, bfloat16",
-            "its own",
-            Script("fast_mnist", ("--tuned",), "pytorch"),
-        ),
-        *_for_goals(ours, machine),
+        _peer("pytorch-float32", "PyTorch eager, float32", seconds),
+        _peer("pytorch-bfloat16", "PyTorch eager, channels last, bfloat16", seconds),
+        _peer("fast-mnist", "fast-MNIST recipe, PyTorch, as written", seconds, "its own"),
+        _peer("fast-mnist-bfloat16", "fast-MNIST recipe, PyTorch, channels last, bfloat16", seconds, "its own"),
+        *_for_goals(ours, seconds, machine),
     ]
     return {contestant.name: contestant for contestant in contestants}
 
 
-def _peer(name: str, label: str, network: str, script: Script) -> Contestant:
-    return Contestant(name, label, network, script, script)
+def _peer(name: str, label: str, seconds: float, network: str = "seed CNN") -> Contestant:
+    return Contestant(name, label, network, *_cases(name, seconds))
 
 
-def _for_goals(ours: Case, machine: Machine) -> list[Contestant]:
+def _cases(peer: str, seconds: float, devices: int = 1, **fields: Any) -> tuple[Case, Case]:
+    """Returns the cases of a peer's script that measure its throughput, and its time to an accuracy."""
+    batch_size = devices * PEERS[peer].batch_size
+    settings = {SETTING: peer}
+    case = Case(kind=PEER.name, devices=devices, global_batch_size=batch_size, settings=settings, **fields)
+    return case.model_copy(update={"measure_seconds": seconds}), case
+
+
+def _for_goals(ours: Case, seconds: float, machine: Machine) -> list[Contestant]:
     """Returns what our training is compared with besides peers: parts of itself, and its limits."""
     one_core = None if machine.gpus else 1
-    ranks = ours.model_copy(
-        update={
-            "devices": 2,
-            "cores_per_device": one_core,
-            "global_batch_size": 2 * RANK_BATCH_SIZE,
-            "settings": {"runtime.steps_per_call": RANK_STEPS_PER_CALL},
-        }
-    )
-    of_each = ("--processes", "2", "--batch-size", str(RANK_BATCH_SIZE), "--steps-per-call", str(RANK_STEPS_PER_CALL))
-    works: list[tuple[str, str, Case | Script]] = [
-        ("synthetic", "mnist-dist train, synthetic resident data", ours.model_copy(update={"synthetic_input": True})),
+    independent, _ = _cases("independent", seconds, devices=2, cores_per_device=one_core)
+    batch_size = independent.global_batch_size
+    ranks = {
+        "devices": 2,
+        "cores_per_device": one_core,
+        "global_batch_size": batch_size,
+        "settings": {"runtime.steps_per_call": RANK_STEPS_PER_CALL},
+    }
+    cases = [
         ("input", "our input pipeline alone", Case(kind=input.KIND.name)),
         *(
             (
@@ -202,18 +130,22 @@ def _for_goals(ours: Case, machine: Machine) -> list[Contestant]:
         *(
             (
                 f"ranks-{strategy}",
-                f"mnist-dist train, {strategy}, 2 ranks of 256 images, a core each",
-                ranks.model_copy(update={"strategy": strategy}),
+                f"mnist-dist train, {strategy}, 2 ranks of {batch_size // 2} images, a core each",
+                ours.model_copy(update=ranks | {"strategy": strategy}),
             )
             for strategy in ("horovod", "multiworker")
         ),
         (
             "independent",
-            "2 processes of mnist-dist train that know nothing of one another, 256 images and a core each",
-            Script("independent", of_each, devices=2, cores=None if machine.gpus else 2),
+            f"2 trainings of ours that know nothing of one another, {batch_size // 2} images and a core each",
+            independent,
         ),
     ]
-    return [Contestant(name, label, "seed CNN", work, in_table=False) for name, label, work in works]
+    resident = "mnist-dist train, one batch that stays in memory"
+    return [
+        Contestant("synthetic", resident, "seed CNN", ours, variant="resident", in_table=False),
+        *(Contestant(name, label, "seed CNN", case, in_table=False) for name, label, case in cases),
+    ]
 
 
 def case_of(config: str) -> Case:
@@ -245,5 +177,24 @@ def choose(
     return {name: row for name, row in rows.items() if name in {*only, *(bases[mode] for mode in modes)}}
 
 
-def python_of(work: Script, environment: Environment) -> str:
-    return environment.pytorch_python if work.python == "pytorch" else sys.executable
+def plan(contestants: Sequence[Contestant], mode: Mode, repeats: int, machine: Machine) -> list[PlannedCase]:
+    """Returns the cases of some contestants, each once with all of its variants; what cannot run, with the reason."""
+    variants: dict[str, list[str]] = {}
+    cases = {case.case_id: case for each in contestants if (case := each.case(mode))}
+    for each in contestants:
+        if case := each.case(mode):
+            variants.setdefault(case.case_id, []).append(each.variant)
+    planned = []
+    for case_id, case in cases.items():
+        seconds = kind(case.kind).measuring_seconds(case)
+        of_case = tuple(dict.fromkeys(variants[case_id])) if seconds else ()
+        planned.append(PlannedCase(case, repeats, _why_not(case, machine), of_case, seconds * len(of_case)))
+    return planned
+
+
+def _why_not(case: Case, machine: Machine) -> str | None:
+    """Unlike a suite, this compares nothing on fewer devices than it needs."""
+    available = machine.gpus or machine.cores
+    if case.devices > available:
+        return f"it needs {case.devices} devices, and there {'is' if available == 1 else 'are'} {available}"
+    return skip_reason(case, machine)

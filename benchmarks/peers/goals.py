@@ -1,11 +1,14 @@
 """Goals for our speed relative to others, and whether runs reach them: ratios only, as absolute times say little.
 
 A goal is reached where the whole interval of the ratio lies at or above it, missed where it lies below, and open
-otherwise. With several denominators it must hold against each of them, so the worst decides.
+otherwise. Rates are compared within cycles of turns, times within repeats. With several denominators a goal must hold
+against each of them, so the worst decides.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -15,23 +18,14 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
-from mnist_dist.benchmarks.kinds import matmul
-from mnist_dist.benchmarks.peers.contestants import Contestant
-from mnist_dist.benchmarks.peers.estimates import (
-    Throughput,
-    TimeTo,
-    throughput,
-    throughput_ratio,
-    time_ratio,
-    time_to,
-    why_none,
-)
-from mnist_dist.benchmarks.peers.runs import Mode, PeerStudy, Run
-from mnist_dist.benchmarks.peers.table import estimate_to_json, head
-from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.analysis.in_turns import paired_ratio, rate_in_turns
+from mnist_dist.benchmarks.peers.contestants import Contestant, Mode
+from mnist_dist.benchmarks.peers.table import at_level, estimate_to_json, head, reasons
+from mnist_dist.benchmarks.peers.times import TimeTo, time_ratio, time_to
+from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.labels import MISSING, label_count
 from mnist_dist.benchmarks.report.table import Cell, Column, estimate_cell, make_table, render_markdown
-from mnist_dist.benchmarks.statistics.stats import Estimate
+from mnist_dist.benchmarks.statistics.stats import Estimate, LogEstimate
 from mnist_dist.config import PositiveFloat, Section, explain
 from mnist_dist.errors import EXIT_FAILED, UserError, nearest
 from mnist_dist.files import write_json, write_text
@@ -62,6 +56,11 @@ class Goal(Section):
     @property
     def mode(self) -> Mode:
         return "accuracy" if self.of == "time_to_99" else "throughput"
+
+    @property
+    def names(self) -> set[str]:
+        """Of its contestants."""
+        return {self.numerator, *self.denominators}
 
 
 @dataclass(frozen=True)
@@ -100,38 +99,35 @@ def load_goals(only: Sequence[str] | None = None) -> list[Goal]:
     return [goal for name, goal in goals.items() if only is None or name in only]
 
 
-def needed_runs(
-    goals: Sequence[Goal], contestants: Mapping[str, Contestant], *, on_gpus: bool
-) -> list[tuple[Contestant, Mode]]:
-    """Returns what must be measured to judge the goals, each once."""
-    needed: dict[tuple[str, Mode], Contestant] = {}
+def groups(goals: Sequence[Goal]) -> list[list[Goal]]:
+    """Returns goals that share a contestant together, as theirs have to take turns with one another."""
+    found: list[list[Goal]] = []
     for goal in goals:
-        for name in () if goal.cpu_only and on_gpus else (goal.numerator, *goal.denominators):
-            found = contestants[name]
-            needed[found.name, goal.mode] = found
-    return [(contestant, mode) for (_, mode), contestant in needed.items()]
+        near = [group for group in found if any(goal.mode == each.mode and goal.names & each.names for each in group)]
+        found = [group for group in found if group not in near] + [[*itertools.chain(*near), goal]]
+    return found
 
 
 def judge(
-    goal: Goal, contestants: Mapping[str, Contestant], runs: Sequence[Run], *, on_gpus: bool = False
+    goal: Goal, contestants: Mapping[str, Contestant], records: Sequence[Record], *, on_gpus: bool = False
 ) -> JudgedGoal:
     """Judges one goal by what was measured."""
     if goal.cpu_only and on_gpus:
         return JudgedGoal(goal, "not for GPUs", goal.denominators[0], None, "")
-    judged = [_judge_one(goal, name, contestants, runs) for name in goal.denominators]
+    judged = [_judge_one(goal, name, contestants, records) for name in goal.denominators]
     order: list[Status] = ["missed", "open", "reached"]
     worst = min(judged, key=lambda each: (order.index(each.status), each.ratio.value if each.ratio else 0.0))
     return replace(worst, failed=any(each.failed for each in judged))
 
 
-def _judge_one(goal: Goal, denominator: str, contestants: Mapping[str, Contestant], runs: Sequence[Run]) -> JudgedGoal:
-    sides = [contestants[name] for name in (denominator, goal.numerator)]
-    base, new = ([run for run in runs if run.contestant == side.name and run.mode == goal.mode] for side in sides)
-    failed = any(run.status not in ("ok", "skipped") for run in (*base, *new))
-    if goal.mode == "accuracy":
-        ratio, detail = _time_ratio(sides, base, new)
-    else:
-        ratio, detail = _rate_ratio(goal, sides, base, new)
+def _judge_one(
+    goal: Goal, denominator: str, contestants: Mapping[str, Contestant], records: Sequence[Record]
+) -> JudgedGoal:
+    above, below = (_Side(contestants[name], goal.mode, records) for name in (goal.numerator, denominator))
+    failed = any(record.status not in ("ok", "skipped") for record in (*above.records, *below.records))
+    of_goal = _time_ratio if goal.mode == "accuracy" else _flops_ratio if goal.of == "flops" else _rate_ratio
+    found, detail = of_goal(above, below)
+    ratio = at_level(found)
     status: Status = "open"
     if ratio is not None and ratio.low >= goal.at_least:
         status = "reached"
@@ -140,46 +136,56 @@ def _judge_one(goal: Goal, denominator: str, contestants: Mapping[str, Contestan
     return JudgedGoal(goal, status, denominator, ratio, detail, failed)
 
 
-def _rate_ratio(
-    goal: Goal, sides: Sequence[Contestant], base: Sequence[Run], new: Sequence[Run]
-) -> tuple[Estimate | None, str]:
-    # Matrix products are calibrated and timed from the second call on: ten timings, without a warm-up to find.
-    calibrated = isinstance(sides[0].throughput, Case) and sides[0].throughput.kind == matmul.KIND.name
-    of_base = throughput(base, steady=not calibrated)
-    of_new = throughput(new, per_image=goal.of == "flops")
-    for side, of in zip(sides, (of_base, of_new), strict=True):
-        if of.rate is None:
-            return None, f"{side.name}: {of.why_unknown}"
-    ratio = throughput_ratio(of_base, of_new)
-    if ratio is None:
-        return None, f"{sides[1].name} and {sides[0].name} have no repeat in common"
-    if goal.of == "flops":
-        return ratio, _flops_detail(new, of_new, of_base)
-    return ratio, f"{_rate(of_new)} / {_rate(of_base)} images/s"
+class _Side:
+    """A contestant with its records, in the order of their repeats."""
+
+    def __init__(self, contestant: Contestant, mode: Mode, records: Sequence[Record]) -> None:
+        self.name, self.variant = contestant.name, contestant.variant
+        self.records = contestant.records(records, mode)
+
+    @property
+    def why_none(self) -> str:
+        return f"{self.name}: {(reasons(self.records) or ['not measured'])[0]}"
 
 
-def _flops_detail(runs: Sequence[Run], of_new: Throughput, of_base: Throughput) -> str:
-    """States which count of operations was used."""
-    counts = sorted({run.measured.flops_per_image for run in runs if run.measured and run.measured.flops_per_image})
-    shown = " or ".join(f"{count / 1e6:.2f}" for count in counts)
-    rates = [each.rate.value / 1e9 if each.rate else 0.0 for each in (of_new, of_base)]
-    return f"{label_count(rates[0])} / {label_count(rates[1])} GFLOP/s, at {shown} MFLOP for each image"
+def _rate_ratio(above: _Side, below: _Side) -> tuple[LogEstimate | None, str]:
+    ratio, rates, why = _ratio_and_rates(above, below)
+    return ratio, f"{label_count(rates[0])} / {label_count(rates[1])} images/s" if ratio else why
 
 
-def _time_ratio(sides: Sequence[Contestant], base: Sequence[Run], new: Sequence[Run]) -> tuple[Estimate | None, str]:
+def _flops_ratio(above: _Side, below: _Side) -> tuple[LogEstimate | None, str]:
+    """Takes the rate of images times the operations of one, and states which count of them was used."""
+    ratio, rates, why = _ratio_and_rates(above, below)
+    flops = next((each.measurements["flops_per_image"] for each in above.records if each.measurements), 0)
+    if ratio is None or not flops:
+        return None, why
+    gigaflops = f"{label_count(rates[0] * flops / 1e9)} / {label_count(rates[1] / 1e9)} GFLOP/s"
+    detail = f"{gigaflops}, at {flops / 1e6:.2f} MFLOP for each image"
+    return replace(ratio, value=ratio.value + math.log(flops)), detail
+
+
+def _ratio_and_rates(above: _Side, below: _Side) -> tuple[LogEstimate | None, list[float], str]:
+    """Returns the ratio within cycles, both rates, and why there is none."""
+    rates = [rate_in_turns(side.records, side.variant) for side in (above, below)]
+    for side, rate in zip((above, below), rates, strict=True):
+        if rate is None:
+            return None, [], side.why_none
+    ratio = paired_ratio(above.records, below.records, above.variant, below.variant)
+    none = f"{above.name} and {below.name} took no turns together"
+    return ratio, [math.exp(rate.value) for rate in rates if rate], none
+
+
+def _time_ratio(above: _Side, below: _Side) -> tuple[LogEstimate | None, str]:
+    """A goal asks for speed: the time of the denominator over that of the numerator."""
     times: list[TimeTo] = []
-    for side, runs in zip(sides, (base, new), strict=True):
-        time = time_to(runs, TARGET)
+    for side in (below, above):
+        time = time_to(side.records, TARGET)
         if time is None:
-            return None, f"{side.name}: {why_none(runs)}"
+            return None, side.why_none
         if time.reached == 0:
             return None, f"{side.name}: none of {time.runs} runs reached {100 * TARGET:g} %"
         times.append(time)
     return time_ratio(*times), " / ".join(f"{time.expected_seconds:.1f} s" for time in times)
-
-
-def _rate(of: Throughput) -> str:
-    return label_count(of.rate.value) if of.rate else "?"
 
 
 def exit_code(judged: Sequence[JudgedGoal]) -> int:
@@ -189,13 +195,13 @@ def exit_code(judged: Sequence[JudgedGoal]) -> int:
     return EXIT_OPEN if any(each.status == "open" for each in judged) else 0
 
 
-def write_goals(folder: Path, command: str, study: PeerStudy, judged: Sequence[JudgedGoal]) -> str:
+def write_goals(folder: Path, command: str, records: Sequence[Record], judged: Sequence[JudgedGoal]) -> str:
     """Writes perf.md and perf.json into a folder and returns the Markdown."""
-    text = render(command, study, judged)
+    text = render(command, records, judged)
     write_text(folder / "perf.md", text)
     content: dict[str, Any] = {
         "command": command,
-        "study": study.model_dump(mode="json"),
+        "measured": head(command, records),
         "goals": [
             {
                 **each.goal.model_dump(mode="json"),
@@ -211,7 +217,7 @@ def write_goals(folder: Path, command: str, study: PeerStudy, judged: Sequence[J
     return text
 
 
-def render(command: str, study: PeerStudy, judged: Sequence[JudgedGoal]) -> str:
+def render(command: str, records: Sequence[Record], judged: Sequence[JudgedGoal]) -> str:
     """Renders what came of the goals as Markdown."""
     columns = [
         Column[JudgedGoal](
@@ -219,8 +225,8 @@ def render(command: str, study: PeerStudy, judged: Sequence[JudgedGoal]) -> str:
         ),
         Column("at least", lambda each: f"{each.goal.at_least:g}"),
         Column("ratio", lambda each: estimate_cell(each.ratio, label_count), "95 % interval"),
-        Column("repeats", lambda each: str(each.ratio.repeats if each.ratio else 0)),
+        Column("rounds", lambda each: str(each.ratio.repeats if each.ratio else 0)),
         Column("result", lambda each: STATUS_WORDS[each.status], numeric=False),
         Column("from", lambda each: each.detail or MISSING, numeric=False),
     ]
-    return f"{head(command, study)}\n\n{render_markdown(make_table(columns, judged))}\n"
+    return f"{head(command, records)}\n\n{render_markdown(make_table(columns, judged))}\n"

@@ -8,28 +8,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.benchmarks.peers.contestants import OURS, OURS_ACCURACY, Contestant
-from mnist_dist.benchmarks.peers.estimates import Throughput, TimeTo, throughput, throughput_ratio, time_ratio, time_to
-from mnist_dist.benchmarks.peers.runs import PeerStudy, Run
+from mnist_dist.benchmarks.analysis.in_turns import paired_ratio, rate_in_turns
+from mnist_dist.benchmarks.kinds.peer import KIND as PEER
+from mnist_dist.benchmarks.peers.contestants import MODES, OURS, OURS_ACCURACY, Contestant
 from mnist_dist.benchmarks.peers.scripts.script import TARGET_ACCURACY
-from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.peers.times import TimeTo, time_ratio, time_to
+from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.labels import label_count
 from mnist_dist.benchmarks.report.table import Cell, Column, estimate_cell, make_table, render_markdown
-from mnist_dist.benchmarks.statistics.stats import Estimate
+from mnist_dist.benchmarks.statistics.stats import Estimate, LogEstimate
 from mnist_dist.files import write_json, write_text
 
 TARGETS = (0.98, 0.99, 0.995)
 COMPARED = TARGET_ACCURACY  # Peers end there.
+SCHEDULER = ("SLURM_", "SRUN_")  # Of variables that say nothing of how a peer computes.
 VERSIONS = ("python", "tensorflow", "keras", "horovod", "torch")
 NOTES = """\
-Images/s: trained by all devices together in the steady state, with 95 % intervals; ours/peer: how many times more
-`{ours}` trains. Images/s of different networks are different work.
+Images/s: trained by all devices together in turns of a fraction of a second, with 95 % intervals; ours/peer: how many
+times more `{ours}` trains, within cycles in which both had a turn. Images/s of different networks are different work.
 Time: from the beginning of the first step, so with tracing and compiling, to the end of the first evaluation on the
-whole test set that reaches the accuracy, all evaluations until then included; without checkpoints, which only ours
-writes. Where not all runs reach it: the expected time of repeating until one does. Peers end at 99 %. Peer/ours: how
-many times longer than `{fast}` it takes to 99 %. Accuracy: on the test set at the end, mean (lowest to highest).
-Runs: for throughput + for time, each a fresh process with a seed of its own, interleaved in a random order; the ratios
-compare runs of the same repeat."""
+whole test set that reaches the accuracy, all evaluations until then included; without the turns of others, and without
+checkpoints, which only ours writes. Where not all runs reach it: the expected time of repeating until one does. Peers
+end at 99 %. Peer/ours: how many times longer than `{fast}` it takes to 99 %. Accuracy: on the test set at the end, mean
+(lowest to highest). Runs: for throughput + for time, each a fresh process with a seed of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ class Standing:
     """
 
     contestant: Contestant
-    throughput: Throughput
+    rate: Estimate | None
     ratio: Estimate | None
     times: dict[float, TimeTo | None]
     time_ratio: Estimate | None
@@ -54,48 +55,55 @@ class Standing:
     failures: list[str]
 
 
-def make_rows(contestants: Mapping[str, Contestant], runs: Sequence[Run]) -> list[Standing]:
+def make_rows(contestants: Mapping[str, Contestant], records: Sequence[Record]) -> list[Standing]:
     """Returns a row for each contestant that is one of the table."""
-    by_name = {name: [run for run in runs if run.contestant == name] for name in contestants}
-    rate_of_ours = throughput(by_name.get(OURS, []))
-    time_of_ours = time_to(by_name.get(OURS_ACCURACY, []), COMPARED)
+    ours = contestants[OURS].records(records, "throughput") if OURS in contestants else []
+    fast = contestants[OURS_ACCURACY].records(records, "accuracy") if OURS_ACCURACY in contestants else []
+    time_of_ours = time_to(fast, COMPARED)
     rows = []
-    for name, contestant in contestants.items():
-        if not contestant.in_table:
-            continue
-        own, peer = by_name[name], not isinstance(contestant.accuracy, Case)
-        targets = [target for target in TARGETS if not peer or target <= COMPARED]
-        rate, times = throughput(own), {target: time_to(own, target) for target in targets}
+    for contestant in (each for each in contestants.values() if each.in_table):
+        steady, whole = (contestant.records(records, mode) for mode in MODES)
+        is_peer = contestant.accuracy is not None and contestant.accuracy.kind == PEER.name
+        times = {target: time_to(whole, target) for target in TARGETS if not is_peer or target <= COMPARED}
         compared = times[COMPARED]
         rows.append(
             Standing(
                 contestant,
-                rate,
-                throughput_ratio(rate, rate_of_ours) if peer else None,
+                at_level(rate_in_turns(steady)),
+                at_level(paired_ratio(ours, steady)) if is_peer else None,
                 times,
-                time_ratio(compared, time_of_ours) if peer and compared and time_of_ours else None,
-                [] if peer else _final_accuracies(own),
-                (_count_ok(own, "throughput"), _count_ok(own, "accuracy")),
-                sorted({f"{run.status.replace('_', ' ')}: {run.reason}" for run in own if run.reason}),
+                at_level(time_ratio(compared, time_of_ours)) if is_peer and compared and time_of_ours else None,
+                [] if is_peer else _final_accuracies(whole),
+                (_count_ok(steady), _count_ok(whole)),
+                reasons([*steady, *whole]),
             )
         )
     return rows
 
 
-def write_table(folder: Path, command: str, study: PeerStudy, rows: Sequence[Standing]) -> str:
+def at_level(estimate: LogEstimate | None) -> Estimate | None:
+    return estimate.at_level() if estimate else None
+
+
+def reasons(records: Sequence[Record]) -> list[str]:
+    """Says why runs measured nothing, each reason once."""
+    return sorted({f"{record.status.replace('_', ' ')}: {record.reason}" for record in records if record.reason})
+
+
+def write_table(folder: Path, command: str, records: Sequence[Record], rows: Sequence[Standing]) -> str:
     """Writes peers.md and peers.json into a folder and returns the Markdown."""
-    text = render(command, study, rows)
+    text = render(command, records, rows)
     write_text(folder / "peers.md", text)
-    write_json(folder / "peers.json", to_json(command, study, rows))
+    write_json(folder / "peers.json", to_json(command, records, rows))
     return text
 
 
-def render(command: str, study: PeerStudy, rows: Sequence[Standing]) -> str:
+def render(command: str, records: Sequence[Record], rows: Sequence[Standing]) -> str:
     """Renders the table as Markdown."""
     columns: list[Column[Standing]] = [
         Column("what", lambda row: Cell(row.contestant.name, row.contestant.label, style="code"), numeric=False),
         Column("network", lambda row: row.contestant.network, numeric=False),
-        Column("images/s", lambda row: estimate_cell(row.throughput.rate, label_count), "all devices"),
+        Column("images/s", lambda row: estimate_cell(row.rate, label_count), "all devices"),
         Column("ours/peer", lambda row: estimate_cell(row.ratio, label_count)),
         *map(_time_column, TARGETS),
         Column("peer/ours", lambda row: estimate_cell(row.time_ratio, label_count)),
@@ -103,41 +111,40 @@ def render(command: str, study: PeerStudy, rows: Sequence[Standing]) -> str:
         Column("runs", lambda row: f"{row.runs[0]} + {row.runs[1]}"),
     ]
     blocks = [
-        head(command, study),
+        head(command, records),
         render_markdown(make_table(columns, rows)),
         NOTES.format(ours=OURS, fast=OURS_ACCURACY),
     ]
-    blocks += [f"{row.contestant.name}: {reason}" for row in rows for reason in _remarks(row)]
+    blocks += [f"{row.contestant.name}: {reason}" for row in rows for reason in row.failures]
     return "\n\n".join(blocks) + "\n"
 
 
-def head(command: str, study: PeerStudy) -> str:
-    """Returns what was measured when, where and with what, as a sentence."""
-    return f"Measured with `{command}` on {study.date}, on {describe_machine(study)}."
-
-
-def describe_machine(study: PeerStudy) -> str:
-    """Returns processor, cores, GPUs and the versions that matter, in one line."""
-    hardware = study.hardware
+def head(command: str, records: Sequence[Record]) -> str:
+    """Says when, where and with what records were measured: processor, cores, GPUs and the versions that matter."""
+    identity = records[0].identity
+    hardware = identity.hardware
     parts = [f"{hardware.cpu_model}, {hardware.cores} core{'s' if hardware.cores != 1 else ''}"]
     parts += [gpu.name for gpu in hardware.gpus] or ["no GPU"]
-    versions = dict(study.software) | ({"torch": study.pytorch} if study.pytorch else {})
+    versions = dict(identity.software)
+    for record in records:
+        versions = (record.measurements or {}).get("versions", {}) | versions
     shown = [f"{name} {versions[name]}" for name in VERSIONS if name in versions]
-    variables = [f"{name}={value}" for name, value in study.environment.items()]
-    return "; ".join(", ".join(part) for part in (parts, shown, variables) if part)
+    variables = [f"{name}={value}" for name, value in identity.environment.items() if not name.startswith(SCHEDULER)]
+    where = "; ".join(", ".join(part) for part in (parts, shown, variables) if part)
+    return f"Measured with `{command}` on {records[0].started_at[:10]}, on {where}."
 
 
-def to_json(command: str, study: PeerStudy, rows: Sequence[Standing]) -> dict[str, Any]:
-    """Returns the table with its raw numbers; what is not known is null."""
+def to_json(command: str, records: Sequence[Record], rows: Sequence[Standing]) -> dict[str, Any]:
+    """Returns the table with its numbers; what is not known is null."""
     return {
         "command": command,
-        "study": study.model_dump(mode="json"),
+        "measured": head(command, records),
         "rows": [
             {
                 "name": row.contestant.name,
                 "label": row.contestant.label,
                 "network": row.contestant.network,
-                "images_per_second": estimate_to_json(row.throughput.rate),
+                "images_per_second": estimate_to_json(row.rate),
                 "ours_over_peer": estimate_to_json(row.ratio),
                 "seconds_to_accuracy": {
                     f"{target:g}": time
@@ -151,7 +158,7 @@ def to_json(command: str, study: PeerStudy, rows: Sequence[Standing]) -> dict[st
                 "peer_over_ours_time": estimate_to_json(row.time_ratio),
                 "final_accuracies": row.accuracies,
                 "runs": {"throughput": row.runs[0], "accuracy": row.runs[1]},
-                "remarks": _remarks(row),
+                "remarks": row.failures,
             }
             for row in rows
         ],
@@ -173,9 +180,9 @@ def _time_column(target: float) -> Column[Standing]:
     return Column(f"time to {100 * target:g} %", cell)
 
 
-def _final_accuracies(runs: Sequence[Run]) -> list[float]:
-    ended = [run.measured.evaluations for run in runs if run.mode == "accuracy" and run.measured]
-    return [evaluations[-1].accuracy for evaluations in ended if evaluations]
+def _final_accuracies(records: Sequence[Record]) -> list[float]:
+    ended = [(record.measurements or {}).get("evaluations") for record in records]
+    return [evaluations[-1]["accuracy"] for evaluations in ended if evaluations]
 
 
 def _accuracy_cell(accuracies: Sequence[float]) -> Cell:
@@ -185,13 +192,8 @@ def _accuracy_cell(accuracies: Sequence[float]) -> Cell:
     return Cell(f"{100 * mean:.2f} %", f"{100 * min(accuracies):.2f} to {100 * max(accuracies):.2f}")
 
 
-def _remarks(row: Standing) -> list[str]:
-    unstable = row.throughput.why_unknown
-    return row.failures + ([unstable] if unstable and unstable.startswith("unstable") else [])
-
-
-def _count_ok(runs: Sequence[Run], mode: str) -> int:
-    return sum(run.mode == mode and run.status == "ok" for run in runs)
+def _count_ok(records: Sequence[Record]) -> int:
+    return sum(record.status == "ok" for record in records)
 
 
 def _finite(value: float) -> float | None:

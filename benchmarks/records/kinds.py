@@ -29,6 +29,7 @@ KINDS = {
     "collectives": "mnist_dist.benchmarks.kinds.collectives",
     "matmul": "mnist_dist.benchmarks.kinds.matmul",
     "input": "mnist_dist.benchmarks.kinds.input",
+    "peer": "mnist_dist.benchmarks.kinds.peer",
 }
 
 STARTUP_SECONDS = 6.0  # What starting TensorFlow and leaving the results takes.
@@ -62,6 +63,7 @@ class Kind(ABC):
         prefix: of the labels of its cases, to tell them from trainings.
         measurements: the model of what a run leaves in its record.
         settings: by dotted key, which the process needs, whatever its case says.
+        own_settings: of its cases, which no training knows.
         variants: of what it does, each of which has turns of its own.
         takes_turns: whether its process asks for its turn; else it is measured by itself.
         has_batches: whether its cases differ by their batch size.
@@ -72,6 +74,7 @@ class Kind(ABC):
     prefix: str
     measurements: type[Measurements]
     settings: ClassVar[Mapping[str, Any]] = {}
+    own_settings: ClassVar[frozenset[str]] = frozenset()
     variants: tuple[str, ...] = (FULL,)
     takes_turns: bool = True
     has_batches: bool = False
@@ -79,6 +82,14 @@ class Kind(ABC):
     def fits(self, strategy: str, devices: int) -> bool:
         """Returns whether there is something to measure with so many devices."""
         return True
+
+    def problem(self, case: Case) -> str | None:
+        """Says what is wrong with a case of this kind that its own settings decide, if anything is."""
+        return None
+
+    def skip_reason(self, case: Case, machine: Any) -> str | None:
+        """Returns why this machine, a measure.suite.Machine, cannot run a case that others of this kind might be."""
+        return None
 
     def ablations(self, case: Case) -> tuple[str, ...]:
         """Returns the variants from which something is left out, to tell where time goes."""

@@ -21,6 +21,8 @@ from mnist_dist.errors import TrainingError
 ADDRESS_VARIABLE = "MNIST_DIST_TURNS"  # HOST:PORT.
 GROUP_VARIABLE = "MNIST_DIST_TURNS_GROUP"
 TOKEN_VARIABLE = "MNIST_DIST_TURNS_TOKEN"  # noqa: S105 - the name of a variable.
+# Of processes that take turns together without knowing of one another, in place of their own.
+RANK_VARIABLE, RANKS_VARIABLE = "MNIST_DIST_TURNS_RANK", "MNIST_DIST_TURNS_RANKS"
 FULL = "full"
 POLL_SECONDS = 1.0  # Between two looks at whether a signal has come.
 
@@ -57,8 +59,8 @@ class Turns:
         self._greeting = {
             "group": environment.get(GROUP_VARIABLE, ""),
             "token": environment.get(TOKEN_VARIABLE, ""),
-            "rank": rank,
-            "ranks": ranks,
+            "rank": int(environment.get(RANK_VARIABLE, rank)),
+            "ranks": int(environment.get(RANKS_VARIABLE, ranks)),
         }
         self._connection: socket.socket | None = None
         self._unread = b""

@@ -59,7 +59,7 @@ def main() -> None:
             correct += int((predicted == labels).sum())
         return correct / len(x_test)
 
-    clock = Clock(args.mode, args.seconds)
+    clock = Clock(args.mode)
     clock.start()
     for step in range(epochs * len(train_batches)):
         images, labels = train_batches[step % len(train_batches)]

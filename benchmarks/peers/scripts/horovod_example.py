@@ -16,10 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 from mnist_dist.benchmarks.peers.scripts.keras_fit import build_seed
-from mnist_dist.benchmarks.peers.scripts.script import WINDOW_STEPS, Clock, load_mnist, make_parser
+from mnist_dist.benchmarks.peers.scripts.script import Clock, load_mnist, make_parser
 
 BATCH_SIZE, EPOCHS = 128, 15
-AGREE_STEPS = 5 * WINDOW_STEPS  # Between two questions to rank 0 whether to go on.
 
 
 def main() -> None:
@@ -59,27 +58,22 @@ def main() -> None:
         (tf.cast(x_test[..., np.newaxis] / np.float32(255), tf.float32), tf.cast(y_test, tf.int64))
     ).batch(1000)
     steps_per_epoch = len(x_train) // (BATCH_SIZE * hvd.size())
-    clock = Clock(args.mode, args.seconds)
+    clock = Clock(args.mode, hvd.rank(), hvd.size())
     batches = iter(dataset)
     enough = False
     clock.start()
-    while clock.step < EPOCHS * steps_per_epoch or args.mode == "throughput":
+    while not enough and (clock.step < EPOCHS * steps_per_epoch or args.mode == "throughput"):
         images, labels = next(batches)
         loss_value = training_step(images, labels)
         if clock.step == 0:
             hvd.broadcast_variables([variable.value for variable in model.variables], root_rank=0)
             hvd.broadcast_variables([variable.value for variable in optimizer.variables], root_rank=0)
-        enough |= clock.after_step(BATCH_SIZE * hvd.size(), loss_value.numpy)
-        epoch_ends = clock.step % steps_per_epoch == 0
-        if args.mode == "accuracy" and epoch_ends and hvd.rank() == 0:
-            correct = sum(int(count_correct(*batch)) for batch in test_batches)
-            enough = clock.after_evaluation(correct / len(x_test))
-        asks = epoch_ends if args.mode == "accuracy" else clock.step % AGREE_STEPS == 1
-        if asks and bool(hvd.broadcast(tf.constant(enough), root_rank=0)):
-            break
-    if hvd.rank() == 0:
-        versions = {name.__name__: name.__version__ for name in (horovod, keras)} | {"tensorflow": tf.__version__}
-        clock.write(args.out, device="GPU" if gpus else "CPU", precision="float32", **versions)
+        enough = clock.after_step(BATCH_SIZE * hvd.size(), loss_value.numpy)
+        if args.mode == "accuracy" and clock.step % steps_per_epoch == 0:
+            correct = sum(int(count_correct(*batch)) for batch in test_batches) if hvd.rank() == 0 else 0
+            enough = clock.after_evaluation(int(hvd.broadcast(tf.constant(correct), root_rank=0)) / len(x_test))
+    versions = {name.__name__: name.__version__ for name in (horovod, keras)} | {"tensorflow": tf.__version__}
+    clock.write(args.out, device="GPU" if gpus else "CPU", precision="float32", **versions)
 
 
 if __name__ == "__main__":

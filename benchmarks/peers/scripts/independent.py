@@ -1,7 +1,6 @@
 """Several trainings of ours at once that know nothing of one another: what ranks could reach if talking cost nothing.
 
-Each process is bound to its own equal share of the cores. As they start and end at slightly different times, their
-steady windows are laid beside one another from the first on, cut into equal stretches of time, and added up.
+Each process is bound to its own equal share of the cores. They take their turns together, as if they were ranks.
 """
 
 from __future__ import annotations
@@ -11,17 +10,17 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mnist_dist.benchmarks.peers.scripts.script import make_parser
 from mnist_dist.distributed.cluster import cores_of
+from mnist_dist.distributed.turns import RANK_VARIABLE, RANKS_VARIABLE
 from mnist_dist.files import write_json
-
-STRETCH_SECONDS = 0.1
 
 
 def main() -> int:
@@ -32,26 +31,16 @@ def main() -> int:
     args = parser.parse_args()
     if args.mode == "accuracy":
         parser.error("--mode accuracy: several models have no accuracy in common, expected throughput")
-    with tempfile.TemporaryDirectory(prefix="independent-", dir=args.out.parent) as folder:
-        workdirs = [Path(folder) / str(number) for number in range(args.processes)]
-        if not train_all(workdirs, args):
-            return 1
-        times = [json.loads((workdir / "step_times.json").read_text()) for workdir in workdirs]
-        result = json.loads((workdirs[0] / "result.json").read_text())
-    images = [args.batch_size * np.asarray(each["window_steps"]) for each in times]
-    window_images, window_seconds = add_up(images, [np.asarray(each["window_seconds"][0]) for each in times])
+    workdirs = [args.out / f"process-{number}" for number in range(args.processes)]
+    if not train_all(workdirs, args):
+        return 1
+    times = [json.loads((workdir / "step_times.json").read_text()) for workdir in workdirs]
+    result = json.loads((workdirs[0] / "result.json").read_text())
     write_json(
-        args.out,
-        {
-            "window_work": window_images.tolist(),
-            "window_seconds": [window_seconds.tolist()],
-            "first_step_seconds": max(each["first_step_seconds"][0] for each in times),
-            "images_trained": sum(int(each.sum()) for each in images),
-            "evaluations": [],
-            "device": result["device"],
-            "precision": result["precision"],
-            "versions": result["versions"],
-        },
+        args.out / "0.json",
+        add_up(times, args.batch_size)
+        | {"evaluations": [], "device": result["device"], "precision": result["precision"]}
+        | {"versions": result["versions"]},
     )
     return 0
 
@@ -63,20 +52,22 @@ def train_all(workdirs: Sequence[Path], args: argparse.Namespace) -> bool:
         "seed": args.seed,
         "training.batch_size": args.batch_size,
         "training.epochs": 1000,
-        "training.measure_seconds": args.seconds,
+        "training.measure_seconds": 1,  # Or longer: in turns, until there is none any more.
         "runtime.strategy": "single",
         "runtime.steps_per_call": args.steps_per_call,
         "logging.tensorboard": "false",
     }
     flags = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
     cores = sorted(os.sched_getaffinity(0))
-    processes = []
+    processes: list[subprocess.Popen[bytes]] = []
     try:
         for number, workdir in enumerate(workdirs):
             os.sched_setaffinity(0, cores_of(number, len(workdirs), cores))  # For the child to inherit.
             command = [sys.executable, "-m", "mnist_dist", "train", "--workdir", str(workdir), *flags]
-            processes.append(subprocess.Popen(command))
-        codes = [process.wait() for process in processes]
+            place = {RANK_VARIABLE: str(number), RANKS_VARIABLE: str(len(workdirs))}
+            processes.append(subprocess.Popen(command, env={**os.environ, **place}))
+        while None in (codes := [process.poll() for process in processes]) and not any(codes):
+            time.sleep(0.5)
         return not any(codes)
     finally:
         os.sched_setaffinity(0, cores)
@@ -85,24 +76,25 @@ def train_all(workdirs: Sequence[Path], args: argparse.Namespace) -> bool:
             process.wait()
 
 
-def add_up(images: Sequence[np.ndarray], seconds: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Adds the windows of several processes up over their common time.
+def add_up(times: Sequence[dict[str, Any]], batch_size: int) -> dict[str, Any]:
+    """Adds up the rates of several processes in each of their common turns.
 
     Args:
-        images: of each process, integers [windows].
-        seconds: of each process, float64 [windows].
+        times: content of the step_times.json of each.
 
     Returns:
-        The images of all, int64 [stretches], in stretches of equal length: float64 [stretches], each at least as long
-        as the longest window, within which nothing is known of the progress.
+        Their windows as those of one: the images of all, in the time that they take at the sum of their rates.
     """
-    common = min(float(each.sum()) for each in seconds)
-    longest = max(STRETCH_SECONDS, *(float(each.max()) for each in seconds))
-    edges = np.linspace(0, common, max(int(common / longest), 1) + 1)
-    done = np.zeros(len(edges))
-    for of_process, lasted in zip(images, seconds, strict=True):
-        done += np.interp(edges, np.append(0.0, np.cumsum(lasted)), np.append(0.0, np.cumsum(of_process)))
-    return np.diff(np.round(done).astype(np.int64)), np.diff(edges)
+    seconds = np.array([each["window_seconds"][0] for each in times])
+    rates = (1 / seconds).sum(axis=0)
+    steps = times[0]["window_steps"]
+    return {
+        "window_steps": steps,
+        "window_images": [batch_size * len(times) * each for each in steps],
+        "window_cycles": times[0]["window_cycles"],
+        "window_seconds": (len(times) / rates).tolist(),
+        "first_step_seconds": max(each["first_step_seconds"][0] for each in times),
+    }
 
 
 if __name__ == "__main__":

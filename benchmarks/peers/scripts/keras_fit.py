@@ -30,7 +30,7 @@ def main() -> None:
 
     model = build_example() if args.network == "example" else build_seed()
     model.compile(loss="categorical_crossentropy", optimizer="adam", metrics=["accuracy"])
-    clock = Clock(args.mode, args.seconds)
+    clock = Clock(args.mode)
     model.fit(
         x_train,
         y_train,

@@ -51,7 +51,7 @@ def main() -> None:
             correct += int((logits.argmax(dim=1) == labels).sum())
         return correct / len(test_labels)
 
-    clock = Clock(args.mode, args.seconds)
+    clock = Clock(args.mode)
     enough, epoch = False, 0
     clock.start()
     while not enough and (epoch < EPOCHS or args.mode == "throughput"):

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from mnist_dist.benchmarks.peers.scripts.turns import Turns
 from mnist_dist.files import write_json
 
-WINDOW_STEPS = 10
 TARGET_ACCURACY = 0.99  # Beyond it nothing is compared, so a run may end there.
 
 
@@ -25,11 +25,10 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(description or "").partition("\n\n")[0])
     parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="mnist.npz")
     parser.add_argument("--mode", choices=("throughput", "accuracy"), required=True)
-    parser.add_argument(
-        "--seconds", type=float, required=True, help="throughput: to measure for; accuracy: after which to give up"
-    )
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="gets the result, JSON")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="gets the result of each rank, RANK.json"
+    )
     return parser
 
 
@@ -40,73 +39,115 @@ def load_mnist(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
 
 
 class Clock:
-    """Times the training loop of a peer.
+    """Times the training loop of a peer, which trains only while it has the turn.
 
-    To measure throughput, it closes a window after every few steps, when a value of the last of them has reached the
-    host. To measure the time to an accuracy, it looks only at evaluations, all on the test set. The first step, which
-    may trace and compile, is in no window, and in all times to an accuracy.
+    A turn's steps are a window, which closes when a value of the last of them has reached the host. The first step,
+    which may trace and compile, is in no window, and in all times to an accuracy; waiting is in neither.
 
     Attributes:
         step: steps taken.
     """
 
-    def __init__(self, mode: str, seconds: float) -> None:
+    def __init__(self, mode: str, rank: int = 0, ranks: int = 1) -> None:
         self.step = 0
-        self._mode, self._limit = mode, seconds
+        self._is_training = mode == "accuracy"
+        self._rank, self._ranks = rank, ranks
         self._images = 0
-        self._window_images: list[int] = []
+        self._windows: dict[str, list[Any]] = {"window_steps": [], "window_images": [], "window_cycles": []}
         self._window_seconds: list[float] = []
-        self._evaluations: list[dict[str, float]] = []
+        self._evaluations: list[dict[str, Any]] = []
         self._first_step_seconds = 0.0
-        self._start = self._edge = 0.0
-        self._images_at_edge = 0
+        self._evaluation_seconds = self._waited_seconds = 0.0
+        self._start = self._edge = self._step_end = 0.0
+        self._first_image = 0  # Of the window.
+        self._first_step = self._last_step = 1  # Of the turn's window: it is after the one, and with the other.
 
     def start(self) -> None:
         """Marks the moment before the first step."""
         self._start = time.perf_counter()
 
     def after_step(self, images: int, synchronise: Callable[[], object]) -> bool:
-        """Counts a step of `images` images, on all devices; returns whether enough has been measured.
+        """Counts a step of `images` images, on all devices; returns whether there is no turn any more.
 
         Args:
             synchronise: returns when the step has been computed.
         """
         self.step += 1
         self._images += images
+        is_over = False
         if self.step == 1:
             synchronise()
-            self._edge = time.perf_counter()
-            self._first_step_seconds = self._edge - self._start
-            self._images_at_edge = self._images
-        elif self._mode == "throughput" and self.step % WINDOW_STEPS == 1:
+            self._first_step_seconds = time.perf_counter() - self._start
+            self._turns = Turns(self._rank, self._ranks, self._is_training)
+            is_over = self._wait()
+        elif self.step == self._first_step:
             synchronise()
-            now = time.perf_counter()
-            self._window_images.append(self._images - self._images_at_edge)
-            self._window_seconds.append(now - self._edge)
-            self._edge, self._images_at_edge = now, self._images
-        return self._mode == "throughput" and sum(self._window_seconds) >= self._limit
+            self._begin_window()
+        elif self.step == self._last_step:
+            synchronise()
+            self._end_window()
+            is_over = self._wait()
+        self._step_end = time.perf_counter()
+        return is_over
 
     def after_evaluation(self, accuracy: float) -> bool:
-        """Notes an accuracy on the whole test set, from 0 to 1; returns whether training may end."""
-        seconds = time.perf_counter() - self._start
-        self._evaluations.append({"step": self.step, "seconds": seconds, "accuracy": float(accuracy)})
-        return accuracy >= TARGET_ACCURACY or seconds >= self._limit
+        """Notes an accuracy on the whole test set, from 0 to 1; returns whether training may end.
 
-    def write(self, file: Path, *, device: str, precision: str, **versions: str) -> None:
-        """Leaves the result; mnist_dist.benchmarks.peers.runs.Measured says what is in it.
+        Evaluating is in the time to an accuracy, and in no window.
+        """
+        seconds = time.perf_counter() - self._step_end
+        self._evaluation_seconds += seconds
+        self._edge += seconds
+        own_seconds = time.perf_counter() - self._start - self._waited_seconds
+        self._evaluations.append(
+            {
+                "step": self.step,
+                "training_seconds": own_seconds - self._evaluation_seconds,
+                "evaluation_seconds": self._evaluation_seconds,
+                "split": "test",
+                "accuracy": float(accuracy),
+            }
+        )
+        return accuracy >= TARGET_ACCURACY
+
+    def write(self, folder: Path, *, device: str, precision: str, **versions: str) -> None:
+        """Leaves this rank's result; `mnist_dist.benchmarks.kinds.peer` says what is in it.
 
         Args:
             precision: the type of the arithmetic.
             versions: of what the peer is built on, by name.
         """
         result: dict[str, Any] = {
-            "window_work": self._window_images,
-            "window_seconds": [self._window_seconds],
+            **self._windows,
+            "window_seconds": self._window_seconds,
             "first_step_seconds": self._first_step_seconds,
-            "images_trained": self._images,
             "evaluations": self._evaluations,
             "device": device,
             "precision": precision,
             "versions": {"python": platform.python_version(), "numpy": np.__version__, **versions},
         }
-        write_json(file, result)
+        write_json(folder / f"{self._rank}.json", result)
+
+    def _wait(self) -> bool:
+        """Waits for the next turn; returns whether there is none any more."""
+        began = time.perf_counter()
+        turn = self._turns.wait()
+        self._waited_seconds += time.perf_counter() - began
+        if turn is None:
+            return True
+        self._first_step = self.step + turn["lead"]
+        self._last_step = self._first_step + turn["steps"]
+        self._cycle = turn["cycle"]
+        self._begin_window()
+        return False
+
+    def _begin_window(self) -> None:
+        self._edge, self._first_image = time.perf_counter(), self._images
+
+    def _end_window(self) -> None:
+        steps, seconds = self._last_step - self._first_step, time.perf_counter() - self._edge
+        self._windows["window_steps"].append(steps)
+        self._windows["window_images"].append(self._images - self._first_image)
+        self._windows["window_cycles"].append(self._cycle)
+        self._window_seconds.append(seconds)
+        self._turns.done(steps, seconds)

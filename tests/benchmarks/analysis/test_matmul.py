@@ -3,9 +3,9 @@ import pytest
 from mnist_dist.benchmarks.analysis.compare import compare
 from mnist_dist.benchmarks.analysis.matmul import measured_rates
 from mnist_dist.benchmarks.analysis.summary import summarize
+from mnist_dist.benchmarks.progress import describe
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.progress import describe
 from tests.benchmarks.simulation import make_record
 
 

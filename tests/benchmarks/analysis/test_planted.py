@@ -20,10 +20,10 @@ from mnist_dist.benchmarks.analysis.summary import summarize
 from mnist_dist.benchmarks.measure.runner import Study
 from mnist_dist.benchmarks.measure.study import run_study
 from mnist_dist.benchmarks.measure.suite import Block, Narrowing, PlannedCase, Suite, plan_cases
+from mnist_dist.benchmarks.progress import CaseProgress, Progress
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store
 from mnist_dist.benchmarks.report.explanation import explain
-from mnist_dist.benchmarks.report.progress import CaseProgress, Progress
 from tests.benchmarks.harness import BATCH_SIZE, MACHINE, small_settings
 from tests.benchmarks.hindered import DELAY_SECONDS, SLOW_RANK
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from mnist_dist.benchmarks.measure.runner import Study, find_machine
 from mnist_dist.benchmarks.measure.study import plan_rounds, run_rounds
 from mnist_dist.benchmarks.measure.suite import PlannedCase
+from mnist_dist.benchmarks.progress import show_rounds
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store
-from mnist_dist.benchmarks.report.progress import show_rounds
 from mnist_dist.distributed.turns import FULL
 from mnist_dist.errors import EXIT_FAILED
 

@@ -2,15 +2,17 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from mnist_dist.benchmarks.kinds.peer import PYTHON_VARIABLE
 from mnist_dist.benchmarks.peers.command import add_peers, add_perf
-from mnist_dist.benchmarks.peers.contestants import OURS
-from mnist_dist.benchmarks.peers.runs import Folder
+from mnist_dist.benchmarks.records.store import Store
 
 COMMANDS = (("peers", add_peers), ("perf", add_perf))
 
@@ -31,38 +33,54 @@ def test_flags(command: str) -> None:
         parse(command, "--repeats", "0")
 
 
+def test_a_python_without_pytorch(user_error: Callable[..., str], tmp_path: Path) -> None:
+    args = parse("peers", "--pytorch-python", str(tmp_path / "python"))
+    assert "--pytorch-python" in user_error(args.command, args)
+
+
 @pytest.mark.slow
 def test_peers_leaves_a_table_in_which_missing_peers_are_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mnist_dist.benchmarks.peers.contestants.PYTORCH_PYTHON", tmp_path / "missing")
-    options = ("--only", "fast-mnist", "--mode", "throughput", "--repeats", "1", "--seconds", "1")
+    monkeypatch.setenv(PYTHON_VARIABLE, str(tmp_path / "missing"))
+    options = ("--only", "keras-fit-seed,fast-mnist", "--mode", "throughput", "--repeats", "1", "--seconds", "1")
     args = parse("peers", *options, "--results", str(tmp_path / "results"))
     assert args.command(args) == 0
     printed = capsys.readouterr().out
     assert (tmp_path / "results" / "peers.md").read_text() in printed
     assert "fast-mnist: skipped: no PyTorch in .venv-peers; `make peers` installs it" in printed
-    runs = {run.contestant: run for run in Folder(tmp_path / "results").runs()}
-    assert {name: run.status for name, run in runs.items()} == {OURS: "ok", "fast-mnist": "skipped"}
-    measured = runs[OURS].measured
-    assert measured and measured.flops_per_image and measured.images_trained > 128
+    assert re.search(r"^\| `keras-fit-seed` .*\| [\d,.]+ \([\d,.]+–[\d,.]+\) \| [\d.]+ \(", printed, re.M)  # noqa: RUF001
+    store = Store(tmp_path / "results")
+    records = {record.case.settings.get("peer", "ours"): record for record in store.records()}
+    assert {name: record.status for name, record in records.items()} == {
+        "ours": "ok",
+        "keras-fit-seed": "ok",
+        "fast-mnist": "skipped",
+    }
+    resumed = parse("peers", *options, "--results", str(tmp_path / "results"), "--resume")
+    assert resumed.command(resumed) == 0
+    assert len(store.records()) == 3, "nothing is measured again"
 
 
 @pytest.mark.slow
-def test_perf_cannot_tell_from_one_repeat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ("--only", "input-rate", "--repeats", "1", "--seconds", "1")
+def test_perf_judges_from_two_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--only", "input-rate", "--repeats", "2", "--seconds", "1")
     args = parse("perf", *options, "--results", str(tmp_path / "results"))
-    assert args.command(args) == 3
-    assert "cannot tell" in capsys.readouterr().out
-    goal = json.loads((tmp_path / "results" / "perf.json").read_text())["goals"][0]
-    assert (goal["name"], goal["outcome"]) == ("input-rate", "open")
-    assert {run.status for run in Folder(tmp_path / "results").runs()} == {"ok"}
+    code = args.command(args)
+    (goal,) = json.loads((tmp_path / "results" / "perf.json").read_text())["goals"]
+    assert (goal["name"], goal["ratio"]["repeats"]) == ("input-rate", 2)
+    assert goal["ratio"]["value"] > 1
+    assert code == {"reached": 0, "missed": 1, "open": 3}[goal["outcome"]]
+    assert "input-rate" in capsys.readouterr().out
+    records = Store(tmp_path / "results").records()
+    assert {record.status for record in records} == {"ok"}
+    assert len({record.turns.round_id for record in records if record.turns}) == 2
 
 
 def test_imports_are_quick() -> None:
     script = (
-        "import sys\nfrom mnist_dist.benchmarks.peers import command, goals, run\n"
-        "print(*({'tensorflow', 'keras', 'torch', 'horovod', 'matplotlib'} & set(sys.modules)))"
+        "import sys\nfrom mnist_dist.benchmarks.peers import command, goals\n"
+        "print(*({'tensorflow', 'keras', 'torch', 'horovod', 'matplotlib', 'scipy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

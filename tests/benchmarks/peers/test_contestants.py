@@ -1,34 +1,21 @@
 """Who is compared, and what the machine must have for it."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
+from mnist_dist.benchmarks.kinds import peer
 from mnist_dist.benchmarks.measure.suite import Machine, training_settings
-from mnist_dist.benchmarks.peers.contestants import (
-    DATA,
-    OURS,
-    Environment,
-    case_of,
-    choose,
-    find_environment,
-    make_contestants,
-)
-from mnist_dist.benchmarks.peers.run import MODES
-from mnist_dist.benchmarks.peers.scripts.script import make_parser
-from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.peers.contestants import MODES, OURS, case_of, choose, plan
 from mnist_dist.config import load_config, shipped_configs
+from tests.benchmarks.peers.made import CONTESTANTS, TWO_CORES
 
-TWO_CORES = Machine(cores=2, gpus=0, devices_per_host=2)
-CONTESTANTS = make_contestants(5.0, TWO_CORES)
+ALL = list(CONTESTANTS.values())
 
 
-def test_our_cases_are_accepted_by_the_trainer() -> None:
-    cases = [each.work(mode) for each in CONTESTANTS.values() for mode in ("throughput", "accuracy")]  # type: ignore[arg-type]
-    cases = [case for case in cases if isinstance(case, Case)]
-    assert len(cases) >= 7
+def test_cases_are_accepted() -> None:
+    cases = [case for each in ALL for mode in MODES if (case := each.case(mode))]
+    assert len(cases) > 20
     for case in cases:
         assert training_settings(case, seed=3)["seed"] == 3
 
@@ -41,40 +28,33 @@ def test_a_shipped_configuration_becomes_the_case_that_trains_it(name: str) -> N
     assert trained.model_copy(update=same) == wanted
 
 
-def test_commands_are_what_the_scripts_understand() -> None:
-    for contestant in CONTESTANTS.values():
-        script = contestant.throughput
-        if isinstance(script, Case) or script is None:
-            continue
-        command = script.command("python3", "throughput", 2.5, 7, Path("out.json"))
-        arguments = command[command.index(f"mnist_dist.benchmarks.peers.scripts.{script.module}") + 1 :]
-        known, rest = make_parser("A.").parse_known_args(arguments)
-        assert (known.data, known.seconds, known.seed, known.out) == (DATA, 2.5, 7, Path("out.json"))
-        assert tuple(rest) == script.flags
-        assert Path(sys.modules["mnist_dist.benchmarks.peers"].__path__[0], "scripts", f"{script.module}.py").is_file()
+def test_a_case_is_planned_once_with_all_of_its_variants() -> None:
+    planned = plan(ALL, "throughput", 3, TWO_CORES)
+    assert len({each.case_id for each in planned}) == len(planned)
+    (ours,) = (each for each in planned if each.case_id == CONTESTANTS[OURS].throughput.case_id)  # type: ignore[union-attr]
+    assert (ours.variants, ours.measuring_seconds) == (("full", "resident"), 10.0)
+    assert {(each.variants, each.measuring_seconds) for each in plan(ALL, "accuracy", 3, TWO_CORES)} == {((), 0.0)}
 
 
-def test_reasons_to_skip() -> None:
+def test_reasons_to_skip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(peer.PYTHON_VARIABLE, "/missing/python")
     one = Machine(cores=1, gpus=0, devices_per_host=1, missing_packages=frozenset({"horovod"}))
-    nothing = Environment(one, "python3", None, "no PyTorch here")
-    works = {name: contestant.throughput for name, contestant in CONTESTANTS.items() if contestant.throughput}
-    reasons = {name: nothing.skip_reason(work) for name, work in works.items()}
-    assert {name for name, reason in reasons.items() if reason is None} == {
+
+    def reasons(machine: Machine) -> dict[str, str | None]:
+        found = {each.case_id: each.skip_reason for each in plan(ALL, "throughput", 1, machine)}
+        return {each.name: found[each.throughput.case_id] for each in ALL if each.throughput}
+
+    on_one = reasons(one)
+    assert {name for name, reason in on_one.items() if reason is None} == {
         OURS, "keras-fit", "keras-fit-seed", "synthetic", "input", "matmul-bfloat16", "matmul-float32",
     }  # fmt: skip
-    assert reasons["pytorch-float32"] == "no PyTorch here"
-    assert "install-horovod" in str(reasons["horovod-1"])
-    assert "2 devices" in str(reasons["ranks-multiworker"])
-    everything = Environment(TWO_CORES, "python3", "2.13.0")
-    assert {everything.skip_reason(work) for work in works.values()} == {None}
-
-
-def test_a_python_without_pytorch(user_error: Callable[..., str], tmp_path: Path) -> None:
-    without = tmp_path / "python"
-    without.write_text("#!/bin/sh\necho 'ModuleNotFoundError: torch' >&2\nexit 1\n")
-    without.chmod(0o755)
-    for python in (without, tmp_path / "missing"):
-        assert "--pytorch-python" in user_error(find_environment, TWO_CORES, python)
+    assert on_one["pytorch-float32"] == "no PyTorch in .venv-peers; `make peers` installs it"
+    assert "install-horovod" in str(on_one["horovod-1"])
+    assert "2 devices" in str(on_one["ranks-multiworker"])
+    monkeypatch.setattr(peer, "find_pytorch", lambda python: "2.13.0")
+    assert set(reasons(TWO_CORES).values()) == {None}
+    in_job = Machine(cores=2, gpus=0, devices_per_host=2, hosts=1)
+    assert "bench peers" in str(reasons(in_job)["keras-fit"])
 
 
 def test_choosing(user_error: Callable[..., str]) -> None:

@@ -3,21 +3,19 @@
 import json
 from pathlib import Path
 
-from mnist_dist.benchmarks.measure.suite import Machine
-from mnist_dist.benchmarks.peers.contestants import OURS, make_contestants
+from mnist_dist.benchmarks.peers.contestants import OURS
 from mnist_dist.benchmarks.peers.table import make_rows, render, write_table
 from mnist_dist.benchmarks.report.labels import MISSING
-from tests.benchmarks.peers.runs import STUDY, bad_run, rate_runs, time_run
+from tests.benchmarks.peers.made import CONTESTANTS, bad_record, rate_record, rate_records, time_record
 
-CONTESTANTS = make_contestants(5.0, Machine(cores=2, gpus=0, devices_per_host=2))
 FAST = "speedrun"
 RUNS = [
-    *rate_runs(OURS, [4000] * 3),
-    *rate_runs("keras-fit", [1000] * 3),
-    *(time_run(FAST, repeat, (2.0, 0.991)) for repeat in range(3)),
-    *(time_run("keras-fit", repeat, (20.0, 0.981), (60.0, 0.99)) for repeat in range(2)),
-    time_run("keras-fit", 2, (20.0, 0.981), (60.0, 0.989)),
-    bad_run("pytorch-float32", "throughput", 0, "skipped"),
+    *rate_records(OURS, [4000] * 3),
+    *rate_records("keras-fit", [1000] * 3),
+    *(time_record(FAST, repeat, (2.0, 0.991)) for repeat in range(3)),
+    *(time_record("keras-fit", repeat, (20.0, 0.981), (60.0, 0.99)) for repeat in range(2)),
+    time_record("keras-fit", 2, (20.0, 0.981), (60.0, 0.989)),
+    bad_record("pytorch-float32", "throughput", 0, "skipped"),
 ]
 
 
@@ -27,7 +25,7 @@ def cells(name: str, text: str) -> list[str]:
 
 
 def test_a_row_compares_a_peer_with_ours() -> None:
-    text = render("a command", STUDY, make_rows(CONTESTANTS, RUNS))
+    text = render("a command", RUNS, make_rows(CONTESTANTS, RUNS))
     _, network, rate, ratio, to_98, to_99, to_995, times, accuracy, runs = cells("keras-fit", text)
     assert network == "its own"
     assert 980 < float(rate.split(" ")[0].replace(",", "")) < 1020
@@ -40,7 +38,7 @@ def test_a_row_compares_a_peer_with_ours() -> None:
 
 
 def test_ours_is_not_compared_with_itself_and_what_is_unknown_is_a_dash() -> None:
-    text = render("a command", STUDY, make_rows(CONTESTANTS, RUNS))
+    text = render("a command", RUNS, make_rows(CONTESTANTS, RUNS))
     assert cells(OURS, text)[3] == cells(FAST, text)[7] == MISSING
     assert cells(FAST, text)[6] == "never (0 of 3)"
     assert cells(FAST, text)[8] == "99.10 % (99.10 to 99.10)"
@@ -50,15 +48,17 @@ def test_ours_is_not_compared_with_itself_and_what_is_unknown_is_a_dash() -> Non
 
 
 def test_the_head_says_when_where_and_with_what() -> None:
-    text = render("mnist-dist bench peers", STUDY, [])
+    text = render("mnist-dist bench peers", RUNS, [])
     assert text.startswith("Measured with `mnist-dist bench peers` on 2026-01-01, on Example CPU, 2 cores, no GPU;")
     assert "tensorflow 2.21.0" in text.splitlines()[0]
-    changed = STUDY.model_copy(update={"environment": {"OMP_NUM_THREADS": "1"}, "pytorch": "2.13.0"})
-    assert "torch 2.13.0; OMP_NUM_THREADS=1" in render("a", changed, []).splitlines()[0]
+    variables = {"OMP_NUM_THREADS": "1", "SLURM_JOB_PARTITION": "cpu"}
+    changed = [rate_record("pytorch-float32", 0, 1000.0, environment=variables)]
+    first = render("a", changed, []).splitlines()[0]
+    assert first.endswith("python 3.11.7, tensorflow 2.21.0, torch 2.13.0; OMP_NUM_THREADS=1."), "the peer's PyTorch"
 
 
 def test_json_holds_the_numbers(tmp_path: Path) -> None:
-    write_table(tmp_path, "a command", STUDY, make_rows(CONTESTANTS, RUNS))
+    write_table(tmp_path, "a command", RUNS, make_rows(CONTESTANTS, RUNS))
     content = json.loads((tmp_path / "peers.json").read_text())
     row = next(row for row in content["rows"] if row["name"] == "keras-fit")
     assert row["seconds_to_accuracy"]["0.99"] == {"reached": 2, "runs": 3, "expected_seconds": 90.0}
