@@ -167,9 +167,10 @@ def run_rounds(
     """
     stores = {study.name: store for study, store in sides}
     records = []
+    estimates = [estimate_seconds([runs]) for runs in rounds]
     for number, runs in enumerate(rounds):
-        progress.begin(runs, estimate_seconds(rounds[number:]))
-        after = estimate_seconds(rounds[number + 1 :])
+        progress.begin(runs, sum(estimates[number:]))
+        after = sum(estimates[number + 1 :])
         with contextlib.closing(_run(runs, progress, number, ratios or compared)) as found:
             for record in found:
                 stores[record.study].add(record)
