@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from mnist_dist.benchmarks.measure.process import End, Running
+from mnist_dist.benchmarks.measure.process import End, Running, signals_held
 from mnist_dist.benchmarks.measure.rounds import Contender, Limits, Round, Stage
 from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase, training_settings
 from mnist_dist.benchmarks.measure.telemetry import open_meter, summarize
@@ -102,10 +102,11 @@ def run_round(
         seed: of the order of the turns.
         tell: learns what is going on; contenders have the names of their runs.
     """
+    import scipy.stats  # noqa: F401 - intervals need it; loading it later would disturb what is measured.
+
     study = runs[0].study
-    with writing(study.scratch), contextlib.ExitStack() as stack:
-        study.scratch.mkdir(parents=True, exist_ok=True)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="round-", dir=study.scratch)))
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(_folder_for_a_while(study.scratch))
         started = {run.name: _Start(run, folder / str(number)) for number, run in enumerate(runs)}
         limits = Limits(
             seconds=sum(run.planned.measuring_seconds for run in runs),
@@ -147,16 +148,28 @@ def run_round(
 def run_alone(run: Run, tick: Callable[[], None] = lambda: None) -> Record:
     """Measures a case that takes no turns, by itself."""
     study = run.study
-    with writing(study.scratch):
-        study.scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="alone-", dir=study.scratch) as scratch:
-        start = _Start(run, Path(scratch) / "0")
+    with _folder_for_a_while(study.scratch) as scratch:
+        start = _Start(run, scratch / "0")
         began, cpu_began = time.monotonic(), time.process_time()
         with start({}) as running:
             running.wait(study.timeout_seconds, tick)
             end = running.end(f"not done after {study.timeout_seconds:g} s")
         seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu_began
         return start.record(end, seconds=seconds, harness_cpu_seconds=cpu_seconds, telemetry=None, turns=None)
+
+
+@contextlib.contextmanager
+def _folder_for_a_while(parent: Path) -> Iterator[Path]:
+    """Yields a new folder that is gone afterwards, whenever a signal comes."""
+    with contextlib.ExitStack() as stack:
+        with writing(parent), signals_held():
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="round-", dir=parent))
+        try:
+            yield Path(folder)
+        finally:
+            with signals_held():
+                stack.close()
 
 
 def skipped(run: Run) -> Record:
@@ -180,9 +193,10 @@ class _Start:
         with writing(self._scratch):
             self._scratch.mkdir()
             command = kind(case.kind).command(study.program, case, config, self._scratch)
+            log = self._scratch / "output.log"
+            log.touch()
         path = os.pathsep.join(filter(None, [str(study.code), os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **variables}
-        log = self._scratch / "output.log"
         return Running(launch_command(command, study, case), study.code, environment, _cores(case, study), log)
 
     def record(self, end: End, **measured: Any) -> Record:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -166,17 +167,19 @@ def run_rounds(
     """
     stores = {study.name: store for study, store in sides}
     records = []
+    estimates = [estimate_seconds([runs]) for runs in rounds]
     for number, runs in enumerate(rounds):
-        progress.begin(runs, estimate_seconds(rounds[number:]))
-        after = estimate_seconds(rounds[number + 1 :])
-        for record in _run(runs, progress, number, ratios or compared):
-            stores[record.study].add(record)
-            records.append(record)
-            progress.end(record, after)
+        progress.begin(runs, sum(estimates[number:]))
+        after = sum(estimates[number + 1 :])
+        with contextlib.closing(_run(runs, progress, number, ratios or compared)) as found:
+            for record in found:
+                stores[record.study].add(record)
+                records.append(record)
+                progress.end(record, after)
     return records
 
 
-def _run(runs: Sequence[Run], progress: Progress, seed: int, ratios: Ratios) -> Iterator[Record]:
+def _run(runs: Sequence[Run], progress: Progress, seed: int, ratios: Ratios) -> Generator[Record, None, None]:
     able = [run for run in runs if run.planned.skip_reason is None]
     yield from (runner.skipped(run) for run in runs if run not in able)
     if able and kind(able[0].case.kind).takes_turns:

@@ -14,6 +14,7 @@ from mnist_dist.errors import one_line
 
 FEWEST_REPEATS = 3
 MOST_NAMES = 6  # Hosts or cases that are listed by name; of more, the number.
+MOST_WAITING_CORES = 0.05  # That a case may use while others have the turn.
 MOST_LETTERS = 1000  # Of one text.
 Namer = Callable[[CaseSummary], str]
 STATUS_WORDS = {"failed": "failed", "timeout": "timed out", "out_of_memory": "ran out of memory"}
@@ -125,6 +126,12 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
     for summary in summaries:
         yield from _failure_caveats(summary, name)
     yield from _unstable_caveats(summaries, name)
+    restless = [each for each in summaries if any(map(_is_restless, each.records))]
+    if restless:
+        yield Caveat(
+            f"Disturbed rounds: while others had the turn, more than {MOST_WAITING_CORES:g} of a core was used by "
+            f"{_list(restless, name)}. What was measured beside them may be too slow."
+        )
     few = [each for each in summaries if 0 < len(each.records) < FEWEST_REPEATS and each.case.kind == "train"]
     if few:
         most = max(len(each.records) for each in few)
@@ -148,6 +155,12 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
             f"No scaling efficiency for {_list(alone, name)}: the study has no steady run of `single` on one device "
             "with the same cores, batch and settings."
         )
+
+
+def _is_restless(record: Record) -> bool:
+    """Whether a case computed while others of its round had the turn."""
+    turns = record.turns
+    return turns is not None and turns.contenders > 1 and turns.waiting_cores > MOST_WAITING_CORES
 
 
 def _list(summaries: Sequence[CaseSummary], name: Namer) -> str:

@@ -96,11 +96,8 @@ class TestRecords:
     def test_a_training_to_its_end(self, round_of_all: dict[str, Record]) -> None:
         record = round_of_all["single"]
         measured = measured_of(record)
-        steps = 8 * 2000 // 32
-        trained = [
-            n for n, cycle in zip(measured["window_steps"], measured["window_cycles"], strict=True) if cycle >= 0
-        ]
-        assert sum(trained) > steps - 1, "and was measured on"
+        steps = 8 * (2000 // 32)
+        assert sum(measured["window_steps"]) > steps, "and was measured on"
         assert measured["evaluations"][-1]["step"] == steps
         assert 0.1 < measured["test_accuracy"] <= 1
         assert record.seed == record.identity.config["seed"] == 3

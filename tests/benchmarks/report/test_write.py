@@ -138,6 +138,20 @@ def test_fewer_than_three_runs_are_named(repeats: int, expected: str | None) -> 
     assert expected is None or found[0].startswith(f"2 cases with {expected} each: ")
 
 
+@pytest.mark.parametrize(("cores", "contenders", "is_named"), [(0.2, 2, True), (0.04, 2, False), (0.2, 1, False)])
+def test_who_computes_while_others_have_the_turn_is_named(cores: float, contenders: int, is_named: bool) -> None:
+    turns = {"round_id": "0" * 32, "contenders": contenders, "ended": "time"}
+    records = [
+        Record.model_validate(
+            record.to_json() | {"turns": turns | {"waiting_cores": cores if record.case == HOROVOD else 0.0}}
+        )
+        for record in make_study([SINGLE, HOROVOD], 3)
+    ]
+    found = [text for text in caveats(records) if text.startswith("Disturbed rounds: ")]
+    assert bool(found) == is_named
+    assert not found or ("horovod" in found[0] and "single" not in found[0])
+
+
 def test_oversubscribed_cases_are_named() -> None:
     (found,) = caveats(make_study([SINGLE, OVERSUBSCRIBED], 3))
     assert found.startswith("Oversubscribed") and "horovod, 8 × 2 cores" in found  # noqa: RUF001
