@@ -58,9 +58,9 @@ class Goal(Section):
         return "accuracy" if self.of == "time_to_99" else "throughput"
 
     @property
-    def names(self) -> set[str]:
+    def names(self) -> list[str]:
         """Of its contestants."""
-        return {self.numerator, *self.denominators}
+        return [self.numerator, *self.denominators]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,9 @@ def groups(goals: Sequence[Goal]) -> list[list[Goal]]:
     """Returns goals that share a contestant together, as theirs have to take turns with one another."""
     found: list[list[Goal]] = []
     for goal in goals:
-        near = [group for group in found if any(goal.mode == each.mode and goal.names & each.names for each in group)]
+        near = [
+            group for group in found if any(goal.mode == each.mode and {*goal.names} & {*each.names} for each in group)
+        ]
         found = [group for group in found if group not in near] + [[*itertools.chain(*near), goal]]
     return found
 
