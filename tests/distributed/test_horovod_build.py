@@ -216,9 +216,8 @@ def test_builds_installs_and_proves(tmp_path):
     packages = next((tmp_path / "venv").glob("lib/python*/site-packages"))
     touch(packages / "tensorflow.pth", sysconfig.get_path("purelib"))  # TensorFlow as it is here, not a copy of it.
 
-    program = (
-        "from mnist_dist import horovod_build as h; h.install(); assert h.is_installed() and h.waits_for_tensors()\n"
-    )
+    program = "from mnist_dist.distributed import horovod_build as h\n"
+    program += "h.install(); assert h.is_installed() and h.waits_for_tensors()\n"
     done = run_python(python, "-c", program + "import horovod; print(horovod.__file__)")
     assert done.returncode == 0, done.stderr
     assert "two ranks all-reduced correctly in" in done.stdout
