@@ -107,10 +107,8 @@ class Harness:
         for each in list(group.lines.values()):
             with contextlib.suppress(OSError):  # It has left, which shows below.
                 each.connection.sendall(line)
-        ended = self._serve(
-            lambda: not group.is_complete or len(group.seconds) == group.ranks, timeout_seconds, is_alive
-        )
-        return max(group.seconds.values()) if ended and group.is_complete else None
+        self._serve(lambda: not group.is_complete or len(group.seconds) == group.ranks, timeout_seconds, is_alive)
+        return max(group.seconds.values()) if len(group.seconds) == group.ranks else None
 
     def dismiss(self, group: Group) -> None:
         """Tells all ranks of a group that there is no turn any more."""

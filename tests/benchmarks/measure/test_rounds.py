@@ -88,7 +88,7 @@ def test_trainings_take_turns_to_their_end(contender) -> None:  # type: ignore[n
 
 def test_a_training_that_does_not_end_is_ended(contender) -> None:  # type: ignore[no-untyped-def]
     contenders = [contender("base", "0.01"), contender("endless", "0.01", "--train=1000000")]
-    standings = Round(contenders, limits(1.0, timeout_seconds=6.0)).run()
+    standings = Round(contenders, limits(1.0, timeout_seconds=6.0, ratios=[])).run()
     end = standings["endless"].end
     assert end and (end.status, end.reason) == ("timeout", "not done after 6 s")
     assert standings["base"].end and standings["base"].end.status == "ok"
