@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mnist_dist.benchmarks.analysis.collectives import AllReduce
+from mnist_dist.benchmarks.analysis.limits import AllReduce
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point
 from mnist_dist.benchmarks.analysis.scaling_models import Floats, fit_nonnegative
 from mnist_dist.benchmarks.analysis.step_times import Links, StepTimesModel, gradient_bytes

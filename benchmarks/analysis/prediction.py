@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mnist_dist.benchmarks.analysis.collectives import AllReduce
+from mnist_dist.benchmarks.analysis.limits import AllReduce
 from mnist_dist.benchmarks.analysis.measured_step_times import limits_of_step_times, make_step_times_model
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point, Scaling, is_oversubscribed
 from mnist_dist.benchmarks.analysis.scaling_models import Floats, ScalingLaw, ScalingLawModel

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mnist_dist.benchmarks.analysis.collectives import AllReduce
+from mnist_dist.benchmarks.analysis.limits import AllReduce
 from mnist_dist.benchmarks.analysis.scaling_models import Floats, fit_nonnegative
 from mnist_dist.config import IMAGE_SIZE, parse_config
 

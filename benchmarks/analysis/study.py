@@ -8,8 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from mnist_dist.benchmarks.analysis.attribution import Attribution, attribute
-from mnist_dist.benchmarks.analysis.collectives import AllReduce, measured_all_reduces
-from mnist_dist.benchmarks.analysis.matmul import MatmulRate, measured_rates
+from mnist_dist.benchmarks.analysis.limits import AllReduce, MatmulRate, measured_all_reduces, measured_rates
 from mnist_dist.benchmarks.analysis.prediction import Prediction, predict
 from mnist_dist.benchmarks.analysis.scaling import Curve, find_curves
 from mnist_dist.benchmarks.analysis.summary import CaseSummary, summarize_variants

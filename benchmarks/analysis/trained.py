@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mnist_dist.benchmarks.analysis.matmul import MatmulRate
+from mnist_dist.benchmarks.analysis.limits import MatmulRate
 from mnist_dist.benchmarks.analysis.scaling import Curve, efficiency, is_oversubscribed
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.case import Case

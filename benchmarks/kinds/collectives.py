@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from mnist_dist.benchmarks.analysis.collectives import AllReduce, slowest_seconds
+from mnist_dist.benchmarks.analysis.limits import AllReduce, slowest_seconds
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.measure.timing import take_timings
 from mnist_dist.benchmarks.records.kinds import Measurements, NoRateError, WorkerKind

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from mnist_dist.benchmarks.analysis.matmul import MatmulRate, matmul_series
+from mnist_dist.benchmarks.analysis.limits import MatmulRate, matmul_series
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.measure.timing import take_timings
 from mnist_dist.benchmarks.records.kinds import Measurements, WorkerKind

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.attribution import Attribution, attribute
-from mnist_dist.benchmarks.analysis.collectives import measured_all_reduces
+from mnist_dist.benchmarks.analysis.limits import measured_all_reduces
 from mnist_dist.benchmarks.analysis.scaling import find_curves
 from mnist_dist.benchmarks.analysis.summary import CaseSummary, summarize
 from mnist_dist.benchmarks.records.case import Case, StrategyName

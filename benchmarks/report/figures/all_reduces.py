@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnist_dist.benchmarks.analysis.collectives import AllReduce
+from mnist_dist.benchmarks.analysis.limits import AllReduce
 from mnist_dist.benchmarks.report.figures.drawing import (
     COLOURS,
     LINE_STYLES,

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import pytest
 
-from mnist_dist.benchmarks.analysis.collectives import measured_all_reduces
+from mnist_dist.benchmarks.analysis.limits import measured_all_reduces
 from mnist_dist.benchmarks.analysis.prediction import FittedModel, Forecast, Prediction, predict
 from mnist_dist.benchmarks.analysis.scaling import Curve, find_curves
 from mnist_dist.benchmarks.analysis.scaling_models import ScalingLaw, ScalingLawModel

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from mnist_dist.benchmarks.analysis.collectives import AllReduce
+from mnist_dist.benchmarks.analysis.limits import AllReduce
 from mnist_dist.benchmarks.analysis.scaling_models import ScalingLaw, ScalingLawModel, fit_nonnegative
 from mnist_dist.benchmarks.analysis.step_times import (
     Links,

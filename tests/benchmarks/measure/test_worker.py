@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from mnist_dist.benchmarks.analysis.collectives import measured_all_reduces
+from mnist_dist.benchmarks.analysis.limits import measured_all_reduces
 from mnist_dist.benchmarks.analysis.summary import summarize
 from mnist_dist.benchmarks.kinds import collectives, matmul
 from mnist_dist.benchmarks.measure.rounds import Stage
