@@ -149,7 +149,7 @@ class Running:
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Lets signals wait while a process is started: who is interrupted before it is noted would leave it behind."""
+    """Lets signals wait: who is interrupted before a process is noted, or a record is kept, would leave or lose it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
     try:
         yield

@@ -122,25 +122,26 @@ def run_round(
         standings = round_.run()
         round_id = uuid.uuid4().hex
         harness = (time.process_time() - cpu_began) / len(runs)
-        for run in runs:
-            standing = standings.get(run.name)
-            if standing is None or standing.end is None:  # The round was interrupted before anything came of it.
-                continue
-            turns = Turns(
-                round_id=round_id,
-                contenders=len(runs),
-                waiting_cores=standing.waiting_cores,
-                ended=standing.ended or round_.ended,
-            )
-            yield started[run.name].record(
-                standing.end,
-                seconds=standing.own_seconds,
-                harness_cpu_seconds=harness,
-                # The meter sees this host alone.
-                telemetry=summarize(standing.energy) if run.case.hosts == 1 else None,
-                # What never asked for a turn, as an older commit, was measured by itself while it started.
-                turns=turns if standing.group else None,
-            )
+        with signals_held():  # Until all records are where they are kept.
+            for run in runs:
+                standing = standings.get(run.name)
+                if standing is None or standing.end is None:  # The round was interrupted before anything came of it.
+                    continue
+                turns = Turns(
+                    round_id=round_id,
+                    contenders=len(runs),
+                    waiting_cores=standing.waiting_cores,
+                    ended=standing.ended or round_.ended,
+                )
+                yield started[run.name].record(
+                    standing.end,
+                    seconds=standing.own_seconds,
+                    harness_cpu_seconds=harness,
+                    # The meter sees this host alone.
+                    telemetry=summarize(standing.energy) if run.case.hosts == 1 else None,
+                    # What never asked for a turn, as an older commit, was measured by itself while it started.
+                    turns=turns if standing.group else None,
+                )
     if round_.interruption:
         raise round_.interruption
 
