@@ -109,13 +109,17 @@ def test_an_array(study: Study) -> None:
 
 
 def test_a_nested_study_that_is_requeued_skips_what_it_has(study: Study) -> None:
-    study.submit("--devices", "1,2", "--devices-per-node", "1", "--nested")
+    """The second of two rounds is interrupted: what it measured is kept, and measured again to its end."""
+    study.submit("--devices", "1,2", "--devices-per-node", "1", "--nested", "--repeats", "2")
     (job,) = study.submitted.jobs
-    assert wait_until(lambda: len(study.records()) == 1, 200), study.logs
+    assert wait_until(lambda: len(study.records()) == 3, 300), study.logs
     before = study.records()
     study.cluster.run("scancel", "--batch", "--signal=USR2", job.job)
     study.finish()
     assert study.cluster.job(job.job)["Restarts"] == "1"
-    assert study.points() == ONE_AND_TWO, study.logs
+    ended = [record for record in study.records() if record["turns"]["ended"] != "interrupted"]
+    assert Counter((each["case"]["strategy"], each["case"]["devices"], each["repeat"]) for each in ended) == {
+        (strategy, devices, repeat): 1 for strategy, devices, _ in ONE_AND_TWO for repeat in range(2)
+    }, study.logs
     assert [record for record in study.records() if record in before] == before
     assert "back into the queue" in study.logs
