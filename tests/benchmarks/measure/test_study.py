@@ -412,7 +412,10 @@ def test_the_exit_code_says_that_a_case_failed_and_the_rest_is_measured(tmp_path
     assert line.startswith("failed: single") and "missing.npz" in line
     assert (tmp_path / "results" / "report.html").stat().st_size > 10_000, "the report comes all the same"
     again = run("run", suite, "--results", tmp_path / "results", "--resume", "--no-report")
-    assert again.returncode == 1 and "[1/1]" in again.stdout, "only what failed is tried again"
+    assert again.returncode == 1
+    assert "round 1 of 1: 2 cases in turns" in again.stdout, "what failed is tried again, beside its baseline"
+    by_status = Counter(record.status for record in Store(tmp_path / "results").records())
+    assert by_status["ok"] == 2, "the baseline was measured in both rounds"
 
 
 @pytest.mark.slow
