@@ -29,7 +29,7 @@ from mnist_dist.errors import UserError
 TURN_SECONDS = 0.2
 LEAD_SHARE = 0.1  # Of a turn's steps, taken before them without being counted: the first find cold caches.
 CALIBRATIONS = 8  # At most, until a turn is about as long as it should be.
-FEWEST_CYCLES = 10  # Before anything is called known well enough.
+FEWEST_CYCLES = 13  # Before anything is called known well enough: ten are left without a warm-up of a fifth.
 ENDING_SECONDS = 30.0  # For a contender that is told to end, to write what it measured.
 CONFIDENCE = 0.95
 

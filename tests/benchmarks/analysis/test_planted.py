@@ -21,7 +21,7 @@ from tests.benchmarks.hindered import DELAY_SECONDS, SLOW_RANK
 
 pytestmark = pytest.mark.slow
 
-MEASURE_SECONDS = 4.0  # Of each variant: about ten cycles of turns, each of a hindered step or two.
+MEASURE_SECONDS = 6.0  # Of each variant: about fifteen cycles of turns, each of a hindered step or two.
 
 
 @pytest.fixture(scope="module")
