@@ -8,7 +8,7 @@ PEERS := .venv-peers
 VARIANT ?= cpu
 ALONE := tests/benchmarks/measure tests/benchmarks/peers tests/benchmarks/analysis/test_planted.py tests/processes tests/slurm
 
-.PHONY: help bench train peers test test-fast lint lock image image-test clean
+.PHONY: help bench train peers test test-all test-fast lint lock image image-test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -22,14 +22,17 @@ train: $(INSTALLED) ## train the default configuration on the embedded MNIST
 peers: $(HOROVOD) $(PEERS)/.installed ## measure Keras' fit, Horovod's example and PyTorch beside ours
 	@$(BIN)/mnist-dist bench peers --pytorch-python $(PEERS)/bin/python
 
-test: $(HOROVOD) ## run the whole test suite; installs Slurm where it may, builds Horovod the first time
+test: $(HOROVOD) ## run the tests; installs Slurm where it may, builds Horovod the first time
 	@slurm/install_for_tests.sh
 # Side by side all that shares no cluster, measures nothing, and does not judge how soon ranks end.
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ALONE:%=--ignore %)
-	@$(BIN)/python -m pytest $(ALONE)
+	@$(BIN)/python -m pytest -m "not thorough" --numprocesses 2 --dist loadfile $(ALONE:%=--ignore %)
+	@$(BIN)/python -m pytest -m "not thorough" $(ALONE)
+
+test-all: test ## run the tests that take long, too
+	@$(BIN)/python -m pytest -m thorough || [ $$? = 5 ] # 5: there are none.
 
 test-fast: $(INSTALLED) ## run the unit tests, in about a minute
-	@$(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile --durations 3
+	@$(BIN)/python -m pytest -m "not slow and not thorough" --numprocesses auto --dist loadfile --durations 3
 
 lint: $(INSTALLED) ## check style, types and who imports whom
 	@$(BIN)/ruff check .

@@ -29,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_command(make_parser(), arguments, f"interrupted; {KEPT}")
     finally:
         for ending, handler in before.items():
-            signal.signal(ending, handler)
+            if (
+                signal.getsignal(ending) is leave
+            ):  # Else one has come, and a second must not end the interpreter's exit.
+                signal.signal(ending, handler)
 
 
 def leave(number: int, _: object) -> NoReturn:

@@ -132,7 +132,7 @@ class RoundProgress:
         labels = list(dict.fromkeys(self._label(run.case) for run in able))
         what = labels[0] if len(labels) == 1 else f"{len(able)} cases in turns"
         label = f"round {self._number} of {self._rounds}"
-        print(f"{label}: {what}, at most about {clock(left_seconds)} left", flush=True)
+        print(f"{label}: {what}, about {clock(left_seconds)} left", flush=True)
         self._progress.begin(self._done, label, left_seconds)
 
     def tell(self, stage: Stage) -> None:
@@ -191,7 +191,7 @@ def render_cases(cases: Iterable[tuple[Case, int, str]], gpus: bool, rounds: int
     ]
     runs = sum(repeats for _, repeats, _ in cases)
     parts = f"{_count(len(cases), 'case')}, {_count(runs, 'run')} in {_count(rounds, 'round')}"
-    return "\n".join([*lines, f"{parts}, at most about {clock(seconds)}"])
+    return "\n".join([*lines, f"{parts}, about {clock(seconds)}"])
 
 
 def _count(number: int, what: str) -> str:

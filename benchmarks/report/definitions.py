@@ -34,7 +34,9 @@ DEFINITIONS = (
         "efficiency",
         "E(N) = X(N) / (N · X(1)), X being total images/s and X(1) that of the strategy single on one device with the "
         "cores that a device has at N. Weak: each device keeps its batch. Strong: the devices share the batch of one. "
-        "The interval is that of the ratio within each repeat, as the cases of a repeat run one after the other.",
+        "Where cases took turns, the ratio is the trimmed mean of those within each cycle; its interval comes from "
+        "blocks of cycles, and from the rounds where there are several. Otherwise it comes from the ratio within each "
+        "repeat.",
         "Hoefler and Belli, Scientific benchmarking of parallel computing systems, SC 2015.",
     ),
     Definition(
@@ -89,12 +91,13 @@ DEFINITIONS = (
     ),
     Definition(
         "lost time",
-        "Per step, against one device; mean times of runs as trained, on resident images (synthetic input), and of "
-        "those without all-reduce, too, in which ranks run freely. Input: what real input adds at N, less what it "
-        "adds at 1. Exposed communication: the step on resident images, less the slowest rank of the free runs. "
-        "Stragglers: that rank less the mean of ranks. Contention for memory, cores, power: this mean less one "
-        "device's step. Small batches, in strong scaling: what one device loses with the images that each of N has. "
-        "Unexplained: what these leave of t(N) - t(1): what was not measured, and zero where all these runs were. "
+        "Per step, against one device; mean times as trained, on resident images (synthetic input), and without "
+        "all-reduce, in which ranks run freely. Input: what real input adds at N, less what it adds at 1. Exposed "
+        "communication: the step on resident images, less the slowest rank that runs freely. Where real input without "
+        "all-reduce was measured, too, both are the mean of what taking them away first and last gains. Stragglers: "
+        "that rank less the mean of ranks. Contention for memory, cores, power: this mean less one device's step. "
+        "Small batches, in strong scaling: what one device loses with the images that each of N has. Unexplained: what "
+        "these leave of t(N) - t(1): what was not measured, and zero where all these runs were. "
         "Percentages are of the ideal throughput.",
     ),
     Definition(

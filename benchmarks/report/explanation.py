@@ -33,7 +33,7 @@ def explain(attribution: Attribution) -> str:
         return f"{who} nothing that matters: {lost}{culprit}."
     sentences = [f"{who} {lost}: {', '.join(map(_points, _notable_parts(attribution)))}{culprit}."]
     if biggest is None:
-        sentences.append("No single cause is beyond the noise; measure more repeats.")
+        sentences.append("The largest cause is within the noise; measure more repeats.")
     else:
         sentences.append(f"Against {label_part(biggest.name)}, try {'; or '.join(_advice(attribution, biggest.name))}.")
     alone = attribution.all_reduce_share

@@ -62,7 +62,7 @@ def _facts(analysis: Analysis) -> Iterator[tuple[str, str]]:
     times = sorted(record.started_at for record in records)
     first, last = (time[:16].replace("T", " ") for time in (times[0], times[-1]))
     yield "Suite", _names(record.suite for record in records)
-    yield "Date", f"{first} UTC" if first == last else f"{first} to {last} UTC"
+    yield "Started", f"{first} UTC" if first == last else f"{first} to {last} UTC"
     yield "Measured", _counts(records)
     if common:
         yield "Settings", ", ".join(f"{key}={value}" for key, value in sorted(common.items()))
@@ -132,7 +132,8 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
             f"Disturbed rounds: while others had the turn, more than {MOST_WAITING_CORES:g} of a core was used by "
             f"{_list(restless, name)}. What was measured beside them may be too slow."
         )
-    few = [each for each in summaries if 0 < len(each.records) < FEWEST_REPEATS and each.case.kind == "train"]
+    trained = [each for each in summaries if each.case.kind == "train" and not each.case.is_ablation]
+    few = [each for each in trained if 0 < len(each.records) < FEWEST_REPEATS]
     if few:
         most = max(len(each.records) for each in few)
         yield Caveat(

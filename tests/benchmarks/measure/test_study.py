@@ -228,8 +228,8 @@ class TestEstimate:
         assert [line.split()[0] for line in lines] == [item.case.case_id for item in cases]
         assert "(skipped: no second GPU)" in lines[1]
         assert lines[2].endswith("(oversubscribed: 4 cores on a host of 2)") and "oversubscribed" not in lines[0]
-        assert total == "3 cases, 4 runs in 2 rounds, at most about 1:05"
-        assert render_cases(rows[:1], False, 1, 0.0).endswith("1 case, 2 runs in 1 round, at most about 0:00")
+        assert total == "3 cases, 4 runs in 2 rounds, about 1:05"
+        assert render_cases(rows[:1], False, 1, 0.0).endswith("1 case, 2 runs in 1 round, about 0:00")
 
 
 def test_a_failing_case_does_not_stop_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,7 +244,7 @@ def test_a_failing_case_does_not_stop_the_rest(tmp_path: Path, capsys: pytest.Ca
     assert sum("/nowhere/mnist.npz" in line for line in notes.lines) == 2
     assert sum("skipped: no second GPU" in line for line in notes.lines) == 1
     assert notes.left[-1] == 0
-    assert capsys.readouterr().out.startswith("round 1 of 1: 2 cases in turns, at most about 0:")
+    assert capsys.readouterr().out.startswith("round 1 of 1: 2 cases in turns, about 0:")
     assert [text.split(",")[0] for text in notes.told[:2]] == ["starting single"] * 2
     left = plan_rounds([side], cases, side[1].records())
     assert sum(map(len, left)) == 2, "what failed is tried again, what is skipped is not"
@@ -273,7 +273,7 @@ class TestProgress:
         stages += [Stage("measuring", None, cycle, 0.1 / cycle if cycle > 9 else None) for cycle in range(20)]
         for stage in [*stages, Stage("ending")]:
             progress.tell(stage)
-        assert capsys.readouterr().out == "round 1 of 1: 2 cases in turns, at most about 1:40 left\n"
+        assert capsys.readouterr().out == "round 1 of 1: 2 cases in turns, about 1:40 left\n"
         assert notes.told == [
             "starting mirrored, 2 \N{MULTIPLICATION SIGN} 2 cores, 128 images per device, trained 1 s",
             "training",

@@ -165,7 +165,7 @@ def test_a_missing_baseline_is_named() -> None:
 def test_facts_of_the_machine(study: list[Record]) -> None:
     facts = dict(find(study).facts)
     assert facts["Hardware"] == "8 cores of Example CPU @ 2.50GHz, x86_64, 32 GiB, no GPU"
-    assert facts["Date"] == "2026-01-01 12:00 to 2026-01-03 12:00 UTC"
+    assert facts["Started"] == "2026-01-01 12:00 to 2026-01-03 12:00 UTC"
     assert facts["Software"].startswith("Debian GNU/Linux 12, kernel 6.1.0, python 3.11.7")
     gpus = (Gpu(name="NVIDIA H100", memory_bytes=80 * 2**30),) * 4
     with_gpus = on(study, hardware=hardware(gpus=gpus, gpu_driver="570.1"))
