@@ -114,8 +114,8 @@ def plan_rounds(
         of_repeat = [case for case in cases if repeat < case.repeats]
         units = [[Run(study, planned, repeat) for study, _ in sides] for planned in of_repeat]
         left = [unit for unit in units if any((run.study.name, run.case.case_id, repeat) not in done for run in unit)]
+        together = [unit for unit in left if kind(unit[0].case.kind).takes_turns]
         alone = [unit for unit in left if not kind(unit[0].case.kind).takes_turns]
-        together = [unit for unit in left if unit not in alone]
         baseline = next((unit for unit in units if is_baseline(unit[0])), None)
         rounds += [*_parts(together, baseline if together else None, most), *alone]
     return rounds
@@ -124,12 +124,14 @@ def plan_rounds(
 def _parts(units: Sequence[list[Run]], baseline: list[Run] | None, most: int) -> Iterator[list[Run]]:
     """Yields the runs of some units in parts of so many processes at most, the baseline in all of them."""
     always = baseline or []
-    part = list(always)
+    part, alive = list(always), sum(map(_processes, always))
     for unit in (unit for unit in units if unit is not baseline):
-        if len(part) > len(always) and sum(map(_processes, [*part, *unit])) > most:
+        of_unit = sum(map(_processes, unit))
+        if len(part) > len(always) and alive + of_unit > most:
             yield part
-            part = list(always)
+            part, alive = list(always), sum(map(_processes, always))
         part += unit
+        alive += of_unit
     if len(part) > len(always) or any(unit is baseline for unit in units):
         yield part
 

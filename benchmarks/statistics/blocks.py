@@ -5,17 +5,26 @@ from __future__ import annotations
 import numpy as np
 
 
-def lag_one_correlation(values: np.ndarray) -> np.ndarray:
-    """Returns the correlation of neighbouring values, from their ranks so that outliers matter little, float64 [...].
+def centred_ranks(values: np.ndarray) -> np.ndarray:
+    """Returns the ranks of some values less the mean rank, equal values sharing theirs, float64 [windows].
+
+    `scipy.stats.rankdata` gives the same, and takes a study of thousands of runs ten times as long.
 
     Args:
-        values: float64 [..., windows].
+        values: float64 [windows].
     """
-    from scipy import stats
+    ordered = np.sort(values)
+    return (np.searchsorted(ordered, values) + np.searchsorted(ordered, values, "right") - len(values)) / 2
 
-    ranks = stats.rankdata(values, axis=-1) - (values.shape[-1] + 1) / 2
-    power = np.sum(ranks**2, axis=-1)
-    return np.sum(ranks[..., 1:] * ranks[..., :-1], axis=-1) / np.where(power > 0, power, 1.0)
+
+def lag_one_correlation(values: np.ndarray) -> float:
+    """Returns the correlation of neighbouring values, from their ranks so that outliers matter little.
+
+    Args:
+        values: float64 [windows].
+    """
+    ranks = centred_ranks(values)
+    return float(ranks[1:] @ ranks[:-1] / (ranks @ ranks or 1.0))
 
 
 def block_length(series: np.ndarray) -> int:
@@ -25,7 +34,7 @@ def block_length(series: np.ndarray) -> int:
         series: float64 [rows, windows], of which that with the longest memory decides.
     """
     windows = series.shape[1]
-    memory = float(np.clip(lag_one_correlation(series).max(), 0.0, 0.9))
+    memory = min(max(0.0, *map(lag_one_correlation, series)), 0.9)
     best = (6 * windows) ** (1 / 3) * (memory / (1 - memory**2)) ** (2 / 3)
     return max(1, min(round(best), windows // 3))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mnist_dist.benchmarks.statistics.blocks import lag_one_correlation
+from mnist_dist.benchmarks.statistics.blocks import centred_ranks, lag_one_correlation
 
 MERGED_SECONDS = 0.1  # Shorter windows are joined: their noise is that of the timer and of the scheduler.
 MOST_MERGED_WINDOWS = 400
@@ -121,7 +121,7 @@ def find_drift(values: np.ndarray) -> float | None:
 
     count = len(values)
     windows = np.arange(count) - (count - 1) / 2
-    ranks = stats.rankdata(values) - (count + 1) / 2
+    ranks = centred_ranks(values)
     before = np.arange(1, count)
     # Parts of the sum of squares of the ranks.
     line = (windows @ ranks) ** 2 / (windows @ windows)

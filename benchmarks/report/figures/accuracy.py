@@ -13,12 +13,14 @@ from mnist_dist.benchmarks.analysis.trained import TrainedCase
 from mnist_dist.benchmarks.report.figures.drawing import (
     COLOURS,
     INK,
+    MOST_POINTS,
     MUTED,
     PAPER,
     Label,
     Picture,
     draw_point,
     error_bars,
+    fold,
     group_by,
     join_name,
     make_picture,
@@ -37,13 +39,14 @@ LEAST_ACCURACY_SPAN = 0.1  # Of the axis, in percent.
 
 def draw_accuracy(cases: Sequence[TrainedCase]) -> Picture | None:
     """Throughput against test accuracy: up and to the right is better."""
-    shown = [
+    known = [
         (trained, trained.summary.images_per_second, 100 * np.array(accuracies))
         for trained in cases
         if trained.summary.images_per_second and (accuracies := trained.summary.seed_accuracies)
     ]
-    if not shown:
+    if not known:
         return None
+    shown, folded = fold(known, MOST_POINTS, lambda each: each[1].value, "fastest cases")
     figure, (axes,) = new_figure()
     axes.set_xscale("log")
     labels = []
@@ -75,7 +78,7 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> Picture | None:
         "throughput_accuracy",
         "Throughput against accuracy",
         "Each point is one case: strategy and devices. Upright bars: lowest to highest seed; level bars: 95 % "
-        "interval of the throughput.",
+        f"interval of the throughput.{folded}",
         f"Test accuracy against throughput for {len(shown)} cases. The fastest is {fastest.case.strategy} on "
         f"{fastest.case.devices} devices, with {best.value:,.0f} images/s and {of_seeds.mean():.2f} %.",
     )
@@ -83,9 +86,12 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> Picture | None:
 
 def draw_time_to_accuracy(cases: Sequence[TrainedCase]) -> Picture | None:
     """Seconds until each target, one line of points for each case."""
-    shown = [trained for trained in cases if any(found.reached for found in trained.summary.time_to_accuracy.values())]
-    if not shown:
+    known = [trained for trained in cases if any(found.reached for found in trained.summary.time_to_accuracy.values())]
+    if not known:
         return None
+    # By the highest accuracy that any of them reaches, and then by how soon they do.
+    highest = max(target for trained in known for target, _ in _reached(trained))
+    shown, folded = fold(known, MOST_POINTS, lambda each: -_seconds_to(highest, each), "soonest cases")
     targets = sorted({target for trained in shown for target in trained.summary.time_to_accuracy})
     figure, (axes,) = new_figure(height=1.1 + 0.5 * len(shown))
     longest = max(_typical_seconds(found) for trained in shown for _, found in _reached(trained))
@@ -101,7 +107,8 @@ def draw_time_to_accuracy(cases: Sequence[TrainedCase]) -> Picture | None:
         "time_to_accuracy",
         "Time to accuracy",
         "Number above a point: the accuracy, in %. Point: the median over the seeds, hollow if not all of them reached "
-        "it (in brackets how many did), and the expected running time if fewer than half did. Never: by no seed.",
+        "it (in brackets how many did), and the expected running time if fewer than half did. Never: by no seed."
+        f"{folded}",
         f"Seconds until {', '.join(f'{100 * target:g} %' for target in targets)} test accuracy for {len(shown)} cases.",
     )
 
@@ -114,6 +121,10 @@ def _missed(trained: TrainedCase) -> str:
     return ", ".join(
         f"{100 * target:g}" for target, found in sorted(trained.summary.time_to_accuracy.items()) if not found.reached
     )
+
+
+def _seconds_to(target: float, trained: TrainedCase) -> float:
+    return _typical_seconds(dict(_reached(trained))[target]) if target in dict(_reached(trained)) else math.inf
 
 
 def _typical_seconds(found: TimeToAccuracy) -> float:

@@ -12,8 +12,10 @@ from mnist_dist.benchmarks.report.figures.drawing import (
     COLOURS,
     LINE_STYLES,
     MARKERS,
+    MOST_LINES,
     Label,
     Picture,
+    fold,
     group_by,
     make_picture,
     new_figure,
@@ -30,6 +32,9 @@ def draw_all_reduces(measured: Sequence[AllReduce]) -> Picture | None:
     """Latency of small messages and bus bandwidth of large ones."""
     if not measured:
         return None
+    cases = group_by(measured, lambda each: each.case.case_id)
+    shown, folded = fold(cases, MOST_LINES, lambda case: max(each.bus_bandwidth for each in case), "fastest cases")
+    measured = [each for case in shown for each in case]
     parts: list[tuple[str, Callable[[AllReduce], tuple[float, float, float]], list[AllReduce]]] = [
         ("latency of small messages, µs", _microseconds, [each for each in measured if each.is_latency]),
         ("bus bandwidth of large messages, GB/s", _gigabytes, [each for each in measured if not each.is_latency]),
@@ -44,7 +49,7 @@ def draw_all_reduces(measured: Sequence[AllReduce]) -> Picture | None:
         figure,
         "all_reduce",
         "All-reduce",
-        "Slowest rank; median, 5th and 95th percentile of all timings.",
+        f"Slowest rank; median, 5th and 95th percentile of all timings.{folded}",
         f"Latency and bus bandwidth against message size. The highest bus bandwidth is {best.bus_bandwidth / 1e9:.2g} "
         f"GB/s, with {best.case.strategy} on {best.case.devices} devices and {label_bytes(best.size_bytes)}.",
     )

@@ -6,6 +6,7 @@ Strategies keep their colour and marker in all of them.
 
 from __future__ import annotations
 
+import heapq
 import io
 import itertools
 import math
@@ -35,6 +36,7 @@ LABEL_POINTS = 8.0  # From a point to the text beside it.
 SHIFTS = range(-150, 151)  # Points by which labels may stand higher or lower.
 LABELS_ABOVE, POINTS_ABOVE = 3, 4  # Lines are 2: labels interrupt them, and cover no point.
 CSS_PIXELS_PER_INCH = 96
+MOST_LINES, MOST_POINTS, MOST_PANELS = 12, 18, 6  # Of one panel, or of one picture, that can be told apart.
 WIDTH = 5.7  # Inches; half of a wide page, and still readable when a phone shrinks it.
 # Okabe and Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/), some darkened
 # so that text in them can be read; beside each the colour on a dark page.
@@ -149,10 +151,11 @@ def place_labels(axes: Axes, labels: Sequence[Label]) -> None:
     # From the middle outwards, and inwards only where that saves 4 points: so labels keep the order of their points.
     for text, height in sorted(zip(texts, heights, strict=True), key=lambda pair: abs(pair[1])):
         shifts = sorted(SHIFTS, key=lambda shift: abs(shift) + 4 * (shift * height < 0))
-        places = [(shift, text.get_window_extent().translated(0, shift / pixel).padded(1)) for shift in shifts]
-        shift, box = next((place for place in places if not place[1].count_overlaps(taken)), places[0])
+        box = text.get_window_extent().padded(1)
+        free = (shift for shift in shifts if not box.translated(0, shift / pixel).count_overlaps(taken))
+        shift = next(free, shifts[0])
         text.set_position((LABEL_POINTS, shift))
-        taken.append(box)
+        taken.append(box.translated(0, shift / pixel))
 
 
 def draw_point(axes: Axes, summary: CaseSummary, x: float, y: float, bars: Any, across: Any = None) -> None:
@@ -188,7 +191,8 @@ def variant_of(summary: CaseSummary, *, shown_batch: bool) -> tuple[str, ...]:
         cores,
         precision.removeprefix("mixed_"),
         f"XLA {xla}",
-        label_other_settings(case),
+        # Without the section, for which there is no room.
+        re.sub(r"\b[a-z]+\.(?=[a-z_]+=)", "", label_other_settings(case)),
         label_duration(case),
     )
 
@@ -221,6 +225,18 @@ def group_by(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return list(groups.values())
+
+
+def fold(items: Sequence[Any], most: int, rank: Callable[[Any], float], what: str) -> tuple[list[Any], str]:
+    """Returns those items that a picture has room for, in their order, and what its caption says of the others.
+
+    Args:
+        rank: the items with the highest are kept.
+        what: they are, such as `fastest cases`.
+    """
+    kept = {id(item) for item in heapq.nlargest(most, items, key=rank)}
+    shown = [item for item in items if id(item) in kept]
+    return shown, f" Only the {most} {what} of {len(items):,}." if len(items) > most else ""
 
 
 def make_picture(figure: Figure, name: str, title: str, caption: str, alternative: str) -> Picture:

@@ -15,11 +15,14 @@ from mnist_dist.benchmarks.report.figures.drawing import (
     COLOURS,
     LINE_STYLES,
     MARKERS,
+    MOST_LINES,
+    MOST_PANELS,
     MUTED,
     Label,
     Picture,
     draw_point,
     error_bars,
+    fold,
     group_by,
     join_name,
     make_picture,
@@ -42,12 +45,12 @@ def draw_throughput(curves: Sequence[Curve]) -> Picture | None:
     """Total throughput against devices, with intervals and the ideal line."""
     if not curves:
         return None
-    points = [point for curve in curves for point in curve.points]
+    by_kind, folded = _by_kind(curves)
+    points = [point for chosen in by_kind for curve in chosen for point in curve.points]
     best = max(points, key=lambda point: point.throughput.value)
     values = [
         rate for each in points for rate in (each.throughput.value, each.throughput.value / each.efficiency.value)
     ]
-    by_kind = _by_kind(curves)
     figure, panels = new_figure(len(by_kind))
     for axes, chosen in zip(panels, by_kind, strict=True):
         axes.set_yscale("log")
@@ -62,7 +65,7 @@ def draw_throughput(curves: Sequence[Curve]) -> Picture | None:
         figure,
         "throughput",
         "Throughput against devices",
-        f"Dashed: ideal, N times one device. {KEY}",
+        f"Dashed: ideal, N times one device. {KEY}{folded}",
         f"Lines of throughput against devices for {_strategies(curves)}. The highest is "
         f"{best.throughput.value:,.0f} images/s, with {best.summary.case.strategy} on {best.devices} devices.",
     )
@@ -74,10 +77,10 @@ def draw_efficiency(curves: Sequence[Curve]) -> Picture | None:
 
     if not curves:
         return None
-    points = [point for curve in curves for point in curve.points]
+    by_kind, folded = _by_kind(curves)
+    points = [point for chosen in by_kind for curve in chosen for point in curve.points]
     worst = min(points, key=lambda point: point.efficiency.value)
     best = max(points, key=lambda point: point.efficiency.value)
-    by_kind = _by_kind(curves)
     figure, panels = new_figure(len(by_kind))
     for axes, chosen in zip(panels, by_kind, strict=True):
         axes.set_ylim(min(worst.efficiency.value - 0.05, 0.8), max(best.efficiency.value + 0.05, 1.07))
@@ -88,7 +91,7 @@ def draw_efficiency(curves: Sequence[Curve]) -> Picture | None:
         figure,
         "efficiency",
         "Scaling efficiency",
-        f"Dashed: ideal. {KEY}",
+        f"Dashed: ideal. {KEY}{folded}",
         f"Lines of scaling efficiency against devices for {_strategies(curves)}. The lowest is "
         f"{100 * worst.efficiency.value:.0f} %, with {worst.summary.case.strategy} on {worst.devices} devices.",
     )
@@ -96,9 +99,10 @@ def draw_efficiency(curves: Sequence[Curve]) -> Picture | None:
 
 def draw_predictions(predictions: Sequence[Prediction]) -> Picture | None:
     """Throughput beyond the measured numbers of devices, with 95 % intervals."""
-    shown = [each for each in predictions if each.models]
-    if not shown:
+    known = [each for each in predictions if each.models]
+    if not known:
         return None
+    shown, folded = fold(known, MOST_PANELS, lambda each: max(each.measured.values()), "fastest curves")
     figure, panels = new_figure(len(shown))
     for axes, each in zip(panels, shown, strict=True):
         _draw_prediction(axes, each)
@@ -111,7 +115,7 @@ def draw_predictions(predictions: Sequence[Prediction]) -> Picture | None:
         "prediction",
         "Prediction",
         "Points: measured. Line and band: the trusted model and the 95 % interval of a measurement to come. Thin: the "
-        "other models. Dashed: ideal. Upright line: the largest sensible number of devices.",
+        f"other models. Dashed: ideal. Upright line: the largest sensible number of devices.{folded}",
         f"Predicted throughput against devices. {described}.",
     )
 
@@ -167,9 +171,19 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], value_of: Callable[[Point]
     place_labels(axes, labels)
 
 
-def _by_kind(curves: Sequence[Curve]) -> list[list[Curve]]:
-    """Returns the curves of weak scaling, and those of strong scaling, if there are any."""
-    return group_by(sorted(curves, key=lambda curve: curve.scaling != "weak"), lambda curve: curve.scaling)
+def _by_kind(curves: Sequence[Curve]) -> tuple[list[list[Curve]], str]:
+    """Returns the curves of weak scaling, and those of strong scaling, if there are any; and that some are left out."""
+    kinds = group_by(sorted(curves, key=lambda curve: curve.scaling != "weak"), lambda curve: curve.scaling)
+    folded = [
+        fold(
+            of_kind,
+            MOST_LINES,
+            lambda curve: max(point.throughput.value for point in curve.points),
+            f"fastest curves of {of_kind[0].scaling} scaling",
+        )
+        for of_kind in kinds
+    ]
+    return [shown for shown, _ in folded], "".join(note for _, note in folded)
 
 
 def _devices(curves: Iterable[Curve]) -> list[int]:

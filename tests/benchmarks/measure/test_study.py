@@ -204,14 +204,17 @@ class TestEstimate:
         assert self.estimate(*planned(BAD, skip_reason="no GPU")) == 0
 
     @pytest.mark.parametrize(("values", "repeats"), [(2000, 5), (100, 100)])
-    def test_ten_thousand_runs_are_planned_at_once(self, values: int, repeats: int, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("processes", [20, 100_000])
+    def test_ten_thousand_runs_are_planned_at_once(
+        self, values: int, repeats: int, processes: int, tmp_path: Path
+    ) -> None:
         """By processor time, so that a busy machine does not matter."""
         vary = {"model.dense_units": list(range(1, values + 1))}
         content = {"description": "d", "minutes": 1, "repeats": repeats, "strategies": "single", "devices": 1}
         suite = Suite.model_validate(content | {"blocks": [{"vary": vary}]})
         began = time.process_time()
         cases = plan_cases(suite, MACHINE)
-        rounds = plan_rounds([(make_study(tmp_path), Store(tmp_path))], cases, processes=20)
+        rounds = plan_rounds([(make_study(tmp_path), Store(tmp_path))], cases, processes=processes)
         assert estimate_seconds(rounds) > 0
         assert sum(map(len, rounds)) == 10_000
         assert time.process_time() - began < 1.5

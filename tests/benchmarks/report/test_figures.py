@@ -166,6 +166,23 @@ def test_the_strategies_are_named_beside_their_lines(pictures: dict[str, Picture
     assert {"single × 1, float32", "multiworker × 8"} <= set(texts(pictures["throughput_accuracy"].svg))  # noqa: RUF001
 
 
+def test_what_cannot_be_told_apart_is_left_out_and_counted() -> None:
+    """A study of many settings: the fastest are drawn, with their names inside the picture, and the caption says so."""
+    settings = [{"runtime.precision": "float32", "optimizer.learning_rate": 0.001 * n} for n in range(1, 20)]
+    cases = [train(name, n, settings=each) for each in settings for name, n in (("single", 1), ("horovod", 2))]
+    many = Analysis(make_study(cases, repeats=2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pictures = [accuracy.draw_accuracy(many.main_cases), scaling.draw_throughput(many.curves)]
+    captions = [picture.caption for picture in pictures if picture]
+    assert [caption.rpartition(" Only the ")[2] for caption in captions] == [
+        "18 fastest cases of 38.",
+        "12 fastest curves of weak scaling of 19.",
+    ]
+    named = [text for text in texts(pictures[1].svg) if text.startswith("horovod")] if pictures[1] else []
+    assert len(set(named)) == 12 and all("learning_rate=0.0" in name for name in named)
+
+
 def test_losses_end_where_they_add_up_to(study: Analysis, drawn: list[Figure]) -> None:
     losses.draw_losses(study.attributions)
     (axes,) = [each for each in drawn[0].axes if each.get_title(loc="left").startswith("horovod")]
