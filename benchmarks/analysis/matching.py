@@ -9,6 +9,7 @@ from typing import Any, Literal
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.errors import one_line
+from mnist_dist.strategies import STRATEGIES
 
 Difference = Literal["hardware", "software", "config"]
 
@@ -85,7 +86,8 @@ def _hardware(record: Record) -> dict[str, Any]:
 
 def _software(record: Record) -> dict[str, Any]:
     """The package's own version belongs to the commit; a library that does not run does not matter."""
-    unused = {"mnist_dist"} | ({"horovod"} if record.case.strategy != "horovod" else set())
+    others = {row.package for name, row in STRATEGIES.items() if name != record.case.strategy}
+    unused = {"mnist_dist", *others}
     versions = {name: version for name, version in record.identity.software.items() if name not in unused}
     return versions | {"GPU driver": record.identity.hardware.gpu_driver}
 

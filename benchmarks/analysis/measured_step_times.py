@@ -14,6 +14,7 @@ from mnist_dist.benchmarks.analysis.scaling_models import Floats, fit_nonnegativ
 from mnist_dist.benchmarks.analysis.step_times import Links, StepTimesModel, gradient_bytes
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.strategies import BASELINE
 
 
 def make_step_times_model(
@@ -104,7 +105,7 @@ def _singles(curve: Curve, summaries: Sequence[CaseSummary]) -> dict[int, float]
     return {
         summary.case.global_batch_size: summary.images_per_second.value
         for summary in summaries
-        if summary.case.strategy == "single"
+        if summary.case.strategy == BASELINE
         and summary.case.kind == "train"
         and not summary.case.is_ablation
         and summary.images_per_second

@@ -17,7 +17,7 @@ from mnist_dist.benchmarks.analysis.in_turns import paired_ratio
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.statistics.stats import Estimate, estimate_ratio
-from mnist_dist.strategies import STRATEGIES
+from mnist_dist.strategies import BASELINE, STRATEGIES
 
 Scaling = Literal["weak", "strong"]
 
@@ -116,7 +116,7 @@ def _curves_of(baseline: CaseSummary, fitting: Iterable[CaseSummary], scaling: S
     for strategy in STRATEGIES:
         points = by_strategy.get(strategy, [])
         if points and points[-1].devices > 1:
-            start = [] if points[0].devices == 1 else by_strategy["single"]
+            start = [] if points[0].devices == 1 else by_strategy[BASELINE]
             curves.append(Curve(scaling, strategy, baseline, (*start, *points)))
     return curves
 
@@ -133,7 +133,7 @@ def _points(summaries: Iterable[CaseSummary], baseline: CaseSummary) -> list[Poi
 
 def _is_baseline(summary: CaseSummary) -> bool:
     case = summary.case
-    is_single = case.kind == "train" and case.strategy == "single" and case.devices == 1 and not case.is_ablation
+    is_single = case.kind == "train" and case.strategy == BASELINE and case.devices == 1 and not case.is_ablation
     return is_single and summary.images_per_second is not None
 
 

@@ -23,6 +23,7 @@ from mnist_dist.benchmarks.records.kinds import STARTUP_SECONDS
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.config import Config, NonNegativeFloat, PositiveInt
 from mnist_dist.errors import nearest, one_line
+from mnist_dist.strategies import BASELINE
 
 SETTING = "peer"  # Of a case: which of PEERS it is.
 DATA = CODE_FOLDER / "mnist_dist" / "data" / "mnist.npz"
@@ -93,7 +94,7 @@ class Peer(WindowsKind):
         script = PEERS[name]
         expected = {
             "devices": script.devices or case.devices,
-            "strategy": "horovod" if script.by_horovod else "single",
+            "strategy": "horovod" if script.by_horovod else BASELINE,
             "global_batch_size": script.batch_size * case.devices,
         }
         for field, value in expected.items():

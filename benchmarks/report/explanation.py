@@ -10,6 +10,7 @@ from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.report.labels import label_part
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.config import Config
+from mnist_dist.strategies import STRATEGIES, either, with_processes
 
 WIDE_INTERVAL = 0.1  # An upper bound of the loss from which on "not significant" says little.
 NOTABLE_SHARE = 0.01  # Of the throughput; smaller causes are not worth a word.
@@ -101,8 +102,8 @@ def _against_contention(attribution: Attribution) -> Iterator[str]:
         yield "fewer devices on each host, whose power, memory and PCIe they share"
     else:
         yield "fewer devices on each host, or more cores for each (--cores-per-device; under Slurm --cpus-per-task)"
-    if attribution.case.strategy == "mirrored" and not attribution.on_gpus:
-        yield "horovod or multiworker, which give each rank cores of its own"
+    if STRATEGIES[attribution.case.strategy].one_process and not attribution.on_gpus:
+        yield f"{either(with_processes())}, which give each rank cores of its own"
 
 
 def _setting(case: Case, key: str) -> Any:
