@@ -21,6 +21,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("PYTHONUNBUFFERED", None)  # Programs must show what they say without it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # For the processes that tests start, too.
 
+TESTS = Path(__file__).parent
+# What takes longest starts first, so that none of it is left for the end; Slurm waits more than it computes.
+LONGEST_FIRST = ("slurm/test_s", "slurm/test_t", "slurm/test_r", "processes", "slurm", "benchmarks/measure", "training")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(TESTS).as_posix()
+        return next((place for place, first in enumerate(LONGEST_FIRST) if name.startswith(first)), len(LONGEST_FIRST))
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="session")
 def tf() -> ModuleType:

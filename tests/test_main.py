@@ -26,6 +26,7 @@ from mnist_dist.config import Config, read_config
 from mnist_dist.data.dataset import Arrays
 from mnist_dist.runtime import find_device
 from mnist_dist.training.writers import Console
+from tests.speeds import thorough_but_for
 
 REPOSITORY = Path(mnist_dist.__file__).parent.parent
 COMMANDS = ["train", "evaluate", "predict", "export", "doctor", "install-horovod", "bench", "slurm"]
@@ -515,7 +516,7 @@ def test_nothing_is_left_in_the_folder_for_temporary_files(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", thorough_but_for(0, range(5)))
 def test_the_defaults_reach_99_percent(seed: int, tmp_path: Path) -> None:
     done = python("train", "--seed", str(seed), "--workdir", tmp_path / "run", timeout=400)
     assert (done.returncode, done.stderr) == (0, "")

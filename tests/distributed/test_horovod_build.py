@@ -207,6 +207,7 @@ def test_refuses_an_altered_archive(tmp_path, monkeypatch):
     assert not list((tmp_path / "wheels").rglob("*.whl"))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_builds_installs_and_proves(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.processes.conftest import STRATEGIES, TEST_IMAGES, StartRun, assert_close
+from tests.speeds import thorough_but_for
 
 pytestmark = pytest.mark.slow
 
@@ -11,7 +12,7 @@ pytestmark = pytest.mark.slow
 SGD = ["--optimizer", "sgd", "--learning-rate", "0.02"]
 
 
-@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("devices", thorough_but_for(2, [2, 3]))
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_equal_weights(start: StartRun, start_once: StartRun, strategy: str, devices: int) -> None:
     settings = [*SGD, "--set", "data.shift_pixels=2"]
@@ -22,7 +23,7 @@ def test_equal_weights(start: StartRun, start_once: StartRun, strategy: str, dev
     assert actual.result["test_accuracy"] == pytest.approx(expected.result["test_accuracy"], abs=1.01 / TEST_IMAGES)
 
 
-@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("devices", thorough_but_for(2, [2, 3]))
 def test_multiworker_gathers_what_horovod_sums(start: StartRun, devices: int) -> None:
     """Gradients that are computed in bfloat16 travel as such under multiworker, and the sum is the same."""
     settings = [*SGD, "--precision", "mixed_bfloat16", "--devices", str(devices)]

@@ -19,6 +19,7 @@ from tests.processes.conftest import (
     rank_processes,
     wait_until,
 )
+from tests.speeds import thorough_but_for
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +32,11 @@ SECONDS_TO_END = 15
 
 @pytest.mark.parametrize(
     ("strategy", "precision"),
-    [("multiworker", "float32"), ("multiworker", "mixed_bfloat16"), ("horovod", "float32")],  # The second one gathers.
+    [
+        ("multiworker", "float32"),
+        pytest.param("multiworker", "mixed_bfloat16", marks=pytest.mark.thorough),  # It gathers.
+        ("horovod", "float32"),
+    ],
 )
 def test_a_killed_rank_ends_all_and_is_named(start: StartRun, strategy: str, precision: str) -> None:
     run = start("run", *LONG, "--strategy", strategy, "--devices", "2", "--precision", precision)
@@ -45,7 +50,7 @@ def test_a_killed_rank_ends_all_and_is_named(start: StartRun, strategy: str, pre
     assert not rank_processes(run.process.pid)
 
 
-@pytest.mark.parametrize("strategy", MULTI_PROCESS)
+@pytest.mark.parametrize("strategy", thorough_but_for("horovod", MULTI_PROCESS))
 def test_resumed_after_one_rank_was_killed(start: StartRun, start_once: StartRun, strategy: str) -> None:
     run = start("run", *SHORT, "--strategy", strategy, "--devices", "2")
     run.read_until("step    24")
@@ -57,7 +62,7 @@ def test_resumed_after_one_rank_was_killed(start: StartRun, start_once: StartRun
     assert_close(resumed.weights, expected.weights, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", thorough_but_for("multiworker", STRATEGIES))
 def test_resumed_after_all_were_killed(
     start: StartRun, start_once: StartRun, strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +81,7 @@ def test_resumed_after_all_were_killed(
     assert_close(resumed.weights, expected.weights, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("strategy", MULTI_PROCESS)
+@pytest.mark.parametrize("strategy", thorough_but_for("horovod", MULTI_PROCESS))
 def test_a_stuck_rank_ends_the_job_in_time_and_is_named(start: StartRun, strategy: str) -> None:
     stall_seconds = 12
     run = start(
@@ -99,8 +104,8 @@ def test_a_stuck_rank_ends_the_job_in_time_and_is_named(start: StartRun, strateg
     assert not rank_processes(run.process.pid)
 
 
-@pytest.mark.parametrize("strategy", MULTI_PROCESS)
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("strategy", thorough_but_for("multiworker", MULTI_PROCESS))
+@pytest.mark.parametrize("rank", thorough_but_for(0, [0, 1]))
 def test_a_missing_rank_ends_the_job_in_time(start: StartRun, strategy: str, rank: int) -> None:
     join_seconds = 8
     here = Cluster(rank, 2, rank, 2, ("127.0.0.1",) * 2, free_port(4), "mnist-dist")
@@ -116,7 +121,7 @@ def test_a_missing_rank_ends_the_job_in_time(start: StartRun, strategy: str, ran
     assert not (run.workdir / "config.yaml").exists()
 
 
-@pytest.mark.parametrize("strategy", MULTI_PROCESS)
+@pytest.mark.parametrize("strategy", thorough_but_for("horovod", MULTI_PROCESS))
 def test_a_rank_that_is_lost_after_the_roll_call(start: StartRun, strategy: str) -> None:
     """It has reported, but never joins: TensorFlow and Horovod would wait in their own ways."""
     join_seconds = 10

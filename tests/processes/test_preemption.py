@@ -20,9 +20,9 @@ SETTINGS = [
     ("number", "before", "after"),
     [
         (signal.SIGTERM, ("multiworker", 2), ("horovod", 3)),
-        (signal.SIGUSR2, ("horovod", 2), ("single", 1)),
+        pytest.param(signal.SIGUSR2, ("horovod", 2), ("single", 1), marks=pytest.mark.thorough),
         (signal.SIGUSR1, ("mirrored", 3), ("multiworker", 2)),
-        (signal.SIGTERM, ("single", 1), ("mirrored", 2)),
+        pytest.param(signal.SIGTERM, ("single", 1), ("mirrored", 2), marks=pytest.mark.thorough),
     ],
 )
 def test_preempted_and_resumed_elsewhere(
@@ -49,7 +49,9 @@ def test_preempted_and_resumed_elsewhere(
     assert_close(resumed.weights, expected.weights, tolerance=0.05)
 
 
-@pytest.mark.parametrize(("strategy", "moment"), [("horovod", 0.7), ("multiworker", 1.0)])
+@pytest.mark.parametrize(
+    ("strategy", "moment"), [("horovod", 0.7), pytest.param("multiworker", 1.0, marks=pytest.mark.thorough)]
+)
 def test_ctrl_c_while_ranks_start(start: StartRun, strategy: str, moment: float) -> None:
     run = start("run", *SETTINGS, "--strategy", strategy, "--devices", "2")
     time.sleep(moment)

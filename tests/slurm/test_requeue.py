@@ -82,6 +82,7 @@ def check_resumed(slurm: Cluster, job: Job, workdir: Path, start_once: StartRun)
     assert_close(Run.weights_in(workdir), expected.weights, tolerance=0.05)
 
 
+@pytest.mark.thorough
 def test_the_time_limit(submit: Submit, training: list[str], slurm: Cluster) -> None:
     """Slurm itself gives the signal, before a limit; another job gets none.
 
