@@ -27,7 +27,7 @@ SGD = ["--optimizer", "sgd", "--learning-rate", "0.02"]
 # Long enough to be hit in the middle, with a checkpoint every 10 steps.
 LONG = [*SGD, "--steps", "4000", "--set", "checkpoint.every_steps=10", "--set", "runtime.steps_per_call=5"]
 SHORT = [*SGD, "--steps", "60", "--set", "checkpoint.every_steps=10", "--set", "runtime.steps_per_call=5"]
-SECONDS_TO_END = 15
+SECONDS_TO_END = 60  # On a busy machine; nobody who did not miss a rank would end sooner than after 120 s.
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_resumed_after_one_rank_was_killed(start: StartRun, start_once: StartRun
     assert_close(resumed.weights, expected.weights, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("strategy", thorough_but_for("multiworker", STRATEGIES))
+@pytest.mark.parametrize("strategy", thorough_but_for("horovod", STRATEGIES))
 def test_resumed_after_all_were_killed(
     start: StartRun, start_once: StartRun, strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,7 +73,7 @@ def test_resumed_after_all_were_killed(
     run.read_until("step    24")
     run.process.kill()  # The launcher alone: the kernel ends its ranks.
     run.process.wait()
-    assert wait_until(lambda: not rank_processes(run.process.pid), seconds=5), "ranks outlived their launcher"
+    assert wait_until(lambda: not rank_processes(run.process.pid), seconds=60), "ranks outlived their launcher"
     assert list(temporary.iterdir()) == []
     resumed = start("run", *SHORT, "--strategy", strategy, "--devices", "2", "--resume").succeed()
     assert "Resuming after step" in resumed.output

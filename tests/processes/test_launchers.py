@@ -21,7 +21,7 @@ def run_under(launcher: list[str], workdir: Path, data: Path, strategy: str) -> 
     command += ["--strategy", strategy, "--batch-size", str(BATCH_SIZE), "--precision", "float32", "--steps", "12"]
     settings = [f"data.path={data}", "runtime.guard=true", "runtime.deterministic=true", "logging.tensorboard=false"]
     command += [flag for setting in settings for flag in ("--set", setting)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -56,7 +56,7 @@ def test_several_hosts_need_a_launcher_that_names_them(tmp_path: Path) -> None:
     place = {"RANK": "0", "SIZE": "4", "LOCAL_RANK": "0", "LOCAL_SIZE": "2"}
     environment = os.environ | {f"OMPI_COMM_WORLD_{name}": value for name, value in place.items()}
     command = [sys.executable, "-m", "mnist_dist", "train", "--workdir", str(tmp_path / "run")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr.startswith(
         "mnist-dist: error: runtime.strategy: received 'horovod' on several hosts under mpirun"

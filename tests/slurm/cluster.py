@@ -79,7 +79,7 @@ class Cluster:
     def state(self, job_id: str) -> str:
         return self.job(job_id)["JobState"]
 
-    def wait(self, job_id: str, seconds: float = 120) -> dict[str, str]:
+    def wait(self, job_id: str, seconds: float = 500) -> dict[str, str]:
         """Waits until a job has ended for good."""
         assert wait_until(lambda: self.state(job_id) in ENDED, seconds), f"{self.job(job_id)}"
         return self.job(job_id)

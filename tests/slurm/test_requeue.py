@@ -23,7 +23,7 @@ STEPS = ["--steps", "60", "--set", "runtime.steps_per_call=2", "--set", "checkpo
 def test_signalled_requeued_and_resumed(
     submit: Submit, training: list[str], start_once: StartRun, slurm: Cluster
 ) -> None:
-    job = submit("--nodes=2", "--ntasks-per-node=2", TRAIN, "--strategy", "multiworker", *training, *STEPS)
+    job = submit("--nodes=2", "--ntasks-per-node=1", TRAIN, "--strategy", "multiworker", *training, *STEPS)
     job.wait_for("step    12/")
     with paused(slurm, job):
         slurm.run("scancel", "--batch", "--signal=USR2", job.id)  # What --signal=B:USR2 sends, now.
@@ -110,6 +110,6 @@ def test_a_cancelled_training_stays_cancelled(submit: Submit, training: list[str
     job = submit(TRAIN, *training, *endless)
     job.wait_for("step     8/")
     slurm.run("scancel", job.id)
-    ended = job.finish(30)
+    ended = job.finish()
     assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), job.output
     assert json.loads((job.workdir / "result.json").read_text())["signal"] == "SIGTERM"

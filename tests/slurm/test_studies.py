@@ -97,6 +97,7 @@ def test_a_job_for_each_point_and_a_report(study: Study) -> None:
     assert status.count("COMPLETED") == 4 and f"report: {study.results}/report.html" in status, status
 
 
+@pytest.mark.thorough
 def test_an_array(study: Study) -> None:
     study.submit("--devices", "1,2", "--devices-per-node", "2", "--array")
     study.finish()
@@ -108,6 +109,7 @@ def test_an_array(study: Study) -> None:
     assert f"{array}_1  COMPLETED" in status, status
 
 
+@pytest.mark.thorough
 def test_a_nested_study_that_is_requeued_skips_what_it_has(study: Study) -> None:
     """The second of two rounds is interrupted: what it measured is kept, and measured again to its end."""
     study.submit("--devices", "1,2", "--devices-per-node", "1", "--nested", "--repeats", "2")

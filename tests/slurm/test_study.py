@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import resource
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,7 +152,7 @@ def test_count_gpus(gres: str, count: int) -> None:
 def run(*arguments: str, path: str = "/nowhere") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mnist_dist", "slurm", *arguments]
     environment = {"PATH": path, "PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": "/nowhere"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 POINTS = ("scaling", "--gpus", "1,2,4", "--gpus-per-node", "2")
@@ -265,10 +265,11 @@ def test_a_damaged_record_of_jobs_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [(), ("scaling",), ("status",), ("cancel",)])
 def test_help_is_quick(command: tuple[str, ...]) -> None:
     seconds = []
-    for _ in range(3):
-        begun = time.monotonic()
+    for _ in range(3):  # The best of them, in processor time, since other work disturbs the clock.
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = run(*command, "--help")
-        seconds.append(time.monotonic() - begun)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0 and done.stdout.startswith("usage: ")
     assert min(seconds) < 0.5
 

@@ -459,7 +459,7 @@ class Process:
 
     def finish(self) -> tuple[int, str]:
         """Waits for the end; returns the exit code and what came on stderr."""
-        _, errors = self.process.communicate(timeout=120)
+        _, errors = self.process.communicate(timeout=300)
         return self.process.returncode, errors
 
     def succeed(self) -> None:
@@ -501,6 +501,7 @@ def uninterrupted(configure: Configure, tmp_path_factory: pytest.TempPathFactory
     return workdir
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_killed_at_random_moments_it_is_still_the_same_run(
     configure: Configure, tmp_path: Path, uninterrupted: Path
