@@ -287,9 +287,15 @@ def test_synthetic_data_needs_no_files(configure: Configure, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("optimizer", "learning_rate", "schedule", "others"),
     [
-        ("adam", 0.01, "one_cycle", {"model.dropout": 0.2}),
-        ("adamw", 0.01, "cosine", {"optimizer.weight_decay": 0.01, "data.shift_pixels": 1}),
-        ("rmsprop", 0.002, "constant", {"training.accumulation_steps": 4, "runtime.guard": True}),
+        pytest.param(*("adam", 0.01, "one_cycle", {"model.dropout": 0.2}), marks=pytest.mark.thorough),
+        pytest.param(
+            *("adamw", 0.01, "cosine", {"optimizer.weight_decay": 0.01, "data.shift_pixels": 1}),
+            marks=pytest.mark.thorough,
+        ),
+        pytest.param(
+            *("rmsprop", 0.002, "constant", {"training.accumulation_steps": 4, "runtime.guard": True}),
+            marks=pytest.mark.thorough,
+        ),
         ("sgd", 0.1, "one_cycle", {"model.batch_norm": True, "runtime.steps_per_call": 7}),
         ("lamb", 0.02, "cosine", {"runtime.precision": "mixed_bfloat16", "runtime.guard": True}),
     ],
