@@ -31,6 +31,7 @@ from mnist_dist.training.trainer import train
 from mnist_dist.training.writers import Console, read_rows
 
 pytestmark = pytest.mark.slow  # It trains models.
+THOROUGH = pytest.mark.thorough
 
 REPOSITORY = Path(mnist_dist.__file__).parent.parent
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -287,7 +288,7 @@ def test_synthetic_data_needs_no_files(configure: Configure, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("optimizer", "learning_rate", "schedule", "others"),
     [
-        pytest.param(*("adam", 0.01, "one_cycle", {"model.dropout": 0.2}), marks=pytest.mark.thorough),
+        pytest.param("adam", 0.01, "one_cycle", {"model.dropout": 0.2}, marks=THOROUGH),
         pytest.param(
             *("adamw", 0.01, "cosine", {"optimizer.weight_decay": 0.01, "data.shift_pixels": 1}),
             marks=pytest.mark.thorough,

@@ -160,6 +160,7 @@ class TestScalingLaws:
         assert [each.devices for each in prediction.models[0].forecasts] == [1, 2, 3, 4, 48]
         assert max(each.devices for each in predict_from(points(LAW, (1, 2, 4))).models[0].forecasts) == 4096
 
+    @pytest.mark.slow
     def test_the_same_seed_gives_the_same_prediction(self) -> None:
         summaries = points(LAW, (1, 2, 4, 8), 0.02)
         assert predict_from(summaries, seed=1) == predict_from(summaries, seed=1)
@@ -184,6 +185,7 @@ class TestStepTimes:
         # The others cannot know that the exposed part only begins when the overlap is used up.
         assert abs(fitted.held_out_error or 1.0) < 0.01 < abs(model(prediction, "Amdahl").held_out_error or 0.0)
 
+    @pytest.mark.slow
     def test_jitter_of_free_ranks_makes_stragglers_of_many_devices(self) -> None:
         free = measured(train("horovod", 2, all_reduce=False, synthetic_input=True))
         calm = predict_from([*self.study(), with_jitter(free, 0.0)])
@@ -305,6 +307,7 @@ class TestHonesty:
         assert list(too_few.measured) == [1, 8, 16]
         assert "16 devices share cores" in too_few.notes[0]
 
+    @pytest.mark.thorough
     @pytest.mark.slow
     @pytest.mark.parametrize("devices", [(1, 2, 4, 8), (1, 2, 3, 4, 6, 8)])
     def test_intervals_hold_the_measurements_to_come(self, devices: tuple[int, ...]) -> None:
@@ -323,6 +326,7 @@ class TestHonesty:
             4.0 if len(devices) == 4 else 2.0
         )  # Sure of everything by saying nothing?
 
+    @pytest.mark.thorough
     @pytest.mark.slow
     def test_intervals_of_step_times_hold_the_measurements_to_come(self) -> None:
         held = []
