@@ -22,8 +22,18 @@ os.environ.pop("PYTHONUNBUFFERED", None)  # Programs must show what they say wit
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # For the processes that tests start, too.
 
 TESTS = Path(__file__).parent
-# What takes longest starts first, so that none of it is left for the end; Slurm waits more than it computes.
-LONGEST_FIRST = ("slurm/test_s", "slurm/test_t", "slurm/test_r", "processes", "slurm", "benchmarks/measure", "training")
+# What takes longest starts first, so that none of it is left for the end, and what waits beside what computes.
+LONGEST_FIRST = (
+    *("slurm/test_studies", "training/test_trainer", "benchmarks/measure/test_rounds", "processes", "slurm/test_r"),
+    *(
+        "benchmarks/analysis/test_planted",
+        "slurm/test_t",
+        "benchmarks/measure",
+        "benchmarks/peers",
+        "slurm",
+        "test_main",
+    ),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
