@@ -1,8 +1,10 @@
 """What several tests share: the embedded MNIST, a small part of it, a quiet TensorFlow, and a disk to fill."""
 
 import os
+import resource
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -82,6 +84,31 @@ def user_error() -> Callable[..., str]:
         return line
 
     return line_of
+
+
+@pytest.fixture
+def is_quick() -> Callable[[Callable[[], object]], bool]:
+    """A function that says whether a process takes less than 20 starts of Python, half a second on a usual CPU.
+
+    They take turns, and processor time counts, of both the least: a busy machine slows both.
+    """
+
+    def seconds(call: Callable[[], object]) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        call()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    def judge(call: Callable[[], object]) -> bool:
+        starts, calls = [], []
+        for _ in range(10):
+            starts.append(seconds(lambda: subprocess.run([sys.executable, "-c", ""], check=True)))
+            calls.append(seconds(call))
+            if min(calls) < 20 * min(starts):
+                return True
+        return False
+
+    return judge
 
 
 @pytest.fixture

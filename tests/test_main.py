@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -110,18 +109,13 @@ def python(*arguments: str | Path, timeout: float = 120) -> subprocess.Completed
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS)])
-def test_help_comes_at_once(command: Sequence[str]) -> None:
-    seconds = []
-    for _ in range(10):  # The best of several, in processor time, since other work disturbs the clock.
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def test_help_comes_at_once(command: Sequence[str], is_quick: Callable[[Callable[[], object]], bool]) -> None:
+    def show_help() -> None:
         done = python(*command, "--help")
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0 and done.stderr == ""
         assert done.stdout.startswith(f"usage: {' '.join(['mnist-dist', *command])} ")
-        if seconds[-1] < 0.5:
-            return
-    pytest.fail(f"it took {min(seconds):.2f} s")
+
+    assert is_quick(show_help)
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -370,6 +364,7 @@ def test_an_export_that_cannot_be_written(refused: Refused, run: Path, tmp_path:
 # --- What the commands do ---
 
 
+@pytest.mark.slow
 def test_defaults_give_way_to_the_file_and_the_file_to_flags(
     tiny_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -405,6 +400,7 @@ def test_a_finished_run_tells_its_result_again(
     assert f"{result['seconds']:.1f} s from start to end; see {run}" in said
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_ends_with_one_line_and_code_1(
     tiny_mnist: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -441,6 +437,7 @@ def test_one_bad_picture_among_good_ones(
     assert errors.startswith(f"mnist-dist: error: '{tmp_path / 'missing.png'}': received no file")
 
 
+@pytest.mark.slow
 def test_exporting(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     accuracy = json.loads((run / "result.json").read_text())["test_accuracy"]
     assert main(["export", str(run), "--format", "tflite", "--output", str(tmp_path / "phone")]) == 0
@@ -451,6 +448,7 @@ def test_exporting(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (tmp_path / "phone" / "model.tflite").stat().st_size > 5000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_the_exit_code_of_a_run_that_a_signal_stopped(
     number: signal.Signals,

@@ -20,6 +20,8 @@ from tests.benchmarks.harness import REPOSITORY
 SLEEPER = Path(__file__).with_name("sleeper.py")
 FULL = "full"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def contender(tmp_path: Path):  # type: ignore[no-untyped-def]

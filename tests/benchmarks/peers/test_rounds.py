@@ -52,6 +52,7 @@ def sleepers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Peer, "command", command)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("sleepers")
 def test_a_script_that_dies_is_taken_out_and_the_others_go_on(tmp_path: Path) -> None:
     records = measure([peer_case(name) for name in ("short", "dying", "long")], tmp_path, 1.5)
@@ -64,6 +65,7 @@ def test_a_script_that_dies_is_taken_out_and_the_others_go_on(tmp_path: Path) ->
     assert KIND.describe(records["short"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("sleepers")
 def test_trainings_to_an_accuracy_count_their_own_turns(tmp_path: Path) -> None:
     cases = [peer_case(name, measure_seconds=None) for name in ("short", "long")]
