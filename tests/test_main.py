@@ -98,7 +98,7 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
     return refuse
 
 
-def python(*arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def python(*arguments: str | Path, timeout: float = 500) -> subprocess.CompletedProcess[str]:
     """Runs the command as a process."""
     command = [sys.executable, "-m", "mnist_dist", *map(str, arguments)]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout)
@@ -516,7 +516,7 @@ def test_nothing_is_left_in_the_folder_for_temporary_files(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", thorough_but_for(0, range(5)))
 def test_the_defaults_reach_99_percent(seed: int, tmp_path: Path) -> None:
-    done = python("train", "--seed", str(seed), "--workdir", tmp_path / "run", timeout=400)
+    done = python("train", "--seed", str(seed), "--workdir", tmp_path / "run")
     assert (done.returncode, done.stderr) == (0, "")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     print(f"seed {seed}: test accuracy {result['test_accuracy']:.4f} after {result['seconds']:.0f} s")
