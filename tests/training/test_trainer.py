@@ -472,7 +472,7 @@ class Process:
     def succeed(self) -> None:
         assert self.finish() == (0, "")
 
-    def wait_for_checkpoint(self, step: int, at_most_seconds: float = 60.0) -> None:
+    def wait_for_checkpoint(self, step: int, at_most_seconds: float = 400.0) -> None:
         """Waits until a checkpoint of this step or a later one is there."""
         deadline = time.monotonic() + at_most_seconds
         while time.monotonic() < deadline and not any(saved >= step for saved in saved_steps(self.workdir)):

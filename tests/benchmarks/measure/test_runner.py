@@ -306,11 +306,12 @@ class TestTraining:
         assert record.status == "failed"
         assert record.reason and "exit code 2: mnist-dist: error: data.path: '/nowhere/mnist.npz'" in record.reason
 
+    @pytest.mark.thorough
     def test_when_its_time_is_up_no_rank_is_left(self, tmp_path: Path, tiny_mnist: Path, mark: str) -> None:
         settings = small_settings(tiny_mnist) | {"training.epochs": 10_000}
         case = small_case(tiny_mnist, strategy="multiworker", devices=2, measure_seconds=None, settings=settings)
         seen: set[int] = set()
-        study = make_study(tmp_path / "scratch", timeout_seconds=15.0)
+        study = make_study(tmp_path / "scratch", timeout_seconds=45.0)
         record = run_case(study, case, tick=lambda: seen.update(ranks_of(mark)))
         assert record.status == "timeout", record.reason
         assert seen == {0, 1}, "the ranks had not yet started"
