@@ -494,6 +494,7 @@ def test_a_reader_that_has_enough(tmp_path: Path) -> None:
     assert (tmp_path / "errors").read_text() == ""
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_nothing_is_left_in_the_folder_for_temporary_files(
     tiny_mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

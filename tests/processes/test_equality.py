@@ -23,7 +23,8 @@ def test_equal_weights(start: StartRun, start_once: StartRun, strategy: str, dev
     assert actual.result["test_accuracy"] == pytest.approx(expected.result["test_accuracy"], abs=1.01 / TEST_IMAGES)
 
 
-@pytest.mark.parametrize("devices", thorough_but_for(2, [2, 3]))
+@pytest.mark.thorough
+@pytest.mark.parametrize("devices", [2, 3])
 def test_multiworker_gathers_what_horovod_sums(start: StartRun, devices: int) -> None:
     """Gradients that are computed in bfloat16 travel as such under multiworker, and the sum is the same."""
     settings = [*SGD, "--precision", "mixed_bfloat16", "--devices", str(devices)]
@@ -45,7 +46,8 @@ def test_batch_norm_sees_the_global_batch(start: StartRun, start_once: StartRun,
     assert_close(actual.weights, expected.weights, tolerance=0.01)
 
 
-@pytest.mark.parametrize("strategy", thorough_but_for("horovod", STRATEGIES))
+@pytest.mark.thorough
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_what_cannot_be_equal_still_learns(start: StartRun, strategy: str) -> None:
     """Dropout, 16-bit gradients and accumulation change the numbers, not the meaning; the guard watches."""
     run = start(

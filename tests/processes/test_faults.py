@@ -50,7 +50,8 @@ def test_a_killed_rank_ends_all_and_is_named(start: StartRun, strategy: str, pre
     assert not rank_processes(run.process.pid)
 
 
-@pytest.mark.parametrize("strategy", thorough_but_for("horovod", MULTI_PROCESS))
+@pytest.mark.thorough
+@pytest.mark.parametrize("strategy", MULTI_PROCESS)
 def test_resumed_after_one_rank_was_killed(start: StartRun, start_once: StartRun, strategy: str) -> None:
     run = start("run", *SHORT, "--strategy", strategy, "--devices", "2")
     run.read_until("step    24")

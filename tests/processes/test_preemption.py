@@ -61,6 +61,7 @@ def test_ctrl_c_while_ranks_start(start: StartRun, strategy: str, moment: float)
     assert last.startswith(("mnist-dist: interrupted", "preempted by SIGINT after step ")), run.output
 
 
+@pytest.mark.thorough
 def test_resumed_on_more_devices_than_one(start: StartRun) -> None:
     """Of a run that was started without saying how, on one device."""
     run = start("run", *SETTINGS)
@@ -72,6 +73,7 @@ def test_resumed_on_more_devices_than_one(start: StartRun) -> None:
     assert run.result["status"] == "completed" and run.result["replicas"] == 2
 
 
+@pytest.mark.thorough
 def test_ctrl_c_stops_with_a_checkpoint(start: StartRun) -> None:
     run = start("run", *SETTINGS, "--strategy", "multiworker", "--devices", "2")
     run.read_until("step    12")

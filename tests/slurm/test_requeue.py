@@ -32,6 +32,7 @@ def test_signalled_requeued_and_resumed(
     check_resumed(slurm, job, job.workdir, start_once)
 
 
+@pytest.mark.thorough
 def test_a_preempted_member_of_an_array(
     submit: Submit, training: list[str], start_once: StartRun, slurm: Cluster
 ) -> None:

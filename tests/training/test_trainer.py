@@ -528,6 +528,7 @@ def test_killed_at_random_moments_it_is_still_the_same_run(
     assert_same_run(workdir, uninterrupted)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_killed_while_it_saves_it_is_still_the_same_run(
     configure: Configure, tmp_path: Path, uninterrupted: Path

@@ -322,6 +322,7 @@ def test_the_bar_shows_labels_as_they_are(capsys: pytest.CaptureFixture[str]) ->
     assert "[1/2] single [/]: failed: [red]" in shown
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_killed_study_goes_on_where_it_was(tmp_path: Path, tiny_mnist: Path) -> None:
     """The harness is killed in the second of two rounds; nothing is lost, and nothing measured again."""
