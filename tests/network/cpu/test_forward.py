@@ -100,7 +100,7 @@ def test_any_number_of_images_and_filters(filters: tuple[int, int], images: int)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", thorough_but_for("x86-64-v3", LEVELS))
+@pytest.mark.parametrize("level", thorough_but_for("x86-64", LEVELS))
 def test_the_code_for_lesser_cpus(level: str) -> None:
     """Runs the tests of values and gradients again, in a process that takes this CPU for one of a lower level."""
     own = find_level(cpu_flags())
