@@ -196,6 +196,7 @@ def test_says_how_far_a_long_build_is(tmp_path, monkeypatch, capsys):
     assert "s  [ 7%] Building c.cc.o\n" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not all(map(shutil.which, ("g++", "cmake", "make"))), reason="needs g++, cmake and make")
 def test_refuses_an_altered_archive(tmp_path, monkeypatch):
     touch(tmp_path / "index" / f"horovod-{horovod_build.VERSION}.tar.gz", "not what was released")

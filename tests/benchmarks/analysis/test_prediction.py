@@ -199,6 +199,7 @@ class TestStepTimes:
         assert {each.name for each in prediction.models} == {"USL", "Amdahl"}
         assert prediction.refused["step times"] in said(prediction)
 
+    @pytest.mark.slow
     def test_links_between_hosts_are_used_beyond_a_host(self) -> None:
         far = Ring(10 * RING.latency_seconds, 10 * RING.seconds_per_byte)
         near = self.study((1, 2, 4))
@@ -214,6 +215,7 @@ class TestStepTimes:
         prediction = predict_from([single, two, four, collectives(RING, 4, hosts=2)])
         assert prediction.refused["step times"] == "no all-reduce of horovod within a host was measured"
 
+    @pytest.mark.slow
     def test_single_batches_tell_what_strong_scaling_does_not_shrink(self) -> None:
         """One device takes 2 ms + 1 ms for each 16 images."""
         rates = {count: count / (2e-3 + count / 16e3) for count in (32, 64, 128)}
@@ -239,6 +241,7 @@ class TestHeldOutPoint:
         assert prediction.held_out_devices == 8
         assert model(prediction, "USL").held_out_error == pytest.approx(foretold / prediction.measured[8] - 1)
 
+    @pytest.mark.slow
     def test_nothing_measured_on_it_is_used(self) -> None:
         """The foretold throughputs stay what they were when everything measured on 8 devices is ruined."""
         few = [*points(RingLaw(), (1, 2, 4), 0.02), collectives(RING, 2), collectives(RING, 4)]

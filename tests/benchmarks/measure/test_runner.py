@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mnist_dist.benchmarks.measure import process
+from mnist_dist.benchmarks.measure.process import kernel_ooms
 from mnist_dist.benchmarks.measure.runner import Run, Study, harness_address, launch_command, run_alone, skipped
 from mnist_dist.benchmarks.measure.suite import Machine
 from mnist_dist.benchmarks.measure.turns import Harness
@@ -166,7 +167,10 @@ class TestFailures:
         record = run_program(f"print({line!r})\nfor i in range(100): print('lost the others')\nraise SystemExit(1)")
         assert record.status == "out_of_memory"
 
-    def test_the_kernel_took_it_for_its_memory(self, run_program: Callable[..., Record], memory_group: Path) -> None:
+    def test_the_kernel_took_it_for_its_memory(
+        self, run_program: Callable[..., Record], memory_group: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(process, "kernel_ooms", kernel_ooms)
         program = (
             f"import os; open({str(memory_group)!r}, 'w').write(str(os.getpid()))\n"
             "kept = []\nwhile True: kept.append(bytearray(b'1') * 2**22)"
