@@ -1,8 +1,10 @@
 """What several tests share: the embedded MNIST, a small part of it, a quiet TensorFlow, and a disk to fill."""
 
 import os
+import resource
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +22,28 @@ from mnist_dist.runtime import import_tensorflow
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("PYTHONUNBUFFERED", None)  # Programs must show what they say without it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # For the processes that tests start, too.
+
+TESTS = Path(__file__).parent
+# What takes longest starts first, so that none of it is left for the end, and what waits beside what computes.
+LONGEST_FIRST = (
+    *("slurm/test_studies", "training/test_trainer", "benchmarks/measure/test_rounds", "processes", "slurm/test_r"),
+    *(
+        "benchmarks/analysis/test_planted",
+        "slurm/test_t",
+        "benchmarks/measure",
+        "benchmarks/peers",
+        "slurm",
+        "test_main",
+    ),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(TESTS).as_posix()
+        return next((place for place, first in enumerate(LONGEST_FIRST) if name.startswith(first)), len(LONGEST_FIRST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +84,31 @@ def user_error() -> Callable[..., str]:
         return line
 
     return line_of
+
+
+@pytest.fixture
+def is_quick() -> Callable[[Callable[[], object]], bool]:
+    """A function that says whether a process takes less than 20 starts of Python, half a second on a usual CPU.
+
+    They take turns, and processor time counts, of both the least: a busy machine slows both.
+    """
+
+    def seconds(call: Callable[[], object]) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        call()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    def judge(call: Callable[[], object]) -> bool:
+        starts, calls = [], []
+        for _ in range(10):
+            starts.append(seconds(lambda: subprocess.run([sys.executable, "-c", ""], check=True)))
+            calls.append(seconds(call))
+            if min(calls) < 20 * min(starts):
+                return True
+        return False
+
+    return judge
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from mnist_dist.doctor import ABSENT, BROKEN, OK, Finding
 PACKAGE = Path(mnist_dist.__file__).parent
 
 
+@pytest.mark.slow
 def test_this_machine_can_train(tf: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     code = doctor.run()
     *lines, empty, verdict = capsys.readouterr().out.splitlines()

@@ -45,6 +45,7 @@ def assert_tells_the_story(notebook: Any) -> None:
     assert all(float(share) == pytest.approx(float(accuracy[1]), abs=0.003) for _, share in exports)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_it_runs_for_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nbclient import NotebookClient

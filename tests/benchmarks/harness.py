@@ -46,7 +46,7 @@ def small_case(data: Path, **fields: Any) -> Case:
 
 
 def make_study(folder: Path, **fields: Any) -> Study:
-    common = {"name": "test", "suite": "small", "timeout_seconds": 120.0, "machine": MACHINE, "scratch": folder}
+    common = {"name": "test", "suite": "small", "timeout_seconds": 400.0, "machine": MACHINE, "scratch": folder}
     return Study(**(common | fields))
 
 
@@ -104,7 +104,7 @@ def start(*arguments: str | Path, mark: str = "", cwd: Path = REPOSITORY) -> sub
     )
 
 
-def run(*arguments: str | Path, cwd: Path = REPOSITORY, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path, cwd: Path = REPOSITORY, timeout: float = 500) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
         cwd=cwd,

@@ -196,6 +196,7 @@ def test_says_how_far_a_long_build_is(tmp_path, monkeypatch, capsys):
     assert "s  [ 7%] Building c.cc.o\n" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not all(map(shutil.which, ("g++", "cmake", "make"))), reason="needs g++, cmake and make")
 def test_refuses_an_altered_archive(tmp_path, monkeypatch):
     touch(tmp_path / "index" / f"horovod-{horovod_build.VERSION}.tar.gz", "not what was released")
@@ -207,6 +208,7 @@ def test_refuses_an_altered_archive(tmp_path, monkeypatch):
     assert not list((tmp_path / "wheels").rglob("*.whl"))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_builds_installs_and_proves(tmp_path):

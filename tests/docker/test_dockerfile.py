@@ -67,6 +67,7 @@ def test_context_holds_what_is_copied_and_nothing_private(tmp_path: Path) -> Non
     assert top <= {source.split("/")[0] for source in sources} | {".dockerignore", "docker"}, "not copied: leave it out"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "program"),
     [
@@ -86,7 +87,7 @@ def test_what_is_compiled_needs_few_files(stage: str, program: str, tmp_path: Pa
         shutil.copy(REPOSITORY / file, tmp_path / file)
     command = [sys.executable, "-c", program]
     environment = {"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=550)
     assert done.stdout.startswith(f"{tmp_path}/"), done.stderr
 
 

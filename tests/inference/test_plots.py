@@ -12,7 +12,7 @@ from PIL import Image
 from mnist_dist.errors import UserError
 from mnist_dist.inference import plots
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("error")]
 
 
 def train_entry(step: int, **changes: Any) -> dict[str, Any]:

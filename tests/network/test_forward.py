@@ -8,6 +8,7 @@ import pytest
 from mnist_dist.cpuinfo import cpu_flags
 from mnist_dist.network.forward import count_branches, decide_kernels
 from mnist_dist.runtime import Decision, Device, find_device
+from tests.speeds import thorough_but_for
 from tests.test_runtime import A100, AMX_CPU, ARM_CPU, BF16_CPU, OLD_CPU, VNNI_CPU, python
 
 
@@ -106,11 +107,11 @@ print(form.kernels.value, form.branches - (0 if form.branches == 1 else len(core
     ("settings", "expected"),
     [
         ([], "fused 0 1"),
-        (["kernels=plain"], "plain 1 0"),
-        (["cores=1"], "fused 1 1"),
-        (["intra_op_threads=64"], "fused 1 64"),
-        (["inter_op_threads=1"], "fused 1 1"),
-        (["strategy=mirrored", "devices=64"], "fused 1 1"),
+        pytest.param(["kernels=plain"], "plain 1 0", marks=pytest.mark.thorough),
+        pytest.param(["cores=1"], "fused 1 1", marks=pytest.mark.thorough),
+        pytest.param(["intra_op_threads=64"], "fused 1 64", marks=pytest.mark.thorough),
+        pytest.param(["inter_op_threads=1"], "fused 1 1", marks=pytest.mark.thorough),
+        pytest.param(["strategy=mirrored", "devices=64"], "fused 1 1", marks=pytest.mark.thorough),
     ],
 )
 def test_threads_for_branches(settings: list[str], expected: str) -> None:
@@ -131,7 +132,8 @@ print(_pywrap_util_port.IsMklEnabled(), decide_kernels("auto", find_device(), "f
 """
 
 
-@pytest.mark.parametrize("told", ["0", "1", None])
+@pytest.mark.slow
+@pytest.mark.parametrize("told", thorough_but_for(None, ["0", "1", None]))
 def test_onednn_computes_wherever_it_is_faster_unless_told(told: str | None) -> None:
     """On any CPU, what is decided must be what TensorFlow does."""
     environment = {} if told is None else {"TF_ENABLE_ONEDNN_OPTS": told}
@@ -140,6 +142,7 @@ def test_onednn_computes_wherever_it_is_faster_unless_told(told: str | None) -> 
     assert done.stdout.strip() == ("True fused" if used else "False plain"), done.stderr
 
 
+@pytest.mark.thorough
 def test_tensorflow_imported_before_keeps_its_choice() -> None:
     done = python("import tensorflow" + ONEDNN)
     assert done.stdout.strip() in ("True fused", "False plain"), done.stderr

@@ -51,7 +51,7 @@ class Run:
                 return line
         raise AssertionError(f"the run ended without saying {text!r}:\n{self.output}")
 
-    def finish(self, timeout: float = 240) -> int:
+    def finish(self, timeout: float = 500) -> int:
         rest, _ = self.process.communicate(timeout=timeout)
         self.lines += rest.splitlines()
         return self.process.returncode

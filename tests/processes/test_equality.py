@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.processes.conftest import STRATEGIES, TEST_IMAGES, StartRun, assert_close
+from tests.speeds import thorough_but_for
 
 pytestmark = pytest.mark.slow
 
@@ -11,7 +12,7 @@ pytestmark = pytest.mark.slow
 SGD = ["--optimizer", "sgd", "--learning-rate", "0.02"]
 
 
-@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("devices", thorough_but_for(2, [2, 3]))
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_equal_weights(start: StartRun, start_once: StartRun, strategy: str, devices: int) -> None:
     settings = [*SGD, "--set", "data.shift_pixels=2"]
@@ -22,6 +23,7 @@ def test_equal_weights(start: StartRun, start_once: StartRun, strategy: str, dev
     assert actual.result["test_accuracy"] == pytest.approx(expected.result["test_accuracy"], abs=1.01 / TEST_IMAGES)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("devices", [2, 3])
 def test_multiworker_gathers_what_horovod_sums(start: StartRun, devices: int) -> None:
     """Gradients that are computed in bfloat16 travel as such under multiworker, and the sum is the same."""
@@ -33,7 +35,7 @@ def test_multiworker_gathers_what_horovod_sums(start: StartRun, devices: int) ->
     assert_close(gathered, summed, tolerance=0.01)  # Sums of three depend on their order, and bfloat16 is coarse.
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", thorough_but_for("multiworker", STRATEGIES))
 def test_batch_norm_sees_the_global_batch(start: StartRun, start_once: StartRun, strategy: str) -> None:
     # One step: batch normalisation subtracts large, nearly equal gradients, and float32 loses three digits in each
     # step (float64 agrees to 1e-13 after twelve). Statistics or gradients of the replica's own images differ by more
@@ -44,6 +46,7 @@ def test_batch_norm_sees_the_global_batch(start: StartRun, start_once: StartRun,
     assert_close(actual.weights, expected.weights, tolerance=0.01)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_what_cannot_be_equal_still_learns(start: StartRun, strategy: str) -> None:
     """Dropout, 16-bit gradients and accumulation change the numbers, not the meaning; the guard watches."""

@@ -19,6 +19,7 @@ from tests.processes.conftest import (
     rank_processes,
     wait_until,
 )
+from tests.speeds import thorough_but_for
 
 pytestmark = pytest.mark.slow
 
@@ -26,12 +27,16 @@ SGD = ["--optimizer", "sgd", "--learning-rate", "0.02"]
 # Long enough to be hit in the middle, with a checkpoint every 10 steps.
 LONG = [*SGD, "--steps", "4000", "--set", "checkpoint.every_steps=10", "--set", "runtime.steps_per_call=5"]
 SHORT = [*SGD, "--steps", "60", "--set", "checkpoint.every_steps=10", "--set", "runtime.steps_per_call=5"]
-SECONDS_TO_END = 15
+SECONDS_TO_END = 60  # On a busy machine; nobody who did not miss a rank would end sooner than after 120 s.
 
 
 @pytest.mark.parametrize(
     ("strategy", "precision"),
-    [("multiworker", "float32"), ("multiworker", "mixed_bfloat16"), ("horovod", "float32")],  # The second one gathers.
+    [
+        ("multiworker", "float32"),
+        pytest.param("multiworker", "mixed_bfloat16", marks=pytest.mark.thorough),  # It gathers.
+        ("horovod", "float32"),
+    ],
 )
 def test_a_killed_rank_ends_all_and_is_named(start: StartRun, strategy: str, precision: str) -> None:
     run = start("run", *LONG, "--strategy", strategy, "--devices", "2", "--precision", precision)
@@ -45,6 +50,7 @@ def test_a_killed_rank_ends_all_and_is_named(start: StartRun, strategy: str, pre
     assert not rank_processes(run.process.pid)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("strategy", MULTI_PROCESS)
 def test_resumed_after_one_rank_was_killed(start: StartRun, start_once: StartRun, strategy: str) -> None:
     run = start("run", *SHORT, "--strategy", strategy, "--devices", "2")
@@ -57,7 +63,7 @@ def test_resumed_after_one_rank_was_killed(start: StartRun, start_once: StartRun
     assert_close(resumed.weights, expected.weights, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", thorough_but_for("horovod", STRATEGIES))
 def test_resumed_after_all_were_killed(
     start: StartRun, start_once: StartRun, strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,7 +74,7 @@ def test_resumed_after_all_were_killed(
     run.read_until("step    24")
     run.process.kill()  # The launcher alone: the kernel ends its ranks.
     run.process.wait()
-    assert wait_until(lambda: not rank_processes(run.process.pid), seconds=5), "ranks outlived their launcher"
+    assert wait_until(lambda: not rank_processes(run.process.pid), seconds=60), "ranks outlived their launcher"
     assert list(temporary.iterdir()) == []
     resumed = start("run", *SHORT, "--strategy", strategy, "--devices", "2", "--resume").succeed()
     assert "Resuming after step" in resumed.output
@@ -76,7 +82,7 @@ def test_resumed_after_all_were_killed(
     assert_close(resumed.weights, expected.weights, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("strategy", MULTI_PROCESS)
+@pytest.mark.parametrize("strategy", thorough_but_for("horovod", MULTI_PROCESS))
 def test_a_stuck_rank_ends_the_job_in_time_and_is_named(start: StartRun, strategy: str) -> None:
     stall_seconds = 12
     run = start(
@@ -99,8 +105,8 @@ def test_a_stuck_rank_ends_the_job_in_time_and_is_named(start: StartRun, strateg
     assert not rank_processes(run.process.pid)
 
 
-@pytest.mark.parametrize("strategy", MULTI_PROCESS)
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("strategy", thorough_but_for("multiworker", MULTI_PROCESS))
+@pytest.mark.parametrize("rank", thorough_but_for(0, [0, 1]))
 def test_a_missing_rank_ends_the_job_in_time(start: StartRun, strategy: str, rank: int) -> None:
     join_seconds = 8
     here = Cluster(rank, 2, rank, 2, ("127.0.0.1",) * 2, free_port(4), "mnist-dist")
@@ -116,7 +122,7 @@ def test_a_missing_rank_ends_the_job_in_time(start: StartRun, strategy: str, ran
     assert not (run.workdir / "config.yaml").exists()
 
 
-@pytest.mark.parametrize("strategy", MULTI_PROCESS)
+@pytest.mark.parametrize("strategy", thorough_but_for("horovod", MULTI_PROCESS))
 def test_a_rank_that_is_lost_after_the_roll_call(start: StartRun, strategy: str) -> None:
     """It has reported, but never joins: TensorFlow and Horovod would wait in their own ways."""
     join_seconds = 10

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes.conftest import BATCH_SIZE, Run, StartRun, assert_close
+from tests.speeds import thorough_but_for
 
 pytestmark = pytest.mark.slow
 
@@ -20,12 +21,12 @@ def run_under(launcher: list[str], workdir: Path, data: Path, strategy: str) -> 
     command += ["--strategy", strategy, "--batch-size", str(BATCH_SIZE), "--precision", "float32", "--steps", "12"]
     settings = [f"data.path={data}", "runtime.guard=true", "runtime.deterministic=true", "logging.tensorboard=false"]
     command += [flag for setting in settings for flag in ("--set", setting)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
-@pytest.mark.parametrize("strategy", ["auto", "multiworker"])
+@pytest.mark.parametrize("strategy", thorough_but_for("auto", ["auto", "multiworker"]))
 def test_horovodrun(strategy: str, tmp_path: Path, odd_mnist: Path, start_once: StartRun) -> None:
     horovodrun = Path(sys.executable).parent / "horovodrun"
     output = run_under([sys.executable, str(horovodrun), "-np", "2", "--gloo"], tmp_path / "run", odd_mnist, strategy)
@@ -33,7 +34,7 @@ def test_horovodrun(strategy: str, tmp_path: Path, odd_mnist: Path, start_once: 
     check(tmp_path / "run", start_once)
 
 
-@pytest.mark.parametrize("strategy", ["auto", "multiworker"])
+@pytest.mark.parametrize("strategy", thorough_but_for("multiworker", ["auto", "multiworker"]))
 def test_mpirun(strategy: str, tmp_path: Path, odd_mnist: Path, start_once: StartRun) -> None:
     if shutil.which("mpirun") is None:
         if os.environ.get("CI"):
@@ -55,7 +56,7 @@ def test_several_hosts_need_a_launcher_that_names_them(tmp_path: Path) -> None:
     place = {"RANK": "0", "SIZE": "4", "LOCAL_RANK": "0", "LOCAL_SIZE": "2"}
     environment = os.environ | {f"OMPI_COMM_WORLD_{name}": value for name, value in place.items()}
     command = [sys.executable, "-m", "mnist_dist", "train", "--workdir", str(tmp_path / "run")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr.startswith(
         "mnist-dist: error: runtime.strategy: received 'horovod' on several hosts under mpirun"

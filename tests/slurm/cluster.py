@@ -46,7 +46,8 @@ return slurm.SUCCESS
 """
 NODES = [node for nodes in PARTITIONS.values() for node in nodes]
 GPU_FILES = ("/dev/null", "/dev/zero")  # Of each node. Slurm only asks that a GPU is a character device.
-START_SECONDS = 30.0
+START_SECONDS = 90.0
+CLAIMS: list[socket.socket] = []  # Of the ports of this process' cluster.
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")  # For good.
 
 
@@ -78,7 +79,7 @@ class Cluster:
     def state(self, job_id: str) -> str:
         return self.job(job_id)["JobState"]
 
-    def wait(self, job_id: str, seconds: float = 120) -> dict[str, str]:
+    def wait(self, job_id: str, seconds: float = 500) -> dict[str, str]:
         """Waits until a job has ended for good."""
         assert wait_until(lambda: self.state(job_id) in ENDED, seconds), f"{self.job(job_id)}"
         return self.job(job_id)
@@ -146,7 +147,7 @@ def start_cluster(folder: Path, task_plugin: str = "none") -> Iterator[Cluster]:
             assert supervisor.stdin
             supervisor.stdin.close()
             try:
-                supervisor.wait(60)
+                supervisor.wait(120)
             finally:
                 supervisor.kill()
 
@@ -336,14 +337,18 @@ def write_configuration(folder: Path, task_plugin: str) -> None:
 
 
 def neighbouring_free_ports(count: int) -> int:
-    """Returns the first of some free ports, outside of those that jobs use."""
+    """Returns the first of some free ports, outside of those that jobs use, which no other cluster will take."""
     for first in range(18_000, 20_000 - count, count):
+        claim = socket.socket(socket.AF_UNIX)  # A name without a file, which is free again when this process ends.
         with contextlib.ExitStack() as stack:
             try:
+                claim.bind(f"\0mnist-dist-tests-slurm-{first}")
                 for port in range(first, first + count):
                     stack.enter_context(socket.create_server(("127.0.0.1", port)))
             except OSError:
+                claim.close()
                 continue
+            CLAIMS.append(claim)
             return first
     raise RuntimeError("no free ports from 18000 to 20000")
 

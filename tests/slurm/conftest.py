@@ -51,12 +51,12 @@ class Job:
     def workdir(self) -> Path:
         return self.folder / "runs" / f"train-{self.id}"
 
-    def wait_for(self, text: str, seconds: float = 200) -> None:
+    def wait_for(self, text: str, seconds: float = 500) -> None:
         """Waits until the job's output has a text, but no longer than the job lives."""
         wait_until(lambda: text in self.output or self.cluster.state(self.id) in ENDED, seconds)
         assert text in self.output, f"never said {text!r}: {self.output}"
 
-    def finish(self, seconds: float = 180) -> dict[str, str]:
+    def finish(self, seconds: float = 500) -> dict[str, str]:
         return self.cluster.wait(self.id, seconds)
 
     def succeed(self) -> Job:

@@ -35,7 +35,7 @@ def test_nothing_outlives_the_tests(slurm: Cluster, tmp_path: Path, number: sign
         assert tests.stdout and tests.stdout.readline() == b"ready\n"
         assert len(processes_of(tmp_path)) > 10
         os.kill(tests.pid, number)
-    assert wait_until(lambda: not processes_of(tmp_path), 20), processes_of(tmp_path)
+    assert wait_until(lambda: not processes_of(tmp_path), 60), processes_of(tmp_path)
 
 
 def test_a_node_that_lost_its_power_comes_back(slurm: Cluster, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def start(script: str, folder: Path) -> subprocess.Popen[str]:
 
 def run(script: str, folder: Path) -> str:
     process = start(script, folder)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output
 
@@ -65,7 +65,7 @@ def test_a_signal_is_handed_on_and_the_end_awaited(number: signal.Signals, tmp_p
     process = start(f'run_watched {sys.executable} -c "{SAVES}"; echo $status ${{warned-no}}', tmp_path)
     assert process.stdout and process.stdout.readline() == "started\n"
     process.send_signal(number)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=300)
     assert output == f"{number.name}\n7 {'yes' if number == signal.SIGUSR2 else 'no'}\n"
 
 
@@ -74,7 +74,7 @@ def test_a_signal_before_the_command_begins(tmp_path: Path) -> None:
     process = start("echo ready; sleep 1; run_watched echo begun; echo $status", tmp_path)
     assert process.stdout and process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGUSR2)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=300)
     assert output == "140\n"
 
 
@@ -84,5 +84,5 @@ def test_many_signals(tmp_path: Path) -> None:
     for _ in range(3):
         process.send_signal(signal.SIGUSR2)
         time.sleep(0.1)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=300)
     assert output.splitlines()[-1] == "7"

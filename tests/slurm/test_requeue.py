@@ -23,7 +23,7 @@ STEPS = ["--steps", "60", "--set", "runtime.steps_per_call=2", "--set", "checkpo
 def test_signalled_requeued_and_resumed(
     submit: Submit, training: list[str], start_once: StartRun, slurm: Cluster
 ) -> None:
-    job = submit("--nodes=2", "--ntasks-per-node=2", TRAIN, "--strategy", "multiworker", *training, *STEPS)
+    job = submit("--nodes=2", "--ntasks-per-node=1", TRAIN, "--strategy", "multiworker", *training, *STEPS)
     job.wait_for("step    12/")
     with paused(slurm, job):
         slurm.run("scancel", "--batch", "--signal=USR2", job.id)  # What --signal=B:USR2 sends, now.
@@ -32,6 +32,7 @@ def test_signalled_requeued_and_resumed(
     check_resumed(slurm, job, job.workdir, start_once)
 
 
+@pytest.mark.thorough
 def test_a_preempted_member_of_an_array(
     submit: Submit, training: list[str], start_once: StartRun, slurm: Cluster
 ) -> None:
@@ -82,6 +83,7 @@ def check_resumed(slurm: Cluster, job: Job, workdir: Path, start_once: StartRun)
     assert_close(Run.weights_in(workdir), expected.weights, tolerance=0.05)
 
 
+@pytest.mark.thorough
 def test_the_time_limit(submit: Submit, training: list[str], slurm: Cluster) -> None:
     """Slurm itself gives the signal, before a limit; another job gets none.
 
@@ -109,6 +111,6 @@ def test_a_cancelled_training_stays_cancelled(submit: Submit, training: list[str
     job = submit(TRAIN, *training, *endless)
     job.wait_for("step     8/")
     slurm.run("scancel", job.id)
-    ended = job.finish(30)
+    ended = job.finish()
     assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), job.output
     assert json.loads((job.workdir / "result.json").read_text())["signal"] == "SIGTERM"

@@ -152,7 +152,7 @@ def test_count_gpus(gres: str, count: int) -> None:
 def run(*arguments: str, path: str = "/nowhere") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mnist_dist", "slurm", *arguments]
     environment = {"PATH": path, "PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": "/nowhere"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 POINTS = ("scaling", "--gpus", "1,2,4", "--gpus-per-node", "2")
@@ -263,14 +263,12 @@ def test_a_damaged_record_of_jobs_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [(), ("scaling",), ("status",), ("cancel",)])
-def test_help_is_quick(command: tuple[str, ...]) -> None:
-    seconds = []
-    for _ in range(3):
-        begun = time.monotonic()
+def test_help_is_quick(command: tuple[str, ...], is_quick: Callable[[Callable[[], object]], bool]) -> None:
+    def show_help() -> None:
         done = run(*command, "--help")
-        seconds.append(time.monotonic() - begun)
         assert done.returncode == 0 and done.stdout.startswith("usage: ")
-    assert min(seconds) < 0.5
+
+    assert is_quick(show_help)
 
 
 def test_tensorflow_is_not_imported() -> None:

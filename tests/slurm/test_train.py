@@ -15,20 +15,23 @@ from tests.slurm.conftest import SGD, TRAIN, Submit, assert_close
 
 pytestmark = pytest.mark.slow
 
-TWO_BY_TWO = ["--nodes=2", "--ntasks-per-node=2"]
+ONE_EACH, TWO_EACH = (["--nodes=2", f"--ntasks-per-node={tasks}"] for tasks in (1, 2))
 # Long enough to be hit in the middle, with a checkpoint every 10 steps.
 LONG = ["--steps", "100000", "--set", "checkpoint.every_steps=10", "--set", "runtime.steps_per_call=5"]
-SECONDS_TO_END = 30
+SECONDS_TO_END = 120  # On a busy machine; the steps that are left would take longer.
 
 
 @pytest.mark.parametrize(
     ("strategy", "partition", "nodes"),
-    [("horovod", "cpu", "n9 n10"), ("multiworker", "ib", "n1-ib n2-ib")],
+    [
+        ("horovod", "cpu", "n9 n10"),
+        pytest.param("multiworker", "ib", "n1-ib n2-ib", marks=pytest.mark.thorough),
+    ],
 )
 def test_two_nodes_with_two_tasks(
     submit: Submit, training: list[str], start_once: StartRun, strategy: str, partition: str, nodes: str
 ) -> None:
-    job = submit(*TWO_BY_TWO, f"--partition={partition}", TRAIN, "--strategy", strategy, *training).succeed()
+    job = submit(*TWO_EACH, f"--partition={partition}", TRAIN, "--strategy", strategy, *training).succeed()
     assert f"4 ranks on 2 nodes ({nodes})" in job.output
     result = json.loads((job.workdir / "result.json").read_text())
     assert (result["strategy"], result["replicas"], result["status"]) == (strategy, 4, "completed")
@@ -56,26 +59,26 @@ def test_submitted_from_elsewhere(submit: Submit) -> None:
 
 
 def test_a_killed_task_ends_the_job(submit: Submit, training: list[str], slurm: Cluster) -> None:
-    job = submit(*TWO_BY_TWO, TRAIN, "--strategy", "multiworker", *training, *LONG)
+    job = submit(*ONE_EACH, TRAIN, "--strategy", "multiworker", *training, *LONG)
     job.wait_for("step     8/")
-    os.kill(slurm.rank_processes(job.id)[3], signal.SIGKILL)
+    os.kill(slurm.rank_processes(job.id)[1], signal.SIGKILL)
     killed = time.monotonic()
     ended = job.finish(SECONDS_TO_END)
     assert time.monotonic() - killed < SECONDS_TO_END
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), job.output
-    assert "n10: task 3: Killed" in job.output, job.output
+    assert "n10: task 1: Killed" in job.output, job.output
 
 
 def test_a_lost_node_ends_the_job_and_requeues_it(submit: Submit, training: list[str], slurm: Cluster) -> None:
     """Long before Slurm itself takes the node for lost; the job goes on where there are others."""
     steps = ["--steps", "120", "--set", "checkpoint.every_steps=10", "--set", "runtime.steps_per_call=2"]
     steps += ["--set", "evaluation.every_epochs=0"]
-    job = submit(*TWO_BY_TWO, "--partition=gpu", TRAIN, "--strategy", "horovod", *training, *steps)
+    job = submit(*ONE_EACH, "--partition=gpu", TRAIN, "--strategy", "horovod", *training, *steps)
     job.wait_for("step    16/")
     _, lost = slurm.run("scontrol", "show", "hostnames", slurm.job(job.id)["NodeList"]).stdout.split()
     slurm.cut_power(lost)
     try:
-        job.wait_for("a node was lost; back into the queue", seconds=90)
+        job.wait_for("a node was lost; back into the queue", seconds=300)
         # What the site's health check does, or Slurm after SlurmdTimeout: until then it waits for the node's word.
         slurm.run("scontrol", "update", f"nodename={lost}", "state=down", "reason=lost")
         job.succeed()

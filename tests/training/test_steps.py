@@ -132,6 +132,7 @@ def test_a_global_batch_is_shared_among_replicas(arrays: Arrays) -> None:
 # --- The same training in other parts ---
 
 
+@pytest.mark.slow
 def test_accumulation_gives_the_same_update(arrays: Arrays) -> None:
     whole, parts = Training(arrays), Training(arrays, options={"accumulation_steps": 4})
     metrics = [training.take(3) for training in (whole, parts)]
@@ -139,6 +140,7 @@ def test_accumulation_gives_the_same_update(arrays: Arrays) -> None:
     assert_same_weights(whole, parts, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SMALL, ModelConfig(filters=(3, 4), dense_units=6, dropout=0.5, batch_norm=True)])
 def test_several_steps_in_one_call_are_several_calls(arrays: Arrays, config: ModelConfig) -> None:
     adam = OptimizerConfig(name="adam")
@@ -150,6 +152,7 @@ def test_several_steps_in_one_call_are_several_calls(arrays: Arrays, config: Mod
     assert int(together.optimizer.iterations) == 4
 
 
+@pytest.mark.slow
 def test_xla_computes_the_same(arrays: Arrays) -> None:
     plain, compiled = Training(arrays), Training(arrays, options={"xla": True})
     metrics = [training.take(2) for training in (plain, compiled)]
@@ -179,6 +182,7 @@ def test_the_fused_form_trains_to_the_same_weights(
     assert_same_weights(plain, other, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SMALL, ModelConfig()], ids=["small", "seed"])  # The latter on tiles, with AMX.
 def test_the_fused_form_in_bfloat16(arrays: Arrays, fused: Callable[[int], Form], config: ModelConfig) -> None:
     plain, other = (
@@ -190,6 +194,7 @@ def test_the_fused_form_in_bfloat16(arrays: Arrays, fused: Callable[[int], Form]
     assert_same_weights(plain, other, 0.01)
 
 
+@pytest.mark.slow
 def test_the_fused_form_drops_out_anew_in_each_part_and_step(arrays: Arrays, fused: Callable[[int], Form]) -> None:
     config = ModelConfig(filters=(3, 4), dense_units=6, dropout=0.5)
     together, apart, exact = (
@@ -201,6 +206,7 @@ def test_the_fused_form_drops_out_anew_in_each_part_and_step(arrays: Arrays, fus
     assert not np.allclose(metrics[0], metrics[2], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_fused_form_on_one_of_two_replicas(arrays: Arrays, fused: Callable[[int], Form]) -> None:
     strategy = TwoReplicas()
     alone = Training(arrays, batch_size=64, images=64)
@@ -238,6 +244,7 @@ def test_float16_trains_as_float32_does(arrays: Arrays) -> None:
     assert_same_weights(exact, scaled, 0.01)
 
 
+@pytest.mark.slow
 def test_scaling_the_loss_changes_nothing_but_lost_digits(arrays: Arrays) -> None:
     plain = Training(arrays, precision="mixed_float16")
     scaled = Training(arrays, precision="mixed_float16", loss_scaling=True)
@@ -249,6 +256,7 @@ def test_scaling_the_loss_changes_nothing_but_lost_digits(arrays: Arrays) -> Non
     assert all(difference < 0.05 * distance for difference, distance in zip(differing, moved, strict=True))
 
 
+@pytest.mark.slow
 def test_small_gradients_survive_in_float16(arrays: Arrays) -> None:
     """A thousandth of a thousandth of a gradient is zero in float16, unless the loss is scaled."""
     gained = []
@@ -342,6 +350,7 @@ def test_gradients_in_bfloat16_travel_as_such_and_are_summed_in_float32(tf: Modu
         assert np.array_equal(total, exact.astype(np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_gathered_gradients_train_the_same(arrays: Arrays, precision: str, accumulation_steps: int) -> None:
@@ -372,6 +381,7 @@ def test_an_overflow_on_one_replica_reaches_all(tf: ModuleType, compression: str
     assert [tensor.numpy().tolist() for tensor in reduced] == [[2.0, np.inf], [4.0]]
 
 
+@pytest.mark.slow
 def test_compressed_gradients_train_nearly_the_same(arrays: Arrays) -> None:
     exact, compressed = (
         Training(arrays, strategy=TwoReplicas(), options={"gradient_compression": compression})

@@ -74,6 +74,7 @@ def test_equal_studies_are_seldom_called_slower(between: float) -> None:
     assert sum("slower" in outcomes(comparison) for comparison in found) <= 5
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_families_of_cases_are_seldom_called_slower() -> None:
     found = [compare(*studies(seed, cases=CASES, repeats=4, between=0.10)) for seed in range(100)]
@@ -115,6 +116,7 @@ def test_noisy_studies_are_inconclusive_and_say_how_many_runs_they_need() -> Non
     assert f"about {more_runs} further runs of each needed" in render_comparison_markdown(comparison)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_runs_said_to_be_needed_suffice_in_most_studies() -> None:
     decided = []

@@ -160,6 +160,7 @@ class TestScalingLaws:
         assert [each.devices for each in prediction.models[0].forecasts] == [1, 2, 3, 4, 48]
         assert max(each.devices for each in predict_from(points(LAW, (1, 2, 4))).models[0].forecasts) == 4096
 
+    @pytest.mark.slow
     def test_the_same_seed_gives_the_same_prediction(self) -> None:
         summaries = points(LAW, (1, 2, 4, 8), 0.02)
         assert predict_from(summaries, seed=1) == predict_from(summaries, seed=1)
@@ -184,6 +185,7 @@ class TestStepTimes:
         # The others cannot know that the exposed part only begins when the overlap is used up.
         assert abs(fitted.held_out_error or 1.0) < 0.01 < abs(model(prediction, "Amdahl").held_out_error or 0.0)
 
+    @pytest.mark.slow
     def test_jitter_of_free_ranks_makes_stragglers_of_many_devices(self) -> None:
         free = measured(train("horovod", 2, all_reduce=False, synthetic_input=True))
         calm = predict_from([*self.study(), with_jitter(free, 0.0)])
@@ -197,6 +199,7 @@ class TestStepTimes:
         assert {each.name for each in prediction.models} == {"USL", "Amdahl"}
         assert prediction.refused["step times"] in said(prediction)
 
+    @pytest.mark.slow
     def test_links_between_hosts_are_used_beyond_a_host(self) -> None:
         far = Ring(10 * RING.latency_seconds, 10 * RING.seconds_per_byte)
         near = self.study((1, 2, 4))
@@ -212,6 +215,7 @@ class TestStepTimes:
         prediction = predict_from([single, two, four, collectives(RING, 4, hosts=2)])
         assert prediction.refused["step times"] == "no all-reduce of horovod within a host was measured"
 
+    @pytest.mark.slow
     def test_single_batches_tell_what_strong_scaling_does_not_shrink(self) -> None:
         """One device takes 2 ms + 1 ms for each 16 images."""
         rates = {count: count / (2e-3 + count / 16e3) for count in (32, 64, 128)}
@@ -237,6 +241,7 @@ class TestHeldOutPoint:
         assert prediction.held_out_devices == 8
         assert model(prediction, "USL").held_out_error == pytest.approx(foretold / prediction.measured[8] - 1)
 
+    @pytest.mark.slow
     def test_nothing_measured_on_it_is_used(self) -> None:
         """The foretold throughputs stay what they were when everything measured on 8 devices is ruined."""
         few = [*points(RingLaw(), (1, 2, 4), 0.02), collectives(RING, 2), collectives(RING, 4)]
@@ -305,6 +310,7 @@ class TestHonesty:
         assert list(too_few.measured) == [1, 8, 16]
         assert "16 devices share cores" in too_few.notes[0]
 
+    @pytest.mark.thorough
     @pytest.mark.slow
     @pytest.mark.parametrize("devices", [(1, 2, 4, 8), (1, 2, 3, 4, 6, 8)])
     def test_intervals_hold_the_measurements_to_come(self, devices: tuple[int, ...]) -> None:
@@ -323,6 +329,7 @@ class TestHonesty:
             4.0 if len(devices) == 4 else 2.0
         )  # Sure of everything by saying nothing?
 
+    @pytest.mark.thorough
     @pytest.mark.slow
     def test_intervals_of_step_times_hold_the_measurements_to_come(self) -> None:
         held = []

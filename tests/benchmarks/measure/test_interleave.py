@@ -124,6 +124,7 @@ def test_two_settings_take_turns(tmp_path: Path, tiny_mnist: Path) -> None:
     assert "new / base" in done.stdout and "incomparable" not in done.stdout.lower()
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
 def test_a_signal_leaves_nothing_behind_and_resuming_goes_on(
@@ -136,12 +137,12 @@ def test_a_signal_leaves_nothing_behind_and_resuming_goes_on(
     variables = environment() | {"PYTHONPATH": "", "TMPDIR": str(tmp_path / "temporary")}
     (tmp_path / "temporary").mkdir()
     with subprocess.Popen(command, cwd=checkout, env=variables, stderr=subprocess.PIPE, text=True) as process:
-        assert wait_until(lambda: len(sides(results)[0] + sides(results)[1]) == 2, 120)
+        assert wait_until(lambda: len(sides(results)[0] + sides(results)[1]) == 2, 300)
         process.send_signal(number)
         if number != signal.SIGINT:  # Slurm's reaches a process itself and by way of the batch file.
             time.sleep(0.1)
             process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
     assert process.returncode == 128 + number
     assert errors.splitlines()[-1].endswith("; what has been measured is kept, --resume goes on"), errors
     assert len(git(checkout, "worktree", "list").splitlines()) == 1
@@ -175,7 +176,7 @@ def test_a_commit_is_measured_with_its_own_code(checkout: Path, tmp_path: Path, 
         env=environment() | {"PYTHONPATH": ""},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=500,
         check=False,
     )
     assert done.returncode in (0, 1, 3), done.stderr

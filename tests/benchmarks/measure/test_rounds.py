@@ -20,6 +20,8 @@ from tests.benchmarks.harness import REPOSITORY
 SLEEPER = Path(__file__).with_name("sleeper.py")
 FULL = "full"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def contender(tmp_path: Path):  # type: ignore[no-untyped-def]
@@ -47,8 +49,8 @@ def limits(seconds: float = 3.0, width: float = 0.0, **fields: object) -> Limits
 
 def test_ratios_within_cycles(contender) -> None:  # type: ignore[no-untyped-def]
     contenders = [
-        contender("base", "0.010"),
-        contender("other", "0.020", "--half=resident", variants=(FULL, "resident")),
+        contender("base", "0.03"),
+        contender("other", "0.06", "--half=resident", variants=(FULL, "resident")),
     ]
     round_ = Round(contenders, limits(6.0))
     standings = round_.run()
@@ -73,7 +75,7 @@ def test_who_waits_uses_no_processor(contender) -> None:  # type: ignore[no-unty
 
 def test_who_computes_while_it_waits_is_found(contender) -> None:  # type: ignore[no-untyped-def]
     standings = Round([contender("base", "0.01"), contender("other", "0.01", "--spin")], limits(4.0)).run()
-    assert standings["base"].waiting_cores < 0.05 < 0.15 < standings["other"].waiting_cores
+    assert standings["base"].waiting_cores < 0.05 < standings["other"].waiting_cores
 
 
 def test_trainings_take_turns_to_their_end(contender) -> None:  # type: ignore[no-untyped-def]
@@ -118,14 +120,14 @@ def test_what_a_round_is_doing_is_told(contender) -> None:  # type: ignore[no-un
     [
         (("--die=before",), "failed", "exit code 7: ValueError: before"),
         (("--die=after",), "failed", "exit code 7: ValueError: after"),
-        (("--hang=before",), "timeout", "not ready after 5 s"),
-        (("--hang=after",), "timeout", "a turn took longer than 5 s"),
+        (("--hang=before",), "timeout", "not ready after 10 s"),
+        (("--hang=after",), "timeout", "a turn took longer than 10 s"),
         (("--memory",), "out_of_memory", "exit code 7: MemoryError"),
     ],
 )
 def test_who_fails_is_taken_out_and_the_others_go_on(contender, arguments, status, said) -> None:  # type: ignore[no-untyped-def]
-    contenders = [contender("base", "0.01"), contender("bad", "0.01", *arguments), contender("other", "0.01")]
-    standings = Round(contenders, limits(3.0, timeout_seconds=5.0)).run()
+    contenders = [contender("base", "0.03"), contender("bad", "0.03", *arguments), contender("other", "0.03")]
+    standings = Round(contenders, limits(3.0, timeout_seconds=10.0)).run()
     end = standings["bad"].end
     assert end and end.status == status and end.reason and end.reason.startswith(said)
     assert ratio(standings, "other") == pytest.approx(1.0, rel=0.2)

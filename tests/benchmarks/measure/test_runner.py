@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mnist_dist.benchmarks.measure import process
+from mnist_dist.benchmarks.measure.process import kernel_ooms
 from mnist_dist.benchmarks.measure.runner import Run, Study, harness_address, launch_command, run_alone, skipped
 from mnist_dist.benchmarks.measure.suite import Machine
 from mnist_dist.benchmarks.measure.turns import Harness
@@ -78,7 +79,7 @@ def memory_group() -> Iterator[Path]:
             group.rmdir()
         pytest.skip(f"needs the right to make a control group for memory: {error}")
     yield group / "cgroup.procs"
-    assert wait_until(lambda: not (group / "cgroup.procs").read_text(), 10)
+    assert wait_until(lambda: not (group / "cgroup.procs").read_text(), 60)
     group.rmdir()
 
 
@@ -166,7 +167,10 @@ class TestFailures:
         record = run_program(f"print({line!r})\nfor i in range(100): print('lost the others')\nraise SystemExit(1)")
         assert record.status == "out_of_memory"
 
-    def test_the_kernel_took_it_for_its_memory(self, run_program: Callable[..., Record], memory_group: Path) -> None:
+    def test_the_kernel_took_it_for_its_memory(
+        self, run_program: Callable[..., Record], memory_group: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(process, "kernel_ooms", kernel_ooms)
         program = (
             f"import os; open({str(memory_group)!r}, 'w').write(str(os.getpid()))\n"
             "kept = []\nwhile True: kept.append(bytearray(b'1') * 2**22)"
@@ -187,14 +191,14 @@ class TestFailures:
         )
         began = time.monotonic()
         record = run_program(program, timeout_seconds=1.5)
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 100
         assert (record.status, record.reason) == ("timeout", "not ready after 1.5 s")
         assert record.output_tail == ("waiting",)
         assert not marked_processes(mark)
 
     def test_what_a_program_leaves_running_is_ended(self, run_program: Callable[..., Record], mark: str) -> None:
         run_program("import subprocess; subprocess.Popen(['sleep', '600'])")
-        assert wait_until(lambda: not marked_processes(mark), 5)
+        assert wait_until(lambda: not marked_processes(mark), 60)
 
 
 class TestPlace:
@@ -306,19 +310,23 @@ class TestTraining:
         assert record.status == "failed"
         assert record.reason and "exit code 2: mnist-dist: error: data.path: '/nowhere/mnist.npz'" in record.reason
 
+    @pytest.mark.thorough
     def test_when_its_time_is_up_no_rank_is_left(self, tmp_path: Path, tiny_mnist: Path, mark: str) -> None:
         settings = small_settings(tiny_mnist) | {"training.epochs": 10_000}
         case = small_case(tiny_mnist, strategy="multiworker", devices=2, measure_seconds=None, settings=settings)
         seen: set[int] = set()
-        study = make_study(tmp_path / "scratch", timeout_seconds=15.0)
+        study = make_study(tmp_path / "scratch", timeout_seconds=45.0)
         record = run_case(study, case, tick=lambda: seen.update(ranks_of(mark)))
         assert record.status == "timeout", record.reason
         assert seen == {0, 1}, "the ranks had not yet started"
-        assert wait_until(lambda: not marked_processes(mark), 5)
+        assert wait_until(lambda: not marked_processes(mark), 60)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.thorough)],
+)
 def test_a_harness_that_is_stopped_leaves_no_process(
     tmp_path: Path, tiny_mnist: Path, number: signal.Signals, code: int
 ) -> None:
@@ -326,15 +334,15 @@ def test_a_harness_that_is_stopped_leaves_no_process(
     suite, mark = write_suite(tmp_path / "long.yaml", tiny_mnist, **long), make_mark()
     harness = start("run", suite, "--results", tmp_path / "results", mark=mark)
     try:
-        assert wait_until(lambda: set(ranks_of(mark)) == {0, 1}, 60)
+        assert wait_until(lambda: set(ranks_of(mark)) == {0, 1}, 300)
         cores = sorted(os.sched_getaffinity(0))
         assert {rank: os.sched_getaffinity(process) for rank, process in ranks_of(mark).items()} == {
             rank: {cores[rank]} for rank in (0, 1)
         }
         harness.send_signal(number)
-        _, errors = harness.communicate(timeout=60)
+        _, errors = harness.communicate(timeout=300)
         assert harness.returncode == code, errors
-        assert wait_until(lambda: not marked_processes(mark), 5), marked_processes(mark)
+        assert wait_until(lambda: not marked_processes(mark), 60), marked_processes(mark)
         assert not list((tmp_path / "results").glob("records/*"))
         if number == signal.SIGINT:
             assert errors.splitlines()[-1].startswith("mnist-dist: interrupted; what has been measured is kept")

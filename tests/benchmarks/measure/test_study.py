@@ -325,6 +325,7 @@ def test_the_bar_shows_labels_as_they_are(capsys: pytest.CaptureFixture[str]) ->
     assert "[1/2] single [/]: failed: [red]" in shown
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_killed_study_goes_on_where_it_was(tmp_path: Path, tiny_mnist: Path) -> None:
     """The harness is killed in the second of two rounds; nothing is lost, and nothing measured again."""
@@ -333,11 +334,11 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path: Path, tiny_mnist: Path) -
     arguments = ("run", suite, "--results", folder, "--no-report")
     harness = start(*arguments, mark=mark)
     try:
-        assert wait_until(lambda: len(Store(folder).records()) == 1, 60)
-        assert wait_until(lambda: len(marked_processes(mark)) > 1, 20), "the second round did not begin"
+        assert wait_until(lambda: len(Store(folder).records()) == 1, 300)
+        assert wait_until(lambda: len(marked_processes(mark)) > 1, 60), "the second round did not begin"
         harness.send_signal(signal.SIGKILL)
-        harness.communicate(timeout=30)
-        assert wait_until(lambda: not marked_processes(mark), 5), "the training outlived the harness"
+        harness.communicate(timeout=300)
+        assert wait_until(lambda: not marked_processes(mark), 60), "the training outlived the harness"
         (first,) = Store(folder).records()
         resumed = run(*arguments, "--resume")
     finally:
@@ -371,9 +372,9 @@ def test_an_interrupted_round_is_kept_and_measured_again(tmp_path: Path, tiny_mn
         logs = [log.read_text() for log in folder.rglob("output.log")]
         assert len(token) >= 32 and len(commands) >= 3 and len(logs) == 2
         harness.send_signal(signal.SIGINT)
-        out, errors = harness.communicate(timeout=60)
+        out, errors = harness.communicate(timeout=300)
         assert harness.returncode == 130, errors
-        assert wait_until(lambda: not marked_processes(mark), 5)
+        assert wait_until(lambda: not marked_processes(mark), 60)
     finally:
         for process in marked_processes(mark):
             os.kill(process, signal.SIGKILL)
@@ -389,21 +390,23 @@ def test_an_interrupted_round_is_kept_and_measured_again(tmp_path: Path, tiny_mn
     assert files and not any(token in text for text in (*files, *commands, *logs, *said, out, errors))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_disk_that_is_full_by_then(tmp_path: Path, tiny_mnist: Path, small_disk: Path, fill: Callable) -> None:  # type: ignore[type-arg]
     """The first round is kept, and the second cannot begin; one line says why."""
     folder = small_disk / "results"
     suite = write_suite(tmp_path / "small.yaml", tiny_mnist, repeats=2)
     harness = start("run", suite, "--results", folder, "--no-report")
-    assert wait_until(lambda: len(Store(folder).records()) == 1, 90)
+    assert wait_until(lambda: len(Store(folder).records()) == 1, 300)
     fill(small_disk)
-    _, errors = harness.communicate(timeout=60)
+    _, errors = harness.communicate(timeout=300)
     assert harness.returncode == 2
     assert errors.splitlines()[-1].startswith("mnist-dist: error: ") and "No space left on device" in errors
     assert [record.status for record in Store(folder).records()] == ["ok"]
     assert not list(folder.glob("scratch/*"))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_exit_code_says_that_a_case_failed_and_the_rest_is_measured(tmp_path: Path, tiny_mnist: Path) -> None:
     vary = {"data.path": [str(tiny_mnist), str(tmp_path / "missing.npz")]}
@@ -421,6 +424,7 @@ def test_the_exit_code_says_that_a_case_failed_and_the_rest_is_measured(tmp_path
     assert by_status["ok"] == 2, "the baseline was measured in both rounds"
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_two_harnesses_share_a_folder(tmp_path: Path, tiny_mnist: Path) -> None:
     """As two jobs of a scaling study do, each with its number of devices."""
@@ -428,7 +432,7 @@ def test_two_harnesses_share_a_folder(tmp_path: Path, tiny_mnist: Path) -> None:
     folder = tmp_path / "results"
     arguments = ("run", suite, "--results", folder, "--resume", "--no-report")
     harnesses = [start(*arguments, "--only", str(devices)) for devices in (1, 2)]
-    outcomes = [(*harness.communicate(timeout=240), harness.returncode) for harness in harnesses]
+    outcomes = [(*harness.communicate(timeout=300), harness.returncode) for harness in harnesses]
     assert [code for _, _, code in outcomes] == [0, 0], outcomes
     records = Store(folder).records()
     assert sorted(record.case.devices for record in records) == [1, 2]

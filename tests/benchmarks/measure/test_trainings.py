@@ -35,6 +35,7 @@ from tests.benchmarks.harness import (
     wait_until,
 )
 from tests.benchmarks.measure.test_rounds import SLEEPER
+from tests.speeds import thorough_but_for
 
 pytestmark = pytest.mark.slow
 
@@ -131,7 +132,7 @@ def round_with_losses(tmp_path_factory: pytest.TempPathFactory, tiny_mnist: Path
         patch.setenv(MARK, mark)
         study = make_study(tmp_path_factory.mktemp("round") / "scratch")
         found = {record.case.strategy: record for record in run_cases(study, *cases.values(), tell=tell)}
-    assert wait_until(lambda: not marked_processes(mark), 5)
+    assert wait_until(lambda: not marked_processes(mark), 60)
     return found
 
 
@@ -154,7 +155,7 @@ class TestEndings:
         assert len(cycles_of(single)) > len(cycles_of(round_with_losses["horovod"])) + 2
 
 
-@pytest.fixture(scope="module", params=["single", "horovod"])
+@pytest.fixture(scope="module", params=thorough_but_for("single", ["single", "horovod"]))
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_mnist: Path
 ) -> tuple[Workdir, Workdir, dict[str, Standing]]:

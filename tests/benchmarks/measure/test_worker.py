@@ -92,6 +92,7 @@ def test_input(records: dict[str, Record]) -> None:
     assert 1e4 < 32 * sum(measured["window_steps"]) / sum(windows) < 1e8
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_matrix_products_use_all_cores_of_a_device(tmp_path: Path, tiny_mnist: Path) -> None:

@@ -62,6 +62,7 @@ def test_peers_leaves_a_table_in_which_missing_peers_are_no_failure(
     assert len(store.records()) == 3, "nothing is measured again"
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_perf_judges_from_two_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--only", "input-rate", "--repeats", "2", "--seconds", "1")

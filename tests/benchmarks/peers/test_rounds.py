@@ -40,8 +40,8 @@ def explained(record: Record) -> str:
 
 @pytest.fixture
 def sleepers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Peers that sleep: 5 ms a step, 10 ms, and one that dies."""
-    flags = {"five": ("0.005",), "ten": ("0.010",), "dying": ("0.005", "100")}
+    """Peers that sleep: 20 ms a step, 40 ms, and one that dies."""
+    flags = {"short": ("0.02",), "long": ("0.04",), "dying": ("0.02", "30")}
     for name, each in flags.items():
         monkeypatch.setitem(PEERS, name, Script("sleeper", each))
 
@@ -52,24 +52,26 @@ def sleepers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Peer, "command", command)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("sleepers")
 def test_a_script_that_dies_is_taken_out_and_the_others_go_on(tmp_path: Path) -> None:
-    records = measure([peer_case(name) for name in ("five", "dying", "ten")], tmp_path, 1.5)
+    records = measure([peer_case(name) for name in ("short", "dying", "long")], tmp_path, 1.5)
     dead = records.pop("dying")
     assert (dead.status, dead.reason) == ("failed", "exit code 7: ValueError: of the sleeper")
     assert {record.status for record in records.values()} == {"ok"}
-    ratio = paired_ratio([records["five"]], [records["ten"]])
+    ratio = paired_ratio([records["short"]], [records["long"]])
     assert ratio and ratio.at_level().value == pytest.approx(2, rel=0.15)
-    assert len(log_ratios_by_cycle(records["five"], records["ten"])) >= 5
-    assert KIND.describe(records["five"])
+    assert len(log_ratios_by_cycle(records["short"], records["long"])) >= 5
+    assert KIND.describe(records["short"])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("sleepers")
 def test_trainings_to_an_accuracy_count_their_own_turns(tmp_path: Path) -> None:
-    cases = [peer_case(name, measure_seconds=None) for name in ("five", "ten")]
+    cases = [peer_case(name, measure_seconds=None) for name in ("short", "long")]
     records = measure(cases, tmp_path, 0.0)
     own_seconds = []
-    for record in (records["five"], records["ten"]):
+    for record in (records["short"], records["long"]):
         assert record.status == "ok", explained(record)
         assert record.turns and record.turns.ended == "trained"
         last = (record.measurements or {})["evaluations"][-1]
@@ -98,6 +100,7 @@ def test_every_peer_takes_turns_with_ours(tmp_path: Path) -> None:
         assert min(measured["first_step_seconds"]) > 0 and not measured["evaluations"]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_every_peer_trains_to_an_accuracy_in_turns(tmp_path: Path, tiny_mnist: Path) -> None:
     machine = find_machine()
