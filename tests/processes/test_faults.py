@@ -123,7 +123,7 @@ def test_a_rank_that_is_lost_after_the_roll_call(start: StartRun, strategy: str)
     here = Cluster(0, 2, 0, 2, ("127.0.0.1",) * 2, free_port(4), "mnist-dist")
     lost = dataclasses.replace(here, rank=1, local_rank=1)
     begun = time.monotonic()
-    with Horovod.rendezvous("127.0.0.1", here.port, here.hosts):
+    with Horovod.rendezvous(here):
         run = start(
             "run",
             *["--strategy", strategy, "--set", f"runtime.join_timeout_seconds={join_seconds}"],
