@@ -434,11 +434,12 @@ def meeting(cluster: Cluster, join_seconds: float) -> Iterator[tuple[dict[int, L
     lines: dict[int, Line] = {}
     with contextlib.ExitStack() as stack:
         gate = stack.enter_context(open_gate(cluster, cluster.port))
-        while len(lines) < cluster.size - 1 and (member := gate.admit(deadline - time.monotonic())):
+        while absent := [rank for rank in range(1, cluster.size) if rank not in lines]:
+            if not (member := gate.admit(deadline - time.monotonic())):
+                break
             rank, connection = member
             stack.enter_context(connection)
             lines[rank] = Line(connection, join_seconds, f"node {cluster.hosts[rank]}: rank {rank}")
-        absent = [rank for rank in range(1, cluster.size) if rank not in lines]
         names = ", ".join(f"rank {rank} on node {cluster.hosts[rank]}" for rank in absent)
         yield lines, f"{names} did not reach node {cluster.hosts[0]} within {join_seconds:g} s" if absent else ""
 
