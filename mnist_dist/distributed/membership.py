@@ -7,22 +7,19 @@ answers, takes MD5 before Python 3.12, and its messages are pickles.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import secrets
 import selectors
 import socket
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-
-from mnist_dist.errors import UserError
 
 if TYPE_CHECKING:
     from mnist_dist.distributed.cluster import Cluster
 
 SECRET_VARIABLE = "MNIST_DIST_SECRET"  # noqa: S105 - the name of a variable.
-SHORTEST_SECRET = 16  # Characters.
 PROOF_SECONDS = 5.0  # For a connection to answer the challenge.
 MOST_STRANGERS = 64  # Connections without proof, beside one of each member; the oldest makes room for the next.
 
@@ -32,21 +29,6 @@ _ANSWER_BYTES = 4 + 2 * _BYTES  # The rank, a nonce and the proof.
 
 def make_secret() -> str:
     return secrets.token_hex(_BYTES)
-
-
-def find_secret(environment: Mapping[str, str]) -> str:
-    """Returns the secret of the job; "" where nobody has made one.
-
-    Raises:
-        UserError: it is too short to be one.
-    """
-    secret = environment.get(SECRET_VARIABLE, "")
-    if 0 < len(secret) < SHORTEST_SECRET:
-        raise UserError(
-            f"{SECRET_VARIABLE}: received {len(secret)} characters, expected {SHORTEST_SECRET} or more; "
-            "such as `openssl rand -hex 32` makes."
-        )
-    return secret
 
 
 def derive(secret: str, *purpose: bytes) -> bytes:
@@ -76,31 +58,23 @@ def connect(cluster: Cluster, rank: int, port: int, timeout_seconds: float) -> s
     Raises:
         OSError: nobody listens there, it did not answer in time, or one did not convince the other.
     """
-    connection = socket.create_connection((cluster.addresses[rank], port), timeout=timeout_seconds)
-    try:
-        own_rank, nonce = cluster.rank.to_bytes(4, "big"), secrets.token_bytes(_BYTES)
-        parts = (_receive(connection), nonce, _place(cluster, port), own_rank)
-        connection.sendall(own_rank + nonce + derive(cluster.secret, b"member", *parts))
-        if not hmac.compare_digest(_receive(connection), derive(cluster.secret, b"gate", *parts)):
-            raise ConnectionError("it does not belong to this job")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
+    with contextlib.ExitStack() as stack:
+        address = (cluster.addresses[rank], port)
+        connection = stack.enter_context(socket.create_connection(address, timeout=timeout_seconds))
+        challenge = connection.recv(_BYTES)  # Too short to come in parts.
+        here, nonce = cluster.rank.to_bytes(4, "big"), secrets.token_bytes(_BYTES)
+        connection.sendall(here + nonce + _prove(b"member", cluster, port, challenge, nonce, here))
+        proof = connection.recv(_BYTES)
+        if not hmac.compare_digest(proof, _prove(b"gate", cluster, port, challenge, nonce, here)):
+            what = "does not belong to this job" if proof else f"hung up; have all ranks the same {SECRET_VARIABLE}?"
+            raise ConnectionError(f"it {what}")
+        stack.pop_all()
+        return connection
 
 
-def _place(cluster: Cluster, port: int) -> bytes:
-    """What a proof is good for: this gate of a job of this size, and no other."""
-    return port.to_bytes(2, "big") + cluster.size.to_bytes(4, "big")
-
-
-def _receive(connection: socket.socket) -> bytes:
-    received = b""
-    while len(received) < _BYTES:
-        if not (more := connection.recv(_BYTES - len(received))):
-            raise ConnectionError(f"it hung up; have all ranks the same {SECRET_VARIABLE}?")
-        received += more
-    return received
+def _prove(who: bytes, cluster: Cluster, port: int, *said: bytes) -> bytes:
+    """Proves a side to the other in one conversation at one gate of a job of one size."""
+    return derive(cluster.secret, who, port.to_bytes(2, "big"), cluster.size.to_bytes(4, "big"), *said)
 
 
 @dataclass(eq=False)
@@ -108,8 +82,8 @@ class _Stranger:
     """A connection that has not proved anything yet."""
 
     connection: socket.socket
-    nonce: bytes
     deadline: float
+    nonce: bytes = field(default_factory=lambda: secrets.token_bytes(_BYTES))
     answer: bytes = b""
 
 
@@ -158,43 +132,33 @@ class Gate:
                 return None
 
     def _challenge(self) -> None:
-        try:
-            connection = self._server.accept()[0]
-        except OSError:  # It has gone again.
-            return
-        stranger = _Stranger(connection, secrets.token_bytes(_BYTES), time.monotonic() + PROOF_SECONDS)
-        connection.setblocking(False)
-        self._selector.register(connection, selectors.EVENT_READ, stranger)
-        self._strangers.append(stranger)
-        try:
-            connection.sendall(stranger.nonce)
-        except OSError:
-            self._turn_away(stranger)
+        with contextlib.suppress(OSError):  # It has gone again.
+            stranger = _Stranger(self._server.accept()[0], time.monotonic() + PROOF_SECONDS)
+            stranger.connection.setblocking(False)
+            self._selector.register(stranger.connection, selectors.EVENT_READ, stranger)
+            self._strangers.append(stranger)
+            stranger.connection.sendall(stranger.nonce)
 
     def _hear(self, stranger: _Stranger) -> tuple[int, socket.socket] | None:
-        connection = stranger.connection
-        try:
-            received = connection.recv(_ANSWER_BYTES + 1)
-        except OSError:
-            received = b""
+        received = b""
+        with contextlib.suppress(OSError):
+            received = stranger.connection.recv(_ANSWER_BYTES + 1)
         stranger.answer += received
         if received and len(stranger.answer) < _ANSWER_BYTES:
             return None
         rank, nonce, proof = stranger.answer[:4], stranger.answer[4 : 4 + _BYTES], stranger.answer[4 + _BYTES :]
-        parts = (stranger.nonce, nonce, _place(self._cluster, self._port), rank)
-        is_member = hmac.compare_digest(proof, derive(self._cluster.secret, b"member", *parts))
+        said = (self._cluster, self._port, stranger.nonce, nonce, rank)
+        is_member = hmac.compare_digest(proof, _prove(b"member", *said))
         if not is_member or int.from_bytes(rank, "big") >= self._cluster.size:
             self._turn_away(stranger)
             return None
-        self._selector.unregister(connection)
+        self._selector.unregister(stranger.connection)
         self._strangers.remove(stranger)
-        connection.settimeout(PROOF_SECONDS)
-        try:
-            connection.sendall(derive(self._cluster.secret, b"gate", *parts))
-        except OSError:  # It has gone again.
-            connection.close()
-            return None
-        return int.from_bytes(rank, "big"), connection
+        stranger.connection.settimeout(PROOF_SECONDS)
+        with contextlib.suppress(OSError):
+            stranger.connection.sendall(_prove(b"gate", *said))
+            return int.from_bytes(rank, "big"), stranger.connection
+        return None  # It has gone again.
 
     def _turn_away(self, stranger: _Stranger) -> None:
         self.turned_away += 1

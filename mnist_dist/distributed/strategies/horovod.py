@@ -71,19 +71,17 @@ class Horovod(Strategy):
         except ImportError:
             missing = STRATEGIES["horovod"].missing
             raise UserError(f"runtime.strategy: received 'horovod', but {missing}.") from None
-        key = rendezvous_key(cluster)
-        prefix = f"/{key}:{cluster.port}" if key else ""
+        # Horovod asks for http://ADDRESS:PORT/SCOPE/KEY, with :PORT/OURS at the end of what it is told as the address.
+        _, slash, ours = rendezvous_path(cluster).partition("/")
+        prefix = f"{slash}{ours}:{cluster.port}" * bool(ours)
 
         class Handler(RendezvousHandler):
-            path: str
+            path = ""
 
             def parse_request(self) -> bool:
-                if not super().parse_request():
-                    return False
-                if not hmac.compare_digest(self.path[: len(prefix)].encode(), prefix.encode()):
-                    return False  # A stranger, who gets no answer.
-                self.path = self.path[len(prefix) :]
-                return True
+                is_whole = super().parse_request()
+                given, self.path = self.path[: len(prefix)], self.path[len(prefix) :]
+                return is_whole and hmac.compare_digest(given.encode(), prefix.encode())  # A stranger gets no answer.
 
         class Server(RendezvousHTTPServer):
             daemon_threads = True  # The end does not wait for strangers.
@@ -149,7 +147,7 @@ def horovod_environment(cluster: Cluster, interface: str, join_timeout_seconds: 
         "HOROVOD_HOSTNAME": cluster.hosts[cluster.rank],
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
-        "HOROVOD_GLOO_RENDEZVOUS_ADDR": rendezvous_address(cluster),
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": socket.gethostbyname(cluster.addresses[0]) + rendezvous_path(cluster),
         # Gloo would otherwise resolve the host's name, which may lead to an address nobody listens on.
         "HOROVOD_GLOO_IFACE": interface,
         "HOROVOD_GLOO_RENDEZVOUS_PORT": cluster.port,
@@ -158,15 +156,9 @@ def horovod_environment(cluster: Cluster, interface: str, join_timeout_seconds: 
     return {name: str(value) for name, value in environment.items()}
 
 
-def rendezvous_address(cluster: Cluster) -> str:
-    """Returns what Horovod puts between http:// and :PORT/SCOPE/KEY: as it knows no key for its store, with ours."""
-    address, key = socket.gethostbyname(cluster.addresses[0]), rendezvous_key(cluster)
-    return f"{address}:{cluster.port}/{key}" if key else address
-
-
-def rendezvous_key(cluster: Cluster) -> str:
-    """Returns what opens the store, and says nothing of the secret that it is made from; "" where there is none."""
-    return derive(cluster.secret, b"rendezvous").hex() if cluster.secret else ""
+def rendezvous_path(cluster: Cluster) -> str:
+    """Returns what opens the store, which Horovod takes for the end of its address, and says nothing of the secret."""
+    return f":{cluster.port}/{derive(cluster.secret, b'rendezvous').hex()}" if cluster.secret else ""
 
 
 def interface_of(address: str) -> str:
