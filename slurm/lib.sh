@@ -15,6 +15,9 @@ export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 if [[ ${MNIST_DIST_INTERFACE-} ]]; then
     export NCCL_SOCKET_IFNAME=$MNIST_DIST_INTERFACE HOROVOD_GLOO_IFACE=$MNIST_DIST_INTERFACE
 fi
+# What this file exports has to reach the tasks, after `sbatch --export=NONE` too. Ranks know one another by the secret.
+unset SLURM_EXPORT_ENV
+export MNIST_DIST_SECRET=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 if [[ ${SLURM_CPUS_PER_TASK-} ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi # Not inherited since 22.05.
 
 # How each task starts. Neighbouring ranks share a node. One that dies ends the step, and as all leave together, those

@@ -28,6 +28,7 @@ from typing import Any
 
 import mnist_dist
 from mnist_dist.distributed.cluster import Cluster, find_cluster
+from mnist_dist.distributed.membership import Gate, connect
 from mnist_dist.errors import EXIT_FAILED, UserError
 
 JOIN_SECONDS = 60.0  # For all ranks to start: a shared disk may be slow to deliver Python to many nodes.
@@ -171,24 +172,28 @@ def visible_gpus(environment: Mapping[str, str], uuids: Sequence[str] | None) ->
 
 @contextlib.contextmanager
 def answering(cluster: Cluster) -> Iterator[None]:
-    """Tells everybody who connects the name of this rank's node, from another thread."""
-    server = listen(cluster, rank_port(cluster, cluster.rank))
+    """Tells every rank that connects the name of this rank's node, from another thread."""
+    is_over = threading.Event()
 
     def answer() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = server.accept()
-                with connection, contextlib.suppress(OSError):
+        while not is_over.is_set():
+            if member := gate.admit(0.1):
+                with member[1] as connection, contextlib.suppress(OSError):
                     connection.sendall(cluster.hosts[cluster.rank].encode())
 
-    threading.Thread(target=answer, daemon=True).start()
-    with server:
-        yield
+    with open_gate(cluster, rank_port(cluster, cluster.rank)) as gate:
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
 
 
-def listen(cluster: Cluster, port: int) -> socket.socket:
+def open_gate(cluster: Cluster, port: int) -> Gate:
     try:
-        return socket.create_server(("", port), backlog=cluster.size)
+        return Gate(cluster, port)
     except OSError as error:
         raise UserError(
             f"node {cluster.hosts[cluster.rank]}: rank {cluster.rank} cannot listen on port {port} "
@@ -211,8 +216,7 @@ def unreachable_nodes(cluster: Cluster) -> Iterator[str]:
         first = cluster.hosts.index(node)
         address = (cluster.addresses[first], rank_port(cluster, first))
         try:
-            with socket.create_connection(address, timeout=CONNECT_SECONDS) as connection:
-                connection.settimeout(CONNECT_SECONDS)
+            with connect(cluster, first, address[1], CONNECT_SECONDS) as connection:
                 answer = connection.recv(256).decode(errors="replace")
         except OSError as error:
             yield f"node {here}: cannot reach node {node} at {address[0]} port {address[1]} ({error})"
@@ -429,15 +433,13 @@ def meeting(cluster: Cluster, join_seconds: float) -> Iterator[tuple[dict[int, L
     deadline = time.monotonic() + join_seconds
     lines: dict[int, Line] = {}
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(listen(cluster, cluster.port))
-        while len(lines) < cluster.size - 1 and time.monotonic() < deadline:
-            server.settimeout(max(deadline - time.monotonic(), 0.01))
-            with contextlib.suppress(OSError, ValueError, KeyError, UserError):  # A stranger's connection.
-                line = Line(stack.enter_context(server.accept()[0]), join_seconds, "a stranger")
-                rank = int(line.receive()["rank"])
-                line.name = f"node {cluster.hosts[rank]}: rank {rank}"
-                lines[rank] = line
-        absent = [rank for rank in range(1, cluster.size) if rank not in lines]
+        gate = stack.enter_context(open_gate(cluster, cluster.port))
+        while absent := [rank for rank in range(1, cluster.size) if rank not in lines]:
+            if not (member := gate.admit(deadline - time.monotonic())):
+                break
+            rank, connection = member
+            stack.enter_context(connection)
+            lines[rank] = Line(connection, join_seconds, f"node {cluster.hosts[rank]}: rank {rank}")
         names = ", ".join(f"rank {rank} on node {cluster.hosts[rank]}" for rank in absent)
         yield lines, f"{names} did not reach node {cluster.hosts[0]} within {join_seconds:g} s" if absent else ""
 
@@ -464,7 +466,6 @@ def follow(cluster: Cluster, folder: Path, join_seconds: float) -> list[str]:
         return [f"{here} cannot reach {chief} at {cluster.addresses[0]} port {cluster.port} ({error})"]
     with connection:
         line = Line(connection, 2 * join_seconds, f"{here} waited, but {chief}")
-        line.send({"rank": cluster.rank})
         while (question := line.receive()).get("time"):
             line.send({"time": time.time()})
         troubles = list(share_files(cluster, folder, question["token"])) if question["token"] else []
@@ -479,7 +480,7 @@ def connect_to_chief(cluster: Cluster, join_seconds: float) -> socket.socket:
     deadline = time.monotonic() + join_seconds
     while True:
         try:
-            return socket.create_connection((cluster.addresses[0], cluster.port), timeout=CONNECT_SECONDS)
+            return connect(cluster, 0, cluster.port, CONNECT_SECONDS)
         except OSError:
             if time.monotonic() > deadline:
                 raise

@@ -31,6 +31,7 @@ from mnist_dist.benchmarks.records.environment import CODE_FOLDER, identity
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record, Turns, explain_record
 from mnist_dist.config import load_config
+from mnist_dist.distributed.membership import SECRET_VARIABLE, make_secret
 from mnist_dist.errors import UserError, one_line
 from mnist_dist.files import writing
 from mnist_dist.strategies import STRATEGIES, missing_packages
@@ -198,6 +199,7 @@ class _Start:
             log.touch()
         path = os.pathsep.join(filter(None, [str(study.code), os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **variables}
+        environment[SECRET_VARIABLE] = make_secret()
         return Running(launch_command(command, study, case), study.code, environment, _cores(case, study), log)
 
     def record(self, end: End, **measured: Any) -> Record:

@@ -6,6 +6,7 @@ own, `srun`, `horovodrun`, `mpirun`, and none at all (one process on its own).
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import random
@@ -15,6 +16,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mnist_dist.distributed.membership import SECRET_VARIABLE
 from mnist_dist.errors import UserError
 
 # Below the ephemeral ports of Linux (32768 and up), so that no outgoing connection takes one of them by chance.
@@ -35,6 +37,7 @@ class Cluster:
         port: first of `size + 2` ports that the job may listen on, the same on all ranks: for Horovod's rendezvous,
             for TensorFlow's server of each rank, and for the roll call.
         launcher: who started the processes: "none", "mnist-dist", "srun", "horovodrun" or "mpirun".
+        secret: by which ranks know one another; "" where nobody has made one. It stays out of what is printed.
     """
 
     rank: int = 0
@@ -45,6 +48,7 @@ class Cluster:
     port: int = FIRST_PORT
     launcher: str = "none"
     addresses: tuple[str, ...] = ()
+    secret: str = dataclasses.field(default="", repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "addresses", self.addresses or self.hosts)
@@ -66,6 +70,7 @@ class Cluster:
             "MNIST_DIST_LOCAL_SIZE": str(self.local_size),
             "MNIST_DIST_HOSTS": ",".join(self.hosts),
             "MNIST_DIST_PORT": str(self.port),
+            SECRET_VARIABLE: self.secret,
         }
 
 
@@ -75,6 +80,10 @@ def find_cluster(environment: Mapping[str, str]) -> Cluster:
     Raises:
         UserError: a launcher's variables are incomplete or contradict one another.
     """
+    return dataclasses.replace(_find_place(environment), secret=environment.get(SECRET_VARIABLE, ""))
+
+
+def _find_place(environment: Mapping[str, str]) -> Cluster:
     if "MNIST_DIST_RANK" in environment:
         rank, size, local_rank, local_size = _integers(
             environment, "MNIST_DIST_RANK", "MNIST_DIST_SIZE", "MNIST_DIST_LOCAL_RANK", "MNIST_DIST_LOCAL_SIZE"

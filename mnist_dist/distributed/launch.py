@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import dataclasses
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from typing import IO
 from mnist_dist.command import EXIT_INTERRUPTED
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.distributed.cluster import Cluster, cores_of, free_port
+from mnist_dist.distributed.membership import make_secret
 from mnist_dist.distributed.rollcall import roll_call
 from mnist_dist.distributed.watchdog import EXIT_LOST_RANKS, HEARTBEAT_VARIABLE
 from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, TrainingError
@@ -50,8 +52,9 @@ def run_ranks(
         TrainingError: a rank ended with another code than 0; names the rank and quotes its last lines.
     """
     port = port or free_port(ranks + 2)
-    with STRATEGIES[strategy].load().rendezvous("127.0.0.1", port, ("127.0.0.1",) * ranks):
-        asyncio.run(_Group(command, ranks, port, stdin).run())
+    cluster = Cluster(0, ranks, 0, ranks, ("127.0.0.1",) * ranks, port, "mnist-dist", secret=make_secret())
+    with STRATEGIES[strategy].load().rendezvous(cluster):
+        asyncio.run(_Group(command, cluster, stdin).run())
 
 
 @contextlib.contextmanager
@@ -69,7 +72,7 @@ def join_ranks(cluster: Cluster, config: RuntimeConfig) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if cluster.launcher != "horovodrun":  # It has its own roll call and rendezvous.
             if cluster.is_chief and cluster.launcher != "mnist-dist":
-                stack.enter_context(strategy.rendezvous("", cluster.port, cluster.hosts))
+                stack.enter_context(strategy.rendezvous(cluster))
             address = roll_call(cluster, config.join_timeout_seconds)
             strategy.prepare_rank(cluster, address, config.join_timeout_seconds)
         yield
@@ -103,12 +106,12 @@ class _Rank:
 
 
 class _Group:
-    """The ranks of one run, from start to the end of the last."""
+    """The ranks of one run, from start to the end of the last; `cluster` is the first one's place."""
 
-    def __init__(self, command: Sequence[str], size: int, port: int, stdin: IO[str] | None) -> None:
+    def __init__(self, command: Sequence[str], cluster: Cluster, stdin: IO[str] | None) -> None:
         self.command = command
-        self.size = size
-        self.port = port
+        self.size = cluster.size
+        self.cluster = cluster
         self.stdin = stdin
         self.ranks: list[_Rank] = []
         self.interrupted = False  # By Ctrl-C.
@@ -138,7 +141,7 @@ class _Group:
     async def _start(self, rank: int) -> list[asyncio.Task[None]]:
         heartbeat_read, heartbeat_write = os.pipe()
         os.set_blocking(heartbeat_read, False)
-        cluster = Cluster(rank, self.size, rank, self.size, ("127.0.0.1",) * self.size, self.port)
+        cluster = dataclasses.replace(self.cluster, rank=rank, local_rank=rank)
         process = await asyncio.create_subprocess_exec(
             *self.command,
             env=os.environ

@@ -7,11 +7,12 @@ over plain sockets ends in time, and says who is missing.
 from __future__ import annotations
 
 import contextlib
-import selectors
 import socket
+import sys
 import time
 
 from mnist_dist.distributed.cluster import Cluster
+from mnist_dist.distributed.membership import PROOF_SECONDS, SECRET_VARIABLE, Gate, connect
 from mnist_dist.errors import TrainingError
 
 _GO = b"go\n"
@@ -31,47 +32,44 @@ def roll_call(cluster: Cluster, timeout_seconds: float) -> str:
 
 
 def _call(cluster: Cluster, deadline: float, timeout_seconds: float) -> str:
-    """The chief's part: collects one greeting of each other rank, then lets all go."""
-    local = set(cluster.addresses) == {"127.0.0.1"}
-    missing = set(range(1, cluster.size))
+    """The chief's part: lets in each other rank, then lets all go."""
+    if not cluster.secret:
+        print(
+            f"launch: without {SECRET_VARIABLE} in the environment of all ranks, any process that reaches port "
+            f"{cluster.roll_call_port} can take a rank's place; see docs/security.md.",
+            file=sys.stderr,
+        )
+    present: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as stack:
         try:
-            server = stack.enter_context(socket.create_server(("127.0.0.1" if local else "", cluster.roll_call_port)))
+            gate = stack.enter_context(Gate(cluster, cluster.roll_call_port))
         except OSError as error:
             raise TrainingError(
                 f"launch: rank 0 cannot listen on port {cluster.roll_call_port} ({error.strerror}); try again."
             ) from None
-        selector = stack.enter_context(selectors.DefaultSelector())
-        selector.register(server, selectors.EVENT_READ)
-        present: dict[int, socket.socket] = {}
-        while missing:
-            for key, _ in selector.select(timeout=max(deadline - time.monotonic(), 0)):
-                if key.fileobj is server:
-                    connection = stack.enter_context(server.accept()[0])
-                    selector.register(connection, selectors.EVENT_READ)
-                    continue
-                connection = key.fileobj  # type: ignore[assignment]
-                selector.unregister(connection)
-                rank = _greeted(connection, cluster.size)
-                if rank in missing:
-                    missing.remove(rank)
-                    present[rank] = connection
-            if missing and time.monotonic() > deadline:
+        while missing := set(range(1, cluster.size)) - present.keys():
+            member = gate.admit(deadline - time.monotonic())
+            if member is None:
                 names = ", ".join(f"rank {rank} ({cluster.hosts[rank]})" for rank in sorted(missing))
-                raise TrainingError(f"launch: {names} of {cluster.size} did not come within {timeout_seconds:g} s.")
+                strangers = f" {gate.turned_away} connections did not prove to be of this job." * (gate.turned_away > 0)
+                raise TrainingError(
+                    f"launch: {names} of {cluster.size} did not come within {timeout_seconds:g} s.{strangers}"
+                )
+            rank, connection = member
+            stack.enter_context(connection)
+            present[rank] = connection  # Whoever comes again had not heard our answer.
         for connection in present.values():
             connection.sendall(_GO)
         return present[cluster.size - 1].getsockname()[0]  # That rank is on another host, if any is.
 
 
 def _answer(cluster: Cluster, deadline: float, timeout_seconds: float) -> str:
-    """Another rank's part: greets the chief and waits until all are there."""
+    """Another rank's part: goes to the chief and waits until all are there."""
     chief = f"rank 0 ({cluster.hosts[0]}, port {cluster.roll_call_port})"
     while True:
         left = max(deadline - time.monotonic(), 0.1)
         try:
-            with socket.create_connection((cluster.addresses[0], cluster.roll_call_port), timeout=left) as connection:
-                connection.sendall(f"{cluster.rank} {cluster.size}\n".encode())
+            with connect(cluster, 0, cluster.roll_call_port, min(left, PROOF_SECONDS)) as connection:
                 # The chief may have started later, and then waits as much longer.
                 connection.settimeout(left + timeout_seconds)
                 if connection.recv(len(_GO)) == _GO:
@@ -81,13 +79,3 @@ def _answer(cluster: Cluster, deadline: float, timeout_seconds: float) -> str:
             if time.monotonic() >= deadline:
                 raise TrainingError(f"launch: {chief} did not come within {timeout_seconds:g} s ({error}).") from None
             time.sleep(0.1)
-
-
-def _greeted(connection: socket.socket, size: int) -> int | None:
-    """Returns the rank that greets, or None for a stranger."""
-    connection.settimeout(5)
-    try:
-        rank, total = connection.recv(64).split()
-        return int(rank) if int(total) == size else None
-    except (OSError, ValueError):
-        return None

@@ -1,8 +1,10 @@
 """Ranks die, hang, or never come: nobody waits for ever, somebody is named, and nothing is lost."""
 
+import contextlib
 import dataclasses
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -129,7 +131,7 @@ def test_a_rank_that_is_lost_after_the_roll_call(start: StartRun, strategy: str)
     here = Cluster(0, 2, 0, 2, ("127.0.0.1",) * 2, free_port(4), "mnist-dist")
     lost = dataclasses.replace(here, rank=1, local_rank=1)
     begun = time.monotonic()
-    with Horovod.rendezvous("127.0.0.1", here.port, here.hosts):
+    with Horovod.rendezvous(here):
         run = start(
             "run",
             *["--strategy", strategy, "--set", f"runtime.join_timeout_seconds={join_seconds}"],
@@ -138,6 +140,26 @@ def test_a_rank_that_is_lost_after_the_roll_call(start: StartRun, strategy: str)
         roll_call(lost, join_seconds)
         assert run.finish() != 0
     assert time.monotonic() - begun < 2 * join_seconds + SECONDS_TO_END
+
+
+def test_a_stranger_who_greets_first_takes_nobodys_place(start: StartRun) -> None:
+    run = start("run", *SGD, "--strategy", "multiworker", "--devices", "2")
+    assert wait_until(lambda: 1 in rank_processes(run.process.pid), 60)
+    environment = Path(f"/proc/{rank_processes(run.process.pid)[1]}/environ").read_bytes().decode().split("\0")
+    variables = dict(item.split("=", 1) for item in environment if item)
+    port, secret = int(variables["MNIST_DIST_PORT"]), variables["MNIST_DIST_SECRET"]
+    stranger = None
+    with contextlib.ExitStack() as stack:
+        while run.process.poll() is None and not (run.workdir / "config.yaml").exists():
+            with contextlib.suppress(OSError):
+                stranger = stack.enter_context(socket.create_connection(("127.0.0.1", port + 3), timeout=20))
+                stranger.sendall(b"1 2\n")
+            time.sleep(0.05)
+        assert stranger is not None, "it found the roll call"
+        run.succeed()
+    assert run.result["replicas"] == 2
+    assert secret and secret not in run.output
+    assert not [file for file in run.workdir.rglob("*") if file.is_file() and secret.encode() in file.read_bytes()]
 
 
 def test_bad_input_is_found_before_ranks_start(start: StartRun) -> None:

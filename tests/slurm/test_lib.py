@@ -45,6 +45,14 @@ def test_option_value(arguments: str, value: str, tmp_path: Path) -> None:
     assert run(f"option_value --workdir {arguments}", tmp_path) == value
 
 
+def test_each_job_has_a_secret_of_its_own_which_reaches_its_tasks(tmp_path: Path) -> None:
+    script = "echo $MNIST_DIST_SECRET; export SLURM_EXPORT_ENV=NONE"  # As `sbatch --export=NONE` leaves it behind.
+    script += f"; source {ROOT}/slurm/lib.sh; printenv MNIST_DIST_SECRET; echo ${{SLURM_EXPORT_ENV-unset}}"
+    first, second, exported = run(script, tmp_path).split()
+    assert len(bytes.fromhex(first)) == len(bytes.fromhex(second)) == 32 and first != second
+    assert exported == "unset"
+
+
 @pytest.mark.parametrize("code", [0, 3, 127, 137])
 def test_the_exit_code_of_what_was_watched(code: int, tmp_path: Path) -> None:
     assert run(f"run_watched bash -c 'exit {code}'; echo $status", tmp_path) == f"{code}\n"

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from mnist_dist.slurm.preflight import Clock, Report, compare, ranges, visible_gpus
-from tests.slurm.cluster import Cluster, start_cluster
+from mnist_dist.distributed.cluster import Cluster as Place
+from mnist_dist.distributed.cluster import free_port
+from mnist_dist.distributed.membership import make_secret
+from mnist_dist.slurm.preflight import Clock, Report, check, compare, ranges, visible_gpus
+from tests.slurm.cluster import Cluster, start_cluster, wait_until
 from tests.slurm.conftest import ROOT
 
 VERSIONS = {"python": "3.11.7", "tensorflow": "2.21.0"}
@@ -117,6 +123,25 @@ def test_visible_gpus(environment: dict[str, str], uuids: list[str] | None, expe
 @pytest.mark.parametrize(("numbers", "text"), [([], ""), ([3], "3"), ([0, 1, 2, 5, 7, 8], "0-2,5,7-8")])
 def test_ranges(numbers: list[int], text: str) -> None:
     assert ranges(numbers) == text
+
+
+def test_strangers_that_come_first(tmp_path: Path) -> None:
+    """A hundred that say nothing at each port, and one that greets as rank 1 once did."""
+    here = Place(hosts=("n9", "n10"), size=2, addresses=("127.0.0.1",) * 2, port=free_port(4), secret=make_secret())
+    with ThreadPoolExecutor() as pool, contextlib.ExitStack() as stack:
+        rank_0 = pool.submit(check, here, tmp_path, 30)
+        strangers = []
+        for port in (here.port, here.port + 1):
+            assert wait_until(lambda port=port: is_open(port), 20)
+            strangers += [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(100)]
+            strangers[-1].sendall(b'{"rank": 1}\n')
+        rank_1 = pool.submit(check, dataclasses.replace(here, rank=1), tmp_path, 30)
+        assert (rank_0.result(), rank_1.result()) == ([], [])
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 PREFLIGHT = f"{sys.executable} -m mnist_dist.slurm.preflight"

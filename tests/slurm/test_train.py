@@ -33,6 +33,7 @@ def test_two_nodes_with_two_tasks(
 ) -> None:
     job = submit(*TWO_EACH, f"--partition={partition}", TRAIN, "--strategy", strategy, *training).succeed()
     assert f"4 ranks on 2 nodes ({nodes})" in job.output
+    assert "without MNIST_DIST_SECRET" not in job.output
     result = json.loads((job.workdir / "result.json").read_text())
     assert (result["strategy"], result["replicas"], result["status"]) == (strategy, 4, "completed")
     expected = start_once("single on plain data", *SGD)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hmac
 import os
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ from mnist_dist.config import RuntimeConfig
 from mnist_dist.data.dataset import Shard
 from mnist_dist.distributed import horovod_build
 from mnist_dist.distributed.cluster import Cluster
+from mnist_dist.distributed.membership import MOST_STRANGERS, derive, own_address
 from mnist_dist.distributed.strategies.interface import Strategy
 from mnist_dist.errors import UserError
 from mnist_dist.strategies import STRATEGIES
@@ -60,7 +63,7 @@ class Horovod(Strategy):
 
     @classmethod
     @contextlib.contextmanager
-    def rendezvous(cls, address: str, port: int, hosts: Sequence[str]) -> Iterator[None]:
+    def rendezvous(cls, cluster: Cluster) -> Iterator[None]:
         """Serves the key-value store over HTTP through which Horovod's Gloo ranks find each other."""
         try:
             from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
@@ -68,12 +71,33 @@ class Horovod(Strategy):
         except ImportError:
             missing = STRATEGIES["horovod"].missing
             raise UserError(f"runtime.strategy: received 'horovod', but {missing}.") from None
-        slots = ",".join(f"{host}:{hosts.count(host)}" for host in dict.fromkeys(hosts))
+        # Horovod asks for http://ADDRESS:PORT/SCOPE/KEY, with :PORT/OURS at the end of what it is told as the address.
+        _, slash, ours = rendezvous_path(cluster).partition("/")
+        prefix = f"{slash}{ours}:{cluster.port}" * bool(ours)
+
+        class Handler(RendezvousHandler):
+            path = ""
+
+            def parse_request(self) -> bool:
+                is_whole = super().parse_request()
+                given, self.path = self.path[: len(prefix)], self.path[len(prefix) :]
+                return is_whole and hmac.compare_digest(given.encode(), prefix.encode())  # A stranger gets no answer.
+
+        class Server(RendezvousHTTPServer):
+            daemon_threads = True  # The end does not wait for strangers.
+            request_queue_size = cluster.size + MOST_STRANGERS
+
+            def handle_error(self, *request: object) -> None:
+                """Says nothing of a connection that has gone again."""
+                if not isinstance(sys.exc_info()[1], OSError):
+                    super().handle_error(*request)
+
+        slots = ",".join(f"{host}:{cluster.hosts.count(host)}" for host in dict.fromkeys(cluster.hosts))
         try:
-            server = RendezvousHTTPServer((address, port), RendezvousHandler, 0)
+            server = Server((own_address(cluster), cluster.port), Handler, 0)
         except OSError as error:
-            raise UserError(f"launch: cannot listen on port {port} ({error.strerror}); try again.") from None
-        server.init(get_host_assignments(parse_hosts(slots), len(hosts)))
+            raise UserError(f"launch: cannot listen on port {cluster.port} ({error.strerror}); try again.") from None
+        server.init(get_host_assignments(parse_hosts(slots), cluster.size))
         thread = threading.Thread(target=server.serve_forever, daemon=True, name="rendezvous")
         thread.start()
         try:
@@ -123,13 +147,18 @@ def horovod_environment(cluster: Cluster, interface: str, join_timeout_seconds: 
         "HOROVOD_HOSTNAME": cluster.hosts[cluster.rank],
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
-        "HOROVOD_GLOO_RENDEZVOUS_ADDR": socket.gethostbyname(cluster.addresses[0]),
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": socket.gethostbyname(cluster.addresses[0]) + rendezvous_path(cluster),
         # Gloo would otherwise resolve the host's name, which may lead to an address nobody listens on.
         "HOROVOD_GLOO_IFACE": interface,
         "HOROVOD_GLOO_RENDEZVOUS_PORT": cluster.port,
         "HOROVOD_GLOO_TIMEOUT_SECONDS": int(join_timeout_seconds),
     }
     return {name: str(value) for name, value in environment.items()}
+
+
+def rendezvous_path(cluster: Cluster) -> str:
+    """Returns what opens the store, which Horovod takes for the end of its address, and says nothing of the secret."""
+    return f":{cluster.port}/{derive(cluster.secret, b'rendezvous').hex()}" if cluster.secret else ""
 
 
 def interface_of(address: str) -> str:

@@ -41,12 +41,11 @@ class Strategy:
         return ""
 
     @classmethod
-    def rendezvous(cls, address: str, port: int, hosts: Sequence[str]) -> contextlib.AbstractContextManager[Any]:
+    def rendezvous(cls, cluster: Cluster) -> contextlib.AbstractContextManager[Any]:
         """What whoever starts the ranks, or else the chief, holds for them to find each other.
 
         Args:
-            address: to listen on; "" for all.
-            hosts: the host of every rank, ranks of one host being neighbours.
+            cluster: whose first rank's place is this host; ranks of one host are neighbours.
 
         Raises:
             UserError: the package that it needs is not installed, or the port is taken.

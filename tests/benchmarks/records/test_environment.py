@@ -223,6 +223,8 @@ def test_the_job() -> None:
 SECRETS = {
     "TF_TOKEN_app_terraform_io": "secret",
     "TF_VAR_password": "secret",
+    "MNIST_DIST_SECRET": "secret",
+    "MNIST_DIST_TURNS_TOKEN": "secret",
     "HOROVOD_SECRET_KEY": "secret",
     "_HOROVOD_SECRET_KEY": "secret",
     "HOROVOD_GLOO_RENDEZVOUS_ADDR": "secret",
