@@ -51,6 +51,7 @@ def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: st
     name = parser.prog.split()[0]
     arguments = sys.argv[1:] if arguments is None else arguments
     _reopen_closed_streams()
+    _draw_as_everywhere()
     try:
         try:
             if not arguments:
@@ -79,6 +80,12 @@ def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: st
         what = "write the output" if error.filename is None else f"use '{os.fsdecode(error.filename)}'"
         print(f"{name}: error: cannot {what}: {error.strerror}; name another place.", file=sys.stderr)
         return EXIT_BAD_INPUT
+
+
+def _draw_as_everywhere() -> None:
+    """Keeps a user's own settings of Matplotlib, such as LaTeX or a backend that is gone, away from the pictures."""
+    os.environ.pop("MPLBACKEND", None)
+    os.environ["MATPLOTLIBRC"] = os.devnull
 
 
 def _reopen_closed_streams() -> None:

@@ -28,6 +28,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mnist_dist.errors import EXIT_FAILED, UserError
+from mnist_dist.packages import TENSORFLOW, find_package
 
 VERSION = "0.28.1"
 SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
@@ -386,10 +387,10 @@ def _mpi_compiler() -> Path:
 
 def _tensorflow() -> tuple[str, str]:
     """Returns name and version of the installed TensorFlow package, without importing it."""
-    for name in ("tensorflow", "tensorflow-cpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return name, importlib.metadata.version(name)
-    raise UserError(f"install-horovod: no TensorFlow in {sys.prefix}; install it first: `pip install tensorflow`.")
+    found = find_package(*TENSORFLOW)
+    if found is None:
+        raise UserError(f"install-horovod: no TensorFlow in {sys.prefix}; install it first: `pip install tensorflow`.")
+    return found
 
 
 def _pip(arguments: list[str], log: Path, environment: Mapping[str, str] | None = None) -> None:

@@ -296,7 +296,7 @@ def leave_results(
         save_checkpoint(progress)
         result |= {"status": "preempted", "signal": session.preemption.received}
     elif strategy.is_chief:
-        evaluation = save_deliverables(config, session.arrays, model, session.folder)
+        evaluation = save_deliverables(config, session.arrays, model, session.folder, session.console.say)
         result |= {"test_accuracy": evaluation.accuracy, "test_loss": evaluation.loss}
     result["seconds"] = save_checkpoint.wall_seconds()
     return result
@@ -398,7 +398,7 @@ def make_actions(
     writers: list[Writer] = []
     if strategy.is_chief:
         writers = [JsonLines(session.folder.metrics_file, progress.step), session.console]
-        writers += [TensorBoard(session.folder.tensorboard)] if config.logging.tensorboard else []
+        writers += [TensorBoard(session.folder.tensorboard, session.console.say)] if config.logging.tensorboard else []
     actions: list[Action] = [
         LogMetrics(config.logging.every_steps, writers, rates, config.training.batch_size, plan.steps_per_epoch),
     ]

@@ -9,7 +9,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,22 +45,37 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Writes each measured value as a scalar `kind/name` at its step."""
+    """Writes each measured value as a scalar `kind/name` at its step, as long as that can be done.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        report: is told, once, that it cannot: metrics.jsonl holds the same, so a run does not end for it.
+
+    Raises:
+        UserError: it cannot be done from the beginning.
+    """
+
+    def __init__(self, folder: Path, report: Callable[[str], None]) -> None:
         import tensorflow as tf
 
         self._tf = tf
         self._folder = folder
+        self._report = report
+        self._is_broken = False
         with self._user_errors():
             self._writer = tf.summary.create_file_writer(str(folder))
 
     def write(self, row: Row) -> None:
-        with self._user_errors(), self._writer.as_default(step=row["step"]):
-            for name, value in row.items():
-                if isinstance(value, float) and name != "epoch":
-                    self._tf.summary.scalar(f"{row['kind']}/{name}", value)
-            self._writer.flush()
+        if self._is_broken:
+            return
+        try:
+            with self._user_errors(), self._writer.as_default(step=row["step"]):
+                for name, value in row.items():
+                    if isinstance(value, float) and name != "epoch":
+                        self._tf.summary.scalar(f"{row['kind']}/{name}", value)
+                self._writer.flush()
+        except UserError as error:
+            self._is_broken = True
+            self._report(f"TensorBoard has no more values: {error}")
 
     @contextlib.contextmanager
     def _user_errors(self) -> Iterator[None]:
