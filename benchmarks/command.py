@@ -6,13 +6,13 @@ import argparse
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mnist_dist.command import Parser, folder_argument, run_command
 from mnist_dist.errors import EXIT_FAILED, UserError
+from mnist_dist.files import named_or_dated
 
 if TYPE_CHECKING:
     from mnist_dist.benchmarks.records.record import Record
@@ -171,8 +171,8 @@ def run_run(args: argparse.Namespace) -> int:
         rounds = plan_rounds([(study, Store(Path()))], chosen)
         print(render_cases(rows, bool(machine.gpus), len(rounds), estimate_seconds(rounds)))
         return 0
-    folder = args.results or Path("results") / f"{Path(args.suite).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    study, store = open_study(folder, Path(args.suite).stem, suite, machine, cases, args.resume)
+    with named_or_dated(args.results, "results", Path(args.suite).stem) as folder:
+        study, store = open_study(folder, Path(args.suite).stem, suite, machine, cases, args.resume)
     sides = [(study, store)]
     rounds = plan_rounds(sides, choose(cases, args.only), store.records())
     with show_rounds(rounds) as progress:

@@ -8,7 +8,6 @@ import importlib
 import os
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -122,15 +121,19 @@ def run_train(args: argparse.Namespace) -> int:
         config = load_config(source, {"runtime.strategy": "auto"} | settings)
     if args.resume and args.workdir is None:
         raise UserError("--resume: no --workdir was given, expected the folder of the run to continue.")
-    workdir = args.workdir or Path("runs") / f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
     from mnist_dist.distributed.cluster import find_cluster
+    from mnist_dist.files import named_or_dated
     from mnist_dist.training.ranks import train_here_or_in_ranks
     from mnist_dist.training.workdir import Workdir
 
     cluster = find_cluster(os.environ)
-    before = Workdir(workdir).read_result() if args.resume and workdir.is_dir() else None
-    result = train_here_or_in_ranks(config, workdir, args.resume, cluster)
+    # Only the chief touches the folder.
+    with named_or_dated(
+        args.workdir or (None if cluster.is_chief else Path("runs")), "runs", Path(source).stem
+    ) as workdir:
+        before = Workdir(workdir).read_result() if args.resume and workdir.is_dir() else None
+        result = train_here_or_in_ranks(config, workdir, args.resume, cluster)
     if cluster.launcher == "mnist-dist":  # It says once for all ranks how they ended.
         return 0
     if cluster.is_chief:

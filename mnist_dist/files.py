@@ -1,9 +1,11 @@
 """Files that are either whole or not there."""
 
 import contextlib
+import itertools
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -47,6 +49,35 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Opens a file that replaces `path` when it is complete; see `atomic_path`."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         yield file
+
+
+@contextlib.contextmanager
+def named_or_dated(path: Path | None, parent: str, name: str) -> Iterator[Path]:
+    """Yields `path`, or else a new folder `parent/name-DATE-TIME`, numbered where another process has taken that name.
+
+    The new folder is gone afterwards if it has stayed empty.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    if path is not None:
+        yield path
+        return
+    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in itertools.count(1):
+        folder = Path(parent) / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot make '{folder}': {error.strerror}; name a folder elsewhere.") from None
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -82,11 +82,14 @@ class Store:
                     print(f"left out: {error}", file=sys.stderr)
         return sorted(records, key=lambda record: (record.started_at, record.record_id))
 
-    def write_study(self, plan: Mapping[str, Any]) -> None:
+    def write_study(self, plan: Mapping[str, Any]) -> bool:
         """Lays down what the study measures, or verifies that another job laid down the same.
 
         Args:
             plan: JSON with at least `STUDY_KEYS`.
+
+        Returns:
+            Whether it was laid down here and now.
 
         Raises:
             UserError: the folder holds another plan, or cannot be written.
@@ -100,8 +103,10 @@ class Store:
                 os.link(private, self.study_file)
             except FileExistsError:
                 self._verify(content)
+                return False
             finally:
                 private.unlink()
+        return True
 
     def study(self) -> dict[str, Any]:
         """Returns what `write_study` laid down.
