@@ -47,9 +47,7 @@ def check_versions() -> Iterator[Finding]:
     for names in (TENSORFLOW, *((name,) for name in ("keras", "numpy", "matplotlib", "pillow", "tensorboard"))):
         found = find_package(*names)
         detail = found[1] if found else f"not installed; run `pip install {names[0]}`"
-        yield Finding(
-            names[0], OK if found else BROKEN, detail + (f" ({found[0]})" if found and found[0] != names[0] else "")
-        )
+        yield Finding(names[0], OK if found else BROKEN, detail)
 
 
 def check_data() -> Iterator[Finding]:

@@ -1,7 +1,5 @@
 """Which packages are installed, as their metadata say: nothing is imported. Standard library only."""
 
-from __future__ import annotations
-
 import importlib.util
 from importlib import metadata
 
@@ -11,25 +9,14 @@ TENSORFLOW = ("tensorflow", "tensorflow-cpu")  # The packages that most have it 
 def find_package(*names: str) -> tuple[str, str] | None:
     """Returns name and version of the first of some packages that is installed, or None.
 
-    Args:
-        names: the first is also that of the import, by which a package of yet another name is found, such as
-            tf-nightly; that takes a second.
+    The first name is also that of the import, by which a package of yet another name is found, such as tf-nightly.
     """
-    return next(iter(_found(names) or _found(_providers(names[0]))), None)
-
-
-def _found(names: tuple[str, ...]) -> list[tuple[str, str]]:
-    found = []
     for name in names:
         try:
-            version = metadata.version(name)
+            return name, metadata.version(name) or "unknown"  # None where an installation was broken off.
         except metadata.PackageNotFoundError:
             continue
-        found.append((name, version or "unknown"))  # None where an installation was broken off.
-    return found
-
-
-def _providers(module: str) -> tuple[str, ...]:
-    if importlib.util.find_spec(module) is None:
-        return ()
-    return tuple(metadata.packages_distributions().get(module, ()))
+    if importlib.util.find_spec(names[0]) is None:
+        return None
+    others = metadata.packages_distributions().get(names[0])  # It reads the metadata of all, which takes a second.
+    return (others[0], metadata.version(others[0])) if others else None

@@ -48,11 +48,20 @@ def import_tensorflow() -> ModuleType:
     """Imports TensorFlow without its notices about oneDNN and absent GPU libraries.
 
     They go to file descriptor 2 before any log level applies. When the import fails, they are printed after all.
+
+    Raises:
+        UserError: the process has already begun to use Keras with something else.
     """
+    begun = sys.modules.get("keras")
+    if begun and begun.config.backend() != "tensorflow":
+        raise UserError(
+            f"KERAS_BACKEND: Keras already runs in this process with '{begun.config.backend()}', expected tensorflow; "
+            "start a new process and set it there before the first import."
+        )
     if "tensorflow" in sys.modules:
         return sys.modules["tensorflow"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # Whatever other programs of the user's take.
     _prefer_onednn()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as notices:
@@ -93,6 +102,10 @@ def configure_runtime(
     _set_threads("intra_op", config.intra_op_threads, tf.config.threading)
     _set_threads("inter_op", config.inter_op_threads, tf.config.threading)
     tf.config.experimental.enable_tensor_float_32_execution(config.tf32)
+    # Not as in a user's ~/.keras/keras.json.
+    keras.config.set_floatx("float32")
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_epsilon(1e-7)
     keras.utils.set_random_seed(seed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()

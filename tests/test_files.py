@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_dist.files import atomic_path, atomic_write, named_or_dated, write_json, write_text
+from mnist_dist.files import atomic_path, atomic_write, named_or_dated, user_folder, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -80,6 +81,24 @@ def test_a_dated_folder_that_cannot_be_made(tmp_path: Path, user_error: Callable
     (tmp_path / "runs").touch()
     line = user_error(named_or_dated(None, str(tmp_path / "runs"), "a").__enter__)
     assert line.startswith(f"cannot make '{tmp_path}/runs/a-") and "Not a directory" in line
+
+
+def test_a_share_that_refuses_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    write_text(tmp_path / "text", "content")
+    assert (tmp_path / "text").read_text() == "content" and names(tmp_path) == ["text"]
+
+
+def test_a_folder_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert user_folder("XDG_CACHE_HOME", ".cache", {}) == Path("/home/me/.cache/mnist_dist")
+    assert user_folder("XDG_CACHE_HOME", ".cache", {"XDG_CACHE_HOME": "/c"}) == Path("/c/mnist_dist")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000_000)  # Of no account, as in a container with any --user.
+    assert user_folder("XDG_CACHE_HOME", ".cache", {}) is None
 
 
 def test_json_is_readable_and_ends_with_a_newline(tmp_path: Path) -> None:

@@ -177,6 +177,16 @@ def test_a_wrong_command_line(arguments: list[str], line: str, refused: Refused)
     assert re.fullmatch(line, refused(*arguments))
 
 
+@pytest.mark.parametrize(
+    "command", ["train --workdir", "bench run quick --results", "export run --format tflite --output"]
+)
+def test_an_address_is_no_folder(command: str, refused: Refused) -> None:
+    assert re.fullmatch(
+        r"argument --\w+: received 'gs://bucket/run', expected a path on this machine, not an address; .*",
+        refused(*command.split(), "gs://bucket/run"),
+    )
+
+
 # --- Bad input: settings ---
 
 
@@ -202,6 +212,7 @@ def test_a_wrong_command_line(arguments: list[str], line: str, refused: Refused)
             "training.accumulation_steps=3",
             r"training\.batch_size: received 128 for 1 replica in 3 .*; for example --batch-size 126\.",
         ),
+        ("data.path=https://x.org/a.npz", r"data\.path: received 'https://\S+' \(str\), expected a path on this .*"),
         ("data.holdout_images=60000", r"data\.holdout_images: received 60000, expected fewer than the 60000 .*"),
         ("training.epochs=1000000", r"training: 468,000,000 steps were asked for, expected at most 10,000,000\."),
     ],

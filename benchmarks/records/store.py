@@ -101,9 +101,13 @@ class Store:
             try:
                 # Unlike a rename, a link fails where the name is taken: one of many jobs wins, and its plan is whole.
                 os.link(private, self.study_file)
-            except FileExistsError:
-                self._verify(content)
-                return False
+            except OSError:  # Or the disk has no links, as FAT and some mounts; there, who looks too soon sees a part.
+                try:
+                    with self.study_file.open("xb") as file:
+                        file.write(private.read_bytes())
+                except FileExistsError:
+                    self._verify(content)
+                    return False
             finally:
                 private.unlink()
         return True

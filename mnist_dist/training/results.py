@@ -24,11 +24,7 @@ if TYPE_CHECKING:
 def save_deliverables(
     config: Config, arrays: Arrays, model: keras.Model, folder: Workdir, report: Callable[[str], None]
 ) -> Evaluation:
-    """Saves model.keras, tests that very model on every test image, and draws the plots.
-
-    Args:
-        report: is told where plots cannot be drawn, which costs a finished run nothing else.
-    """
+    """Saves model.keras, tests that very model on every test image, and draws the plots, or reports why it cannot."""
     inference_model = build_inference_model(config.model, model)
     with atomic_path(folder.model_file) as file:
         inference_model.save(file)

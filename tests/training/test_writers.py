@@ -93,7 +93,7 @@ def test_a_full_disk(
 ) -> None:
     """It ends a run that can no longer note its metrics, but not for TensorBoard's copy of them."""
     said: list[str] = []
-    rows, tensorboard = JsonLines(small_disk / "metrics.jsonl", 0), TensorBoard(small_disk, said.append)
+    rows, tensorboard = JsonLines(small_disk / "metrics.jsonl", 0), TensorBoard(small_disk, 0, said.append)
     for writer in (rows, tensorboard):
         writer.write(train_row(1))
     fill(small_disk)
@@ -115,7 +115,7 @@ def test_tensorboard_shows_each_measured_value_at_its_step(tf: ModuleType, tmp_p
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
-    writer = TensorBoard(tmp_path / "tensorboard", print)
+    writer = TensorBoard(tmp_path / "tensorboard", 0, print)
     for row in (train_row(10), evaluate_row(10), train_row(20)):
         writer.write(row)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -134,9 +134,26 @@ def test_tensorboard_shows_each_measured_value_at_its_step(tf: ModuleType, tmp_p
     }
 
 
+def test_tensorboard_has_no_step_twice_after_a_kill(tf: ModuleType, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    killed = TensorBoard(tmp_path, 0, print)
+    for step in (10, 20, 30):
+        killed.write(train_row(step))
+    (file,) = tmp_path.iterdir()
+    with file.open("ab") as torn:
+        torn.write(file.read_bytes()[:30])
+    TensorBoard(tmp_path, 20, print).write(train_row(25))
+    assert len(list(tmp_path.iterdir())) == 2
+    TensorBoard(tmp_path, 25, print).write(train_row(30))
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Tensors("train/loss")] == [10, 20, 25, 30]
+
+
 def test_a_file_in_the_place_of_the_folder(tf: ModuleType, tmp_path: Path, user_error: Callable[..., str]) -> None:
     (tmp_path / "tensorboard").touch()
-    line = user_error(TensorBoard, tmp_path / "tensorboard", print)
+    line = user_error(TensorBoard, tmp_path / "tensorboard", 0, print)
     assert line.startswith(f"workdir: cannot write '{tmp_path / 'tensorboard'}': Not a directory;")
 
 
