@@ -110,7 +110,7 @@ def _text_of(path: Path) -> str:
     try:
         return path.expanduser().read_text(encoding="utf-8")
     except (OSError, RuntimeError, UnicodeDecodeError) as error:  # The second where there is no home for a ~.
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).rstrip(".")
         raise UserError(f"--site: cannot read '{path}': {reason}; expected a YAML file like {DEFAULTS_FILE}.") from None
 
 

@@ -22,7 +22,7 @@ SETTINGS = [
         (signal.SIGTERM, ("multiworker", 2), ("horovod", 3)),
         (signal.SIGUSR2, ("horovod", 2), ("single", 1)),
         (signal.SIGUSR1, ("mirrored", 3), ("multiworker", 2)),
-        (signal.SIGTERM, ("single", 1), ("mirrored", 2)),
+        (signal.SIGHUP, ("single", 1), ("mirrored", 2)),
     ],
 )
 def test_preempted_and_resumed_elsewhere(

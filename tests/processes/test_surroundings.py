@@ -27,3 +27,12 @@ def test_what_is_set_for_others_changes_nothing(start: StartRun, start_once: Sta
     assert "Größe" not in run.output and "Gr??e" in run.output
     assert len(list((run.workdir / "plots").iterdir())) == 3
     assert_close(run.weights, start_once("single", *SETTINGS).weights, tolerance=1e-4)
+
+
+def test_a_training_goes_on_without_a_reader(start: StartRun) -> None:
+    run = start("run", "--set", "logging.every_steps=1")
+    run.read_until("workdir")
+    assert run.process.stdout
+    run.process.stdout.close()
+    assert run.process.wait(timeout=240) == 0
+    assert (run.result["status"], run.result["steps"]) == ("completed", 12)
