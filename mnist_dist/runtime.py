@@ -48,16 +48,7 @@ def import_tensorflow() -> ModuleType:
     """Imports TensorFlow without its notices about oneDNN and absent GPU libraries.
 
     They go to file descriptor 2 before any log level applies. When the import fails, they are printed after all.
-
-    Raises:
-        UserError: the process has already begun to use Keras with something else.
     """
-    begun = sys.modules.get("keras")
-    if begun and begun.config.backend() != "tensorflow":
-        raise UserError(
-            f"KERAS_BACKEND: Keras already runs in this process with '{begun.config.backend()}', expected tensorflow; "
-            "start a new process and set it there before the first import."
-        )
     if "tensorflow" in sys.modules:
         return sys.modules["tensorflow"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

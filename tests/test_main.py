@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 import mnist_dist
-from mnist_dist.__main__ import main
+from mnist_dist.__main__ import describe_result, main
 from mnist_dist.config import Config, read_config
 from mnist_dist.data.dataset import Arrays
 from mnist_dist.runtime import find_device
@@ -185,6 +185,20 @@ def test_an_address_is_no_folder(command: str, refused: Refused) -> None:
         r"argument --\w+: received 'gs://bucket/run', expected a path on this machine, not an address; .*",
         refused(*command.split(), "gs://bucket/run"),
     )
+
+
+@pytest.mark.parametrize(
+    ("epochs", "accuracy", "guesses"), [(3.0, 0.1135, True), (3.0, 0.99, False), (0.01, 0.1, False)]
+)
+def test_a_model_that_learned_nothing_is_called_so(epochs: float, accuracy: float, guesses: bool) -> None:
+    result = {
+        "status": "completed",
+        "epochs": epochs,
+        "test_accuracy": accuracy,
+        "images_per_second": 1.0,
+        "seconds": 1.0,
+    }
+    assert describe_result(result, Path("run")).endswith("; it only guesses" if guesses else "see run")
 
 
 # --- Bad input: settings ---
