@@ -102,12 +102,14 @@ class _WithoutReader(io.FileIO):
 
 def outlive_reader() -> None:
     """Lets a command that takes hours go on when its terminal has gone away, or the program that reads its output."""
-    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
-        if isinstance(stream, io.TextIOWrapper) and stream.name in ("<stdout>", "<stderr>"):
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        # Not what a notebook or a test has put in its place.
+        if stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
             stream.flush()
             buffered = io.BufferedWriter(_WithoutReader(number, "wb", closefd=False))
             text = io.TextIOWrapper(buffered, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
-            setattr(sys, stream.name[1:-1], text)
+            setattr(sys, name, text)
 
 
 def _leave_out_of_account() -> None:
