@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mnist_dist.command import Parser, folder_argument, run_command
+from mnist_dist.distributed.preemption import catchable
 from mnist_dist.errors import EXIT_FAILED, UserError
+from mnist_dist.files import named_or_dated
 
 if TYPE_CHECKING:
     from mnist_dist.benchmarks.records.record import Record
     from mnist_dist.benchmarks.records.store import Store
 
-ENDING = (signal.SIGTERM, signal.SIGUSR2)  # The latter is Slurm's warning before a job's time is over.
+ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # The last is Slurm's warning before a job's time is over.
 KEPT = "what has been measured is kept, --resume goes on"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 a case failed or is slower, 2 bad input, 3 cannot tell."""
-    before = {ending: signal.signal(ending, leave) for ending in ENDING}
+    before = {ending: signal.signal(ending, leave) for ending in catchable(ENDING)}
     try:
         return run_command(make_parser(), arguments, f"interrupted; {KEPT}")
     finally:
@@ -40,7 +42,8 @@ def leave(number: int, _: object) -> NoReturn:
     for other in ENDING:  # The next would interrupt that.
         signal.signal(other, signal.SIG_IGN)
     # Not by print, which the signal may have interrupted.
-    os.write(2, f"mnist-dist: ended by {signal.Signals(number).name}; {KEPT}\n".encode())
+    with contextlib.suppress(OSError):  # The terminal that SIGHUP tells of is gone.
+        os.write(2, f"mnist-dist: ended by {signal.Signals(number).name}; {KEPT}\n".encode())
     raise SystemExit(128 + number)
 
 
@@ -171,8 +174,8 @@ def run_run(args: argparse.Namespace) -> int:
         rounds = plan_rounds([(study, Store(Path()))], chosen)
         print(render_cases(rows, bool(machine.gpus), len(rounds), estimate_seconds(rounds)))
         return 0
-    folder = args.results or Path("results") / f"{Path(args.suite).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    study, store = open_study(folder, Path(args.suite).stem, suite, machine, cases, args.resume)
+    with named_or_dated(args.results, "results", Path(args.suite).stem) as folder:
+        study, store = open_study(folder, Path(args.suite).stem, suite, machine, cases, args.resume)
     sides = [(study, store)]
     rounds = plan_rounds(sides, choose(cases, args.only), store.records())
     with show_rounds(rounds) as progress:

@@ -12,6 +12,7 @@ from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.labels import label_with_kind
+from mnist_dist.command import outlive_reader
 
 if TYPE_CHECKING:
     from mnist_dist.benchmarks.measure.rounds import Stage
@@ -166,6 +167,7 @@ class RoundProgress:
 
 @contextlib.contextmanager
 def show_rounds(rounds: Sequence[Sequence[Run]]) -> Iterator[RoundProgress]:
+    outlive_reader()
     with make_progress(sum(map(len, rounds))) as progress:
         yield RoundProgress(progress, rounds)
 

@@ -8,13 +8,12 @@ import importlib
 import os
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mnist_dist import __version__
-from mnist_dist.command import EXIT_INTERRUPTED, Parser, folder_argument, run_command
+from mnist_dist.command import EXIT_INTERRUPTED, Parser, folder_argument, outlive_reader, run_command
 from mnist_dist.errors import UserError
 from mnist_dist.strategies import STRATEGIES
 
@@ -36,6 +35,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "--batch-norm": ("model.batch_norm", {"action": argparse.BooleanOptionalAction}),
     "--seed": ("seed", {"type": int, "metavar": "N"}),
 }
+CHANCE_ACCURACY = 0.15  # Up to which a model knows no more than how frequent the digits are.
 # Commands that have commands of their own: the module that parses them, and what they are for.
 GROUPS = {
     "bench": ("mnist_dist.benchmarks.command", "measure suites on 1 to N devices, report, compare, predict"),
@@ -116,21 +116,24 @@ def run_train(args: argparse.Namespace) -> int:
         source = str(args.workdir / "config.yaml")  # A run goes on with its own settings.
     settings = flags | dict(parse_assignment(text) for text in args.set)
     config = load_config(source, settings)
-    named = STRATEGIES.get(config.runtime.strategy)
-    if args.resume and named and not named.several_devices and config.runtime.devices > 1:
+    row = STRATEGIES.get(config.runtime.strategy)
+    if args.resume and row and not row.several_devices and config.runtime.devices > 1:
         # Recorded of a run on one device, which had not named it either.
         config = load_config(source, {"runtime.strategy": "auto"} | settings)
     if args.resume and args.workdir is None:
         raise UserError("--resume: no --workdir was given, expected the folder of the run to continue.")
-    workdir = args.workdir or Path("runs") / f"{Path(source).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
     from mnist_dist.distributed.cluster import find_cluster
+    from mnist_dist.files import named_or_dated
     from mnist_dist.training.ranks import train_here_or_in_ranks
     from mnist_dist.training.workdir import Workdir
 
+    outlive_reader()
     cluster = find_cluster(os.environ)
-    before = Workdir(workdir).read_result() if args.resume and workdir.is_dir() else None
-    result = train_here_or_in_ranks(config, workdir, args.resume, cluster)
+    named = args.workdir or (None if cluster.is_chief else Path("runs"))  # Only the chief touches the folder.
+    with named_or_dated(named, "runs", Path(source).stem) as workdir:
+        before = Workdir(workdir).read_result() if args.resume and workdir.is_dir() else None
+        result = train_here_or_in_ranks(config, workdir, args.resume, cluster)
     if cluster.launcher == "mnist-dist":  # It says once for all ranks how they ended.
         return 0
     if cluster.is_chief:
@@ -144,6 +147,7 @@ def describe_result(result: dict[str, Any], workdir: Path) -> str:
             f"completed: test accuracy {100 * result['test_accuracy']:.2f} % (saved model, float32) after "
             f"{result['epochs']:.2f} epochs; {result['images_per_second']:,.0f} images/s of all devices in training "
             f"steps, {result['seconds']:.1f} s from start to end; see {workdir}"
+            + ("; it only guesses" if result["epochs"] >= 1 and result["test_accuracy"] < CHANCE_ACCURACY else "")
         )
     if result["status"] == "measured":
         return (
@@ -256,7 +260,9 @@ def add_install_horovod(commands: Any) -> None:
         ),
     )
     parser.add_argument("--mpi", action="store_true", help="build the MPI operations as well (needs mpicxx)")
-    parser.add_argument("--wheel-dir", type=Path, metavar="DIR", help="where wheels are kept (default: user's cache)")
+    parser.add_argument(
+        "--wheel-dir", type=folder_argument, metavar="DIR", help="where wheels are kept (default: user's cache)"
+    )
     parser.add_argument("--force", action="store_true", help="build even if a fitting wheel is there")
     parser.set_defaults(command=run_install_horovod)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mnist_dist.errors import EXIT_BAD_INPUT, UserError
+from mnist_dist.errors import EXIT_BAD_INPUT, UserError, check_local
 
 # As shells say of a process that Ctrl-C ended, or that wrote to a pipe which nobody reads.
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
@@ -38,7 +39,10 @@ def folder_argument(text: str) -> Path:
         raise argparse.ArgumentTypeError("received '', expected the name of a folder")
     if os.fsencode(text).decode(errors="ignore") != text:
         raise argparse.ArgumentTypeError(f"received {os.fsencode(text)!r}, expected a name in UTF-8")
-    return Path(text)
+    try:
+        return Path(check_local(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"received '{text}', expected {error}") from None
 
 
 def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: str = "interrupted") -> int:
@@ -51,6 +55,9 @@ def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: st
     name = parser.prog.split()[0]
     arguments = sys.argv[1:] if arguments is None else arguments
     _reopen_closed_streams()
+    _leave_out_of_account()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # A terminal that cannot show a sign must not end a study for it.
     try:
         try:
             if not arguments:
@@ -79,6 +86,41 @@ def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: st
         what = "write the output" if error.filename is None else f"use '{os.fsdecode(error.filename)}'"
         print(f"{name}: error: cannot {what}: {error.strerror}; name another place.", file=sys.stderr)
         return EXIT_BAD_INPUT
+
+
+class _WithoutReader(io.FileIO):
+    """A file descriptor that takes everything, also when nobody is there to read any more."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):
+                raise
+            return len(data)
+
+
+def outlive_reader() -> None:
+    """Lets a command that takes hours go on when its terminal has gone away, or the program that reads its output."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        # Not what a notebook or a test has put in its place.
+        if stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
+            stream.flush()
+            buffered = io.BufferedWriter(_WithoutReader(number, "wb", closefd=False))
+            text = io.TextIOWrapper(buffered, stream.encoding, stream.errors, line_buffering=stream.line_buffering)
+            setattr(sys, name, text)
+
+
+def _leave_out_of_account() -> None:
+    """Keeps what a user has set for other programs away from this one and from all that it starts.
+
+    That is backend, layout, types and limits of Keras, in variables and in ~/.keras/keras.json, the Keras of before,
+    and style and backend of Matplotlib. Either library takes the null device for a file without settings.
+    """
+    for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "TF_USE_LEGACY_KERAS", "MPLBACKEND"):
+        os.environ.pop(name, None)
+    os.environ |= {"KERAS_BACKEND": "tensorflow", "KERAS_HOME": os.devnull, "MATPLOTLIBRC": os.devnull}
 
 
 def _reopen_closed_streams() -> None:

@@ -17,7 +17,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mnist_dist import strategies
-from mnist_dist.errors import UserError, nearest
+from mnist_dist.errors import UserError, check_local, nearest
 
 MAX_CONFIG_BYTES = 1_000_000
 IMAGE_SIZE = 28  # Pixels along each edge.
@@ -69,7 +69,7 @@ class DataConfig(Section):
     kind: Literal["mnist", "synthetic"] = Field(
         "mnist", description="mnist, or synthetic: random images made once in memory, to measure without input."
     )
-    path: str | None = Field(
+    path: Annotated[str, AfterValidator(check_local)] | None = Field(
         None, description="An own mnist.npz or a folder of idx(.gz) files; empty: the embedded MNIST."
     )
     shift_pixels: Annotated[int, Field(ge=0, le=8)] = Field(

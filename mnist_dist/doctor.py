@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from mnist_dist import __version__
 from mnist_dist.errors import UserError
+from mnist_dist.packages import TENSORFLOW, find_package
 from mnist_dist.strategies import STRATEGIES
 
 OK, ABSENT, BROKEN = "ok", "-", "BROKEN"  # ABSENT: optional, and not there.
@@ -44,11 +44,10 @@ def check_versions() -> Iterator[Finding]:
     supported = (3, 10) <= sys.version_info[:2] <= (3, 13)
     yield Finding("Python", OK if supported else BROKEN, version if supported else f"{version}, expected 3.10 to 3.13")
     yield Finding("mnist_dist", OK, __version__)
-    for name in ("tensorflow", "keras", "numpy", "matplotlib", "pillow", "tensorboard"):
-        try:
-            yield Finding(name, OK, importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, BROKEN, f"not installed; run `pip install {name}`")
+    for names in (TENSORFLOW, *((name,) for name in ("keras", "numpy", "matplotlib", "pillow", "tensorboard"))):
+        found = find_package(*names)
+        detail = found[1] if found else f"not installed; run `pip install {names[0]}`"
+        yield Finding(names[0], OK if found else BROKEN, detail)
 
 
 def check_data() -> Iterator[Finding]:
@@ -132,16 +131,15 @@ def check_strategies() -> Iterator[Finding]:
         if row.package is None:
             continue
         subject = row.package.capitalize()
-        try:
-            version = importlib.metadata.version(row.package)
-        except importlib.metadata.PackageNotFoundError:
+        found = find_package(row.package)
+        if found is None:
             detail = f"not installed; `{row.install}` (only --strategy {row.name} needs it)"
             yield Finding(subject, ABSENT, detail)
             continue
         try:
-            yield Finding(subject, OK, f"{version} {row.load().describe_installation()}")
+            yield Finding(subject, OK, f"{found[1]} {row.load().describe_installation()}")
         except UserError as error:
-            yield Finding(subject, BROKEN, f"{version} {error}")
+            yield Finding(subject, BROKEN, f"{found[1]} {error}")
 
 
 def check_slurm() -> Iterator[Finding]:

@@ -1,6 +1,7 @@
 """The one error that a user can mend, and how a command ends on it."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 EXIT_BAD_INPUT = 2
@@ -26,6 +27,13 @@ def one_line(text: str, limit: int = 300) -> str:
     """Returns text that may hold anything as one short line that is safe to print on a terminal."""
     line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
     return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def check_local(name: str) -> str:
+    """Returns a path, or raises ValueError for an address: of `gs://bucket`, a folder `gs:/bucket` would be made."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
+        raise ValueError("a path on this machine, not an address; mount what is elsewhere, or copy it")
+    return name
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -1,10 +1,12 @@
 """Files that are either whole or not there."""
 
 import contextlib
+import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,7 +32,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide results from a colleague.
+        with contextlib.suppress(OSError):  # Some shares refuse it, and set modes of their own.
+            temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide results from a colleague.
         temporary.replace(path)
         temporary = None
         _sync_folder(path.parent)
@@ -47,6 +50,38 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Opens a file that replaces `path` when it is complete; see `atomic_path`."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         yield file
+
+
+@contextlib.contextmanager
+def named_or_dated(path: Path | None, parent: str, name: str) -> Iterator[Path]:
+    """Yields `path`, or else a new folder `parent/name-DATE-TIME`, numbered where another process has taken that name.
+
+    Raises UserError where it cannot be made. It is gone afterwards if it has stayed empty.
+    """
+    if path is not None:
+        yield path
+        return
+    folder = first = Path(parent) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in itertools.count(2):
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            folder = first.with_name(f"{first.name}-{number}")
+        except OSError as error:
+            raise UserError(f"cannot make '{folder}': {error.strerror}; name a folder elsewhere.") from None
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def user_folder(variable: str, below_home: str, environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Returns a folder of the user's own, such as XDG_CACHE_HOME or ~/.cache, or None for a user without a home."""
+    with contextlib.suppress(RuntimeError):
+        return Path(environment.get(variable) or Path.home() / below_home) / "mnist_dist"
+    return None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -52,7 +52,7 @@ def import_tensorflow() -> ModuleType:
     if "tensorflow" in sys.modules:
         return sys.modules["tensorflow"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # Whatever other programs of the user's take.
     _prefer_onednn()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as notices:
@@ -93,6 +93,10 @@ def configure_runtime(
     _set_threads("intra_op", config.intra_op_threads, tf.config.threading)
     _set_threads("inter_op", config.inter_op_threads, tf.config.threading)
     tf.config.experimental.enable_tensor_float_32_execution(config.tf32)
+    # Not as in a user's ~/.keras/keras.json.
+    keras.config.set_floatx("float32")
+    keras.config.set_image_data_format("channels_last")
+    keras.config.set_epsilon(1e-7)
     keras.utils.set_random_seed(seed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()

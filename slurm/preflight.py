@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib.metadata
 import itertools
 import json
 import os
@@ -30,12 +29,13 @@ import mnist_dist
 from mnist_dist.distributed.cluster import Cluster, find_cluster
 from mnist_dist.distributed.membership import Gate, connect
 from mnist_dist.errors import EXIT_FAILED, UserError
+from mnist_dist.packages import TENSORFLOW, find_package
 
 JOIN_SECONDS = 60.0  # For all ranks to start: a shared disk may be slow to deliver Python to many nodes.
 CONNECT_SECONDS = 5.0
 FILE_SECONDS = 5.0  # For a file to appear on another node.
 CLOCK_SECONDS = 1.0  # Beyond it, times in logs and file dates mislead.
-LIBRARIES = ("tensorflow", "keras", "numpy", "horovod")
+LIBRARIES = (TENSORFLOW, ("keras",), ("numpy",), ("horovod",))
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ def look_around(cluster: Cluster, environment: Mapping[str, str], troubles: Iter
 
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "mnist_dist": mnist_dist.__version__}
-    for name in LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
+    for names in LIBRARIES:
+        if package := find_package(*names):
+            found[names[0]] = package[1]
     driver = nvidia_smi("driver_version")
     return found | ({"NVIDIA driver": driver[0]} if driver else {})
 

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, ValidationError
 
 from mnist_dist.config import PositiveInt, Section, explain, read_yaml
 from mnist_dist.errors import UserError, nearest
+from mnist_dist.files import user_folder
 
 DEFAULTS_FILE = Path(__file__).resolve().with_name("site.yaml")
 VARIABLE = "MNIST_DIST_SITE"
@@ -70,8 +71,8 @@ def find_site_file(file: Path | None, environment: Mapping[str, str]) -> Path | 
         return file
     if environment.get(VARIABLE):
         return Path(environment[VARIABLE])
-    own = Path(environment.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "mnist_dist" / "slurm.yaml"
-    return own if own.is_file() else None
+    folder = user_folder("XDG_CONFIG_HOME", ".config", environment)
+    return folder / "slurm.yaml" if folder and (folder / "slurm.yaml").is_file() else None
 
 
 def job_environment(site: Site, container: str | None, mounts: list[str]) -> dict[str, str]:
@@ -108,8 +109,8 @@ def sbatch_flags(site: Site) -> list[str]:
 def _text_of(path: Path) -> str:
     try:
         return path.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    except (OSError, RuntimeError, UnicodeDecodeError) as error:  # The second where there is no home for a ~.
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).rstrip(".")
         raise UserError(f"--site: cannot read '{path}': {reason}; expected a YAML file like {DEFAULTS_FILE}.") from None
 
 

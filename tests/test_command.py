@@ -1,13 +1,20 @@
 """What all command lines say and return when something is wrong."""
 
+import io
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import mnist_dist
 from mnist_dist.command import Parser, folder_argument, run_command
 from mnist_dist.errors import UserError
+
+REPOSITORY = Path(mnist_dist.__file__).parent.parent
 
 
 def make_parser(command: Callable[[Any], int], prog: str = "tool group") -> Parser:
@@ -64,9 +71,79 @@ def test_a_wrong_flag_is_one_line(capsys: pytest.CaptureFixture[str], prog: str,
     assert line.startswith(f"{name}: error: ") and line.count("\n") == 1 and f"`{prog} " in line
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_cannot_show_all_signs(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(_: Any) -> int:
+        print("faster ≥ 5 %")
+        return 0
+
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding=encoding))
+    assert run_command(make_parser(command), ["do"]) == 0
+    assert shown.getvalue() == b"faster ? 5 %\n"
+
+
+OUTLIVE = """
+import sys
+from mnist_dist.benchmarks.progress import make_progress
+from mnist_dist.command import outlive_reader
+from mnist_dist.training.writers import make_console
+outlive_reader()
+with make_progress(2) as progress, make_console(10, 1) as console:
+    console.say("begun")
+    sys.stdin.readline()
+    for _ in range(3):
+        console.say("nobody reads this")
+        progress.begin(1, "nor this", 1.0)
+        progress.end("nor this", 1.0)
+        print("nor this", file=sys.stderr, flush=True)
+open(sys.argv[1], "w").close()
+"""
+
+
+@pytest.mark.parametrize("make_output", [os.openpty, os.pipe])
+def test_who_reads_the_output_may_go_away(make_output: Callable[[], tuple[int, int]], tmp_path: Path) -> None:
+    """As a terminal whose connection is lost, with the bars that one gets, or `| tee` that was killed."""
+    reader, writer = make_output()
+    command = [sys.executable, "-c", OUTLIVE, str(tmp_path / "done")]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=writer, stderr=writer)
+    os.close(writer)
+    seen = b""
+    while b"begun" not in seen:
+        seen += os.read(reader, 4096)
+    os.close(reader)
+    process.communicate(b"gone\n", timeout=120)
+    assert process.returncode == 0 and (tmp_path / "done").exists()
+
+
+HOSTILE = {
+    "KERAS_MAX_EPOCHS": "1",
+    "TF_USE_LEGACY_KERAS": "1",
+    "KERAS_BACKEND": "jax",
+    "KERAS_HOME": "/somewhere",
+    "MPLBACKEND": "Qt4Agg",
+    "MATPLOTLIBRC": "/somewhere",
+}
+
+
+def test_variables_for_other_programs_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in HOSTILE.items():
+        monkeypatch.setenv(name, value)
+    assert run_command(make_parser(lambda _: 0), ["do"]) == 0
+    assert [os.environ.get(name) for name in HOSTILE] == [None, None, "tensorflow", os.devnull, None, os.devnull]
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("", "received '', expected the name of a folder"), ("a\udcff", r"received b'a\xff', expected a name in UTF-8")],
+    [
+        ("", "received '', expected the name of a folder"),
+        ("a\udcff", r"received b'a\xff', expected a name in UTF-8"),
+        (
+            "gs://bucket/run",
+            "received 'gs://bucket/run', expected a path on this machine, not an address; mount what is elsewhere, "
+            "or copy it",
+        ),
+    ],
 )
 def test_names_that_no_folder_can_have(name: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser = Parser(prog="tool")

@@ -1,3 +1,5 @@
+import contextlib
+import errno
 import json
 import os
 import stat
@@ -6,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_dist.files import atomic_path, atomic_write, write_json, write_text
+from mnist_dist.files import atomic_path, atomic_write, named_or_dated, user_folder, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -62,6 +64,41 @@ def test_results_are_as_readable_as_the_umask_allows(tmp_path: Path, umask: int,
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "text").stat().st_mode) == mode
+
+
+def test_a_dated_folder_belongs_to_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.strftime", lambda _: "DATE")
+    with contextlib.ExitStack() as stack:
+        folders = [stack.enter_context(named_or_dated(None, str(tmp_path / "runs"), "a")) for _ in range(3)]
+        (folders[1] / "metrics").touch()
+        assert [folder.name for folder in folders] == ["a-DATE", "a-DATE-2", "a-DATE-3"]
+        assert all(folder.is_dir() for folder in folders)
+        assert stack.enter_context(named_or_dated(tmp_path / "named", "runs", "a")) == tmp_path / "named"
+    assert names(tmp_path) == ["runs"] and names(tmp_path / "runs") == ["a-DATE-2"], "an empty folder stayed"
+
+
+def test_a_dated_folder_that_cannot_be_made(tmp_path: Path, user_error: Callable[..., str]) -> None:
+    (tmp_path / "runs").touch()
+    line = user_error(named_or_dated(None, str(tmp_path / "runs"), "a").__enter__)
+    assert line.startswith(f"cannot make '{tmp_path}/runs/a-") and "Not a directory" in line
+
+
+def test_a_share_that_refuses_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    write_text(tmp_path / "text", "content")
+    assert (tmp_path / "text").read_text() == "content" and names(tmp_path) == ["text"]
+
+
+def test_a_folder_of_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert user_folder("XDG_CACHE_HOME", ".cache", {}) == Path("/home/me/.cache/mnist_dist")
+    assert user_folder("XDG_CACHE_HOME", ".cache", {"XDG_CACHE_HOME": "/c"}) == Path("/c/mnist_dist")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000_000)  # Of no account, as in a container with any --user.
+    assert user_folder("XDG_CACHE_HOME", ".cache", {}) is None
 
 
 def test_json_is_readable_and_ends_with_a_newline(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 import mnist_dist
-from mnist_dist.__main__ import main
+from mnist_dist.__main__ import describe_result, main
 from mnist_dist.config import Config, read_config
 from mnist_dist.data.dataset import Arrays
 from mnist_dist.runtime import find_device
@@ -172,6 +172,30 @@ def test_a_wrong_command_line(arguments: list[str], line: str, refused: Refused)
     assert re.fullmatch(line, refused(*arguments))
 
 
+@pytest.mark.parametrize(
+    "command", ["train --workdir", "bench run quick --results", "export run --format tflite --output"]
+)
+def test_an_address_is_no_folder(command: str, refused: Refused) -> None:
+    assert re.fullmatch(
+        r"argument --\w+: received 'gs://bucket/run', expected a path on this machine, not an address; .*",
+        refused(*command.split(), "gs://bucket/run"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("epochs", "accuracy", "guesses"), [(3.0, 0.1135, True), (3.0, 0.99, False), (0.01, 0.1, False)]
+)
+def test_a_model_that_learned_nothing_is_called_so(epochs: float, accuracy: float, guesses: bool) -> None:
+    result = {
+        "status": "completed",
+        "epochs": epochs,
+        "test_accuracy": accuracy,
+        "images_per_second": 1.0,
+        "seconds": 1.0,
+    }
+    assert describe_result(result, Path("run")).endswith("; it only guesses" if guesses else "see run")
+
+
 # --- Bad input: settings ---
 
 
@@ -197,6 +221,7 @@ def test_a_wrong_command_line(arguments: list[str], line: str, refused: Refused)
             "training.accumulation_steps=3",
             r"training\.batch_size: received 128 for 1 replica in 3 .*; for example --batch-size 126\.",
         ),
+        ("data.path=https://x.org/a.npz", r"data\.path: received 'https://\S+' \(str\), expected a path on this .*"),
         ("data.holdout_images=60000", r"data\.holdout_images: received 60000, expected fewer than the 60000 .*"),
         ("training.epochs=1000000", r"training: 468,000,000 steps were asked for, expected at most 10,000,000\."),
     ],

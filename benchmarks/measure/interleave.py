@@ -7,7 +7,6 @@ import dataclasses
 import os
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from mnist_dist.benchmarks.records.environment import CODE_FOLDER
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.config import Config, get_setting, load_config, parse_assignment, setting_descriptions
 from mnist_dist.errors import UserError
-from mnist_dist.files import writing
+from mnist_dist.files import named_or_dated, writing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +54,8 @@ def measure_both(
     cases = [case for case in plan_cases(suite, machine, narrowing) if case.skip_reason is None]
     if not cases:
         raise UserError(f"--suite: this machine can run no case of '{suite_name}'; --dry-run of `run` says why.")
-    folder = results or Path("results") / f"compare-{time.strftime('%Y%m%d-%H%M%S')}"
     with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(named_or_dated(results, "results", "compare"))
         arms = [stack.enter_context(open_arm(text, folder)) for text in (base, new)]
         sides = []
         for name, arm in zip(("base", "new"), arms, strict=True):

@@ -25,7 +25,7 @@ OUT_OF_MEMORY = re.compile(
     r"cannot allocate memory",
     re.IGNORECASE,
 )
-HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 PR_SET_PDEATHSIG = 1
 libc = ctypes.CDLL(None)  # Loaded now: between fork and exec there must be no import.
 

@@ -59,11 +59,12 @@ def open_study(
         UserError: the folder holds a study that was not asked to continue, or another one.
     """
     store = Store(folder)
+    there = f"--results: '{folder}' already holds a study; add --resume to go on, or name another folder."
     if store.study_file.exists() and not resume:
-        raise UserError(f"--results: '{folder}' already holds a study; add --resume to go on, or name another folder.")
+        raise UserError(there)
     # The folder may have got another name since.
     name = str(store.study()["name"]) if store.study_file.exists() else folder.resolve().name
-    store.write_study(
+    is_first = store.write_study(
         {
             "name": name,
             "suite": suite_name,
@@ -72,6 +73,8 @@ def open_study(
             "cases": sorted((case.case.model_dump(mode="json") for case in cases), key=str),
         }
     )
+    if not is_first and not resume:  # Another process has begun it since.
+        raise UserError(there)
     # Not relative: the case's processes run in another folder.
     scratch = folder.resolve() / "scratch"
     return Study(name, suite_name, suite.timeout_seconds, machine, scratch, suite.width), store

@@ -6,14 +6,13 @@ import argparse
 import os
 import shlex
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_dist.command import folder_argument
 from mnist_dist.errors import EXIT_FAILED, UserError
+from mnist_dist.files import named_or_dated
 
 if TYPE_CHECKING:
     from mnist_dist.benchmarks.measure.runner import Run
@@ -176,8 +175,8 @@ def _prepare(args: argparse.Namespace) -> Machine:
 def _open(args: argparse.Namespace, command: str, machine: Machine, cases: Sequence[PlannedCase]) -> Side:
     from mnist_dist.benchmarks.measure.study import open_study
 
-    folder = args.results or Path("results") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return open_study(folder, command, Limits(), machine, cases, args.resume)
+    with named_or_dated(args.results, "results", command) as folder:
+        return open_study(folder, command, Limits(), machine, cases, args.resume)
 
 
 def _ratios(pairs: Sequence[tuple[Contestant, Contestant]], mode: Mode) -> Ratios:

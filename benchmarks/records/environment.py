@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import math
 import os
 import platform
@@ -19,12 +18,13 @@ from typing import Any, Literal
 import mnist_dist
 from mnist_dist.benchmarks.records.record import Git, Gpu, Hardware, Identity
 from mnist_dist.cpuinfo import cpu_name
+from mnist_dist.packages import TENSORFLOW, find_package
 
 CODE_FOLDER = Path(mnist_dist.__file__).resolve().parents[1]  # A checkout, or site-packages.
 
 # By the name in the record; of several, the first that is installed.
 PACKAGES = {
-    "tensorflow": ("tensorflow", "tensorflow-cpu"),
+    "tensorflow": TENSORFLOW,
     "keras": ("keras",),
     "numpy": ("numpy",),
     "horovod": ("horovod",),
@@ -114,9 +114,8 @@ def find_software() -> dict[str, str]:
         "mnist_dist": mnist_dist.__version__,
     }
     for name, packages in PACKAGES.items():
-        for package in packages:
-            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                versions.setdefault(name, importlib.metadata.version(package))
+        if found := find_package(*packages):
+            versions[name] = found[1]
     return versions
 
 

@@ -82,11 +82,14 @@ class Store:
                     print(f"left out: {error}", file=sys.stderr)
         return sorted(records, key=lambda record: (record.started_at, record.record_id))
 
-    def write_study(self, plan: Mapping[str, Any]) -> None:
+    def write_study(self, plan: Mapping[str, Any]) -> bool:
         """Lays down what the study measures, or verifies that another job laid down the same.
 
         Args:
             plan: JSON with at least `STUDY_KEYS`.
+
+        Returns:
+            Whether it was laid down here and now.
 
         Raises:
             UserError: the folder holds another plan, or cannot be written.
@@ -98,10 +101,16 @@ class Store:
             try:
                 # Unlike a rename, a link fails where the name is taken: one of many jobs wins, and its plan is whole.
                 os.link(private, self.study_file)
-            except FileExistsError:
-                self._verify(content)
+            except OSError:  # Or the disk has no links, as FAT and some mounts; there, who looks too soon sees a part.
+                try:
+                    with self.study_file.open("xb") as file:
+                        file.write(private.read_bytes())
+                except FileExistsError:
+                    self._verify(content)
+                    return False
             finally:
                 private.unlink()
+        return True
 
     def study(self) -> dict[str, Any]:
         """Returns what `write_study` laid down.

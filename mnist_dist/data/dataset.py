@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mnist_dist.config import IMAGE_SIZE, DataConfig
-from mnist_dist.errors import UserError
+from mnist_dist.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 NUM_CLASSES = 10
 IMAGES_AT_ONCE = 2048  # That the training pipeline gathers in one go, as waking its threads for each batch costs more.
 MNIST_SHA256 = "06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01b64"
+MIN_CONTRAST = 64  # Of all images together: what has less was divided by 255, say, and cast to whole numbers.
 MAX_DATA_BYTES = 2**31  # Decoded; 45 times MNIST, and what a training process can hold beside its copies.
 _SYNTHETIC_TRAIN_IMAGES, _SYNTHETIC_TEST_IMAGES = 60_000, 10_000
 _ARRAY_NAMES = ("x_train", "y_train", "x_test", "y_test")
@@ -82,6 +84,15 @@ def load_arrays(config: DataConfig) -> Arrays:
             "training images."
         )
     return Arrays(x_train[:kept], y_train[:kept], x_test, y_test, x_train[kept:], y_train[kept:])
+
+
+def doubts(arrays: Arrays) -> Iterator[str]:
+    """Says of data that can be trained on what can hardly be meant, a line each."""
+    for name, images in (("x_train", arrays.train_images), ("x_test", arrays.test_images)):
+        if (mean := images.mean()) > 127:  # MNIST's is 33.
+            yield f"{name} is dark on light (mean {mean:.0f} of 255), `predict` shows models light on dark: invert it"
+    if missing := sorted(set(range(NUM_CLASSES)) - set(arrays.train_labels.tolist())):
+        yield f"no training image shows {', '.join(map(str, missing))}, so the model will never say so"
 
 
 def make_train_dataset(
@@ -259,8 +270,9 @@ def _load_files(path: str | None) -> dict[str, np.ndarray]:
     except UserError:
         raise
     except Exception as error:  # A damaged archive makes zipfile, gzip and numpy raise nearly anything.
+        reason = one_line(str(error), 200) or type(error).__name__
         raise UserError(
-            f"data.path: cannot read '{path}' ({_one_line(error)}); expected an intact mnist.npz or idx(.gz) files."
+            f"data.path: cannot read '{path}' ({reason}); expected an intact mnist.npz or idx(.gz) files."
         ) from None
     return {name: _check_array(path, name, arrays) for name in _ARRAY_NAMES}
 
@@ -327,6 +339,9 @@ def _check_array(path: str, name: str, arrays: dict[str, np.ndarray]) -> np.ndar
     if name.startswith("x"):
         if array.dtype != np.uint8 or array.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE) or len(array) == 0:
             raise UserError(f"{where} is {array.dtype} {list(array.shape)}, expected uint8 [n, 28, 28].")
+        low, high = int(array.min()), int(array.max())
+        if high - low < MIN_CONTRAST:
+            raise UserError(f"{where} reaches from {low} to {high}, expected 0 to 255; was it divided, or is it empty?")
         return array
     images = arrays[f"x{name[1:]}"]
     if array.dtype.kind not in "iu" or array.shape != images.shape[:1]:
@@ -334,7 +349,3 @@ def _check_array(path: str, name: str, arrays: dict[str, np.ndarray]) -> np.ndar
     if array.min() < 0 or array.max() >= NUM_CLASSES:
         raise UserError(f"{where} has labels from {array.min()} to {array.max()}, expected 0 to 9.")
     return array.astype(np.uint8)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -28,6 +28,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mnist_dist.errors import EXIT_FAILED, UserError
+from mnist_dist.files import user_folder
+from mnist_dist.packages import TENSORFLOW, find_package
 
 VERSION = "0.28.1"
 SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
@@ -192,10 +194,10 @@ def install(mpi: bool = False, wheel_dir: Path | None = None, force: bool = Fals
 
 
 def default_wheel_dir() -> Path:
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnist_dist" / "wheels"
-    except RuntimeError:
-        raise UserError("--wheel-dir: this user has no home folder to keep the wheel in; name a folder.") from None
+    folder = user_folder("XDG_CACHE_HOME", ".cache")
+    if folder is None:
+        raise UserError("--wheel-dir: this user has no home folder to keep the wheel in; name a folder.")
+    return folder / "wheels"
 
 
 def wheel_key(tensorflow: str, nccl: Mapping[str, str], mpi_compiler: Path | None) -> str:
@@ -386,10 +388,10 @@ def _mpi_compiler() -> Path:
 
 def _tensorflow() -> tuple[str, str]:
     """Returns name and version of the installed TensorFlow package, without importing it."""
-    for name in ("tensorflow", "tensorflow-cpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return name, importlib.metadata.version(name)
-    raise UserError(f"install-horovod: no TensorFlow in {sys.prefix}; install it first: `pip install tensorflow`.")
+    found = find_package(*TENSORFLOW)
+    if found is None:
+        raise UserError(f"install-horovod: no TensorFlow in {sys.prefix}; install it first: `pip install tensorflow`.")
+    return found
 
 
 def _pip(arguments: list[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
@@ -441,6 +443,8 @@ def _locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             _say(f"Another process works on the same wheel; waiting for it ({folder / 'lock'}).")
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass  # Some network file systems have no locks.
         yield
 
 

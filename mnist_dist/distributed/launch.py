@@ -24,12 +24,12 @@ from mnist_dist.command import EXIT_INTERRUPTED
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.distributed.cluster import Cluster, cores_of, free_port
 from mnist_dist.distributed.membership import make_secret
+from mnist_dist.distributed.preemption import SIGNALS, catchable
 from mnist_dist.distributed.rollcall import roll_call
 from mnist_dist.distributed.watchdog import EXIT_LOST_RANKS, HEARTBEAT_VARIABLE
 from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, TrainingError
 from mnist_dist.strategies import STRATEGIES
 
-FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 GRACE_SECONDS = 2.0  # For the survivors of a dead rank to print their own view, before they are killed.
 SILENCE_SECONDS = 5.0  # Without a heartbeat (one a second) a rank counts as stuck.
 TAIL_LINES = 8
@@ -41,7 +41,7 @@ def run_ranks(
 ) -> None:
     """Runs the command once per rank on this host and waits for all.
 
-    Output lines appear as `[rank] line`. SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 go to every rank.
+    Output lines appear as `[rank] line`. SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 go to every rank.
 
     Args:
         command: program and arguments, the same for all ranks.
@@ -118,7 +118,7 @@ class _Group:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in FORWARDED_SIGNALS:
+        for number in catchable(SIGNALS):
             loop.add_signal_handler(number, self._forward, number)
         readers: list[asyncio.Task[None]] = []
         try:

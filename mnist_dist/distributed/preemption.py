@@ -6,13 +6,27 @@ The handler only sets a flag. Saving inside a handler would interrupt a step hal
 from __future__ import annotations
 
 import signal
+import threading
+from collections.abc import Iterable
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+# SIGHUP comes when a terminal is closed or its connection lost.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+
+
+def catchable(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """Returns those of some signals that may be caught here.
+
+    That is none outside the main thread, as in a web service: Python does not allow it, and who started the thread has
+    to stop it. And not SIGHUP where `nohup` has asked to ignore it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    return [number for number in numbers if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class Preemption:
-    """Catches the signals while it is open; `received` names the first one that came."""
+    """Catches the signals while it is open, where it can; `received` names the first one that came."""
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -24,7 +38,7 @@ class Preemption:
 
     def listen(self) -> None:
         """Catches the signals, again where a library has caught them since: TensorFlow's workers take SIGTERM."""
-        for number in SIGNALS:
+        for number in catchable(SIGNALS):
             previous = signal.signal(number, self._handle)
             self._previous.setdefault(number, previous)
 

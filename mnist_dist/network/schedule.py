@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from mnist_dist.config import ScheduleConfig
+from mnist_dist.config import OptimizerConfig, ScheduleConfig
 
 WARMUP_START = 1 / 25  # Of the peak, as in one-cycle schedules (Smith and Topin, "Super-convergence", 2017).
+# What was tried, see docs/distributed.md: 8 times the learning rate at 8 times the batch. At 64 times, with a peak of
+# 0.256, Adam learns nothing. It, AdamW and RMSprop move each weight by about the rate, whatever the gradient.
+TRIED_SCALING, TRIED_ADAPTIVE_PEAK = 8, 0.1
 
 
 def peak_learning_rate(config: ScheduleConfig, learning_rate: float, batch_size: int) -> float:
@@ -18,6 +21,17 @@ def peak_learning_rate(config: ScheduleConfig, learning_rate: float, batch_size:
     """
     ratio = batch_size / config.reference_batch_size
     return learning_rate * {"none": 1.0, "sqrt": ratio**0.5, "linear": ratio}[config.scaling]
+
+
+def doubt_peak(config: ScheduleConfig, optimizer: OptimizerConfig, batch_size: int) -> str | None:
+    """Says so where the peak lies beyond what was tried, and what to do."""
+    peak = peak_learning_rate(config, optimizer.learning_rate, batch_size)
+    doubt = f"a peak learning rate of {peak:.3g} lies beyond what was tried"
+    if peak > TRIED_SCALING * optimizer.learning_rate:
+        return f"{doubt}, {TRIED_SCALING} times that of one batch; if the loss stays high, set schedule.scaling=sqrt"
+    if optimizer.name in ("adam", "adamw", "rmsprop") and peak > TRIED_ADAPTIVE_PEAK:
+        return f"{doubt}, {TRIED_ADAPTIVE_PEAK} with {optimizer.name}; if the loss stays high, lower --learning-rate"
+    return None
 
 
 def learning_rates(config: ScheduleConfig, learning_rate: float, batch_size: int, total_steps: int) -> np.ndarray:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 import platform
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import mnist_dist
 from mnist_dist.config import Config
 from mnist_dist.data.dataset import Arrays
+from mnist_dist.errors import one_line
 from mnist_dist.files import atomic_path
 from mnist_dist.inference.evaluate import Evaluation, predict, summarize
 from mnist_dist.network.model import build_inference_model
@@ -19,22 +21,31 @@ if TYPE_CHECKING:
     import keras
 
 
-def save_deliverables(config: Config, arrays: Arrays, model: keras.Model, folder: Workdir) -> Evaluation:
-    """Saves model.keras, tests that very model on every test image, and draws the plots."""
-    from mnist_dist.inference import plots
-
+def save_deliverables(
+    config: Config, arrays: Arrays, model: keras.Model, folder: Workdir, report: Callable[[str], None]
+) -> Evaluation:
+    """Saves model.keras, tests that very model on every test image, and draws the plots, or reports why it cannot."""
     inference_model = build_inference_model(config.model, model)
     with atomic_path(folder.model_file) as file:
         inference_model.save(file)
     probabilities = predict(inference_model, arrays.test_images)
     evaluation = summarize(arrays.test_labels, probabilities)
-    plots.save_curves(folder.plots / "curves.png", read_rows(folder.metrics_file))
-    plots.save_confusion_matrix(folder.plots / "confusion_matrix.png", evaluation.confusion)
-    plots.save_samples(folder.plots / "samples.png", arrays.test_images, arrays.test_labels, probabilities)
+    try:
+        from mnist_dist.inference import plots
+
+        plots.save_curves(folder.plots / "curves.png", read_rows(folder.metrics_file))
+        plots.save_confusion_matrix(folder.plots / "confusion_matrix.png", evaluation.confusion)
+        plots.save_samples(folder.plots / "samples.png", arrays.test_images, arrays.test_labels, probabilities)
+    except Exception as error:  # Matplotlib meets fonts, caches and settings of the user's own.
+        report(
+            f"plots      not drawn ({type(error).__name__}: {one_line(str(error), 200)}); the run goes on without them"
+        )
     return evaluation
 
 
 def library_versions() -> dict[str, str]:
     """Returns the versions that a result depends on."""
-    libraries = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")}
+    # Not by their metadata, in which TensorFlow may have the name of another package, such as tensorflow-cpu.
+    modules = {name: importlib.import_module(name) for name in ("tensorflow", "keras", "numpy")}
+    libraries = {name: str(getattr(module, "__version__", "unknown")) for name, module in modules.items()}
     return {"mnist_dist": mnist_dist.__version__, "python": platform.python_version(), **libraries}

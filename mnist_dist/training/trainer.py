@@ -17,6 +17,7 @@ from mnist_dist.config import Config
 from mnist_dist.data.dataset import (
     Arrays,
     Shard,
+    doubts,
     load_arrays,
     make_eval_dataset,
     make_synthetic_dataset,
@@ -36,7 +37,7 @@ from mnist_dist.files import write_json
 from mnist_dist.network.forward import Form, choose_form
 from mnist_dist.network.model import build_model
 from mnist_dist.network.optimizers import build_optimizer
-from mnist_dist.network.schedule import learning_rates
+from mnist_dist.network.schedule import doubt_peak, learning_rates
 from mnist_dist.runtime import Runtime, configure_runtime
 from mnist_dist.training import guard
 from mnist_dist.training.actions import (
@@ -296,7 +297,7 @@ def leave_results(
         save_checkpoint(progress)
         result |= {"status": "preempted", "signal": session.preemption.received}
     elif strategy.is_chief:
-        evaluation = save_deliverables(config, session.arrays, model, session.folder)
+        evaluation = save_deliverables(config, session.arrays, model, session.folder, session.console.say)
         result |= {"test_accuracy": evaluation.accuracy, "test_loss": evaluation.loss}
     result["seconds"] = save_checkpoint.wall_seconds()
     return result
@@ -341,6 +342,10 @@ def introduce(session: Session, peak_learning_rate: float) -> Iterator[str]:
         f"{config.optimizer.name}, peak learning rate {peak_learning_rate:.3g}"
     )
     yield f"workdir    {session.folder.path}"
+    if config.training.measure_seconds is None and session.cluster.is_chief:  # A model is to come of it.
+        if rate := doubt_peak(config.schedule, config.optimizer, config.training.batch_size):
+            yield f"warning    {rate}"
+        yield from (f"warning    {doubt}" for doubt in (doubts(session.arrays) if config.data.path else ()))
 
 
 def restore(session: Session, checkpoints: Checkpoints, variables: dict[str, keras.Variable]) -> Progress:
@@ -398,7 +403,8 @@ def make_actions(
     writers: list[Writer] = []
     if strategy.is_chief:
         writers = [JsonLines(session.folder.metrics_file, progress.step), session.console]
-        writers += [TensorBoard(session.folder.tensorboard)] if config.logging.tensorboard else []
+        if config.logging.tensorboard:
+            writers.append(TensorBoard(session.folder.tensorboard, progress.step, session.console.say))
     actions: list[Action] = [
         LogMetrics(config.logging.every_steps, writers, rates, config.training.batch_size, plan.steps_per_epoch),
     ]

@@ -119,7 +119,7 @@ def claim_workdir(folder: Workdir, config: Config) -> Iterator[None]:
                     f"--workdir: another process is training in '{folder.path}'; wait for it or name another folder."
                 ) from None
             # Some network file systems have no locks; training without one is better than not at all.
-        for place in (folder.path, folder.checkpoints, folder.plots):
+        for place in (folder.path, folder.checkpoints, folder.plots, folder.tensorboard):
             for unfinished in place.glob(".*.tmp*"):  # Of a run that was killed while it wrote.
                 if unfinished.is_file():
                     unfinished.unlink(missing_ok=True)

@@ -9,12 +9,12 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from mnist_dist.errors import UserError
-from mnist_dist.files import atomic_write, cannot_write
+from mnist_dist.files import atomic_path, atomic_write, cannot_write
 
 Row = dict[str, Any]
 
@@ -45,22 +45,51 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Writes each measured value as a scalar `kind/name` at its step."""
+    """Writes each measured value as a scalar `kind/name` at its step, as long as that can be done.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        resume_step: what a killed run wrote behind it is dropped.
+        report: is told, once, that it cannot: metrics.jsonl holds the same, so a run does not end for it.
+
+    Raises:
+        UserError: it cannot be done from the beginning.
+    """
+
+    def __init__(self, folder: Path, resume_step: int, report: Callable[[str], None]) -> None:
         import tensorflow as tf
 
         self._tf = tf
         self._folder = folder
+        self._report = report
+        self._is_broken = False
         with self._user_errors():
+            for file in sorted(folder.glob("events.*")):
+                self._drop_behind(file, resume_step)
             self._writer = tf.summary.create_file_writer(str(folder))
 
     def write(self, row: Row) -> None:
-        with self._user_errors(), self._writer.as_default(step=row["step"]):
-            for name, value in row.items():
-                if isinstance(value, float) and name != "epoch":
-                    self._tf.summary.scalar(f"{row['kind']}/{name}", value)
-            self._writer.flush()
+        if self._is_broken:
+            return
+        try:
+            with self._user_errors(), self._writer.as_default(step=row["step"]):
+                for name, value in row.items():
+                    if isinstance(value, float) and name != "epoch":
+                        self._tf.summary.scalar(f"{row['kind']}/{name}", value)
+                self._writer.flush()
+        except UserError as error:
+            self._is_broken = True
+            self._report(f"TensorBoard has no more values: {error}")
+
+    def _drop_behind(self, file: Path, step: int) -> None:
+        """Drops the events of later steps from a file, and a last one that was cut off by a kill."""
+        events = []
+        with contextlib.suppress(self._tf.errors.DataLossError):
+            for event in self._tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+                if self._tf.compat.v1.Event.FromString(event).step <= step:
+                    events.append(event)
+        with atomic_path(file) as temporary, self._tf.io.TFRecordWriter(str(temporary)) as writer:
+            for event in events:
+                writer.write(event)
 
     @contextlib.contextmanager
     def _user_errors(self) -> Iterator[None]:

@@ -22,6 +22,7 @@ from mnist_dist.data.dataset import (
     MNIST_SHA256,
     Arrays,
     Shard,
+    doubts,
     load_arrays,
     make_eval_dataset,
     make_synthetic_dataset,
@@ -154,6 +155,36 @@ def test_own_npz(tmp_path: Path, small: dict[str, np.ndarray]) -> None:
     labels = {"y_train": small["y_train"].astype(np.int64), "y_test": small["y_test"].astype(">i2")}
     order = {"x_train": np.asfortranarray(small["x_train"])}
     assert_loads(write_npz(tmp_path / "own.npz", small | labels | order | {"more": b"ignored"}), small)
+
+
+def changed(small: dict[str, np.ndarray], change: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: change(array) if name.startswith("x") else array for name, array in small.items()}
+
+
+def test_pixels_that_are_not_from_0_to_255_are_refused(
+    tmp_path: Path, small: dict[str, np.ndarray], user_error: Callable[..., str]
+) -> None:
+    for change, reach in (
+        (lambda x: (x / 255).astype(np.uint8), "0 to 1"),
+        (lambda x: (x > 127).astype(np.uint8), "0 to 1"),
+        (lambda x: x // 16, "0 to 15"),
+        (lambda x: x * 0 + 200, "200 to 200"),
+    ):
+        file = write_npz(tmp_path / "own.npz", changed(small, change))
+        line = user_error(load_arrays, DataConfig(path=str(file)))
+        assert line.startswith(f"data.path: x_train in '{file}' reaches from {reach}, expected 0 to 255;")
+
+
+def test_what_can_hardly_be_meant_is_said(tmp_path: Path, small: dict[str, np.ndarray]) -> None:
+    def said(content: dict[str, np.ndarray]) -> list[str]:
+        return [*doubts(load_arrays(DataConfig(path=str(write_npz(tmp_path / "own.npz", content)))))]
+
+    assert said(small) == []
+    dark = said(changed(small, lambda x: 255 - x))
+    assert [line.partition(" (")[0] for line in dark] == ["x_train is dark on light", "x_test is dark on light"]
+    assert said(small | {"y_train": small["y_train"] % 8}) == [
+        "no training image shows 8, 9, so the model will never say so"
+    ]
 
 
 @pytest.mark.parametrize(("dot", "suffix"), [("-", ""), ("-", ".gz"), (".", ""), (".", ".gz")])

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_nothing_has_come() -> None:
         assert preemption.received is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_remembered_and_interrupts_nothing(number: signal.Signals) -> None:
     with Preemption() as preemption:
         send(number)
@@ -50,6 +51,24 @@ def test_control_c_after_a_signal_does_not_wait(first: signal.Signals) -> None:
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
         assert preemption.received == first.name
+
+
+def test_what_nohup_ignores_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Preemption() as preemption:
+        send(signal.SIGHUP)
+        assert preemption.received is None and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_outside_the_main_thread_nothing_is_caught() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+
+    def handlers_meanwhile() -> list[object]:
+        with Preemption():
+            return [signal.getsignal(number) for number in SIGNALS]
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(handlers_meanwhile).result() == before
 
 
 def test_the_earlier_handlers_come_back() -> None:

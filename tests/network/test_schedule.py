@@ -3,8 +3,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mnist_dist.config import ScheduleConfig
-from mnist_dist.network.schedule import learning_rates, peak_learning_rate
+from mnist_dist.config import OptimizerConfig, ScheduleConfig
+from mnist_dist.network.schedule import doubt_peak, learning_rates, peak_learning_rate
 
 NAMES = ("constant", "cosine", "one_cycle")
 
@@ -22,6 +22,26 @@ def test_the_peak_follows_the_batch_size(scaling: Any, batch_size: int, factor: 
     config = ScheduleConfig(scaling=scaling, reference_batch_size=128, name="constant", warmup_percent=0.0)
     assert peak_learning_rate(config, 0.004, batch_size) == pytest.approx(0.004 * factor)
     assert learning_rates(config, 0.004, batch_size, 3) == pytest.approx(0.004 * factor)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "optimizer", "learning_rate", "batch_size", "said"),
+    [
+        ("linear", "adam", 0.004, 1024, ()),
+        ("linear", "adam", 0.004, 8192, ("0.256 lies", "8 times", "set schedule.scaling=sqrt")),
+        ("linear", "sgd", 0.05, 8192, ("3.2 lies", "8 times")),
+        ("sqrt", "adam", 0.004, 8192, ()),
+        ("none", "adam", 0.5, 128, ("0.5 lies", "0.1 with adam", "lower --learning-rate")),
+        ("none", "sgd", 0.5, 128, ()),
+    ],
+)
+def test_a_peak_beyond_what_was_tried_is_said(
+    scaling: Any, optimizer: Any, learning_rate: float, batch_size: int, said: tuple[str, ...]
+) -> None:
+    doubt = doubt_peak(
+        ScheduleConfig(scaling=scaling), OptimizerConfig(name=optimizer, learning_rate=learning_rate), batch_size
+    )
+    assert (doubt is not None) == bool(said) and all(part in (doubt or "") for part in said)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ SETTINGS = [
         (signal.SIGTERM, ("multiworker", 2), ("horovod", 3)),
         pytest.param(signal.SIGUSR2, ("horovod", 2), ("single", 1), marks=pytest.mark.thorough),
         pytest.param(signal.SIGUSR1, ("mirrored", 3), ("multiworker", 2), marks=pytest.mark.thorough),
-        pytest.param(signal.SIGTERM, ("single", 1), ("mirrored", 2), marks=pytest.mark.thorough),
+        pytest.param(signal.SIGHUP, ("single", 1), ("mirrored", 2), marks=pytest.mark.thorough),
     ],
 )
 def test_preempted_and_resumed_elsewhere(

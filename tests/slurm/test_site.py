@@ -37,6 +37,13 @@ def test_flags_come_before_the_file_and_the_file_before_the_defaults(site_file: 
     assert site.cpus_per_task == 4
 
 
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, user_error: Callable[..., str]) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000_000)  # Of no account, as a service may have.
+    assert load_site(None, {}, {}) == load_site(DEFAULTS_FILE, {}, {})
+    assert user_error(load_site, Path("~/site.yaml"), {}, {}).startswith("--site: cannot read '~/site.yaml': Could not")
+
+
 def test_where_the_file_is_looked_for(tmp_path: Path, site_file: Callable[[str], Path]) -> None:
     own = tmp_path / ".config" / "mnist_dist" / "slurm.yaml"
     own.parent.mkdir(parents=True)

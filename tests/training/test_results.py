@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pytest
 
 import mnist_dist
 from mnist_dist.config import load_config
@@ -18,11 +19,21 @@ from mnist_dist.training.writers import JsonLines
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def test_versions_are_those_installed() -> None:
+def test_versions_are_those_installed(tf: ModuleType) -> None:
     versions = library_versions()
     assert versions.pop("mnist_dist") == mnist_dist.__version__
     assert versions.pop("python") == platform.python_version()
     assert versions == {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy")}
+
+
+def test_a_tensorflow_from_another_package_costs_no_result(
+    tf: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as tensorflow-cpu: the modules are there, but no metadata of their name."""
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.path", [str(tmp_path)])
+        versions = library_versions()
+    assert versions == library_versions() and versions["tensorflow"] == tf.__version__
 
 
 def test_the_saved_model_is_the_one_that_was_tested(tf: ModuleType, tmp_path: Path, arrays: Arrays) -> None:
@@ -31,10 +42,20 @@ def test_the_saved_model_is_the_one_that_was_tested(tf: ModuleType, tmp_path: Pa
     trained = build_model(config.model, precision="mixed_bfloat16", seed=4)
     trained(arrays.train_images[:100, ..., np.newaxis], training=True)  # Moves the statistics of the normalisation.
     folder = Workdir(tmp_path)
+    folder.plots.write_text("no folder")
     record_config(folder, config)
     row = {"kind": "train", "step": 1, "epoch": 0.1, "loss": 2.3, "accuracy": 0.1, "learning_rate": 0.01}
     JsonLines(folder.metrics_file, 0).write(row)
-    evaluation = save_deliverables(config, few, trained, folder)
+    said: list[str] = []
+    save_deliverables(config, few, trained, folder, said.append)
+    assert load_model(tmp_path), "pictures that cannot be drawn cost the run its model"
+    assert said == [
+        f"plots      not drawn (UserError: workdir: cannot write '{folder.plots / 'curves.png'}': File exists; free "
+        "some space or name another folder with --workdir.); the run goes on without them"
+    ]
+    folder.plots.unlink()
+    evaluation = save_deliverables(config, few, trained, folder, said.append)
+    assert len(said) == 1
     saved = load_model(tmp_path)
     probabilities = predict(saved, few.test_images)
     assert evaluation.accuracy == np.mean(probabilities.argmax(axis=1) == few.test_labels)

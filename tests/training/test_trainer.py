@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -317,6 +318,22 @@ def test_every_optimizer_and_schedule_learns(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("deterministic")
+def test_from_a_thread_and_with_other_settings_of_keras(configure: Configure, tmp_path: Path) -> None:
+    """As a web service trains, in a process that has used Keras in its own way."""
+    import keras
+
+    keras.config.set_floatx("float16")
+    keras.config.set_image_data_format("channels_first")
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            result = pool.submit(train, configure({"training.steps": 3}), tmp_path / "run").result()
+        assert result["status"] == "completed"
+        assert {weight.dtype for weight in load_model(tmp_path / "run").weights} == {"float32"}
+    finally:
+        keras.config.set_floatx("float32")
+        keras.config.set_image_data_format("channels_last")
+
+
 def test_the_seed_alone_decides_the_weights(configure: Configure, tmp_path: Path) -> None:
     for name, seed in (("first", 3), ("again", 3), ("other", 4)):
         train(configure(RANDOM | {"seed": seed, "training.steps": 3}), tmp_path / name)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mnist_dist.training.writers import BarConsole, Console, JsonLines, TensorBoard, make_console, read_rows
+from mnist_dist.training.writers import BarConsole, Console, JsonLines, TensorBoard, Writer, make_console, read_rows
 
 
 def train_row(step: int) -> dict[str, Any]:
@@ -88,24 +88,24 @@ def test_metrics_that_cannot_be_read_or_written(tmp_path: Path, user_error: Call
         assert str(path) in user_error(JsonLines, path, 0)
 
 
-@pytest.mark.parametrize("make_writer", [lambda folder: JsonLines(folder / "metrics.jsonl", 0), TensorBoard])
 def test_a_full_disk(
-    tf: ModuleType,
-    small_disk: Path,
-    fill: Callable[[Path], None],
-    make_writer: Callable[[Path], Any],
-    user_error: Callable[..., str],
+    tf: ModuleType, small_disk: Path, fill: Callable[[Path], None], user_error: Callable[..., str]
 ) -> None:
-    writer = make_writer(small_disk)
-    writer.write(train_row(1))
+    """It ends a run that can no longer note its metrics, but not for TensorBoard's copy of them."""
+    said: list[str] = []
+    rows, tensorboard = JsonLines(small_disk / "metrics.jsonl", 0), TensorBoard(small_disk, 0, said.append)
+    for writer in (rows, tensorboard):
+        writer.write(train_row(1))
     fill(small_disk)
 
-    def write_many() -> None:
+    def write_many(writer: Writer) -> None:
         for step in range(2, 1000):  # The last block of a file has some room left.
             writer.write(train_row(step))
 
-    line = user_error(write_many)
-    assert line.startswith(f"workdir: cannot write '{small_disk}") and "No space left on device" in line
+    write_many(tensorboard)
+    assert len(said) == 1 and said[0].startswith("TensorBoard has no more values: workdir: cannot write")
+    for line in (user_error(write_many, rows), said[0]):
+        assert f"cannot write '{small_disk}" in line and "No space left on device" in line
 
 
 # --- TensorBoard ---
@@ -115,7 +115,7 @@ def test_tensorboard_shows_each_measured_value_at_its_step(tf: ModuleType, tmp_p
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
-    writer = TensorBoard(tmp_path / "tensorboard")
+    writer = TensorBoard(tmp_path / "tensorboard", 0, print)
     for row in (train_row(10), evaluate_row(10), train_row(20)):
         writer.write(row)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
@@ -134,9 +134,26 @@ def test_tensorboard_shows_each_measured_value_at_its_step(tf: ModuleType, tmp_p
     }
 
 
+def test_tensorboard_has_no_step_twice_after_a_kill(tf: ModuleType, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    killed = TensorBoard(tmp_path, 0, print)
+    for step in (10, 20, 30):
+        killed.write(train_row(step))
+    (file,) = tmp_path.iterdir()
+    with file.open("ab") as torn:
+        torn.write(file.read_bytes()[:30])
+    TensorBoard(tmp_path, 20, print).write(train_row(25))
+    assert len(list(tmp_path.iterdir())) == 2
+    TensorBoard(tmp_path, 25, print).write(train_row(30))
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Tensors("train/loss")] == [10, 20, 25, 30]
+
+
 def test_a_file_in_the_place_of_the_folder(tf: ModuleType, tmp_path: Path, user_error: Callable[..., str]) -> None:
     (tmp_path / "tensorboard").touch()
-    line = user_error(TensorBoard, tmp_path / "tensorboard")
+    line = user_error(TensorBoard, tmp_path / "tensorboard", 0, print)
     assert line.startswith(f"workdir: cannot write '{tmp_path / 'tensorboard'}': Not a directory;")
 
 

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mnist_dist.config import RuntimeConfig
@@ -43,6 +43,7 @@ class MultiWorker(Strategy):
     @classmethod
     def make(cls, config: RuntimeConfig, cluster: Cluster) -> MultiWorker:
         os.environ["TF_CONFIG"] = json.dumps(tf_config(cluster))
+        os.environ["no_grpc_proxy"] = without_proxy(cluster, os.environ)  # noqa: SIM112 - in small letters only.
         return cls(cluster)
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
@@ -104,6 +105,16 @@ def tf_config(cluster: Cluster) -> dict[str, Any]:
     """Returns the content of TF_CONFIG; rank r listens on the port r + 1 after the job's first."""
     workers = [f"{address}:{cluster.port + 1 + rank}" for rank, address in enumerate(cluster.addresses)]
     return {"cluster": {"worker": workers}, "task": {"type": "worker", "index": cluster.rank}}
+
+
+def without_proxy(cluster: Cluster, environment: Mapping[str, str]) -> str:
+    """Returns the hosts that gRPC reaches itself, though `http_proxy` or another variable names a proxy for all.
+
+    Of `no_grpc_proxy` and `no_proxy` it reads the first that is set:
+    https://github.com/grpc/grpc/blob/master/doc/environment_variables.md
+    """
+    before = environment.get("no_grpc_proxy") or environment.get("no_proxy") or ""
+    return ",".join(dict.fromkeys([*filter(None, before.split(",")), *cluster.addresses]))
 
 
 def _send_whole_messages() -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_dist.errors import UserError
-from mnist_dist.files import atomic_path
+from mnist_dist.files import atomic_path, user_folder
 
 SOURCE, HEADER = (Path(__file__).with_name(name) for name in ("kernels.cc", "tiles.h"))
 BESIDE = SOURCE.parent / "compiled"
@@ -135,9 +135,7 @@ def find_compiler() -> list[str]:
 
 
 def default_folder() -> Path:
-    with contextlib.suppress(RuntimeError):
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnist_dist" / "kernels"
-    return Path(os.devnull) / "kernels"  # Who has no home can keep nothing.
+    return (user_folder("XDG_CACHE_HOME", ".cache") or Path(os.devnull)) / "kernels"  # Without a home, nothing is kept.
 
 
 def build_for_image() -> None:

@@ -4,8 +4,9 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -178,6 +179,20 @@ class TestOpening:
         assert open_study(folder, *arguments, planned(BAD), resume=True)[0] == study
         other = planned(train("single", 1))
         assert "name another folder" in user_error(open_study, folder, *arguments, other, resume=True)
+
+    def test_of_two_that_begin_at_once_one_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_error: Callable[..., str]
+    ) -> None:
+        arguments = (tmp_path, "quick", SUITE, MACHINE, planned(BAD))
+        write = Store.write_study
+
+        def be_late(store: Store, plan: Mapping[str, Any]) -> bool:
+            write(store, plan)  # The other's, after this one has looked whether there is one.
+            return write(store, plan)
+
+        monkeypatch.setattr(Store, "write_study", be_late)
+        assert "add --resume" in user_error(open_study, *arguments, resume=False)
+        open_study(*arguments, resume=True)
 
     def test_to_resume_what_never_began_is_to_begin(self, tmp_path: Path) -> None:
         open_study(tmp_path / "new", "quick", SUITE, MACHINE, planned(BAD), resume=True)

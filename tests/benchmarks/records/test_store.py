@@ -1,3 +1,4 @@
+import errno
 import json
 import multiprocessing
 import os
@@ -22,6 +23,23 @@ CASE = train("single", 1)
 PLAN = {"name": "example", "suite": "quick", "seed": 3, "repeats": 2, "cases": [CASE.model_dump(mode="json")]}
 PROCESSES, RECORDS_EACH = 8, 50
 spawn = multiprocessing.get_context("spawn")
+
+
+@pytest.mark.parametrize("refusal", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_a_disk_without_hard_links(
+    refusal: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_error: Callable[..., str]
+) -> None:
+    """Such as FAT, Colab's Google Drive, or a bucket."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(refusal, os.strerror(refusal))
+
+    monkeypatch.setattr("os.link", refuse)
+    store = Store(tmp_path)
+    assert store.write_study(PLAN) and store.study() == PLAN
+    assert not store.write_study(PLAN)
+    assert "seed: the folder's study has 3" in user_error(store.write_study, {**PLAN, "seed": 4})
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
 
 
 @pytest.fixture
