@@ -100,7 +100,7 @@ is_wanted() {
     local state
     for _ in 1 2 3; do # What ends the job may have ended squeue as well.
         if state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T); then
-            [[ $state == RUNNING ]]
+            grep -qx RUNNING <<<"$state" # A site's `squeue` may print more.
             return
         fi
         sleep 1

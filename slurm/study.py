@@ -86,7 +86,8 @@ def render_commands(request: Request, jobs: Sequence[Job], environment: Mapping[
     lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     lines.append(f"mkdir -p {shlex.quote(str(request.results / 'logs'))}")
     names = [f"job{number}" for number in range(1, len(jobs) + 1)]
-    lines += [f"{name}=$({shlex.join(job.command)})" for name, job in zip(names, jobs, strict=True)]
+    last_number = "| grep -oE '^[0-9]+' | tail -n1"  # A site's `sbatch` may greet before it.
+    lines += [f"{name}=$({shlex.join(job.command)} {last_number})" for name, job in zip(names, jobs, strict=True)]
     command = shlex.join(report_command(request, ["JOBS"]))
     lines.append(command.replace("afterany:JOBS", "afterany:" + ":".join(f"${name}" for name in names)))
     return "\n".join(lines)
