@@ -14,7 +14,7 @@ from mnist_dist.errors import TrainingError, UserError, nearest, one_line
 TIMEOUT_SECONDS = 120.0  # A busy controller answers late.
 
 
-class Unclear(TrainingError):
+class UnclearError(TrainingError):
     """Slurm may have done what it was asked to do, or not."""
 
 
@@ -112,7 +112,7 @@ def submit(command: Sequence[str], environment: Mapping[str, str]) -> str:
 
     Raises:
         TrainingError: Slurm refused.
-        Unclear: it may have taken the job, but the number is not known.
+        UnclearError: it may have taken the job, but the number is not known.
     """
     done = _run(command, environment)
     # A federation's cluster follows a semicolon.
@@ -122,7 +122,7 @@ def submit(command: Sequence[str], environment: Mapping[str, str]) -> str:
     if done.returncode and not numbers:
         raise TrainingError(f"sbatch: {_reason(done)}")
     printed = one_line(f"{done.stdout} {done.stderr}")
-    raise Unclear(f"sbatch: it ended with {done.returncode} and printed '{printed}', expected a job's number.")
+    raise UnclearError(f"sbatch: it ended with {done.returncode} and printed '{printed}', expected a job's number.")
 
 
 def cancel(jobs: Sequence[str]) -> None:
@@ -183,7 +183,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -
     except FileNotFoundError:
         raise UserError(f"{command[0]}: it is not on PATH; run this where jobs are submitted.") from None
     except subprocess.TimeoutExpired:
-        raise Unclear(f"{command[0]}: Slurm did not answer within {TIMEOUT_SECONDS:.0f} s; try again.") from None
+        raise UnclearError(f"{command[0]}: Slurm did not answer within {TIMEOUT_SECONDS:.0f} s; try again.") from None
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:

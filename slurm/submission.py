@@ -107,7 +107,7 @@ def submit_study(request: Request, jobs: Sequence[Job], environment: Mapping[str
         write_json(record_file(request.results), _to_json(submitted))
     except BaseException as error:  # Ctrl-C as well.
         left = _take_back(ids)
-        if isinstance(error, scheduler.Unclear):
+        if isinstance(error, scheduler.UnclearError):
             left = f"The job may be in the queue; look with `squeue --me`. {left}".rstrip()
         if isinstance(error, TrainingError):
             raise TrainingError(f"{error} {left or 'Nothing was submitted.'}") from None

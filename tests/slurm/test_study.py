@@ -172,7 +172,7 @@ def test_the_number_among_all_that_sbatch_prints(printed: str, code: int, expect
     try:
         answer = scheduler.submit(["sbatch"], {"PATH": f"{tmp_path}:/usr/bin:/bin"})
     except TrainingError as error:
-        answer = "Unclear: " * isinstance(error, scheduler.Unclear) + str(error)
+        answer = "Unclear: " * isinstance(error, scheduler.UnclearError) + str(error)
     assert answer == expected if expected == "17" else answer.startswith(expected)
 
 
