@@ -298,10 +298,18 @@ def _cores(case: Case, study: Study) -> set[int]:
 
 
 def find_machine(devices_per_host: int | None = None) -> Machine:
-    """Finds what the cases of a study may use: this host's devices, or those of the Slurm job around this process."""
+    """Finds what the cases of a study may use: this host's devices, or those of the Slurm job around this process.
+
+    Raises:
+        UserError: this is one of several processes, which would measure at once.
+    """
     from mnist_dist.benchmarks.records.environment import find_hardware
     from mnist_dist.cpuinfo import cpu_has_float16
+    from mnist_dist.distributed.cluster import find_cluster
 
+    around = find_cluster(os.environ)
+    if around.size > 1:
+        raise UserError(f"bench: {around.launcher} started {around.size} of it, expected one, which starts the ranks.")
     hardware = find_hardware()
     in_container = "MNIST_DIST_CONTAINER" in os.environ  # Of which this process knows nothing.
     missing = frozenset() if in_container else missing_packages()

@@ -1,24 +1,41 @@
 """Which rank this process is, of how many, and where the others are: read from the launcher's environment.
 
 Standard library only, so that it starts in no time on every rank. Five launchers are understood: this package's
-own, `srun`, `horovodrun`, `mpirun`, and none at all (one process on its own).
+own, `srun`, `horovodrun`, `mpirun` (Open MPI's, MPICH's and Intel MPI's), and none at all (one process on its own).
+Where another has started several processes, none of them takes itself for the only one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
+import json
+import os
 import random
 import re
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mnist_dist.errors import UserError
 
 # Below the ephemeral ports of Linux (32768 and up), so that no outgoing connection takes one of them by chance.
 FIRST_PORT, LAST_PORT = 20_000, 32_000
+# How launchers tell a rank, the number of ranks, and the same on the rank's host.
+_HOROVODRUN = ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE")
+_OPEN_MPI = tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
+_MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")  # And Intel MPI's.
+# Others, by the variable with the number of ranks: who sets it, and one that must be there as well.
+_UNKNOWN = {
+    "PMI_SIZE": ("an mpirun that sets no MPI_LOCALRANKID", "PMI_RANK"),
+    "MV2_COMM_WORLD_SIZE": ("MVAPICH2's mpirun", "MV2_COMM_WORLD_RANK"),
+    "JSM_NAMESPACE_SIZE": ("jsrun", "JSM_NAMESPACE_RANK"),
+    "FLUX_JOB_SIZE": ("flux run", "FLUX_TASK_RANK"),
+    "WORLD_SIZE": ("torchrun", "RANK"),
+}
 
 
 @dataclass(frozen=True)
@@ -82,25 +99,64 @@ def find_cluster(environment: Mapping[str, str]) -> Cluster:
         hosts = tuple(environment.get("MNIST_DIST_HOSTS", "").split(","))
         (port,) = _integers(environment, "MNIST_DIST_PORT")
         return _checked(Cluster(rank, size, local_rank, local_size, hosts, port, "mnist-dist"))
-    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # Not within `srun --pty bash`, which is one task.
+    mpi = _MPICH if {"PMI_RANK", "MPI_LOCALNRANKS"} <= environment.keys() else _OPEN_MPI
+    # An mpirun over several nodes of a job starts its own daemons with srun.
+    if _count(environment, "SLURM_STEP_NUM_TASKS") > 1 and _count(environment, mpi[1]) == 1:
         return _srun_cluster(environment)
     if "HOROVOD_RANK" in environment:
-        rank, size, local_rank, local_size = _integers(
-            environment, "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"
-        )
+        rank, size, local_rank, local_size = _integers(environment, *_HOROVODRUN)
         port = job_port(environment.get("HOROVOD_GLOO_RENDEZVOUS_PORT", "0"))
         return _checked(Cluster(rank, size, local_rank, local_size, _same_host(size), port, "horovodrun"))
-    if "OMPI_COMM_WORLD_RANK" in environment:
-        rank, size, local_rank, local_size = _integers(
-            environment,
-            "OMPI_COMM_WORLD_RANK",
-            "OMPI_COMM_WORLD_SIZE",
-            "OMPI_COMM_WORLD_LOCAL_RANK",
-            "OMPI_COMM_WORLD_LOCAL_SIZE",
+    if mpi[0] in environment:
+        rank, size, local_rank, local_size = _integers(environment, *mpi)
+        job = (
+            environment.get("PMIX_NAMESPACE") or environment.get("OMPI_MCA_ess_base_jobid") or _ancestor_without(mpi[0])
         )
-        job = environment.get("PMIX_NAMESPACE") or environment.get("OMPI_MCA_ess_base_jobid", "0")
         return _checked(Cluster(rank, size, local_rank, local_size, _same_host(size), job_port(job), "mpirun"))
+    _refuse_unknown(environment)
     return Cluster()
+
+
+def _refuse_unknown(environment: Mapping[str, str]) -> None:
+    """Refuses to be one of several processes that all take themselves for the only one.
+
+    Raises:
+        UserError: a launcher that this package does not know has started them.
+    """
+    for name, (launcher, rank) in _UNKNOWN.items():
+        of_srun = name == "PMI_SIZE" and "SLURM_STEP_NUM_TASKS" in environment  # With --mpi=pmi2.
+        if rank in environment and _count(environment, name) > 1 and not of_srun:
+            raise UserError(
+                f"{name}: received {environment[name]}, set by {launcher}, which this package does not know; start "
+                f"ranks with --devices {environment[name]}, srun, or the mpirun of Open MPI, MPICH or Intel MPI, or "
+                f"unset {name}."
+            )
+    try:
+        workers = sum(map(len, json.loads(environment.get("TF_CONFIG", "{}"))["cluster"].values()))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return  # None of TensorFlow's, which has the addresses of all tasks.
+    if workers > 1:
+        raise UserError(
+            f"TF_CONFIG: received {workers} tasks, which this package does not read; start ranks with --devices "
+            f"{workers}, srun or mpirun, or unset TF_CONFIG."
+        )
+
+
+def _ancestor_without(name: str) -> str:
+    """Returns the number of the nearest process above that has no such variable: the launcher's, on this host.
+
+    MPICH's launcher gives a job no name.
+    """
+    process = os.getppid()
+    with contextlib.suppress(OSError):
+        while f"\0{name}=".encode() in b"\0" + Path(f"/proc/{process}/environ").read_bytes():
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return str(process)
+
+
+def _count(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name, "1")
+    return int(text) if text.isdigit() else 1
 
 
 def _srun_cluster(environment: Mapping[str, str]) -> Cluster:

@@ -1,3 +1,4 @@
+import os
 import socket
 from collections.abc import Callable
 
@@ -27,6 +28,7 @@ MPIRUN = {
     "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
     "PMIX_NAMESPACE": "prterun-host-4711@1",
 }
+MPICH = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
 OLD_MPIRUN = {name: value for name, value in MPIRUN.items() if name != "PMIX_NAMESPACE"} | {
     "OMPI_MCA_ess_base_jobid": "1234567"
 }
@@ -41,6 +43,17 @@ OLD_MPIRUN = {name: value for name, value in MPIRUN.items() if name != "PMIX_NAM
         (HOROVODRUN, Cluster(1, 2, 1, 2, ("127.0.0.1",) * 2, job_port("43017"), "horovodrun")),
         (MPIRUN, Cluster(3, 4, 1, 2, ("127.0.0.1",) * 4, job_port("prterun-host-4711@1"), "mpirun")),
         (OLD_MPIRUN, Cluster(3, 4, 1, 2, ("127.0.0.1",) * 4, job_port("1234567"), "mpirun")),
+        # Its daemons on several nodes are tasks of srun.
+        (
+            MPIRUN | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"},
+            Cluster(3, 4, 1, 2, ("127.0.0.1",) * 4, job_port("prterun-host-4711@1"), "mpirun"),
+        ),
+        (MPICH, Cluster(1, 2, 1, 2, ("127.0.0.1",) * 2, job_port(str(os.getppid())), "mpirun")),
+        ({"PMI_RANK": "0", "PMI_SIZE": "2", "SLURM_STEP_NUM_TASKS": "1"}, Cluster()),
+        ({"WORLD_SIZE": "4"}, Cluster()),  # Of one's own, without a RANK.
+        ({"WORLD_SIZE": "1", "RANK": "0", "TF_CONFIG": '{"cluster": {"worker": ["a:1"]}}'}, Cluster()),
+        ({"TF_CONFIG": "nonsense"}, Cluster()),
+        (OWN | {"WORLD_SIZE": "4", "RANK": "1"}, Cluster(2, 4, 0, 2, ("n9", "n9", "n10", "n10"), 20112, "mnist-dist")),
         (MPIRUN | HOROVODRUN, Cluster(1, 2, 1, 2, ("127.0.0.1",) * 2, job_port("43017"), "horovodrun")),
         (OWN | MPIRUN | HOROVODRUN, Cluster(2, 4, 0, 2, ("n9", "n9", "n10", "n10"), 20112, "mnist-dist")),
         (
@@ -76,6 +89,17 @@ def test_what_this_launcher_tells_is_understood(rank: int) -> None:
         (MPIRUN | {"OMPI_COMM_WORLD_LOCAL_RANK": "2"}, "mpirun: received rank 3 of 4 and local rank 2 of 2"),
         (HOROVODRUN | {"HOROVOD_SIZE": "0"}, "horovodrun: received rank 1 of 0"),
         (OWN | {"MNIST_DIST_HOSTS": "n9,n10"}, "mnist-dist: received 2 hosts, expected one for each of 4 ranks."),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, "PMI_SIZE: received 2, set by an mpirun that sets no MPI_LOCALRANKID, wh"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "4"},
+            "WORLD_SIZE: received 4, set by torchrun, which this package does not know; start ranks with --devices 4, "
+            "srun, or the mpirun of Open MPI, MPICH or Intel MPI, or unset WORLD_SIZE.",
+        ),
+        ({"FLUX_TASK_RANK": "0", "FLUX_JOB_SIZE": "3"}, "FLUX_JOB_SIZE: received 3, set by flux run"),
+        (
+            {"TF_CONFIG": '{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "chief", "index": 0}}'},
+            "TF_CONFIG: received 2 tasks, which this package does not read; start ranks with --devices 2, srun or mpi",
+        ),
         (OWN | {"MNIST_DIST_HOSTS": ""}, "mnist-dist: received 1 hosts, expected one for each of 4 ranks."),
     ],
 )
@@ -83,10 +107,10 @@ def test_contradictions(environment: dict[str, str], line: str, user_error: Call
     assert user_error(find_cluster, environment).startswith(line)
 
 
-@pytest.mark.parametrize("launcher", [OWN, HOROVODRUN, MPIRUN])
+@pytest.mark.parametrize("launcher", [OWN, HOROVODRUN, MPIRUN, MPICH])
 def test_a_missing_variable_is_named(launcher: dict[str, str], user_error: Callable[..., str]) -> None:
-    required = [name for name in launcher if name.endswith(("SIZE", "LOCAL_RANK", "MNIST_DIST_PORT"))]
-    assert len(required) >= 3
+    required = [name for name in launcher if name.endswith(("SIZE", "LOCAL_RANK", "LOCALRANKID", "MNIST_DIST_PORT"))]
+    assert len(required) >= 2
     for missing in required:
         environment = {name: value for name, value in launcher.items() if name != missing}
         assert user_error(find_cluster, environment).startswith(f"{missing}: received None, expected a whole number")
