@@ -102,7 +102,7 @@ def find_cluster(environment: Mapping[str, str]) -> Cluster:
     mpi = _MPICH if {"PMI_RANK", "MPI_LOCALNRANKS"} <= environment.keys() else _OPEN_MPI
     # An mpirun over several nodes of a job starts its own daemons with srun.
     if _count(environment, "SLURM_STEP_NUM_TASKS") > 1 and _count(environment, mpi[1]) == 1:
-        return _srun_cluster(environment)
+        return Cluster() if _is_interactive(environment) else _srun_cluster(environment)
     if "HOROVOD_RANK" in environment:
         rank, size, local_rank, local_size = _integers(environment, *_HOROVODRUN)
         port = job_port(environment.get("HOROVOD_GLOO_RENDEZVOUS_PORT", "0"))
@@ -115,6 +115,20 @@ def find_cluster(environment: Mapping[str, str]) -> Cluster:
         return _checked(Cluster(rank, size, local_rank, local_size, _same_host(size), job_port(job), "mpirun"))
     _refuse_unknown(environment)
     return Cluster()
+
+
+def _is_interactive(environment: Mapping[str, str]) -> bool:
+    """Whether this runs in the shell of `srun --pty`, the only task of its step that goes on.
+
+    A step within has the same variable, but no terminal.
+    """
+    if "SLURM_PTY_PORT" not in environment or environment.get("SLURM_PROCID") != "0":
+        return False
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:

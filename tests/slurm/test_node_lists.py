@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -130,3 +132,21 @@ def test_scattered_ranks_are_refused_with_the_remedy(slurm: Cluster) -> None:
 def test_one_task_is_no_rank(slurm: Cluster) -> None:
     done = slurm.run("srun", "--mpi=none", "--ntasks=1", sys.executable, "-c", PLACE, env={"PYTHONPATH": str(ROOT)})
     assert json.loads(done.stdout)["launcher"] == "none"
+
+
+def test_the_shell_of_an_interactive_step_is_no_rank_but_a_step_within_has_ranks(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "place.py").write_text(PLACE)
+    python = f"{sys.executable} {tmp_path}/place.py"
+    shell = f"{python} >{tmp_path}/shell; srun --mpi=none --overlap --ntasks=2 {python} >{tmp_path}/step"
+    # The other task of the step ends at once, as the shell of one without a terminal does.
+    shell = f"[ $SLURM_PROCID = 0 ] || exit 0; {shell}"
+    step = shlex.join(["srun", "--mpi=none", "--nodes=1", "--ntasks=2", "--pty", "bash", "-c", shell])
+    slurm.run("script", "--quiet", "--return", "--command", step, "/dev/null", env={"PYTHONPATH": str(ROOT)})
+    assert json.loads((tmp_path / "shell").read_text())["launcher"] == "none"
+    ranks = [json.loads(line) for line in (tmp_path / "step").read_text().splitlines()]
+    assert sorted((place["launcher"], place["rank"], place["size"]) for place in ranks) == [
+        ("srun", 0, 2),
+        ("srun", 1, 2),
+    ]
