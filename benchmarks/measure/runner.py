@@ -31,6 +31,7 @@ from mnist_dist.benchmarks.records.environment import CODE_FOLDER, identity
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record, Turns, explain_record
 from mnist_dist.config import load_config
+from mnist_dist.distributed.cluster import expand_node_list, find_cluster, node_addresses, outside_of_step
 from mnist_dist.errors import UserError, one_line
 from mnist_dist.files import writing
 from mnist_dist.strategies import STRATEGIES, missing_packages
@@ -197,7 +198,7 @@ class _Start:
             log = self._scratch / "output.log"
             log.touch()
         path = os.pathsep.join(filter(None, [str(study.code), os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **variables}
+        environment = {**outside_of_step(os.environ), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **variables}
         return Running(launch_command(command, study, case), study.code, environment, _cores(case, study), log)
 
     def record(self, end: End, **measured: Any) -> Record:
@@ -250,8 +251,6 @@ def harness_address(machine: Machine) -> str:
     Raises:
         UserError: there is no way to the other nodes.
     """
-    from mnist_dist.distributed.cluster import expand_node_list, node_addresses
-
     nodes = expand_node_list(os.environ.get("SLURM_JOB_NODELIST", "")) if machine.hosts else []
     others = [node for node in nodes if node != os.environ.get("SLURMD_NODENAME")]
     if not others:
@@ -305,7 +304,6 @@ def find_machine(devices_per_host: int | None = None) -> Machine:
     """
     from mnist_dist.benchmarks.records.environment import find_hardware
     from mnist_dist.cpuinfo import cpu_has_float16
-    from mnist_dist.distributed.cluster import find_cluster
 
     around = find_cluster(os.environ)
     if around.size > 1:

@@ -195,6 +195,16 @@ def _srun_cluster(environment: Mapping[str, str]) -> Cluster:
     return _checked(Cluster(rank, size, local_rank, hosts.count(here), hosts, job_port(job), "srun", addresses))
 
 
+def outside_of_step(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns an environment without what Slurm has told the step around this process, for a step beside it.
+
+    `srun` would obey it, and bind to the cores of that step.
+    """
+    of_step = ("SLURM_STEP", "SLURM_PTY_", "SLURM_SRUN_", "SLURM_CPU_BIND", "SLURM_MEM_BIND", "SLURM_DISTRIBUTION")
+    prefixes = of_step if "SLURM_STEP_ID" in environment else ()  # Else they are the user's own.
+    return {name: value for name, value in environment.items() if not name.startswith(prefixes)}
+
+
 def expand_tasks_per_node(text: str) -> list[int]:
     """Expands Slurm's short form: "2(x3),1" is [2, 2, 2, 1]."""
     counts: list[int] = []
