@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -41,3 +41,26 @@ def test_a_case_measured_from_within_a_step_has_the_cores_of_its_devices(
     done = binding_slurm.run(*job, env={"PYTHONPATH": str(ROOT)})
     (cores,) = re.findall(r"\[(.*)\]", done.stdout)
     assert len(cores.split(",")) == 2, done.stdout + done.stderr
+
+
+def test_a_job_submitted_from_within_another_is_told_its_own_place(binding_slurm: Cluster, tmp_path: Path) -> None:
+    """From a bound step of a member of an array, whose job has other tasks and GPUs, and on a second start."""
+    inner, outer = tmp_path / "inner.sbatch", tmp_path / "outer.sbatch"
+    inner.write_text(
+        f"#!/bin/bash\n#SBATCH --output={tmp_path}/inner-%j.out\nsource {ROOT}/slurm/lib.sh\n"
+        'echo "$job ${SLURM_RESTART_COUNT-0} ${SLURM_GPUS_ON_NODE-no} GPUs, ${SLURM_STEP_NUM_TASKS-no} step"\n'
+        "\"${srun[@]}\" bash -c 'echo $SLURM_STEP_NUM_TASKS ${SLURM_ARRAY_TASK_ID-no} array, $(nproc) cores'\n"
+    )
+    step = "srun --mpi=none --ntasks=1 --cpus-per-task=1 --cpu-bind=cores --distribution=cyclic sbatch --parsable"
+    outer.write_text(
+        f"#!/bin/bash\n#SBATCH --output={tmp_path}/outer.out\nexport MNIST_DIST_HOME={ROOT} SLURM_RESTART_COUNT=1\n"
+        f"sbatch --parsable {inner}\n{step} {inner}\n{step} --cpus-per-task=2 {inner}\n"
+    )
+    flags = ["--partition=gpu", "--gpus-per-node=2", "--array=3", "--ntasks-per-node=2", str(outer)]
+    binding_slurm.run("sbatch", *flags)
+    said = tmp_path / "outer.out"
+    assert wait_until(lambda: said.exists() and said.read_text().count("\n") == 3, 60), said.read_text()
+    for job, cores in zip(said.read_text().split(), (1, 1, 2), strict=True):
+        assert binding_slurm.wait(job)["JobState"] == "COMPLETED", (tmp_path / f"inner-{job}.out").read_text()
+        output = (tmp_path / f"inner-{job}.out").read_text()
+        assert output == f"{job} 0 no GPUs, no step\n1 no array, {cores} cores\n"
