@@ -278,7 +278,7 @@ def launch_command(command: Sequence[str], study: Study, case: Case) -> list[str
     task = [*python, *command[1:]] if command[0] == sys.executable else command
     return [
         # Others of the round have steps on the same cores and GPUs, and wait.
-        *("srun", "--mpi=none", "--distribution=block", "--overlap", "--unbuffered", "--label"),
+        *("srun", "--mpi=none", "--distribution=block", "--export=ALL", "--overlap", "--unbuffered", "--label"),
         *("--kill-on-bad-exit=1", "--wait=20"),  # Ranks end together: one that does not is on a lost node.
         *(f"--nodes={case.hosts}", f"--ntasks={ranks}", f"--ntasks-per-node={ranks // case.hosts}"),
         f"--cpus-per-task={cores}",

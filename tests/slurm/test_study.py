@@ -49,13 +49,14 @@ def test_a_job_for_each_number_of_devices() -> None:
         ((("horovod", 8),),),  # mirrored is one process on one node.
     ]
     assert jobs[3].command == (
-        *("sbatch", "--parsable", "--job-name=my study-8", "--partition=a100", "--account=physics"),
+        *("sbatch", "--parsable", "--export=ALL", "--job-name=my study-8", "--partition=a100"),
+        "--account=physics",
         *("--time=01:00:00", "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4"),
         *("--output=/shared/my study/logs/%x-%j.out", str(ROOT / "slurm" / "bench.sbatch")),
         *("scaling", "--results", "/shared/my study", "--devices", "1,2,4,8", "--only", "8"),
         *("--devices-per-host", "4", "--strategies", "single,mirrored,horovod", "--no-report"),
     )
-    assert jobs[1].command[6:9] == ("--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2")
+    assert jobs[1].command[7:10] == ("--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2")
 
 
 def test_an_array_gives_all_members_the_nodes_of_the_largest() -> None:
@@ -82,7 +83,7 @@ def test_cpu_devices_ask_for_cores_instead_of_gpus() -> None:
 
 def test_the_report_waits_for_all_jobs_however_they_end() -> None:
     command = report_command(make_request(), ["17", "18"])
-    assert "--dependency=afterany:17:18" in command
+    assert {"--dependency=afterany:17:18", "--export=ALL"} <= set(command)
     assert command[-2:] == [str(ROOT / "slurm" / "report.sbatch"), "/shared/my study"]
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.processes.conftest import Run, StartRun
 from tests.slurm.cluster import Cluster
-from tests.slurm.conftest import SGD, TRAIN, Submit, assert_close
+from tests.slurm.conftest import ROOT, SGD, TRAIN, Submit, assert_close
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +43,16 @@ def test_arguments_stay_arguments(submit: Submit) -> None:
     job = submit(TRAIN, "--config", "a run's $HOME *", "--workdir=else where")
     assert job.finish()["ExitCode"] == "2:0"
     assert "mnist-dist: error: --config: there is no file 'a run's $HOME *'" in job.output
+
+
+def test_a_site_that_hands_on_no_variables(submit: Submit, tmp_path: Path) -> None:
+    """The batch shell has the variables of a login, and what is active there reaches the tasks."""
+    for name, target in (("slurm", ROOT / "slurm"), ("mnist_dist", ROOT / "mnist_dist"), (".venv", Path(sys.prefix))):
+        (tmp_path / name).symlink_to(target)
+    job = submit("--export=NONE", "--ntasks-per-node=2", TRAIN, "--strategy", "horrovod")
+    assert job.finish()["ExitCode"] == "2:0", job.output
+    assert "pre-flight: 2 ranks on 1 node" in job.output
+    assert "mnist-dist: error: runtime.strategy: received 'horrovod'" in job.output
 
 
 def test_bad_arguments_end_the_job_with_their_line(submit: Submit, training: list[str]) -> None:

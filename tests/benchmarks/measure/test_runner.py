@@ -234,6 +234,7 @@ class TestPlace:
         command = launch_command(["train"], make_study(tmp_path, machine=job), Case(**case))
         assert (command[0], command[-1]) == ("srun", "train")
         assert "--overlap" in command, "others of the round have steps on the same cores"
+        assert "--export=ALL" in command, "the site may hand on no variables"
         for flag, value in zip(("nodes", "ntasks", "ntasks-per-node", "cpus-per-task"), expected, strict=True):
             assert f"--{flag}={value}" in command
         assert ("--gpus-per-node=2" in command) == bool(machine)
