@@ -17,6 +17,12 @@ if own=$(timeout 20 scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null | g
     if [[ ${SLURM_NTASKS-} && $own =~ " NumTasks="([0-9]+) ]]; then export SLURM_{NTASKS,NPROCS}="${BASH_REMATCH[1]}"; fi
     if [[ ${SLURM_CPUS_PER_TASK-} && $own =~ " CPUs/Task="([0-9]+) ]]; then SLURM_CPUS_PER_TASK=${BASH_REMATCH[1]}; fi
 fi
+# Asked once for all ranks, which would otherwise ask the controller themselves. A variable holds 128 KiB.
+if [[ ${SLURM_TASKS_PER_NODE-1} != 1 ]]; then
+    addresses=$(timeout 20 scontrol --oneliner show nodes "$SLURM_JOB_NODELIST" 2>/dev/null |
+        sed -nE 's/.*NodeName=(\S+).*NodeAddr=(\S+).*/\1=\2/p')
+    if ((${#addresses} < 100000)); then export MNIST_DIST_NODE_ADDRESSES=$addresses; fi
+fi
 export SLURM_EXPORT_ENV=ALL # Where `--export=NONE` is the site's rule, tasks would have no PATH.
 
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}

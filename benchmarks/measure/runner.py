@@ -255,7 +255,7 @@ def harness_address(machine: Machine) -> str:
     others = [node for node in nodes if node != os.environ.get("SLURMD_NODENAME")]
     if not others:
         return "127.0.0.1"
-    address = node_addresses(others).get(others[0], others[0])
+    address = node_addresses(others, os.environ).get(others[0], others[0])
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
             way.connect((address, 9))  # Which sends nothing.

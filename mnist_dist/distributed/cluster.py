@@ -8,6 +8,7 @@ Where another has started several processes, none of them takes itself for the o
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import itertools
 import json
@@ -16,14 +17,19 @@ import random
 import re
 import socket
 import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mnist_dist.errors import UserError
+from mnist_dist.errors import UserError, one_line
 
 # Below the ephemeral ports of Linux (32768 and up), so that no outgoing connection takes one of them by chance.
 FIRST_PORT, LAST_PORT = 20_000, 32_000
+ADDRESSES_VARIABLE = "MNIST_DIST_NODE_ADDRESSES"  # From slurm/lib.sh, as in "n1=10.0.0.1 n2=10.0.0.2".
+REFUSED_SECONDS = 60.0  # Before a controller that has not answered is asked again from the same host.
 # How launchers tell a rank, the number of ranks, and the same on the rank's host.
 _HOROVODRUN = ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE")
 _OPEN_MPI = tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
@@ -182,7 +188,7 @@ def _srun_cluster(environment: Mapping[str, str]) -> Cluster:
         raise UserError(
             f"srun: received {len(nodes)} nodes and {sum(tasks)} tasks on {len(tasks)} of them, expected {size} tasks."
         )
-    known = node_addresses(nodes)
+    known = node_addresses(nodes, environment)
     hosts = tuple(node for node, count in zip(nodes, tasks, strict=True) for _ in range(count))
     here = environment.get("SLURMD_NODENAME", hosts[rank])
     if hosts[rank] != here:
@@ -241,16 +247,47 @@ def _expand_ranges(ranges: str, text: str) -> list[str]:
     return numbers
 
 
-def node_addresses(nodes: Sequence[str]) -> dict[str, str]:
-    """Asks Slurm at which address it reaches each node; without Slurm's commands, as in containers, the name serves."""
+def node_addresses(nodes: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns at which address Slurm reaches each node; none where Slurm does not tell, and the names serve.
+
+    The batch files ask for all ranks. Elsewhere the first on a node does, and leaves the answer in a file of the
+    user's, as a thousand ranks at once would be too much for the controller.
+    """
+    given = dict(pair.split("=", 1) for pair in environment.get(ADDRESSES_VARIABLE, "").split() if "=" in pair)
+    if given.keys() >= set(nodes):
+        return given
+    question = [environment.get("SLURM_JOB_ID"), environment.get("SLURM_CONF"), *nodes]
+    file = Path(tempfile.gettempdir()) / f"mnist-dist-{os.getuid()}-addresses.json"
+    try:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(handle, "r+", encoding="utf-8") as answers:
+            if os.fstat(handle).st_uid != os.getuid():
+                return _ask_for_addresses(nodes)
+            fcntl.flock(answers, fcntl.LOCK_EX)
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                known = json.load(answers)
+                is_recent = time.time() - known["asked_at"] < REFUSED_SECONDS
+                if known["question"] == question and (known["addresses"] or is_recent):
+                    return dict(known["addresses"])
+            addresses = _ask_for_addresses(nodes)
+            answers.seek(0)
+            answers.truncate()
+            json.dump({"question": question, "addresses": addresses, "asked_at": time.time()}, answers)
+            return addresses
+    except OSError:
+        return _ask_for_addresses(nodes)
+
+
+def _ask_for_addresses(nodes: Sequence[str]) -> dict[str, str]:
     command = ["scontrol", "--oneliner", "show", "nodes", ",".join(nodes)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=True)
     except FileNotFoundError:
         return {}
-    except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None) or error
-        raise UserError(f"srun: `{' '.join(command)}` failed: {str(detail).strip()}.") from None
+    except (OSError, subprocess.SubprocessError) as error:  # As in a container that no cluster's settings reach.
+        detail = one_line(str(getattr(error, "stderr", None) or error))
+        print(f"srun: `scontrol show nodes` failed ({detail}); nodes are reached by their names.", file=sys.stderr)
+        return {}
     return dict(re.findall(r"NodeName=(\S+).*?NodeAddr=(\S+)", done.stdout))
 
 

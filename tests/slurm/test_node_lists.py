@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -120,6 +121,66 @@ def test_steps_of_one_job_have_ports_of_their_own(slurm: Cluster) -> None:
     done = slurm.run("salloc", "--quiet", "--ntasks=2", "bash", "-c", f"{step}; {step}", env={"PYTHONPATH": str(ROOT)})
     ports = [json.loads(line)["port"] for line in done.stdout.splitlines()]
     assert len(ports) == 4 and len(set(ports)) == 2
+
+
+def counting_scontrol(slurm: Cluster, folder: Path) -> dict[str, str]:
+    """Returns the variables with which `scontrol` keeps a list of what it was asked."""
+    (folder / "scontrol").write_text(
+        f'#!/bin/bash\necho "$2 $3" >>{folder}/asked\nPATH={slurm.environment["PATH"]} exec scontrol "$@"\n'
+    )
+    (folder / "scontrol").chmod(0o755)
+    path = f"{folder}:{slurm.environment['PATH']}"
+    return {"PATH": path, "TMPDIR": str(folder), "PYTHONPATH": str(ROOT), "MNIST_DIST_HOME": str(ROOT)}
+
+
+def test_the_controller_is_asked_once_a_node(slurm: Cluster, tmp_path: Path) -> None:
+    """The nodes are one machine here; what its first rank has asked serves all, each of which asks twice."""
+    variables = counting_scontrol(slurm, tmp_path)
+    (tmp_path / "place.py").write_text(f"{PLACE}\nfind_cluster(os.environ)\n")
+    flags = ["--mpi=none", "--distribution=block", "--nodes=2", "--ntasks=4"]
+    done = slurm.run("srun", *flags, sys.executable, str(tmp_path / "place.py"), env=variables)
+    assert [json.loads(line)["addresses"] for line in done.stdout.splitlines()] == [["127.0.0.1"] * 4] * 4
+    assert (tmp_path / "asked").read_text() == "show nodes\n"
+
+
+def test_a_batch_file_asks_for_its_ranks(slurm: Cluster, tmp_path: Path) -> None:
+    variables = counting_scontrol(slurm, tmp_path)
+    (tmp_path / "place.py").write_text(PLACE)
+    (tmp_path / "a.sbatch").write_text(
+        f"#!/bin/bash\nsource {ROOT}/slurm/lib.sh\n"
+        f'"${{srun[@]}}" {sys.executable} {tmp_path}/place.py; "${{srun[@]}}" {sys.executable} {tmp_path}/place.py\n'
+    )
+    flags = ["--parsable", "--nodes=2", "--ntasks-per-node=2", f"--output={tmp_path}/out", f"{tmp_path}/a.sbatch"]
+    slurm.wait(slurm.run("sbatch", *flags, env=variables).stdout.strip())
+    places = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines() if line.startswith("{")]
+    assert [place["addresses"] for place in places] == [["127.0.0.1"] * 4] * 8, (tmp_path / "out").read_text()
+    assert (tmp_path / "asked").read_text() == "show job\nshow nodes\n"
+
+
+def test_names_serve_where_scontrol_reaches_no_controller(tmp_path: Path) -> None:
+    """As in a container; the pre-flight then says whether they lead anywhere, and one rank says why."""
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'scontrol: fatal: No configuration' >&2; exit 1\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURMD_NODENAME": "localhost"}
+    step |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2", "TMPDIR": str(tmp_path)}
+    step |= {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "mnist_dist.slurm.preflight", str(tmp_path / "results")]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env=step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    said = [rank.communicate(timeout=90) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert said[0][0].startswith("pre-flight: 2 ranks on 1 node (localhost)")
+    assert "".join(errors for _, errors in said) == (
+        "srun: `scontrol show nodes` failed (scontrol: fatal: No configuration); nodes are reached by their names.\n"
+    )
 
 
 def test_scattered_ranks_are_refused_with_the_remedy(slurm: Cluster) -> None:
