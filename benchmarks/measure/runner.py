@@ -31,6 +31,7 @@ from mnist_dist.benchmarks.records.environment import CODE_FOLDER, identity
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record, Turns, explain_record
 from mnist_dist.config import load_config
+from mnist_dist.cpuinfo import cpu_has_float16, thread_siblings
 from mnist_dist.distributed.cluster import expand_node_list, find_cluster, node_addresses, outside_of_step
 from mnist_dist.errors import UserError, one_line
 from mnist_dist.files import writing
@@ -289,8 +290,11 @@ def launch_command(command: Sequence[str], study: Study, case: Case) -> list[str
 
 
 def _cores(case: Case, study: Study) -> set[int]:
-    """Returns the cores that a case may use on this host: those of its devices, or all where it has no limit."""
-    usable = sorted(os.sched_getaffinity(0))
+    """Returns the cores that a case may use on this host: those of its devices, or all where it has no limit.
+
+    The second hardware threads of physical cores come last.
+    """
+    usable = sorted(os.sched_getaffinity(0), key=lambda core: (thread_siblings(core).index(core), core))
     if study.machine.hosts is not None or case.cores_per_device is None:
         return set(usable)
     return set(usable[: case.cores_per_device * case.devices])
@@ -303,7 +307,6 @@ def find_machine(devices_per_host: int | None = None) -> Machine:
         UserError: this is one of several processes, which would measure at once.
     """
     from mnist_dist.benchmarks.records.environment import find_hardware
-    from mnist_dist.cpuinfo import cpu_has_float16
 
     around = find_cluster(os.environ)
     if around.size > 1:

@@ -20,10 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mnist_dist.cpuinfo import thread_siblings
 from mnist_dist.errors import UserError, one_line
 
 # Below the ephemeral ports of Linux (32768 and up), so that no outgoing connection takes one of them by chance.
@@ -306,11 +307,24 @@ def free_port(count: int) -> int:
     raise UserError(f"launch: no {count} neighbouring free ports from {FIRST_PORT} to {LAST_PORT} on this host.")
 
 
-def cores_of(local_rank: int, local_size: int, cores: Sequence[int]) -> list[int]:
-    """Returns this rank's share of a host's cores: neighbours, and at least one, shared where ranks outnumber cores."""
-    first = local_rank * len(cores) // local_size
-    last = (local_rank + 1) * len(cores) // local_size
-    return list(cores[first : max(last, first + 1)])
+def cores_of(
+    local_rank: int, local_size: int, cores: Sequence[int], siblings: Callable[[int], Sequence[int]] = thread_siblings
+) -> list[int]:
+    """Returns this rank's share of a host's cores: neighbours, and at least one, shared where ranks outnumber cores.
+
+    Hardware threads of one physical core go to one rank, unless ranks outnumber physical cores.
+
+    Args:
+        cores: logical ones, as Linux numbers them.
+        siblings: of a logical core, those of its physical core.
+    """
+    physical = {core: min(siblings(core)) for core in cores}
+    if len(set(physical.values())) < local_size:
+        physical = {core: core for core in cores}
+    parts = list(dict.fromkeys(physical.values()))
+    first = local_rank * len(parts) // local_size
+    last = (local_rank + 1) * len(parts) // local_size
+    return [core for core in cores if physical[core] in parts[first : max(last, first + 1)]]
 
 
 def _checked(cluster: Cluster) -> Cluster:

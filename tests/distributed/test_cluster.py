@@ -1,6 +1,6 @@
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -156,16 +156,38 @@ def test_neighbouring_free_ports(count: int) -> None:
     ],
 )
 def test_shares_of_cores(ranks: int, cores: list[int], shares: list[list[int]]) -> None:
-    assert [cores_of(rank, ranks, cores) for rank in range(ranks)] == shares
+    assert [cores_of(rank, ranks, cores, siblings=lambda core: [core]) for rank in range(ranks)] == shares
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7, 16])
 @pytest.mark.parametrize("count", [1, 2, 6, 16, 61])
 def test_all_cores_are_used_and_shared_only_when_they_are_few(ranks: int, count: int) -> None:
-    shares = [cores_of(rank, ranks, range(count)) for rank in range(ranks)]
+    shares = [cores_of(rank, ranks, range(count), siblings=lambda core: [core]) for rank in range(ranks)]
     used = [core for share in shares for core in share]
     assert set(used) == set(range(count))
     assert all(share == list(range(share[0], share[-1] + 1)) for share in shares), "not neighbours"
     sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= 1 and min(sizes) >= 1
     assert len(used) == max(count, ranks)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cores", "shares"),
+    [
+        (1, range(4), [[0, 1, 2, 3]]),
+        (2, range(4), [[0, 2], [1, 3]]),
+        (2, range(8), [[0, 1, 4, 5], [2, 3, 6, 7]]),
+        (3, range(8), [[0, 4], [1, 5], [2, 3, 6, 7]]),
+        (2, [0, 1, 4], [[0, 4], [1]]),  # Of a job that has not all threads.
+        (4, range(4), [[0], [1], [2], [3]]),  # More ranks than physical cores: each has a thread.
+    ],
+)
+def test_ranks_share_no_physical_core_while_there_are_enough(
+    ranks: int, cores: Sequence[int], shares: list[list[int]]
+) -> None:
+    """Linux numbers the second threads behind all first ones."""
+    half = 2 if cores == range(4) else 4
+    got = [
+        cores_of(rank, ranks, cores, siblings=lambda core: [core % half, core % half + half]) for rank in range(ranks)
+    ]
+    assert got == shares
