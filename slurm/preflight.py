@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import mnist_dist
-from mnist_dist.distributed.cluster import Cluster, find_cluster
+from mnist_dist.distributed.cluster import Cluster, find_cluster, listen
 from mnist_dist.errors import EXIT_FAILED, UserError
 
 JOIN_SECONDS = 60.0  # For all ranks to start: a shared disk may be slow to deliver Python to many nodes.
@@ -172,7 +172,7 @@ def visible_gpus(environment: Mapping[str, str], uuids: Sequence[str] | None) ->
 @contextlib.contextmanager
 def answering(cluster: Cluster) -> Iterator[None]:
     """Tells everybody who connects the name of this rank's node, from another thread."""
-    server = listen(cluster, rank_port(cluster, cluster.rank))
+    server = listen_on(cluster, rank_port(cluster, cluster.rank))
 
     def answer() -> None:
         with contextlib.suppress(OSError):
@@ -186,9 +186,9 @@ def answering(cluster: Cluster) -> Iterator[None]:
         yield
 
 
-def listen(cluster: Cluster, port: int) -> socket.socket:
+def listen_on(cluster: Cluster, port: int) -> socket.socket:
     try:
-        return socket.create_server(("", port), backlog=cluster.size)
+        return listen("", port, cluster.size)
     except OSError as error:
         raise UserError(
             f"node {cluster.hosts[cluster.rank]}: rank {cluster.rank} cannot listen on port {port} "
@@ -429,7 +429,7 @@ def meeting(cluster: Cluster, join_seconds: float) -> Iterator[tuple[dict[int, L
     deadline = time.monotonic() + join_seconds
     lines: dict[int, Line] = {}
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(listen(cluster, cluster.port))
+        server = stack.enter_context(listen_on(cluster, cluster.port))
         while len(lines) < cluster.size - 1 and time.monotonic() < deadline:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             with contextlib.suppress(OSError, ValueError, KeyError, UserError):  # A stranger's connection.

@@ -258,8 +258,9 @@ def harness_address(machine: Machine) -> str:
         return "127.0.0.1"
     address = node_addresses(others, os.environ).get(others[0], others[0])
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
-            way.connect((address, 9))  # Which sends nothing.
+        family, *_, there = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as way:
+            way.connect(there)  # Which sends nothing.
             return way.getsockname()[0]
     except OSError as error:
         raise UserError(f"srun: no way from this host to '{others[0]}' at {address}: {error.strerror}.") from None

@@ -298,6 +298,13 @@ def job_port(job: str) -> int:
     return FIRST_PORT + 16 * (int.from_bytes(digest[:4], "big") % ((LAST_PORT - FIRST_PORT) // 16))
 
 
+def listen(host: str, port: int, backlog: int) -> socket.socket:
+    """Listens at an address of this host, or with "" at all of them, IPv4's and IPv6's."""
+    both = not host and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=backlog, dualstack_ipv6=both)
+
+
 def free_port(count: int) -> int:
     """Finds the first of `count` neighbouring ports that are free on this host now."""
     start = random.SystemRandom().randrange(FIRST_PORT, LAST_PORT - 2000)  # Two jobs started at once hardly meet.

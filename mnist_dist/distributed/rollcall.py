@@ -11,7 +11,7 @@ import selectors
 import socket
 import time
 
-from mnist_dist.distributed.cluster import Cluster
+from mnist_dist.distributed.cluster import Cluster, listen
 from mnist_dist.errors import TrainingError
 
 _GO = b"go\n"
@@ -36,7 +36,7 @@ def _call(cluster: Cluster, deadline: float, timeout_seconds: float) -> str:
     missing = set(range(1, cluster.size))
     with contextlib.ExitStack() as stack:
         try:
-            server = stack.enter_context(socket.create_server(("127.0.0.1" if local else "", cluster.roll_call_port)))
+            server = stack.enter_context(listen("127.0.0.1" if local else "", cluster.roll_call_port, cluster.size))
         except OSError as error:
             raise TrainingError(
                 f"launch: rank 0 cannot listen on port {cluster.roll_call_port} ({error.strerror}); try again."
@@ -61,7 +61,8 @@ def _call(cluster: Cluster, deadline: float, timeout_seconds: float) -> str:
                 raise TrainingError(f"launch: {names} of {cluster.size} did not come within {timeout_seconds:g} s.")
         for connection in present.values():
             connection.sendall(_GO)
-        return present[cluster.size - 1].getsockname()[0]  # That rank is on another host, if any is.
+        # That rank is on another host, if any is. Where IPv6 is listened to, it has a form for addresses of IPv4.
+        return present[cluster.size - 1].getsockname()[0].removeprefix("::ffff:")
 
 
 def _answer(cluster: Cluster, deadline: float, timeout_seconds: float) -> str:

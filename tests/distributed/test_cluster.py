@@ -4,7 +4,18 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from mnist_dist.distributed.cluster import FIRST_PORT, LAST_PORT, Cluster, cores_of, find_cluster, free_port, job_port
+from mnist_dist.distributed.cluster import (
+    FIRST_PORT,
+    LAST_PORT,
+    Cluster,
+    cores_of,
+    find_cluster,
+    free_port,
+    job_port,
+    listen,
+)
+from mnist_dist.distributed.strategies.horovod import horovod_environment
+from mnist_dist.distributed.strategies.multiworker import tf_config
 
 OWN = {
     "MNIST_DIST_RANK": "2",
@@ -191,3 +202,21 @@ def test_ranks_share_no_physical_core_while_there_are_enough(
         cores_of(rank, ranks, cores, siblings=lambda core: [core % half, core % half + half]) for rank in range(ranks)
     ]
     assert got == shares
+
+
+@pytest.mark.parametrize(
+    ("host", "there"), [("", "127.0.0.1"), ("", "::1"), ("127.0.0.1", "127.0.0.1"), ("::1", "::1")]
+)
+def test_listening_on_both_families(host: str, there: str) -> None:
+    if ":" in host + there and not socket.has_dualstack_ipv6():
+        pytest.skip("this host has no IPv6")
+    with listen(host, 0, 1) as server, socket.create_connection((there, server.getsockname()[1]), timeout=5):
+        pass
+
+
+def test_what_strategies_make_of_ipv6_addresses(user_error: Callable[..., str]) -> None:
+    cluster = Cluster(0, 2, 0, 1, ("n1", "n2"), 20112, "srun", ("2001:db8::1", "n2"))
+    assert tf_config(cluster)["cluster"]["worker"] == ["[2001:db8::1]:20113", "n2:20114"]
+    assert user_error(horovod_environment, cluster, "lo", 5.0) == (
+        "node n1: no IPv4 address is known for '2001:db8::1', which Horovod needs; take --strategy multiworker."
+    )

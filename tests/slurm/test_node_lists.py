@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -157,14 +158,12 @@ def test_a_batch_file_asks_for_its_ranks(slurm: Cluster, tmp_path: Path) -> None
     assert (tmp_path / "asked").read_text() == "show job\nshow nodes\n"
 
 
-def test_names_serve_where_scontrol_reaches_no_controller(tmp_path: Path) -> None:
-    """As in a container; the pre-flight then says whether they lead anywhere, and one rank says why."""
-    (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'scontrol: fatal: No configuration' >&2; exit 1\n")
-    (tmp_path / "scontrol").chmod(0o755)
-    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURMD_NODENAME": "localhost"}
-    step |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2", "TMPDIR": str(tmp_path)}
-    step |= {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "mnist_dist.slurm.preflight", str(tmp_path / "results")]
+def preflight_of_two(folder: Path, node: str, before: tuple[str, ...] = ()) -> list[tuple[int, str, str]]:
+    """Runs the two ranks of a step on a node, and returns code, output and errors of each."""
+    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURMD_NODENAME": node}
+    step |= {"SLURM_STEP_NODELIST": node, "SLURM_STEP_TASKS_PER_NODE": "2", "TMPDIR": str(folder)}
+    step |= {"PATH": f"{folder}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    command = [*before, sys.executable, "-m", "mnist_dist.slurm.preflight", str(folder / "results")]
     ranks = [
         subprocess.Popen(
             command,
@@ -176,11 +175,33 @@ def test_names_serve_where_scontrol_reaches_no_controller(tmp_path: Path) -> Non
         for rank in "01"
     ]
     said = [rank.communicate(timeout=90) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], said
-    assert said[0][0].startswith("pre-flight: 2 ranks on 1 node (localhost)")
-    assert "".join(errors for _, errors in said) == (
+    return [(rank.returncode, *texts) for rank, texts in zip(ranks, said, strict=True)]
+
+
+def test_names_serve_where_scontrol_reaches_no_controller(tmp_path: Path) -> None:
+    """As in a container; the pre-flight then says whether they lead anywhere, and one rank says why."""
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'scontrol: fatal: No configuration' >&2; exit 1\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    ranks = preflight_of_two(tmp_path, "localhost")
+    assert [code for code, _, _ in ranks] == [0, 0], ranks
+    assert ranks[0][1].startswith("pre-flight: 2 ranks on 1 node (localhost)")
+    assert "".join(errors for _, _, errors in ranks) == (
         "srun: `scontrol show nodes` failed (scontrol: fatal: No configuration); nodes are reached by their names.\n"
     )
+
+
+def test_a_node_that_has_an_ipv6_address_only(tmp_path: Path) -> None:
+    if (
+        subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode
+        or not socket.has_dualstack_ipv6()
+    ):
+        pytest.skip("a name of its own needs IPv6 and the right to mount")
+    (tmp_path / "hosts").write_text(f"{Path('/etc/hosts').read_text()}\n::1 six-only\n")
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho NodeName=six-only NodeAddr=six-only\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    mount = f'mount --bind {tmp_path}/hosts /etc/hosts && exec "$0" "$@"'
+    ranks = preflight_of_two(tmp_path, "six-only", before=("unshare", "--mount", "bash", "-c", mount))
+    assert [(code, errors) for code, _, errors in ranks] == [(0, "")] * 2, ranks
 
 
 def test_scattered_ranks_are_refused_with_the_remedy(slurm: Cluster) -> None:
