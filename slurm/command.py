@@ -82,7 +82,6 @@ def add_scaling(commands: Any) -> None:
 
 
 def run_scaling(args: argparse.Namespace) -> int:
-    from mnist_dist.slurm.scheduler import outside_of_job
     from mnist_dist.slurm.site import job_environment
     from mnist_dist.slurm.study import plan_jobs, render_commands
     from mnist_dist.slurm.submission import check_submission, submit_study
@@ -93,7 +92,7 @@ def run_scaling(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(render_commands(request, jobs, variables))
         return 0
-    environment = outside_of_job(os.environ) | variables
+    environment = os.environ | variables
     check_submission(request, jobs, environment)
     print(render_commands(request, jobs, variables), flush=True)
     submitted = submit_study(request, jobs, environment)

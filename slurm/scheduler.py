@@ -14,10 +14,6 @@ from mnist_dist.errors import TrainingError, UserError, nearest, one_line
 TIMEOUT_SECONDS = 120.0  # A busy controller answers late.
 
 
-# Of Slurm's variables, what says where the cluster is and how its commands answer, and nothing of a job.
-OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_SACK", "SLURM_TIME_FORMAT")
-
-
 class UnclearError(TrainingError):
     """Slurm may have done what it was asked to do, or not."""
 
@@ -44,17 +40,6 @@ class JobState:
     state: str
     elapsed: str
     reason: str = ""
-
-
-def outside_of_job(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns an environment without what Slurm has told the job around this process, which a new job would inherit."""
-    if "SLURM_JOB_ID" not in environment:
-        return dict(environment)
-    return {
-        name: value
-        for name, value in environment.items()
-        if name.startswith(OF_THE_CLUSTER) or not name.startswith(("SLURM", "SRUN_"))
-    }
 
 
 def require_sbatch() -> None:
@@ -187,13 +172,7 @@ def _ask(*command: str) -> str:
 def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            command,
-            env=environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TIMEOUT_SECONDS,
-            check=False,
+            command, env=environment, capture_output=True, errors="replace", timeout=TIMEOUT_SECONDS, check=False
         )
     except FileNotFoundError:
         raise UserError(f"{command[0]}: it is not on PATH; run this where jobs are submitted.") from None

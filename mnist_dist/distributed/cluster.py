@@ -144,23 +144,18 @@ def _refuse_unknown(environment: Mapping[str, str]) -> None:
     Raises:
         UserError: a launcher that this package does not know has started them.
     """
-    for name, (launcher, rank) in _UNKNOWN.items():
-        of_srun = name == "PMI_SIZE" and "SLURM_STEP_NUM_TASKS" in environment  # With --mpi=pmi2.
-        if rank in environment and _count(environment, name) > 1 and not of_srun:
+    counts = {name: _count(environment, name) for name, (_, rank) in _UNKNOWN.items() if rank in environment}
+    if "SLURM_STEP_NUM_TASKS" in environment:
+        counts.pop("PMI_SIZE", None)  # It is srun's, with --mpi=pmi2.
+    with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):  # Else it is none of TensorFlow's.
+        counts["TF_CONFIG"] = sum(map(len, json.loads(environment["TF_CONFIG"])["cluster"].values()))
+    for name, count in counts.items():
+        if count > 1:
+            launcher = _UNKNOWN[name][0] if name in _UNKNOWN else "another launcher"
             raise UserError(
-                f"{name}: received {environment[name]}, set by {launcher}, which this package does not know; start "
-                f"ranks with --devices {environment[name]}, srun, or the mpirun of Open MPI, MPICH or Intel MPI, or "
-                f"unset {name}."
+                f"{name}: received {count} processes of {launcher}, which this package does not know; start them with "
+                f"--devices {count}, srun, or Open MPI's, MPICH's or Intel MPI's mpirun, or unset {name}."
             )
-    try:
-        workers = sum(map(len, json.loads(environment.get("TF_CONFIG", "{}"))["cluster"].values()))
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return  # None of TensorFlow's, which has the addresses of all tasks.
-    if workers > 1:
-        raise UserError(
-            f"TF_CONFIG: received {workers} tasks, which this package does not read; start ranks with --devices "
-            f"{workers}, srun or mpirun, or unset TF_CONFIG."
-        )
 
 
 def _ancestor_without(name: str) -> str:
@@ -263,7 +258,7 @@ def node_addresses(nodes: Sequence[str], environment: Mapping[str, str]) -> dict
         handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         with os.fdopen(handle, "r+", encoding="utf-8") as answers:
             if os.fstat(handle).st_uid != os.getuid():
-                return _ask_for_addresses(nodes)
+                raise PermissionError
             fcntl.flock(answers, fcntl.LOCK_EX)
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 known = json.load(answers)
@@ -319,11 +314,7 @@ def cores_of(
 ) -> list[int]:
     """Returns this rank's share of a host's cores: neighbours, and at least one, shared where ranks outnumber cores.
 
-    Hardware threads of one physical core go to one rank, unless ranks outnumber physical cores.
-
-    Args:
-        cores: logical ones, as Linux numbers them.
-        siblings: of a logical core, those of its physical core.
+    Hardware threads of one physical core (`siblings`) go to one rank, unless ranks outnumber physical cores.
     """
     physical = {core: min(siblings(core)) for core in cores}
     if len(set(physical.values())) < local_size:

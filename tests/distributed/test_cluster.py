@@ -100,16 +100,19 @@ def test_what_this_launcher_tells_is_understood(rank: int) -> None:
         (MPIRUN | {"OMPI_COMM_WORLD_LOCAL_RANK": "2"}, "mpirun: received rank 3 of 4 and local rank 2 of 2"),
         (HOROVODRUN | {"HOROVOD_SIZE": "0"}, "horovodrun: received rank 1 of 0"),
         (OWN | {"MNIST_DIST_HOSTS": "n9,n10"}, "mnist-dist: received 2 hosts, expected one for each of 4 ranks."),
-        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, "PMI_SIZE: received 2, set by an mpirun that sets no MPI_LOCALRANKID, wh"),
+        (
+            {"PMI_RANK": "1", "PMI_SIZE": "2"},
+            "PMI_SIZE: received 2 processes of an mpirun that sets no MPI_LOCALRANKID",
+        ),
         (
             {"RANK": "0", "WORLD_SIZE": "4"},
-            "WORLD_SIZE: received 4, set by torchrun, which this package does not know; start ranks with --devices 4, "
-            "srun, or the mpirun of Open MPI, MPICH or Intel MPI, or unset WORLD_SIZE.",
+            "WORLD_SIZE: received 4 processes of torchrun, which this package does not know; start them with "
+            "--devices 4, srun, or Open MPI's, MPICH's or Intel MPI's mpirun, or unset WORLD_SIZE.",
         ),
-        ({"FLUX_TASK_RANK": "0", "FLUX_JOB_SIZE": "3"}, "FLUX_JOB_SIZE: received 3, set by flux run"),
+        ({"FLUX_TASK_RANK": "0", "FLUX_JOB_SIZE": "3"}, "FLUX_JOB_SIZE: received 3 processes of flux run"),
         (
             {"TF_CONFIG": '{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "chief", "index": 0}}'},
-            "TF_CONFIG: received 2 tasks, which this package does not read; start ranks with --devices 2, srun or mpi",
+            "TF_CONFIG: received 2 processes of another launcher, which this package",
         ),
         (OWN | {"MNIST_DIST_HOSTS": ""}, "mnist-dist: received 1 hosts, expected one for each of 4 ranks."),
     ],
