@@ -177,7 +177,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -
     except FileNotFoundError:
         raise UserError(f"{command[0]}: it is not on PATH; run this where jobs are submitted.") from None
     except subprocess.TimeoutExpired:
-        raise UnclearError(f"{command[0]}: Slurm did not answer within {TIMEOUT_SECONDS:.0f} s; try again.") from None
+        raise UnclearError(f"{command[0]}: Slurm did not answer within {TIMEOUT_SECONDS:.0f} s.") from None
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:

@@ -258,7 +258,7 @@ def harness_address(machine: Machine) -> str:
         return "127.0.0.1"
     address = node_addresses(others, os.environ).get(others[0], others[0])
     try:
-        family, *_, there = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
+        family, *_, there = min(socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM))  # IPv4 first.
         with socket.socket(family, socket.SOCK_DGRAM) as way:
             way.connect(there)  # Which sends nothing.
             return way.getsockname()[0]
