@@ -30,6 +30,16 @@ def cpu_has_float16() -> bool:
     return bool(cpu_flags() & FLOAT16_FLAGS)
 
 
+def thread_siblings(core: int, folder: Path = Path("/sys/devices/system/cpu")) -> list[int]:
+    """Returns the logical cores that are hardware threads of the same physical core, this one among them."""
+    try:
+        text = (folder / f"cpu{core}" / "topology" / "thread_siblings_list").read_text()
+        ranges = [[int(number) for number in part.split("-")] for part in text.split(",")]
+    except (OSError, ValueError):
+        return [core]
+    return [number for ends in ranges for number in range(ends[0], ends[-1] + 1)]
+
+
 def _fields(file: Path) -> dict[str, str]:
     """Returns what the file says of the first core that says it."""
     try:

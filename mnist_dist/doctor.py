@@ -149,7 +149,7 @@ def check_slurm() -> Iterator[Finding]:
     answer = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, timeout=20, check=False)
     text = (answer.stdout or answer.stderr).strip().splitlines() or ["it says nothing"]
     if answer.returncode == 0:
-        yield Finding("Slurm", OK, text[0])
+        yield Finding("Slurm", OK, next((line for line in text if line.startswith("slurm")), text[0]))
     else:  # As where the tools are installed, but no cluster is configured.
         yield Finding("Slurm", ABSENT, f"sbatch fails ({text[-1]})")
 

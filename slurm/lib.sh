@@ -1,6 +1,30 @@
 # What the batch files share; they source it. `docs/slurm.md` explains the variables that it reads.
 
 home=${MNIST_DIST_HOME:-$SLURM_SUBMIT_DIR}
+
+# What Slurm had told the job or step that called `sbatch` is still here, unless Slurm has said it anew; `srun` would
+# obey it. A step is given all memory of its job where nothing is said.
+if [[ ${SLURM_STEP_ID-} ]]; then
+    unset ${!SLURM_STEP*} ${!SLURM_PTY_*} ${!SLURM_SRUN_*} ${!SLURM_CPU_BIND*} ${!SLURM_MEM_BIND*} SLURM_DISTRIBUTION
+    unset SLURM_HINT SLURM_THREADS_PER_CORE
+fi
+unset ${!SLURM_MEM_PER_*} ${!SRUN_CPUS_*} MNIST_DIST_NODE_ADDRESSES
+if own=$(timeout 20 scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null | grep "^JobId=$SLURM_JOB_ID "); then
+    [[ $own == *" ArrayTaskId="* ]] || unset ${!SLURM_ARRAY_*}
+    [[ $own == *[/:]gpu* ]] || unset ${!SLURM_GPU*} ${!SLURM_JOB_GPU*} SLURM_CPUS_PER_GPU SLURM_NTASKS_PER_GPU
+    [[ $own != *" Restarts=0 "* ]] || unset SLURM_RESTART_COUNT
+    [[ $own != *" NtasksPerN:B:S:C=0:"* ]] || unset SLURM_NTASKS_PER_NODE
+    if [[ ${SLURM_NTASKS-} && $own =~ " NumTasks="([0-9]+) ]]; then export SLURM_{NTASKS,NPROCS}="${BASH_REMATCH[1]}"; fi
+    if [[ ${SLURM_CPUS_PER_TASK-} && $own =~ " CPUs/Task="([0-9]+) ]]; then SLURM_CPUS_PER_TASK=${BASH_REMATCH[1]}; fi
+fi
+# Asked once for all ranks, which would otherwise ask the controller themselves. A variable holds 128 KiB.
+if [[ ${SLURM_TASKS_PER_NODE-1} != 1 ]]; then
+    addresses=$(timeout 20 scontrol --oneliner show nodes "$SLURM_JOB_NODELIST" 2>/dev/null |
+        sed -nE 's/.*NodeName=(\S+).*NodeAddr=(\S+).*/\1=\2/p')
+    if ((${#addresses} < 100000)); then export MNIST_DIST_NODE_ADDRESSES=$addresses; fi
+fi
+export SLURM_EXPORT_ENV=ALL # Where `--export=NONE` is the site's rule, tasks would have no PATH.
+
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID} # As `scontrol requeue` wants it, for a member of an array too.
 
@@ -103,7 +127,7 @@ is_wanted() {
     local state
     for _ in 1 2 3; do # What ends the job may have ended squeue as well.
         if state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T); then
-            [[ $state == RUNNING ]]
+            grep -qx RUNNING <<<"$state" # A site's `squeue` may print more.
             return
         fi
         sleep 1

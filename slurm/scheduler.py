@@ -9,9 +9,13 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mnist_dist.errors import TrainingError, UserError, nearest
+from mnist_dist.errors import TrainingError, UserError, nearest, one_line
 
 TIMEOUT_SECONDS = 120.0  # A busy controller answers late.
+
+
+class UnclearError(TrainingError):
+    """Slurm may have done what it was asked to do, or not."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,7 @@ def require_sbatch() -> None:
 def partitions() -> list[Partition]:
     """Asks which partitions there are, and how many GPUs their nodes have."""
     found: dict[str, Partition] = {}
-    for line in _ask("sinfo", "--noheader", "--format=%P|%G").splitlines():
-        name, gres = line.strip().split("|", 1)
+    for name, gres in _rows(_ask("sinfo", "--noheader", "--format=%P|%G"), 2):
         plain = name.removesuffix("*")
         gpus = max(count_gpus(gres), found[plain].gpus_per_node if plain in found else 0)
         found[plain] = Partition(plain, name.endswith("*"), gpus)
@@ -99,22 +102,27 @@ def test_submission(command: Sequence[str], environment: Mapping[str, str]) -> N
     """
     done = _run([command[0], "--test-only", *command[1:]], environment)
     if done.returncode:
-        reason = _reason(done.stderr)
+        reason = _reason(done)
         hint = " Name yours with --account or in the site's file." if "account" in reason else ""
         raise UserError(f"sbatch: {reason}{hint} Slurm would not take: {shlex.join(command)}")
 
 
 def submit(command: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Submits and returns the job's number.
+    """Submits and returns the job's number, whatever a site's own `sbatch` prints around it.
 
     Raises:
         TrainingError: Slurm refused.
+        UnclearError: it may have taken the job, but the number is not known.
     """
     done = _run(command, environment)
-    job = done.stdout.strip().split(";")[0]  # A federation's cluster follows a semicolon.
-    if done.returncode or not job.isdigit():
-        raise TrainingError(f"sbatch: {_reason(done.stderr)} Nothing was submitted.")
-    return job
+    # A federation's cluster follows a semicolon.
+    numbers = re.findall(r"^\s*(?:Submitted batch job )?(\d+)(?:;\S*| on cluster \S+)?\s*$", done.stdout, re.MULTILINE)
+    if done.returncode == 0 and numbers:
+        return numbers[-1]
+    if done.returncode and not numbers:
+        raise TrainingError(f"sbatch: {_reason(done)}")
+    printed = one_line(f"{done.stdout} {done.stderr}")
+    raise UnclearError(f"sbatch: it ended with {done.returncode} and printed '{printed}', expected a job's number.")
 
 
 def cancel(jobs: Sequence[str]) -> None:
@@ -135,8 +143,7 @@ def _from_queue(jobs: Sequence[str]) -> list[JobState]:
     command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(jobs)}"]
     done = _run([*command, "--format=%F|%K|%T|%M|%r"])
     states = []
-    for line in done.stdout.splitlines():
-        job, member, state, elapsed, reason = line.strip().split("|")
+    for job, member, state, elapsed, reason in _rows(done.stdout, 5):
         name = f"{job}_{member}" if member.isdigit() else job
         states.append(JobState(name, state, elapsed, "" if reason == "None" else reason))
     return states
@@ -145,30 +152,37 @@ def _from_queue(jobs: Sequence[str]) -> list[JobState]:
 def _from_accounting(jobs: Sequence[str]) -> list[JobState]:
     command = ["sacct", "--noheader", "--parsable2", "--allocations", "--array", f"--jobs={','.join(jobs)}"]
     done = _run([*command, "--format=JobID,State,Elapsed"])
-    lines = done.stdout.splitlines() if done.returncode == 0 else []
-    return [JobState(job, state.split()[0], elapsed) for job, state, elapsed in (line.split("|") for line in lines)]
+    rows = _rows(done.stdout, 3) if done.returncode == 0 else []
+    return [JobState(job, state.split()[0], elapsed) for job, state, elapsed in rows]
+
+
+def _rows(text: str, columns: int) -> list[list[str]]:
+    """Returns the lines of a table whose columns are separated by "|"; others are a site's greetings."""
+    rows = [line.strip().split("|") for line in text.splitlines()]
+    return [row for row in rows if len(row) == columns and re.fullmatch(r"\S+", row[0])]
 
 
 def _ask(*command: str) -> str:
     done = _run(command)
     if done.returncode:
-        raise UserError(f"{command[0]}: {_reason(done.stderr)}")
+        raise UserError(f"{command[0]}: {_reason(done)}")
     return done.stdout
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+            command, env=environment, capture_output=True, errors="replace", timeout=TIMEOUT_SECONDS, check=False
         )
     except FileNotFoundError:
         raise UserError(f"{command[0]}: it is not on PATH; run this where jobs are submitted.") from None
     except subprocess.TimeoutExpired:
-        raise UserError(f"{command[0]}: Slurm did not answer within {TIMEOUT_SECONDS:.0f} s; try again.") from None
+        raise UnclearError(f"{command[0]}: Slurm did not answer within {TIMEOUT_SECONDS:.0f} s.") from None
 
 
-def _reason(text: str) -> str:
-    """Makes one sentence of what a command of Slurm complained of."""
-    lines = [re.sub(r"^\w+: (error: )?", "", line.strip()) for line in text.splitlines() if line.strip()]
-    unique = list(dict.fromkeys(line.rstrip(".") for line in lines))
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    """Makes one sentence of what a command of Slurm complained of, or else of all that it printed."""
+    lines = [line.strip() for line in f"{done.stderr}\n{done.stdout}".splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"\w+: (error|fatal): ", line)]
+    unique = list(dict.fromkeys(re.sub(r"^\w+: (error: )?", "", line).rstrip(".") for line in errors or lines))
     return "; ".join(unique)[:400] + "." if unique else "it failed without a word."

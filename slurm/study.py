@@ -12,6 +12,8 @@ from mnist_dist.slurm.site import Site, sbatch_flags
 from mnist_dist.strategies import BASELINE, STRATEGIES, beside_the_baseline, either, with_processes
 
 SCRIPTS = Path(__file__).resolve().parent
+# The batch files read variables; some sites hand on none, with SBATCH_EXPORT=NONE.
+SBATCH = ("sbatch", "--parsable", "--export=ALL")
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def plan_jobs(request: Request) -> list[Job]:
 def report_command(request: Request, job_ids: Sequence[str]) -> list[str]:
     """Returns the command that submits the report behind the given jobs, however they end."""
     return [
-        *("sbatch", "--parsable", f"--job-name={request.results.name}-report"),
+        *(*SBATCH, f"--job-name={request.results.name}-report"),
         f"--dependency=afterany:{':'.join(job_ids)}",
         *sbatch_flags(request.site),
         f"--output={log_pattern(request.results)}",
@@ -86,7 +88,8 @@ def render_commands(request: Request, jobs: Sequence[Job], environment: Mapping[
     lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     lines.append(f"mkdir -p {shlex.quote(str(request.results / 'logs'))}")
     names = [f"job{number}" for number in range(1, len(jobs) + 1)]
-    lines += [f"{name}=$({shlex.join(job.command)})" for name, job in zip(names, jobs, strict=True)]
+    last_number = "| grep -oE '^[0-9]+' | tail -n1"  # A site's `sbatch` may greet before it.
+    lines += [f"{name}=$({shlex.join(job.command)} {last_number})" for name, job in zip(names, jobs, strict=True)]
     command = shlex.join(report_command(request, ["JOBS"]))
     lines.append(command.replace("afterany:JOBS", "afterany:" + ":".join(f"${name}" for name in names)))
     return "\n".join(lines)
@@ -143,7 +146,7 @@ def _job(request: Request, suffix: str, script: str, devices: Sequence[int]) -> 
     per_node = max(devices) // nodes
     cores = request.site.cpus_per_task or (None if request.gpus else 1)
     command = [
-        *("sbatch", "--parsable", f"--job-name={name}"),
+        *(*SBATCH, f"--job-name={name}"),
         *([f"--array=0-{len(devices) - 1}"] if is_array else []),
         *sbatch_flags(request.site),
         *(f"--nodes={nodes}", f"--ntasks-per-node={per_node}"),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.errors import UserError
+from mnist_dist.errors import TrainingError, UserError
 from mnist_dist.files import write_json
 from mnist_dist.slurm import scheduler
 from mnist_dist.slurm.study import Job, Request, report_command
@@ -94,7 +94,7 @@ def submit_study(request: Request, jobs: Sequence[Job], environment: Mapping[str
     """Submits all jobs and the report behind them; on a failure in between, cancels those that were submitted.
 
     Raises:
-        TrainingError: Slurm refused a job.
+        TrainingError: Slurm refused a job, or nobody can tell whether it took it.
         UserError: the record cannot be written.
     """
     ids: list[str] = []
@@ -105,12 +105,26 @@ def submit_study(request: Request, jobs: Sequence[Job], environment: Mapping[str
         ids.append(scheduler.submit(report_command(request, ids), environment))
         submitted = Submitted(tuple(members), ids[-1])
         write_json(record_file(request.results), _to_json(submitted))
-    except BaseException:  # Ctrl-C as well.
-        if ids:
-            with contextlib.suppress(UserError):
-                scheduler.cancel(ids)
+    except BaseException as error:  # Ctrl-C as well.
+        left = _take_back(ids)
+        if isinstance(error, scheduler.UnclearError):
+            left = f"The job may be in the queue; look with `squeue --me`. {left}".rstrip()
+        if isinstance(error, TrainingError):
+            raise TrainingError(f"{error} {left or 'Nothing was submitted.'}") from None
+        if left:
+            print(left, file=sys.stderr)
         raise
     return submitted
+
+
+def _take_back(ids: Sequence[str]) -> str:
+    """Cancels what was submitted of a study that failed; returns what the user has to do where that fails, too."""
+    try:
+        if ids:
+            scheduler.cancel(ids)
+    except UserError as error:
+        return f"The jobs before it are still there ({error}); end them with `scancel {' '.join(ids)}`."
+    return ""
 
 
 def read_submitted(results: Path) -> Submitted:

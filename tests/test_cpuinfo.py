@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_dist.cpuinfo import CPUINFO, cpu_flags, cpu_name
+from mnist_dist.cpuinfo import CPUINFO, cpu_flags, cpu_name, thread_siblings
 
 INTEL = "processor\t: 0\nmodel name\t: Xeon\nflags\t\t: fpu amx_fp16\nvmx flags\t: vnmi\n\nmodel name\t: other\n"
 ARM = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd bf16\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n"
@@ -31,3 +31,13 @@ def test_where_nothing_is_told(tmp_path: Path) -> None:
 def test_this_machine() -> None:
     assert cpu_name()
     assert cpu_flags() & {"fpu", "fp", "asimd"}
+
+
+@pytest.mark.parametrize(
+    ("text", "siblings"), [("0,64\n", [0, 64]), ("0-1\n", [0, 1]), ("0\n", [0]), ("\n", [0]), (None, [0])]
+)
+def test_the_hardware_threads_of_a_core(text: str | None, siblings: list[int], tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "cpu0" / "topology").mkdir(parents=True)
+        (tmp_path / "cpu0" / "topology" / "thread_siblings_list").write_text(text)
+    assert thread_siblings(0, tmp_path) == siblings

@@ -65,6 +65,7 @@ def test_one_broken_part_is_named_and_the_others_are_still_checked(
     [
         (None, ABSENT, "no sbatch on PATH"),
         ("#!/bin/sh\necho slurm-wlm 22.05.8\n", OK, "slurm-wlm 22.05.8"),
+        ("#!/bin/sh\necho Welcome!\necho slurm-wlm 22.05.8\n", OK, "slurm-wlm 22.05.8"),
         ("#!/bin/sh\necho hm >&2\necho 'fatal: no cluster' >&2\nexit 1\n", ABSENT, "sbatch fails (fatal: no cluster)"),
         ("#!/bin/sh\nexit 1\n", ABSENT, "sbatch fails (it says nothing)"),
     ],

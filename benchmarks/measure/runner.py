@@ -31,6 +31,8 @@ from mnist_dist.benchmarks.records.environment import CODE_FOLDER, identity
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record, Turns, explain_record
 from mnist_dist.config import load_config
+from mnist_dist.cpuinfo import cpu_has_float16, thread_siblings
+from mnist_dist.distributed.cluster import expand_node_list, find_cluster, node_addresses, outside_of_step
 from mnist_dist.distributed.membership import SECRET_VARIABLE, make_secret
 from mnist_dist.errors import UserError, one_line
 from mnist_dist.files import writing
@@ -198,7 +200,7 @@ class _Start:
             log = self._scratch / "output.log"
             log.touch()
         path = os.pathsep.join(filter(None, [str(study.code), os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **variables}
+        environment = {**outside_of_step(os.environ), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **variables}
         environment[SECRET_VARIABLE] = make_secret()
         return Running(launch_command(command, study, case), study.code, environment, _cores(case, study), log)
 
@@ -252,16 +254,15 @@ def harness_address(machine: Machine) -> str:
     Raises:
         UserError: there is no way to the other nodes.
     """
-    from mnist_dist.distributed.cluster import expand_node_list, node_addresses
-
     nodes = expand_node_list(os.environ.get("SLURM_JOB_NODELIST", "")) if machine.hosts else []
     others = [node for node in nodes if node != os.environ.get("SLURMD_NODENAME")]
     if not others:
         return "127.0.0.1"
-    address = node_addresses(others).get(others[0], others[0])
+    address = node_addresses(others, os.environ).get(others[0], others[0])
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
-            way.connect((address, 9))  # Which sends nothing.
+        family, *_, there = min(socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM))  # IPv4 first.
+        with socket.socket(family, socket.SOCK_DGRAM) as way:
+            way.connect(there)  # Which sends nothing.
             return way.getsockname()[0]
     except OSError as error:
         raise UserError(f"srun: no way from this host to '{others[0]}' at {address}: {error.strerror}.") from None
@@ -281,7 +282,7 @@ def launch_command(command: Sequence[str], study: Study, case: Case) -> list[str
     task = [*python, *command[1:]] if command[0] == sys.executable else command
     return [
         # Others of the round have steps on the same cores and GPUs, and wait.
-        *("srun", "--mpi=none", "--distribution=block", "--overlap", "--unbuffered", "--label"),
+        *("srun", "--mpi=none", "--distribution=block", "--export=ALL", "--overlap", "--unbuffered", "--label"),
         *("--kill-on-bad-exit=1", "--wait=20"),  # Ranks end together: one that does not is on a lost node.
         *(f"--nodes={case.hosts}", f"--ntasks={ranks}", f"--ntasks-per-node={ranks // case.hosts}"),
         f"--cpus-per-task={cores}",
@@ -292,18 +293,27 @@ def launch_command(command: Sequence[str], study: Study, case: Case) -> list[str
 
 
 def _cores(case: Case, study: Study) -> set[int]:
-    """Returns the cores that a case may use on this host: those of its devices, or all where it has no limit."""
-    usable = sorted(os.sched_getaffinity(0))
+    """Returns the cores that a case may use on this host: those of its devices, or all where it has no limit.
+
+    The second hardware threads of physical cores come last.
+    """
+    usable = sorted(os.sched_getaffinity(0), key=lambda core: (thread_siblings(core).index(core), core))
     if study.machine.hosts is not None or case.cores_per_device is None:
         return set(usable)
     return set(usable[: case.cores_per_device * case.devices])
 
 
 def find_machine(devices_per_host: int | None = None) -> Machine:
-    """Finds what the cases of a study may use: this host's devices, or those of the Slurm job around this process."""
-    from mnist_dist.benchmarks.records.environment import find_hardware
-    from mnist_dist.cpuinfo import cpu_has_float16
+    """Finds what the cases of a study may use: this host's devices, or those of the Slurm job around this process.
 
+    Raises:
+        UserError: this is one of several processes, which would measure at once.
+    """
+    from mnist_dist.benchmarks.records.environment import find_hardware
+
+    around = find_cluster(os.environ)
+    if around.size > 1:
+        raise UserError(f"bench: {around.launcher} started {around.size} of it, expected one, which starts the ranks.")
     hardware = find_hardware()
     in_container = "MNIST_DIST_CONTAINER" in os.environ  # Of which this process knows nothing.
     missing = frozenset() if in_container else missing_packages()

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mnist_dist.distributed.membership import listen
 from mnist_dist.distributed.turns import ADDRESS_VARIABLE, GROUP_VARIABLE, TOKEN_VARIABLE, Turn
 
 LONGEST_LINE_BYTES = 4096
@@ -70,7 +71,7 @@ class Harness:
         self._groups: dict[str, Group] = {}
         self._strangers: list[_Line] = []
         self._selector = selectors.DefaultSelector()
-        self._server = socket.create_server((host, 0), backlog=512)
+        self._server = listen(host, 0, 512)
         self._address = f"{host}:{self._server.getsockname()[1]}"
         self._server.setblocking(False)
         self._selector.register(self._server, selectors.EVENT_READ)

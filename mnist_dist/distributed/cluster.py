@@ -1,26 +1,50 @@
 """Which rank this process is, of how many, and where the others are: read from the launcher's environment.
 
 Standard library only, so that it starts in no time on every rank. Five launchers are understood: this package's
-own, `srun`, `horovodrun`, `mpirun`, and none at all (one process on its own).
+own, `srun`, `horovodrun`, `mpirun` (Open MPI's, MPICH's and Intel MPI's), and none at all (one process on its own).
+Where another has started several processes, none of them takes itself for the only one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import itertools
+import json
+import os
 import random
 import re
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from mnist_dist.cpuinfo import thread_siblings
 from mnist_dist.distributed.membership import SECRET_VARIABLE
-from mnist_dist.errors import UserError
+from mnist_dist.errors import UserError, one_line
 
 # Below the ephemeral ports of Linux (32768 and up), so that no outgoing connection takes one of them by chance.
 FIRST_PORT, LAST_PORT = 20_000, 32_000
+ADDRESSES_VARIABLE = "MNIST_DIST_NODE_ADDRESSES"  # From slurm/lib.sh, as in "n1=10.0.0.1 n2=10.0.0.2".
+REFUSED_SECONDS = 60.0  # Before a controller that has not answered is asked again from the same host.
+# How launchers tell a rank, the number of ranks, and the same on the rank's host.
+_HOROVODRUN = ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE")
+_OPEN_MPI = tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
+_MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")  # And Intel MPI's.
+# Others, by the variable with the number of ranks: who sets it, and one that must be there as well.
+_UNKNOWN = {
+    "PMI_SIZE": ("an mpirun that sets no MPI_LOCALRANKID", "PMI_RANK"),
+    "MV2_COMM_WORLD_SIZE": ("MVAPICH2's mpirun", "MV2_COMM_WORLD_RANK"),
+    "JSM_NAMESPACE_SIZE": ("jsrun", "JSM_NAMESPACE_RANK"),
+    "FLUX_JOB_SIZE": ("flux run", "FLUX_TASK_RANK"),
+    "WORLD_SIZE": ("torchrun", "RANK"),
+}
 
 
 @dataclass(frozen=True)
@@ -91,25 +115,73 @@ def _find_place(environment: Mapping[str, str]) -> Cluster:
         hosts = tuple(environment.get("MNIST_DIST_HOSTS", "").split(","))
         (port,) = _integers(environment, "MNIST_DIST_PORT")
         return _checked(Cluster(rank, size, local_rank, local_size, hosts, port, "mnist-dist"))
-    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # Not within `srun --pty bash`, which is one task.
-        return _srun_cluster(environment)
+    mpi = _MPICH if {"PMI_RANK", "MPI_LOCALNRANKS"} <= environment.keys() else _OPEN_MPI
+    # An mpirun over several nodes of a job starts its own daemons with srun.
+    if _count(environment, "SLURM_STEP_NUM_TASKS") > 1 and _count(environment, mpi[1]) == 1:
+        return Cluster() if _is_interactive(environment) else _srun_cluster(environment)
     if "HOROVOD_RANK" in environment:
-        rank, size, local_rank, local_size = _integers(
-            environment, "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"
-        )
+        rank, size, local_rank, local_size = _integers(environment, *_HOROVODRUN)
         port = job_port(environment.get("HOROVOD_GLOO_RENDEZVOUS_PORT", "0"))
         return _checked(Cluster(rank, size, local_rank, local_size, _same_host(size), port, "horovodrun"))
-    if "OMPI_COMM_WORLD_RANK" in environment:
-        rank, size, local_rank, local_size = _integers(
-            environment,
-            "OMPI_COMM_WORLD_RANK",
-            "OMPI_COMM_WORLD_SIZE",
-            "OMPI_COMM_WORLD_LOCAL_RANK",
-            "OMPI_COMM_WORLD_LOCAL_SIZE",
+    if mpi[0] in environment:
+        rank, size, local_rank, local_size = _integers(environment, *mpi)
+        job = (
+            environment.get("PMIX_NAMESPACE") or environment.get("OMPI_MCA_ess_base_jobid") or _ancestor_without(mpi[0])
         )
-        job = environment.get("PMIX_NAMESPACE") or environment.get("OMPI_MCA_ess_base_jobid", "0")
         return _checked(Cluster(rank, size, local_rank, local_size, _same_host(size), job_port(job), "mpirun"))
+    _refuse_unknown(environment)
     return Cluster()
+
+
+def _is_interactive(environment: Mapping[str, str]) -> bool:
+    """Whether this runs in the shell of `srun --pty`, the only task of its step that goes on.
+
+    A step within has the same variable, but no terminal.
+    """
+    if "SLURM_PTY_PORT" not in environment or environment.get("SLURM_PROCID") != "0":
+        return False
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def _refuse_unknown(environment: Mapping[str, str]) -> None:
+    """Refuses to be one of several processes that all take themselves for the only one.
+
+    Raises:
+        UserError: a launcher that this package does not know has started them.
+    """
+    counts = {name: _count(environment, name) for name, (_, rank) in _UNKNOWN.items() if rank in environment}
+    if "SLURM_STEP_NUM_TASKS" in environment:
+        counts.pop("PMI_SIZE", None)  # It is srun's, with --mpi=pmi2.
+    with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):  # Else it is none of TensorFlow's.
+        counts["TF_CONFIG"] = sum(map(len, json.loads(environment["TF_CONFIG"])["cluster"].values()))
+    for name, count in counts.items():
+        if count > 1:
+            launcher = _UNKNOWN[name][0] if name in _UNKNOWN else "another launcher"
+            raise UserError(
+                f"{name}: received {count} processes of {launcher}, which this package does not know; start them with "
+                f"--devices {count}, srun, or Open MPI's, MPICH's or Intel MPI's mpirun, or unset {name}."
+            )
+
+
+def _ancestor_without(name: str) -> str:
+    """Returns the number of the nearest process above that has no such variable: the launcher's, on this host.
+
+    MPICH's launcher gives a job no name.
+    """
+    process = os.getppid()
+    with contextlib.suppress(OSError):
+        while f"\0{name}=".encode() in b"\0" + Path(f"/proc/{process}/environ").read_bytes():
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return str(process)
+
+
+def _count(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name, "1")
+    return int(text) if text.isdigit() else 1
 
 
 def _srun_cluster(environment: Mapping[str, str]) -> Cluster:
@@ -121,7 +193,7 @@ def _srun_cluster(environment: Mapping[str, str]) -> Cluster:
         raise UserError(
             f"srun: received {len(nodes)} nodes and {sum(tasks)} tasks on {len(tasks)} of them, expected {size} tasks."
         )
-    known = node_addresses(nodes)
+    known = node_addresses(nodes, environment)
     hosts = tuple(node for node, count in zip(nodes, tasks, strict=True) for _ in range(count))
     here = environment.get("SLURMD_NODENAME", hosts[rank])
     if hosts[rank] != here:
@@ -132,6 +204,16 @@ def _srun_cluster(environment: Mapping[str, str]) -> Cluster:
     job = f"{environment.get('SLURM_JOB_ID', '')}.{environment.get('SLURM_STEP_ID', '')}"
     addresses = tuple(known.get(host, host) for host in hosts)
     return _checked(Cluster(rank, size, local_rank, hosts.count(here), hosts, job_port(job), "srun", addresses))
+
+
+def outside_of_step(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns an environment without what Slurm has told the step around this process, for a step beside it.
+
+    `srun` would obey it, and bind to the cores of that step.
+    """
+    of_step = ("SLURM_STEP", "SLURM_PTY_", "SLURM_SRUN_", "SLURM_CPU_BIND", "SLURM_MEM_BIND", "SLURM_DISTRIBUTION")
+    prefixes = of_step if "SLURM_STEP_ID" in environment else ()  # Else they are the user's own.
+    return {name: value for name, value in environment.items() if not name.startswith(prefixes)}
 
 
 def expand_tasks_per_node(text: str) -> list[int]:
@@ -170,16 +252,47 @@ def _expand_ranges(ranges: str, text: str) -> list[str]:
     return numbers
 
 
-def node_addresses(nodes: Sequence[str]) -> dict[str, str]:
-    """Asks Slurm at which address it reaches each node; without Slurm's commands, as in containers, the name serves."""
+def node_addresses(nodes: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns at which address Slurm reaches each node; none where Slurm does not tell, and the names serve.
+
+    The batch files ask for all ranks. Elsewhere the first on a node does, and leaves the answer in a file of the
+    user's, as a thousand ranks at once would be too much for the controller.
+    """
+    given = dict(pair.split("=", 1) for pair in environment.get(ADDRESSES_VARIABLE, "").split() if "=" in pair)
+    if given.keys() >= set(nodes):
+        return given
+    question = [environment.get("SLURM_JOB_ID"), environment.get("SLURM_CONF"), *nodes]
+    file = Path(tempfile.gettempdir()) / f"mnist-dist-{os.getuid()}-addresses.json"
+    try:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(handle, "r+", encoding="utf-8") as answers:
+            if os.fstat(handle).st_uid != os.getuid():
+                raise PermissionError
+            fcntl.flock(answers, fcntl.LOCK_EX)
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                known = json.load(answers)
+                is_recent = time.time() - known["asked_at"] < REFUSED_SECONDS
+                if known["question"] == question and (known["addresses"] or is_recent):
+                    return dict(known["addresses"])
+            addresses = _ask_for_addresses(nodes)
+            answers.seek(0)
+            answers.truncate()
+            json.dump({"question": question, "addresses": addresses, "asked_at": time.time()}, answers)
+            return addresses
+    except OSError:
+        return _ask_for_addresses(nodes)
+
+
+def _ask_for_addresses(nodes: Sequence[str]) -> dict[str, str]:
     command = ["scontrol", "--oneliner", "show", "nodes", ",".join(nodes)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=True)
     except FileNotFoundError:
         return {}
-    except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None) or error
-        raise UserError(f"srun: `{' '.join(command)}` failed: {str(detail).strip()}.") from None
+    except (OSError, subprocess.SubprocessError) as error:  # As in a container that no cluster's settings reach.
+        detail = one_line(str(getattr(error, "stderr", None) or error))
+        print(f"srun: `scontrol show nodes` failed ({detail}); nodes are reached by their names.", file=sys.stderr)
+        return {}
     return dict(re.findall(r"NodeName=(\S+).*?NodeAddr=(\S+)", done.stdout))
 
 
@@ -198,11 +311,20 @@ def free_port(count: int) -> int:
     raise UserError(f"launch: no {count} neighbouring free ports from {FIRST_PORT} to {LAST_PORT} on this host.")
 
 
-def cores_of(local_rank: int, local_size: int, cores: Sequence[int]) -> list[int]:
-    """Returns this rank's share of a host's cores: neighbours, and at least one, shared where ranks outnumber cores."""
-    first = local_rank * len(cores) // local_size
-    last = (local_rank + 1) * len(cores) // local_size
-    return list(cores[first : max(last, first + 1)])
+def cores_of(
+    local_rank: int, local_size: int, cores: Sequence[int], siblings: Callable[[int], Sequence[int]] = thread_siblings
+) -> list[int]:
+    """Returns this rank's share of a host's cores: neighbours, and at least one, shared where ranks outnumber cores.
+
+    Hardware threads of one physical core (`siblings`) go to one rank, unless ranks outnumber physical cores.
+    """
+    physical = {core: min(siblings(core)) for core in cores}
+    if len(set(physical.values())) < local_size:
+        physical = {core: core for core in cores}
+    parts = list(dict.fromkeys(physical.values()))
+    first = local_rank * len(parts) // local_size
+    last = (local_rank + 1) * len(parts) // local_size
+    return [core for core in cores if physical[core] in parts[first : max(last, first + 1)]]
 
 
 def _checked(cluster: Cluster) -> Cluster:

@@ -52,6 +52,13 @@ def own_address(cluster: Cluster) -> str:
     return "" if address.startswith("127.") and not all(each.startswith("127.") for each in other) else address
 
 
+def listen(host: str, port: int, backlog: int) -> socket.socket:
+    """Listens at an address of this host, or with "" at all of them, IPv4's and IPv6's."""
+    both = not host and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=backlog, dualstack_ipv6=both)
+
+
 def connect(cluster: Cluster, rank: int, port: int, timeout_seconds: float) -> socket.socket:
     """Connects to the gate of another rank, once both have proved that they belong to the job.
 
@@ -102,7 +109,7 @@ class Gate:
         self._cluster, self._port = cluster, port
         self._most = cluster.size + MOST_STRANGERS
         self._strangers: list[_Stranger] = []  # In the order in which they came.
-        self._server = socket.create_server((own_address(cluster), port), backlog=self._most)
+        self._server = listen(own_address(cluster), port, self._most)
         self._server.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._server, selectors.EVENT_READ)

@@ -60,7 +60,8 @@ def _call(cluster: Cluster, deadline: float, timeout_seconds: float) -> str:
             present[rank] = connection  # Whoever comes again had not heard our answer.
         for connection in present.values():
             connection.sendall(_GO)
-        return present[cluster.size - 1].getsockname()[0]  # That rank is on another host, if any is.
+        # That rank is on another host, if any is. Where IPv6 is listened to, it has a form for addresses of IPv4.
+        return present[cluster.size - 1].getsockname()[0].removeprefix("::ffff:")
 
 
 def _answer(cluster: Cluster, deadline: float, timeout_seconds: float) -> str:

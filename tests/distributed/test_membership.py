@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from mnist_dist.distributed.cluster import Cluster, find_cluster, free_port
-from mnist_dist.distributed.membership import Gate, connect, derive, make_secret, own_address
+from mnist_dist.distributed.membership import Gate, connect, derive, listen, make_secret, own_address
 from mnist_dist.distributed.rollcall import roll_call
 from mnist_dist.distributed.strategies.horovod import Horovod, horovod_environment
 from mnist_dist.errors import TrainingError
@@ -246,3 +246,13 @@ class TestHorovodsStore:
                 strangers[1].close()  # Which resets it.
             assert not is_over.is_set(), "the end has not waited for the one that speaks on"
         assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("host", "there"), [("", "127.0.0.1"), ("", "::1"), ("127.0.0.1", "127.0.0.1"), ("::1", "::1")]
+)
+def test_listening_on_both_families(host: str, there: str) -> None:
+    if ":" in host + there and not socket.has_dualstack_ipv6():
+        pytest.skip("this host has no IPv6")
+    with listen(host, 0, 1) as server, socket.create_connection((there, server.getsockname()[1]), timeout=5):
+        pass

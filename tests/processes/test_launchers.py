@@ -34,14 +34,26 @@ def test_horovodrun(strategy: str, tmp_path: Path, odd_mnist: Path, start_once: 
     check(tmp_path / "run", start_once)
 
 
-@pytest.mark.parametrize("strategy", thorough_but_for("multiworker", ["auto", "multiworker"]))
-def test_mpirun(strategy: str, tmp_path: Path, odd_mnist: Path, start_once: StartRun) -> None:
-    if shutil.which("mpirun") is None:
+@pytest.mark.parametrize(
+    ("strategy", "package"),
+    [
+        ("multiworker", "openmpi"),
+        ("auto", "mpich"),
+        pytest.param("auto", "openmpi", marks=pytest.mark.thorough),
+    ],
+)
+def test_mpirun(strategy: str, package: str, tmp_path: Path, odd_mnist: Path, start_once: StartRun) -> None:
+    """MPICH's ranks are started through a script, as sites do that set something before."""
+    program = f"mpirun.{package}"
+    if shutil.which(program) is None:
         if os.environ.get("CI"):
-            pytest.fail("mpirun is missing; .ci/run installs it")
-        pytest.skip("mpirun is missing; install it with `apt-get install openmpi-bin`")
-    launcher = ["mpirun", "-np", "2", "--oversubscribe"]
-    launcher += ["--allow-run-as-root"] if os.geteuid() == 0 else []
+            pytest.fail(f"{program} is missing; .ci/run installs it")
+        pytest.skip(f"{program} is missing; install it with `apt-get install openmpi-bin mpich`")
+    launcher = [program, "-np", "2"]
+    if package == "openmpi":
+        launcher += ["--oversubscribe", *(["--allow-run-as-root"] if os.geteuid() == 0 else [])]
+    else:
+        launcher += ["bash", "-c", '"$0" "$@"; exit $?']
     output = run_under(launcher, tmp_path / "run", odd_mnist, strategy)
     assert f"strategy   {'horovod' if strategy == 'auto' else strategy}, 2 replicas" in output, output
     check(tmp_path / "run", start_once)
@@ -62,3 +74,12 @@ def test_several_hosts_need_a_launcher_that_names_them(tmp_path: Path) -> None:
         "mnist-dist: error: runtime.strategy: received 'horovod' on several hosts under mpirun"
     )
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_benchmark_measures_once(tmp_path: Path) -> None:
+    """Several harnesses at once would disturb one another."""
+    environment = os.environ | {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+    command = [sys.executable, "-m", "mnist_dist", "bench", "run", "quick", "--results", str(tmp_path / "study")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and not (tmp_path / "study").exists()
+    assert done.stderr == "mnist-dist: error: bench: mpirun started 2 of it, expected one, which starts the ranks.\n"

@@ -23,7 +23,7 @@ SGD = ["--optimizer", "sgd", "--learning-rate", "0.02"]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What runs on the cluster is no unit test."""
     for item in items:
-        if "slurm" in getattr(item, "fixturenames", ()):
+        if {"slurm", "binding_slurm"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
 
 
@@ -34,6 +34,15 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             pytest.fail(f"{', '.join(missing)} are missing; slurm/install_for_tests.sh installs them")
         pytest.skip(f"{', '.join(missing)} are missing; as root on Debian, slurm/install_for_tests.sh installs them")
     with start_cluster(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def binding_slurm(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Another cluster, which binds tasks to cores."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    with start_cluster(tmp_path_factory.mktemp("binding"), task_plugin="affinity") as cluster:
         yield cluster
 
 

@@ -114,6 +114,46 @@ def test_refused_in_the_middle(slurm: Cluster, tmp_path: Path, refused: int) -> 
     assert not (tmp_path / "study" / "slurm.json").exists()
 
 
+def test_a_site_whose_commands_greet(slurm: Cluster, tmp_path: Path) -> None:
+    """Also around the answers of the commands that are asked for partitions and states."""
+    for name in ("sbatch", "sinfo", "squeue"):
+        (tmp_path / name).write_text(
+            f"#!/bin/bash\necho '| Welcome | to | Example3 |'; echo '--> Checking quota ... OK'\n"
+            f'export PATH={slurm.environment["PATH"]}\nexec {name} "$@"\n'
+        )
+        (tmp_path / name).chmod(0o755)
+    command = [sys.executable, "-m", "mnist_dist", "slurm"]
+    path = {"PATH": f"{tmp_path}:{slurm.environment['PATH']}"}
+    flags = ["--suite", "quick", *CORES, "--results", str(tmp_path / "study")]
+    before = known_jobs(slurm)
+    done = slurm.run(*command, "scaling", *flags, env=path, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert set(read_submitted(tmp_path / "study").ids) == known_jobs(slurm) - before
+    cancelled = slurm.run(*command, "cancel", str(tmp_path / "study"), env=path, cwd=ROOT).stdout
+    assert cancelled.startswith("cancelled: ") and len(cancelled.split(",")) == 4
+
+
+@pytest.mark.parametrize("can_cancel", [True, False])
+def test_nobody_can_tell_whether_a_job_was_submitted(slurm: Cluster, tmp_path: Path, can_cancel: bool) -> None:
+    """The second job's number is missing: the user is told to look, and which jobs are left where scancel fails."""
+    (tmp_path / "sbatch").write_text(
+        f"#!/bin/bash\n[[ $1 == --test-only ]] && exit\necho >>{tmp_path}/calls\n"
+        f"if [[ $(wc -l <{tmp_path}/calls) == 1 ]]; then echo 17; else echo 'All right!'; fi\n"
+    )
+    (tmp_path / "scancel").write_text(f'#!/bin/bash\necho "$@" >>{tmp_path}/cancelled; exit {int(not can_cancel)}\n')
+    for name in ("sbatch", "scancel"):
+        (tmp_path / name).chmod(0o755)
+    command = [sys.executable, "-m", "mnist_dist", "slurm", "scaling", "--suite", "quick", *CORES]
+    path = f"{tmp_path}:{slurm.environment['PATH']}"
+    done = slurm.run(*command, "--results", str(tmp_path / "study"), check=False, env={"PATH": path}, cwd=ROOT)
+    assert done.returncode == 1 and (tmp_path / "cancelled").read_text() == "17\n"
+    left = "The jobs before it are still there (scancel: it failed without a word.); end them with `scancel 17`."
+    assert done.stderr == (
+        "mnist-dist: error: sbatch: it ended with 0 and printed 'All right!', expected a job's number. The job may be "
+        f"in the queue; look with `squeue --me`.{'' if can_cancel else f' {left}'}\n"
+    )
+
+
 def test_a_study_that_is_under_way_is_left_alone(slurm: Cluster, tmp_path: Path) -> None:
     assert scaling(slurm, tmp_path / "study", *CORES).returncode == 0
     before = known_jobs(slurm)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
+import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -120,6 +124,86 @@ def test_steps_of_one_job_have_ports_of_their_own(slurm: Cluster) -> None:
     assert len(ports) == 4 and len(set(ports)) == 2
 
 
+def counting_scontrol(slurm: Cluster, folder: Path) -> dict[str, str]:
+    """Returns the variables with which `scontrol` keeps a list of what it was asked."""
+    (folder / "scontrol").write_text(
+        f'#!/bin/bash\necho "$2 $3" >>{folder}/asked\nPATH={slurm.environment["PATH"]} exec scontrol "$@"\n'
+    )
+    (folder / "scontrol").chmod(0o755)
+    path = f"{folder}:{slurm.environment['PATH']}"
+    return {"PATH": path, "TMPDIR": str(folder), "PYTHONPATH": str(ROOT), "MNIST_DIST_HOME": str(ROOT)}
+
+
+def test_the_controller_is_asked_once_a_node(slurm: Cluster, tmp_path: Path) -> None:
+    """The nodes are one machine here; what its first rank has asked serves all, each of which asks twice."""
+    variables = counting_scontrol(slurm, tmp_path)
+    (tmp_path / "place.py").write_text(f"{PLACE}\nfind_cluster(os.environ)\n")
+    flags = ["--mpi=none", "--distribution=block", "--nodes=2", "--ntasks=4"]
+    done = slurm.run("srun", *flags, sys.executable, str(tmp_path / "place.py"), env=variables)
+    assert [json.loads(line)["addresses"] for line in done.stdout.splitlines()] == [["127.0.0.1"] * 4] * 4
+    assert (tmp_path / "asked").read_text() == "show nodes\n"
+
+
+def test_a_batch_file_asks_for_its_ranks(slurm: Cluster, tmp_path: Path) -> None:
+    variables = counting_scontrol(slurm, tmp_path)
+    (tmp_path / "place.py").write_text(PLACE)
+    (tmp_path / "a.sbatch").write_text(
+        f"#!/bin/bash\nsource {ROOT}/slurm/lib.sh\n"
+        f'"${{srun[@]}}" {sys.executable} {tmp_path}/place.py; "${{srun[@]}}" {sys.executable} {tmp_path}/place.py\n'
+    )
+    flags = ["--parsable", "--nodes=2", "--ntasks-per-node=2", f"--output={tmp_path}/out", f"{tmp_path}/a.sbatch"]
+    slurm.wait(slurm.run("sbatch", *flags, env=variables).stdout.strip())
+    places = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines() if line.startswith("{")]
+    assert [place["addresses"] for place in places] == [["127.0.0.1"] * 4] * 8, (tmp_path / "out").read_text()
+    assert (tmp_path / "asked").read_text() == "show job\nshow nodes\n"
+
+
+def preflight_of_two(folder: Path, node: str, before: tuple[str, ...] = ()) -> list[tuple[int, str, str]]:
+    """Runs the two ranks of a step on a node, and returns code, output and errors of each."""
+    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURMD_NODENAME": node}
+    step |= {"SLURM_STEP_NODELIST": node, "SLURM_STEP_TASKS_PER_NODE": "2", "TMPDIR": str(folder)}
+    step |= {"PATH": f"{folder}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    command = [*before, sys.executable, "-m", "mnist_dist.slurm.preflight", str(folder / "results")]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env=step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    said = [rank.communicate(timeout=90) for rank in ranks]
+    return [(rank.returncode, *texts) for rank, texts in zip(ranks, said, strict=True)]
+
+
+def test_names_serve_where_scontrol_reaches_no_controller(tmp_path: Path) -> None:
+    """As in a container; the pre-flight then says whether they lead anywhere, and one rank says why."""
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'scontrol: fatal: No configuration' >&2; exit 1\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    ranks = preflight_of_two(tmp_path, "localhost")
+    assert [code for code, _, _ in ranks] == [0, 0], ranks
+    assert ranks[0][1].startswith("pre-flight: 2 ranks on 1 node (localhost)")
+    assert "".join(errors for _, _, errors in ranks) == (
+        "srun: `scontrol show nodes` failed (scontrol: fatal: No configuration); nodes are reached by their names.\n"
+    )
+
+
+def test_a_node_that_has_an_ipv6_address_only(tmp_path: Path) -> None:
+    if (
+        subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode
+        or not socket.has_dualstack_ipv6()
+    ):
+        pytest.skip("a name of its own needs IPv6 and the right to mount")
+    (tmp_path / "hosts").write_text(f"{Path('/etc/hosts').read_text()}\n::1 six-only\n")
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho NodeName=six-only NodeAddr=six-only\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    mount = f'mount --bind {tmp_path}/hosts /etc/hosts && exec "$0" "$@"'
+    ranks = preflight_of_two(tmp_path, "six-only", before=("unshare", "--mount", "bash", "-c", mount))
+    assert [(code, errors) for code, _, errors in ranks] == [(0, "")] * 2, ranks
+
+
 def test_scattered_ranks_are_refused_with_the_remedy(slurm: Cluster) -> None:
     command = ["srun", "--mpi=none", "--nodes=2", "--ntasks=4", "--distribution=cyclic", sys.executable, "-c", PLACE]
     done = slurm.run(*command, env={"PYTHONPATH": str(ROOT)}, check=False)
@@ -130,3 +214,21 @@ def test_scattered_ranks_are_refused_with_the_remedy(slurm: Cluster) -> None:
 def test_one_task_is_no_rank(slurm: Cluster) -> None:
     done = slurm.run("srun", "--mpi=none", "--ntasks=1", sys.executable, "-c", PLACE, env={"PYTHONPATH": str(ROOT)})
     assert json.loads(done.stdout)["launcher"] == "none"
+
+
+def test_the_shell_of_an_interactive_step_is_no_rank_but_a_step_within_has_ranks(
+    slurm: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "place.py").write_text(PLACE)
+    python = f"{sys.executable} {tmp_path}/place.py"
+    shell = f"{python} >{tmp_path}/shell; srun --mpi=none --overlap --ntasks=2 {python} >{tmp_path}/step"
+    # The other task of the step ends at once, as the shell of one without a terminal does.
+    shell = f"[ $SLURM_PROCID = 0 ] || exit 0; {shell}"
+    step = shlex.join(["srun", "--mpi=none", "--nodes=1", "--ntasks=2", "--pty", "bash", "-c", shell])
+    slurm.run("script", "--quiet", "--return", "--command", step, "/dev/null", env={"PYTHONPATH": str(ROOT)})
+    assert json.loads((tmp_path / "shell").read_text())["launcher"] == "none"
+    ranks = [json.loads(line) for line in (tmp_path / "step").read_text().splitlines()]
+    assert sorted((place["launcher"], place["rank"], place["size"]) for place in ranks) == [
+        ("srun", 0, 2),
+        ("srun", 1, 2),
+    ]

@@ -19,7 +19,7 @@ from mnist_dist.distributed.cluster import Cluster as Place
 from mnist_dist.distributed.cluster import free_port
 from mnist_dist.distributed.membership import make_secret
 from mnist_dist.slurm.preflight import Clock, Report, check, compare, ranges, visible_gpus
-from tests.slurm.cluster import Cluster, start_cluster, wait_until
+from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.conftest import ROOT
 
 VERSIONS = {"python": "3.11.7", "tensorflow": "2.21.0"}
@@ -191,13 +191,10 @@ def test_gpus_that_slurm_gave_but_a_rank_does_not_see(slurm: Cluster, tmp_path: 
     assert "pre-flight: node rack1n1: rank 0 sees 2 GPUs for the 3 ranks there" in done.stderr
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-def test_tasks_that_slurm_has_bound(slurm: Cluster, tmp_path: Path) -> None:
-    (tmp_path / "bound").mkdir()
-    with start_cluster(tmp_path / "bound", task_plugin="affinity") as cluster:
-        done = preflight(cluster, tmp_path, "--nodes=2", "--ntasks-per-node=2")
-        assert done.returncode == 0, done.stderr
-        done = preflight(cluster, tmp_path, "--nodes=2", "--ntasks-per-node=2", "--cpu-bind=map_cpu:0,0")
+def test_tasks_that_slurm_has_bound(binding_slurm: Cluster, tmp_path: Path) -> None:
+    done = preflight(binding_slurm, tmp_path, "--nodes=2", "--ntasks-per-node=2")
+    assert done.returncode == 0, done.stderr
+    done = preflight(binding_slurm, tmp_path, "--nodes=2", "--ntasks-per-node=2", "--cpu-bind=map_cpu:0,0")
     assert done.returncode == 1
     assert "pre-flight: node n10: rank 2 and rank 3 are bound to the same cores (0); see --cpu-bind" in done.stderr
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from mnist_dist.errors import TrainingError
 from mnist_dist.slurm import scheduler
 from mnist_dist.slurm.scheduler import JobState, Partition, check_partition, count_gpus
 from mnist_dist.slurm.site import load_site
@@ -48,13 +49,14 @@ def test_a_job_for_each_number_of_devices() -> None:
         ((("horovod", 8),),),  # mirrored is one process on one node.
     ]
     assert jobs[3].command == (
-        *("sbatch", "--parsable", "--job-name=my study-8", "--partition=a100", "--account=physics"),
+        *("sbatch", "--parsable", "--export=ALL", "--job-name=my study-8", "--partition=a100"),
+        "--account=physics",
         *("--time=01:00:00", "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4"),
         *("--output=/shared/my study/logs/%x-%j.out", str(ROOT / "slurm" / "bench.sbatch")),
         *("scaling", "--results", "/shared/my study", "--devices", "1,2,4,8", "--only", "8"),
         *("--devices-per-host", "4", "--strategies", "single,mirrored,horovod", "--no-report"),
     )
-    assert jobs[1].command[6:9] == ("--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2")
+    assert jobs[1].command[7:10] == ("--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2")
 
 
 def test_an_array_gives_all_members_the_nodes_of_the_largest() -> None:
@@ -81,7 +83,7 @@ def test_cpu_devices_ask_for_cores_instead_of_gpus() -> None:
 
 def test_the_report_waits_for_all_jobs_however_they_end() -> None:
     command = report_command(make_request(), ["17", "18"])
-    assert "--dependency=afterany:17:18" in command
+    assert {"--dependency=afterany:17:18", "--export=ALL"} <= set(command)
     assert command[-2:] == [str(ROOT / "slurm" / "report.sbatch"), "/shared/my study"]
 
 
@@ -122,7 +124,7 @@ def test_the_printed_script_runs_as_it_stands(tmp_path: Path) -> None:
         f"#!{sys.executable}\nimport json, sys\n"
         f"with open({str(tmp_path / 'calls')!r}, 'a+') as file:\n"
         "    print(json.dumps(['sbatch', *sys.argv[1:]]), file=file, flush=True)\n"
-        "    file.seek(0)\n    print(100 + len(file.readlines()))\n"
+        "    file.seek(0)\n    print('Welcome!\\n', 100 + len(file.readlines()), sep='')\n"
     )
     (tmp_path / "sbatch").chmod(0o755)
     subprocess.run(["bash", "-eu"], input=script, text=True, check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
@@ -144,6 +146,35 @@ def test_the_printed_script_runs_as_it_stands(tmp_path: Path) -> None:
 )
 def test_count_gpus(gres: str, count: int) -> None:
     assert count_gpus(gres) == count
+
+
+BANNER = "-----\n  Welcome to Example3, 3 jobs wait\n-----\n--> Verifying valid submit host (login4)...OK\n"
+
+
+@pytest.mark.parametrize(
+    ("printed", "code", "expected"),
+    [
+        ("17\n", 0, "17"),
+        ("17;cluster2\n", 0, "17"),
+        (BANNER + "17\n", 0, "17"),
+        (BANNER + "17;cluster2\nHave a nice day.\n", 0, "17"),
+        ("Submitted batch job 17 on cluster c2\n", 0, "17"),
+        (BANNER, 1, "sbatch: -----; Welcome to Example3, 3 jobs wait; --> Verifying valid"),
+        ("", 1, "sbatch: it failed without a word."),
+        (BANNER, 0, "Unclear: sbatch: it ended with 0 and printed '----- Welcome to Example3, 3 jobs wait -----"),
+        (BANNER + "17\n", 1, "Unclear: sbatch: it ended with 1 and printed '----- Welcome"),
+        ("Grüß Gott\n17\n", 0, "17"),  # In the encoding of the site, which is not this one's.
+    ],
+)
+def test_the_number_among_all_that_sbatch_prints(printed: str, code: int, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "printed").write_text(printed, encoding="latin-1")
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\ncat {tmp_path}/printed\nexit {code}\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    try:
+        answer = scheduler.submit(["sbatch"], {"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    except TrainingError as error:
+        answer = "Unclear: " * isinstance(error, scheduler.UnclearError) + str(error)
+    assert answer == expected if expected == "17" else answer.startswith(expected)
 
 
 # --- The command line, without Slurm ---

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.processes.conftest import Run, StartRun
 from tests.slurm.cluster import Cluster
-from tests.slurm.conftest import SGD, TRAIN, Submit, assert_close
+from tests.slurm.conftest import ROOT, SGD, TRAIN, Submit, assert_close
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +47,33 @@ def test_arguments_stay_arguments(submit: Submit) -> None:
     job = submit(TRAIN, "--config", "a run's $HOME *", "--workdir=else where")
     assert job.finish()["ExitCode"] == "2:0"
     assert "mnist-dist: error: --config: there is no file 'a run's $HOME *'" in job.output
+
+
+@pytest.mark.parametrize(("script", "tasks"), [("train", 4), ("bench", 4), ("scaling", 4)])
+def test_the_number_of_tasks_in_total(slurm: Cluster, script: str, tasks: int) -> None:
+    """Instead of `--nodes` and `--ntasks-per-node`, as people say it for MPI."""
+    done = slurm.run("sbatch", "--test-only", f"--ntasks={tasks}", str(ROOT / "slurm" / f"{script}.sbatch"))
+    assert f"using {tasks} processors" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "received"), [(["--nodes=2", "--ntasks=3"], "3 tasks, 2,1 on 2 nodes"), ([], "1 tasks, 1 on 1 nodes")]
+)
+def test_tasks_that_make_no_scaling(submit: Submit, flags: list[str], received: str) -> None:
+    job = submit("--time=2", *flags, str(ROOT / "slurm" / "scaling.sbatch"), "quick")
+    assert job.finish()["ExitCode"] == "2:0"
+    expected = "expected several, as many on each: --nodes=N --ntasks-per-node=M."
+    assert job.output == f"scaling.sbatch: received {received}, {expected}\n"
+
+
+def test_a_site_that_hands_on_no_variables(submit: Submit, tmp_path: Path) -> None:
+    """The batch shell has the variables of a login, and what is active there reaches the tasks."""
+    for name, target in (("slurm", ROOT / "slurm"), ("mnist_dist", ROOT / "mnist_dist"), (".venv", Path(sys.prefix))):
+        (tmp_path / name).symlink_to(target)
+    job = submit("--export=NONE", "--ntasks-per-node=2", TRAIN, "--strategy", "horrovod")
+    assert job.finish()["JobState"] == "FAILED"
+    assert "pre-flight: 2 ranks on 1 node" in job.output, job.output
+    assert "mnist-dist: error: runtime.strategy: received 'horrovod'" in job.output
 
 
 def test_bad_arguments_end_the_job_with_their_line(submit: Submit, training: list[str]) -> None:

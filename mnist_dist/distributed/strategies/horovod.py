@@ -136,6 +136,13 @@ class Horovod(Strategy):
 def horovod_environment(cluster: Cluster, interface: str, join_timeout_seconds: float) -> dict[str, str]:
     """Returns what `horovodrun` would tell a rank, for Gloo over TCP on a network interface."""
     hosts = list(dict.fromkeys(cluster.hosts))
+    try:
+        rendezvous = socket.gethostbyname(cluster.addresses[0])
+    except OSError:
+        raise UserError(
+            f"node {cluster.hosts[0]}: no IPv4 address is known for '{cluster.addresses[0]}', which Horovod needs; "
+            "take --strategy multiworker."
+        ) from None
     environment = {
         "HOROVOD_RANK": cluster.rank,
         "HOROVOD_SIZE": cluster.size,
@@ -147,7 +154,7 @@ def horovod_environment(cluster: Cluster, interface: str, join_timeout_seconds: 
         "HOROVOD_HOSTNAME": cluster.hosts[cluster.rank],
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
-        "HOROVOD_GLOO_RENDEZVOUS_ADDR": socket.gethostbyname(cluster.addresses[0]) + rendezvous_path(cluster),
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": rendezvous + rendezvous_path(cluster),
         # Gloo would otherwise resolve the host's name, which may lead to an address nobody listens on.
         "HOROVOD_GLOO_IFACE": interface,
         "HOROVOD_GLOO_RENDEZVOUS_PORT": cluster.port,

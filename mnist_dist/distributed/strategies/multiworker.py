@@ -103,7 +103,8 @@ class MultiWorker(Strategy):
 
 def tf_config(cluster: Cluster) -> dict[str, Any]:
     """Returns the content of TF_CONFIG; rank r listens on the port r + 1 after the job's first."""
-    workers = [f"{address}:{cluster.port + 1 + rank}" for rank, address in enumerate(cluster.addresses)]
+    addresses = [f"[{address}]" if ":" in address else address for address in cluster.addresses]  # As IPv6 is written.
+    workers = [f"{address}:{cluster.port + 1 + rank}" for rank, address in enumerate(addresses)]
     return {"cluster": {"worker": workers}, "task": {"type": "worker", "index": cluster.rank}}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_dist.benchmarks.measure import process
+from mnist_dist.benchmarks.measure import process, runner
 from mnist_dist.benchmarks.measure.process import kernel_ooms
 from mnist_dist.benchmarks.measure.runner import Run, Study, harness_address, launch_command, run_alone, skipped
 from mnist_dist.benchmarks.measure.suite import Machine
@@ -204,14 +204,28 @@ class TestFailures:
 class TestPlace:
     @pytest.mark.parametrize(("devices", "cores_per_device"), [(1, 1), (2, 1), (1, None)])
     def test_a_case_is_bound_to_the_cores_of_its_devices(
-        self, run_program: Callable[..., Record], devices: int, cores_per_device: int | None
+        self,
+        run_program: Callable[..., Record],
+        devices: int,
+        cores_per_device: int | None,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         usable = sorted(os.sched_getaffinity(0))
+        monkeypatch.setattr(runner, "thread_siblings", lambda core: [core])
         case = Case(measure_seconds=1.0, devices=devices, strategy="mirrored", cores_per_device=cores_per_device)
         record = run_program("import os; print(sorted(os.sched_getaffinity(0))); raise SystemExit(1)", case)
         expected = usable[: devices * cores_per_device] if cores_per_device else usable
         assert record.output_tail == (str(expected),)
         assert sorted(os.sched_getaffinity(0)) == usable, "the harness itself is not bound"
+
+    @pytest.mark.parametrize(("devices", "expected"), [(1, {0}), (2, {0, 2}), (3, {0, 1, 2})])
+    def test_second_hardware_threads_come_last(
+        self, devices: int, expected: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3})
+        monkeypatch.setattr(runner, "thread_siblings", lambda core: [core - core % 2, core - core % 2 + 1])
+        case = Case(devices=devices, strategy="mirrored", cores_per_device=1)
+        assert runner._cores(case, make_study(tmp_path)) == expected
 
     def test_the_code_of_the_study_runs_wherever_the_harness_does(self, tmp_path: Path) -> None:
         """`python -m` prefers the folder it is started in, which often is this checkout."""
@@ -238,6 +252,7 @@ class TestPlace:
         command = launch_command(["train"], make_study(tmp_path, machine=job), Case(**case))
         assert (command[0], command[-1]) == ("srun", "train")
         assert "--overlap" in command, "others of the round have steps on the same cores"
+        assert "--export=ALL" in command, "the site may hand on no variables"
         for flag, value in zip(("nodes", "ntasks", "ntasks-per-node", "cpus-per-task"), expected, strict=True):
             assert f"--{flag}={value}" in command
         assert ("--gpus-per-node=2" in command) == bool(machine)
