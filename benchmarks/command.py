@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -266,9 +267,10 @@ def add_compare(commands: Any) -> None:
         "compare",
         help="say of each case whether NEW is faster, slower or the same as BASE",
         description=(
-            "Compare two studies case by case. Exits with 0 when nothing is slower, 1 when something is, 3 when "
-            "that cannot be told. With --interleave, BASE and NEW are measured here, in turns: each is a commit, "
-            "or a configuration (a YAML file, or KEY=VALUE)."
+            "Compare two studies case by case. Exits with 0 when every case of BASE was judged and none is worse, 1 "
+            "when one is slower, less accurate or fails more often, 3 when that cannot be told. With --interleave, "
+            "BASE and NEW are measured here, in turns: each is a commit, or a configuration (a YAML file, or "
+            "KEY=VALUE)."
         ),
         epilog=(
             "Examples: `mnist-dist bench compare results/monday results/tuesday`; "
@@ -287,6 +289,11 @@ def add_compare(commands: Any) -> None:
         default=[],
         choices=("hardware", "software", "config"),
         help="compare although this differs, being the subject; may be given several times",
+    )
+    parser.add_argument(
+        "--judge",
+        choices=("all",),
+        help="also ablations, matrix products and inputs (default: they are listed apart and decide nothing)",
     )
     parser.add_argument("--markdown", action="store_true", help="print Markdown, for a page or a pull request")
     parser.add_argument("--interleave", action="store_true", help="measure both now, in turns")
@@ -317,10 +324,12 @@ def run_compare(args: argparse.Namespace) -> int:
         base, new = read_records(Path(args.base), "BASE"), read_records(Path(args.new), "NEW")
         if Path(args.base).resolve() == Path(args.new).resolve():
             raise UserError(f"BASE, NEW: received '{args.base}' twice, expected the folders of two studies.")
-    comparison = compare(base, new, smallest_effect=args.smallest_effect / 100, allow=frozenset(allow))
-    text = (
-        render_comparison_markdown(comparison) if args.markdown else render_comparison(comparison, sys.stdout.isatty())
-    )
+    effect, judge_all = args.smallest_effect / 100, args.judge == "all"
+    comparison = compare(base, new, smallest_effect=effect, allow=frozenset(allow), judge_all=judge_all)
+    if args.markdown:
+        text = render_comparison_markdown(comparison)
+    else:
+        text = render_comparison(comparison, shutil.get_terminal_size((120, 0)).columns, sys.stdout.isatty())
     print(text, end="")
     return comparison.exit_code
 

@@ -1,52 +1,58 @@
-"""Which cases of one study are faster or slower than in another, and which cannot be told.
+"""Which cases of one study are worse or better than in another, and which cannot be told.
 
-The effect is the log ratio of the rates, with its 95 % interval. With d the smallest effect that matters, a case is
+The effect is the log ratio of the rates. With d the smallest effect that matters, a case is
 
-- slower or faster, if its point lies beyond d and its whole interval beyond 0, once Holm's correction over all cases
-  has widened that: else the more cases, the more of them would seem slower by chance;
-- the same, if its whole interval lies within d to both sides: shown to be equal, not just no difference found. This
-  takes no correction, as "nothing changed" needs all cases to pass (the intersection-union test: Berger, Technometrics
-  24, 1982);
+- slower or faster, if its point lies beyond d and its whole 95 % interval beyond 0, once Holm's correction over all
+  cases has widened that: else the more cases, the more of them would seem slower by chance;
+- the same, if its whole 90 % interval lies within d to both sides: shown to be equal, not just no difference found.
+  That is two one-sided tests at 5 % (TOST: Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15, 1987). It takes no
+  correction, as "nothing changed" needs all cases to pass (intersection-union test: Berger, Technometrics 24, 1982);
 - else inconclusive.
 
-Accuracy must not pay for speed: a case that became less accurate than seeds explain counts like a slower one.
+Only turns leave out what differs between two times of measuring. Studies that did not take turns differ by their days,
+too, of which their runs say nothing: slower and faster must exceed what days may differ by, and what would be the same
+is called alike, which claims nothing of the days.
+
+Windows are winsorised where there are no turns, as the trimmed mean of cycles does it where there are; but nothing
+is the same or alike whose ratio with all windows lies beyond d. Neither accuracy nor failures may pay for speed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
+from mnist_dist.benchmarks.analysis.accuracy import AccuracyChange, compare_accuracies
 from mnist_dist.benchmarks.analysis.in_turns import paired_ratio
 from mnist_dist.benchmarks.analysis.matching import Difference, find_differences, match_cases, show_value
-from mnist_dist.benchmarks.analysis.summary import (
-    mean_test_accuracy,
-    split_by_success,
-)
+from mnist_dist.benchmarks.analysis.summary import split_by_success
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import NoRateError, kind
 from mnist_dist.benchmarks.records.record import Record, on_gpus
+from mnist_dist.benchmarks.statistics.paired import TRIMMED
 from mnist_dist.benchmarks.statistics.stats import (
     CONFIDENCE,
-    Accuracy,
     Estimate,
     LogEstimate,
-    accuracy_p_value,
     estimate_ratio,
     holm_levels,
+    log_total_rate,
     repeats_needed,
 )
 from mnist_dist.errors import UserError, one_line
 
-Outcome = Literal["slower", "inconclusive", "faster", "same"]
+Outcome = Literal["failing", "slower", "less accurate", "inconclusive", "faster", "same", "alike"]
 
-OUTCOMES: tuple[Outcome, ...] = ("slower", "inconclusive", "faster", "same")  # In the order of the table.
+OUTCOMES: tuple[Outcome, ...] = ("failing", "slower", "less accurate", "inconclusive", "faster", "same", "alike")
+WORSE: tuple[Outcome, ...] = OUTCOMES[:3]
 SIGNIFICANCE = 0.05  # Of the whole comparison, however many cases it has.
-SMALLEST_ACCURACY_DROP = 0.0005  # Five of the 10,000 test images.
+EQUIVALENCE_CONFIDENCE = 1 - 2 * SIGNIFICANCE
+DAY_DEVIATION = 0.03  # Of the level of a study, where none took turns: an assumption, as no study can measure its own.
+DAY_HALF_WIDTH = 1.96 * math.sqrt(2) * DAY_DEVIATION  # Of the 95 % interval of what two studies differ by.
 
 
 @dataclass(frozen=True)
@@ -56,28 +62,39 @@ class Verdict:
     Attributes:
         case: as measured in the new study.
         on_gpus: whether its devices are GPUs.
-        ratio: the rate in the new study over that in the base, with its 95 % interval: of images per second of all
-            devices, of FLOPs per second, or of all-reduces per second as the geometric mean over message sizes. None
-            if one of them is not known; with nan bounds if both come from a single run.
-        corrected: the same with the interval that Holm's correction leaves to it; None where nothing could be tested.
+        base, new: the runs that ended well.
+        fails: the new runs failed more often.
+        remark: what else a reader must know, for example why there is no estimate.
+        estimate: of the log ratio of new over base: of images per second of all devices, of FLOPs per second, or of
+            all-reduces per second as the geometric mean over message sizes. None if one of them is not known.
+        total: the same ratio with every window in full, where the estimate winsorises.
         in_turns: both sides took turns, so that they are compared within each cycle.
+        outcome: the worst of its speed, its accuracy and its failures.
+        corrected: the ratio with the 95 % interval that Holm's correction, and the days, leave to it; None where
+            nothing could be tested.
         more_runs: of each study, after which an inconclusive case would probably be decided; None if not known, or not
             within reason as the effect is about as large as the smallest that matters.
-        remark: what else a reader must know, for example why the case is inconclusive.
-        less_accurate: the test accuracies, if the new one is lower by more than seeds explain.
+        accuracy: None where a side left no model.
     """
 
     case: Case
     on_gpus: bool
-    outcome: Outcome
-    ratio: Estimate | None
-    corrected: Estimate | None
-    base_runs: int
-    new_runs: int
-    in_turns: bool
-    more_runs: int | None
+    base: tuple[Record, ...]
+    new: tuple[Record, ...]
+    fails: bool
     remark: str
-    less_accurate: tuple[Accuracy, Accuracy] | None
+    estimate: LogEstimate | None = None
+    total: float = 0.0
+    in_turns: bool = False
+    outcome: Outcome = "inconclusive"
+    corrected: Estimate | None = None
+    more_runs: int | None = None
+    accuracy: AccuracyChange | None = None
+
+    @property
+    def ratio(self) -> Estimate | None:
+        """The rate of new over that of base, with its 90 % interval; nan bounds if both come from a single run."""
+        return self.estimate.at_level(EQUIVALENCE_CONFIDENCE) if self.estimate else None
 
 
 @dataclass(frozen=True)
@@ -90,7 +107,11 @@ class Incomparable:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two studies, case by case. What could not be compared is given by its records."""
+    """Two studies, case by case. What could not be compared is given by its records.
+
+    Attributes:
+        unjudged: of the cases that only explain others, unless they are judged as well.
+    """
 
     base_name: str
     new_name: str
@@ -99,27 +120,15 @@ class Comparison:
     incomparable: tuple[Incomparable, ...]
     only_in_base: tuple[tuple[Record, ...], ...]
     only_in_new: tuple[tuple[Record, ...], ...]
+    unjudged: Comparison | None = None
 
     @property
     def exit_code(self) -> int:
-        """0: nothing is slower or less accurate; 1: something is; 3: that cannot be told of every matched case."""
-        if any(verdict.outcome == "slower" or verdict.less_accurate for verdict in self.verdicts):
+        """0: nothing is worse, and all of the base's cases were judged; 1: something is; 3: that cannot be told."""
+        outcomes = {verdict.outcome for verdict in self.verdicts}
+        if outcomes & {*WORSE}:
             return 1
-        undecided = any(verdict.outcome == "inconclusive" for verdict in self.verdicts)
-        return 3 if undecided or self.incomparable or not self.verdicts else 0
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """A matched case in both studies. `remark` says why there is no estimate, or what it assumes."""
-
-    case: Case
-    base: tuple[Record, ...]
-    new: tuple[Record, ...]
-    on_gpus: bool
-    estimate: LogEstimate | None
-    in_turns: bool
-    remark: str
+        return 3 if "inconclusive" in outcomes or self.incomparable or self.only_in_base or not outcomes else 0
 
 
 def compare(
@@ -128,6 +137,7 @@ def compare(
     *,
     smallest_effect: float = 0.05,
     allow: Collection[Difference] = frozenset(),
+    judge_all: bool = False,
 ) -> Comparison:
     """Compares the cases that both studies measured.
 
@@ -135,6 +145,7 @@ def compare(
         smallest_effect: a share; smaller differences do not matter.
         allow: what may differ between the studies, being the subject. The commit always may. With `config`, cases
             match although settings differ that have no value in common between the studies.
+        judge_all: also the cases that only explain others: ablations, matrix products and inputs alone.
 
     Raises:
         UserError: `smallest_effect` is not a share between 0 and 1.
@@ -143,10 +154,20 @@ def compare(
         raise UserError(
             f"--smallest-effect: received {100 * smallest_effect:g} percent, expected between 0 and 100, such as 5."
         )
-    base, new = ([record for record in side if record.status != "skipped"] for side in (base, new))
+    sides = [[record for record in side if record.status != "skipped"] for side in (base, new)]
+    if not judge_all:
+        judged, others = (
+            [[record for record in side if _explains(record.case) == each] for side in sides] for each in (False, True)
+        )
+        options: dict[str, Any] = {"smallest_effect": smallest_effect, "allow": allow, "judge_all": True}
+        names = [_name(side) for side in sides]
+        return replace(
+            compare(*judged, **options), unjudged=compare(*others, **options), base_name=names[0], new_name=names[1]
+        )
+    base, new = sides
     pairs, only_in_base, only_in_new = match_cases(_by_case(base), _by_case(new), "config" in allow)
     incomparable: list[Incomparable] = []
-    measured: list[_Measured] = []
+    measured: list[Verdict] = []
     for base_records, new_records in sorted(pairs, key=lambda pair: pair[1][0].case.order):
         differing = [text for kind, text in find_differences(base_records, new_records) if kind not in allow]
         if differing:
@@ -165,6 +186,10 @@ def compare(
     )
 
 
+def _explains(case: Case) -> bool:
+    return case.is_ablation or kind(case.kind).explains
+
+
 def _by_case(records: Sequence[Record]) -> dict[str, list[Record]]:
     found: dict[str, list[Record]] = {}
     for record in records:
@@ -176,28 +201,38 @@ def _in_order(cases: Sequence[Sequence[Record]]) -> tuple[tuple[Record, ...], ..
     return tuple(sorted(map(tuple, cases), key=lambda records: records[0].case.order))
 
 
-def _measure(base: Sequence[Record], new: Sequence[Record]) -> _Measured:
+def _measure(base: Sequence[Record], new: Sequence[Record]) -> Verdict:
     """Estimates the ratio of a matched case's rates."""
-    case, gpus = new[0].case, on_gpus(new)
-    (base_ok, base_failed), (new_ok, new_failed) = split_by_success(base), split_by_success(new)
+    (base_ok, base_failed), (new_ok, new_failed) = _split_by_end(base), _split_by_end(new)
+    fails = new_failed * (len(base_ok) + base_failed) > base_failed * (len(new_ok) + new_failed)
+    failures = f"failed runs: {base_failed}, {new_failed}" if base_failed or new_failed else ""
+    found = Verdict(new[0].case, on_gpus(new), base_ok, new_ok, fails, failures)
     for name, ok, last in (("base", base_ok, base[-1]), ("new", new_ok, new[-1])):
         if not ok:
-            reason = f"no run of {name} ended well: {last.status}: {last.reason}"
-            return _Measured(case, base_ok, new_ok, gpus, None, False, reason)
-    estimate = paired_ratio(new_ok, base_ok)
-    in_turns, series = estimate is not None, []
-    for name, ok in (("base", base_ok), ("new", new_ok)) if estimate is None else ():
+            return replace(found, remark=f"no run of {name} ended well: {last.status}: {last.reason}")
+    remarks = [_changed_settings(base[0].case, found.case), failures]
+    if estimate := paired_ratio(new_ok, base_ok):
+        return replace(found, estimate=estimate, in_turns=True, remark="; ".join(filter(None, remarks)))
+    series = []
+    for name, ok in (("base", base_ok), ("new", new_ok)):
         try:
-            series.append(kind(case.kind).series(ok, base_ok + new_ok))
+            series.append(kind(found.case.kind).series(ok, base_ok + new_ok))
         except NoRateError as error:
-            return _Measured(case, base_ok, new_ok, gpus, None, False, f"{name}: {error}")
-    remarks = (
-        _changed_settings(base[0].case, case),
-        f"failed runs: {len(base_failed)}, {len(new_failed)}" if base_failed or new_failed else "",
-        "" if in_turns else _assumption(len(base_ok), len(new_ok)),
+            return replace(found, remark="; ".join(filter(None, [f"{name}: {error}", failures])))
+    remarks.append(_assumption(len(base_ok), len(new_ok)))
+    winsorized = ([each.winsorized(TRIMMED) for each in side] for side in series)
+    return replace(
+        found,
+        estimate=estimate_ratio(*winsorized, paired=False),
+        total=log_total_rate(series[1]) - log_total_rate(series[0]),
+        remark="; ".join(filter(None, remarks)),
     )
-    estimate = estimate or estimate_ratio(*series, paired=False)
-    return _Measured(case, base_ok, new_ok, gpus, estimate, in_turns, "; ".join(filter(None, remarks)))
+
+
+def _split_by_end(records: Sequence[Record]) -> tuple[tuple[Record, ...], int]:
+    """Returns the runs that ended well, and how many repeats never did."""
+    ok, failed = split_by_success(records)
+    return ok, len({record.repeat for record in failed} - {record.repeat for record in ok})
 
 
 def _changed_settings(base: Case, new: Case) -> str:
@@ -214,69 +249,53 @@ def _assumption(base_runs: int, new_runs: int) -> str:
     return ""
 
 
-def _decide(measured: Sequence[_Measured], smallest_effect: float) -> list[Verdict]:
+def _decide(measured: Sequence[Verdict], smallest_effect: float) -> list[Verdict]:
     """Tests all hypotheses of a comparison as one family; `smallest_effect` is a log ratio."""
-    levels = _levels([each.estimate.p_value() if each.estimate else math.nan for each in measured])
-    drops = _accuracy_drops(measured)
+    p_values = [each.estimate.p_value() if each.estimate else math.nan for each in measured]
+    levels = holm_levels(np.array(p_values), SIGNIFICANCE).tolist()
+    accuracies = compare_accuracies([(each.base, each.new) for each in measured], SIGNIFICANCE)
     verdicts = []
-    for each, level, drop in zip(measured, levels, drops, strict=True):
-        outcome: Outcome = "inconclusive"
-        ratio, corrected, more_runs = None, None, None
-        if each.estimate:
-            ratio = each.estimate.at_level(CONFIDENCE)
-        if each.estimate and not math.isnan(level):
-            corrected = each.estimate.at_level(1 - level)
-            outcome = _outcome(each.estimate, 1 - level, smallest_effect)
-            more_runs = _more_runs(each, 1 - level, smallest_effect) if outcome == "inconclusive" else None
-        runs = len(each.base), len(each.new)
-        verdicts.append(
-            Verdict(
-                each.case, each.on_gpus, outcome, ratio, corrected, *runs, each.in_turns, more_runs, each.remark, drop
-            )
-        )
+    for each, level, accuracy in zip(measured, levels, accuracies, strict=True):
+        decided = _decide_speed(each, level, smallest_effect)
+        found: list[Outcome] = ["failing"] if each.fails else []
+        if accuracy and accuracy.outcome != "kept":
+            found.append("less accurate" if accuracy.outcome == "lower" else "inconclusive")
+        outcome = min([*found, decided.outcome], key=OUTCOMES.index)
+        verdicts.append(replace(decided, outcome=outcome, accuracy=accuracy))
     return verdicts
 
 
-def _levels(p_values: Sequence[float]) -> list[float]:
-    """Returns the level at which Holm decides each hypothesis; nan, outside of the family, where there is no test."""
-    levels = np.full(len(p_values), math.nan)
-    tested = ~np.isnan(p_values)
-    levels[tested] = holm_levels(np.asarray(p_values)[tested], SIGNIFICANCE)
-    return levels.tolist()
-
-
-def _outcome(estimate: LogEstimate, corrected_confidence: float, smallest_effect: float) -> Outcome:
-    effect = estimate.value
-    if abs(effect) > max(smallest_effect, estimate.half_width(corrected_confidence)):
-        return "faster" if effect > 0 else "slower"
-    return "same" if abs(effect) + estimate.half_width(CONFIDENCE) <= smallest_effect else "inconclusive"
-
-
-def _more_runs(measured: _Measured, corrected_confidence: float, smallest_effect: float) -> int | None:
-    """Returns how many more runs of each study would decide, were effect and spread to stay as they are."""
-    estimate = measured.estimate
-    if estimate is None:
-        return None
-    effect = abs(estimate.value)
-    counts = len(measured.base), len(measured.new)
-    variance = estimate.variance * 2 / sum(1 / count for count in counts)
-    arms = 1 if measured.in_turns else 2
-    if effect > smallest_effect:
-        needed = repeats_needed(variance, effect, corrected_confidence, arms)
+def _decide_speed(each: Verdict, level: float, smallest_effect: float) -> Verdict:
+    if each.estimate is None or math.isnan(level):
+        return each
+    effect, half = each.estimate.value, each.estimate.half_width(1 - level)
+    with_day = half if each.in_turns else math.hypot(half, DAY_HALF_WIDTH)
+    found = replace(each, corrected=each.estimate.with_half_width(with_day))
+    if abs(effect) > max(smallest_effect, with_day):
+        return replace(found, outcome="faster" if effect > 0 else "slower")
+    is_equal = abs(effect) + each.estimate.half_width(EQUIVALENCE_CONFIDENCE) <= smallest_effect
+    if is_equal and abs(each.total) <= smallest_effect:
+        return replace(found, outcome="same" if each.in_turns else "alike")
+    if is_equal:
+        reason = f"the slowest windows in full, the ratio is {math.exp(each.total):.3f}"
+    elif abs(effect) > max(smallest_effect, half):
+        reason = f"may be the day, as two differ by up to {100 * math.expm1(DAY_HALF_WIDTH):.0f} %"
     else:
+        return replace(found, more_runs=_more_runs(each, each.estimate, level, smallest_effect))
+    return replace(found, remark="; ".join(filter(None, [each.remark, reason])))
+
+
+def _more_runs(each: Verdict, estimate: LogEstimate, level: float, smallest_effect: float) -> int | None:
+    """Returns how many more runs of each study would decide, were effect and spread to stay as they are."""
+    effect, arms = abs(estimate.value), 1 if each.in_turns else 2
+    counts = len(each.base), len(each.new)
+    variance = estimate.variance * 2 / sum(1 / count for count in counts)
+    if effect > smallest_effect:
+        of_days = 0.0 if each.in_turns else DAY_HALF_WIDTH
+        needed = repeats_needed(variance, math.sqrt(max(effect**2 - of_days**2, 0.0)), 1 - level, arms)
+    else:  # By the 95 % interval, as one that is just narrow enough would be missed in every other study.
         needed = repeats_needed(variance, smallest_effect - effect, CONFIDENCE, arms)
     return None if needed is None else max(needed - min(counts), 1)
-
-
-def _accuracy_drops(measured: Sequence[_Measured]) -> list[tuple[Accuracy, Accuracy] | None]:
-    """Returns the accuracies of the cases that lost more than chance explains, by Welch's t-test and Holm's levels."""
-    accuracies = [(mean_test_accuracy(each.base), mean_test_accuracy(each.new)) for each in measured]
-    p_values = [accuracy_p_value(base, new) if base and new else math.nan for base, new in accuracies]
-    drops: list[tuple[Accuracy, Accuracy] | None] = []
-    for (base, new), p_value, level in zip(accuracies, p_values, _levels(p_values), strict=True):
-        lower = base and new and base.mean - new.mean >= SMALLEST_ACCURACY_DROP
-        drops.append((base, new) if base and new and lower and p_value <= level else None)
-    return drops
 
 
 def _name(records: Sequence[Record]) -> str:

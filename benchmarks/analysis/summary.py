@@ -251,13 +251,19 @@ def why_unstable(states: Sequence[SteadyState]) -> str | None:
 
 
 def mean_test_accuracy(records: Sequence[Record]) -> Accuracy | None:
-    """Returns the mean test accuracy over seeds; runs that share a seed count as one, with their mean."""
+    """Returns the mean test accuracy over seeds."""
+    by_seed = accuracy_by_seed(records)
+    return mean_accuracy([*by_seed.values()]) if by_seed else None
+
+
+def accuracy_by_seed(records: Sequence[Record]) -> dict[int, float]:
+    """Returns the test accuracy of each seed; runs that share a seed count as one, with their mean."""
     by_seed: dict[int, list[float]] = {}
     for record in records:
         accuracy = (record.measurements or {}).get("test_accuracy")
         if accuracy is not None:
             by_seed.setdefault(record.seed, []).append(accuracy)
-    return mean_accuracy([float(np.mean(values)) for values in by_seed.values()]) if by_seed else None
+    return {seed: float(np.mean(values)) for seed, values in by_seed.items()}
 
 
 def _measured(records: Sequence[Record], name: str) -> list[Any]:

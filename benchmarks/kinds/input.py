@@ -31,6 +31,7 @@ class Input(WindowsKind, WorkerKind):
     name = "input"
     description = "the input pipeline alone"
     prefix = "input alone: "
+    explains = True
     measurements = Windows
     seconds = 4.0
 

@@ -45,6 +45,7 @@ class Matmul(WorkerKind):
     name = "matmul"
     description = "the rate of matrix products, to which MFU relates"
     prefix = "matrix products: "
+    explains = True
     measurements = Products
     seconds = 1.5
     # One product at a time has to keep all cores busy; the fused form would give it one thread, to run several.

@@ -67,6 +67,7 @@ class Kind(ABC):
         variants: of what it does, each of which has turns of its own.
         takes_turns: whether its process asks for its turn; else it is measured by itself.
         has_batches: whether its cases differ by their batch size.
+        explains: whether its cases are there to explain others, so that a comparison judges them only if asked to.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Kind(ABC):
     variants: tuple[str, ...] = (FULL,)
     takes_turns: bool = True
     has_batches: bool = False
+    explains: bool = False
 
     def fits(self, strategy: str, devices: int) -> bool:
         """Returns whether there is something to measure with so many devices."""

@@ -6,8 +6,11 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from mnist_dist.benchmarks.analysis.compare import OUTCOMES, Comparison, Verdict
-from mnist_dist.benchmarks.report.labels import label_records, label_with_kind
+import numpy as np
+
+from mnist_dist.benchmarks.analysis.accuracy import LARGEST_DROP, TOLD_DROP
+from mnist_dist.benchmarks.analysis.compare import OUTCOMES, WORSE, Comparison, Verdict
+from mnist_dist.benchmarks.report.labels import DASH, MISSING, label_briefly, label_records
 from mnist_dist.benchmarks.report.table import (
     TERMINAL_WIDTH,
     Cell,
@@ -22,120 +25,143 @@ from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.errors import one_line
 
 MOST_RUNS_TOLD = 100
+SHORTEST_LABEL = 20
+CONCLUSIONS = {0: "Nothing is worse", 1: "New is worse", 3: "Undecided"}
 
 
-def render_comparison(comparison: Comparison, colour: bool = False) -> str:
-    """Returns the comparison for a terminal, with the remarks below the table.
+def render_comparison(comparison: Comparison, width: int = TERMINAL_WIDTH, colour: bool = False) -> str:
+    """Returns the comparison for a terminal: its verdict, a table with a line for each case, and remarks.
 
     Args:
+        width: of the terminal, for which labels are cut, but no numbers.
         colour: whether to add the terminal's codes for bold and dim.
     """
-    lines = [f"base: {one_line(comparison.base_name)}", f"new:  {one_line(comparison.new_name)}", ""]
-    if comparison.verdicts:
-        lines += [render_terminal(_table(comparison), colour=colour), ""]
-    lines += [_headline(comparison), ""]
-    remarks = [f"{_label(verdict)}: {remark}" for verdict in comparison.verdicts if (remark := _remark(verdict))]
-    for title, texts in [("Remarks", remarks), *_lists(comparison)]:
-        lines += [f"{title}:", *(_fill(f"- {one_line(text)}", "  ") for text in texts), ""] if texts else []
-    lines += [_fill(_explanation(comparison))] if comparison.verdicts else []
-    return "\n".join(lines).rstrip() + "\n"
 
+    def fill(text: str) -> str:
+        return textwrap.fill(one_line(text, 2000), width=width, subsequent_indent="  " * text.startswith("- "))
 
-def _fill(text: str, indent: str = "") -> str:
-    return textwrap.fill(text, width=TERMINAL_WIDTH, subsequent_indent=indent)
+    names = f"Base: {comparison.base_name}", f"New: {comparison.new_name}"
+    lines = [fill(_headline(comparison)), *map(fill, names)]
+    for title, verdicts, labels in _tables(comparison):
+        heads = [[column.head, column.unit] for column in _table(verdicts, labels).columns]
+        cells = zip(*_table(verdicts, labels).rows, strict=True)
+        widths = [max(map(len, [*head, *(cell.line for cell in row)])) for head, row in zip(heads, cells, strict=True)]
+        room = max(width - sum(each + 2 for each in widths[1:]), SHORTEST_LABEL)
+        table = _table(verdicts, [one_line(label, room) for label in labels])
+        lines += ["", fill(title), render_terminal(table, width, colour)]
+    for title, texts in _lists(comparison):
+        lines += ["", title, *(fill(f"- {text}") for text in texts)]
+    return "\n".join([*lines, "", *map(fill, _explanations(comparison))]) + "\n"
 
 
 def render_comparison_markdown(comparison: Comparison) -> str:
     """Returns the comparison as Markdown."""
-    lines = [f"Base: {escape_markdown(comparison.base_name)}", f"New: {escape_markdown(comparison.new_name)}"]
-    lines += [f"**{_headline(comparison)}**"]
-    if comparison.verdicts:
-        lines += [
-            render_markdown_table(_table(comparison, with_remarks=True)),
-            escape_markdown(_explanation(comparison)),
-        ]
+    names = f"Base: {comparison.base_name}", f"New: {comparison.new_name}"
+    lines = [f"**{_headline(comparison)}**", *map(escape_markdown, names)]
+    for title, verdicts, labels in _tables(comparison):
+        corrected = Column[tuple[Verdict, str]]("corrected", lambda each: _interval(each[0].corrected), "interval")
+        lines += [escape_markdown(title), render_markdown_table(_table(verdicts, labels, corrected))]
     for title, texts in _lists(comparison):
-        if texts:
-            lines += [f"{title}:", "\n".join(f"- {escape_markdown(one_line(text))}" for text in texts)]
-    return "\n\n".join(lines) + "\n"
+        lines += [title, "\n".join(f"- {escape_markdown(one_line(text, 2000))}" for text in texts)]
+    return "\n\n".join([*lines, *map(escape_markdown, _explanations(comparison))]) + "\n"
 
 
-def _table(comparison: Comparison, with_remarks: bool = False) -> Table:
-    columns: list[Column[Verdict]] = [
-        Column("case", _label, numeric=False),
-        Column("new / base", lambda each: f"{each.ratio.value:.3f}" if each.ratio else "unknown"),
-        Column("95 % interval", lambda each: _interval(each.ratio)),
-        Column("corrected", lambda each: _interval(each.corrected)),
-        Column("verdict", _outcome_cell, numeric=False),
-        Column("accuracy", _accuracy_cell, numeric=False),
-        Column("runs", _runs, "base and new"),
+def _tables(comparison: Comparison) -> Iterator[tuple[str, Sequence[Verdict], list[str]]]:
+    """Yields what is judged and what is not: what all cases share, their verdicts, and what tells them apart."""
+    unjudged = comparison.unjudged.verdicts if comparison.unjudged else ()
+    for title, verdicts in (("Judged", comparison.verdicts), ("Not judged without --judge all", unjudged)):
+        if verdicts:
+            shared, labels = label_briefly([(each.case, each.on_gpus) for each in verdicts])
+            runs, ways = {f"{len(each.base)}, {len(each.new)}" for each in verdicts}, {_way(each) for each in verdicts}
+            parts = [
+                title,
+                shared,
+                *(f"{one} runs" for one in runs if len(runs) == 1),
+                *(ways if len(ways) == 1 else ()),
+            ]
+            yield "; ".join(filter(None, parts)), verdicts, labels
+
+
+def _table(verdicts: Sequence[Verdict], labels: Sequence[str], *more: Column[tuple[Verdict, str]]) -> Table:
+    columns: list[Column[tuple[Verdict, str]]] = [
+        Column("case", lambda each: each[1], numeric=False),
+        Column("ratio", lambda each: f"{each[0].ratio.value:.3f}" if each[0].ratio else "unknown"),
+        Column("90 %", lambda each: _interval(each[0].ratio), "interval"),
+        *more,
+        Column("verdict", lambda each: _outcome_cell(each[0]), numeric=False),
+        Column("runs", lambda each: f"{len(each[0].base)}, {len(each[0].new)}", telling=True),
+        Column("measured", lambda each: _way(each[0]), numeric=False, telling=True),
     ]
-    columns += [Column("remark", _remark, numeric=False)] if with_remarks else []
-    return make_table(columns, comparison.verdicts)
-
-
-def _label(verdict: Verdict) -> str:
-    return label_with_kind(verdict.case, verdict.on_gpus)
+    return make_table(columns, zip(verdicts, labels, strict=True))
 
 
 def _outcome_cell(verdict: Verdict) -> Cell:
-    return Cell(verdict.outcome, style="strong" if verdict.outcome in ("slower", "faster") else "plain")
+    return Cell(verdict.outcome, style="strong" if verdict.outcome in (*WORSE, "faster") else "plain")
 
 
-def _accuracy_cell(verdict: Verdict) -> Cell:
-    return Cell("less accurate", style="strong") if verdict.less_accurate else Cell()
-
-
-def _runs(verdict: Verdict) -> str:
-    return f"{verdict.base_runs}, {verdict.new_runs}" + (" in turns" if verdict.in_turns else "")
+def _way(verdict: Verdict) -> str:
+    return "in turns" if verdict.in_turns else "apart" if verdict.ratio else MISSING
 
 
 def _interval(ratio: Estimate | None) -> str:
-    return "unknown" if ratio is None or math.isnan(ratio.low) else f"{ratio.low:.3f} to {ratio.high:.3f}"
+    return "unknown" if ratio is None or math.isnan(ratio.low) else f"{ratio.low:.3f}{DASH}{ratio.high:.3f}"
 
 
 def _lists(comparison: Comparison) -> Iterator[tuple[str, Sequence[str]]]:
-    """Yields what stands below the table, with its titles."""
-    yield "Not comparable", [f"{label_records(each.records)}: {each.reason}" for each in comparison.incomparable]
-    yield "Only in the base", list(map(label_records, comparison.only_in_base))
-    yield "Only in the new study", list(map(label_records, comparison.only_in_new))
+    """Yields what stands below the tables, with its titles; cases of which the same is to be said stand together."""
+    cases: dict[str, list[str]] = {}
+    for _, verdicts, labels in _tables(comparison):
+        for label, verdict in zip(labels, verdicts, strict=True):
+            for remark in filter(None, _remarks(verdict)):
+                cases.setdefault(remark, []).append(label)
+    lists = {
+        "Remarks:": [f"{remark}: {'; '.join(labels)}" for remark, labels in cases.items()],
+        "Not comparable:": [f"{label_records(each.records)}: {each.reason}" for each in comparison.incomparable],
+        "Missing, only in the base:": list(map(label_records, comparison.only_in_base)),
+        "Only in the new study:": list(map(label_records, comparison.only_in_new)),
+    }
+    return ((title, texts) for title, texts in lists.items() if texts)
 
 
 def _headline(comparison: Comparison) -> str:
-    if not comparison.verdicts:
-        return "Nothing could be compared."
-    counts = {name: sum(each.outcome == name for each in comparison.verdicts) for name in OUTCOMES}
+    counts: dict[str, int] = {name: sum(each.outcome == name for each in comparison.verdicts) for name in OUTCOMES}
+    counts |= {"not comparable": len(comparison.incomparable), "missing": len(comparison.only_in_base)}
     parts = [f"{count} {name}" for name, count in counts.items() if count]
-    lost = sum(each.less_accurate is not None for each in comparison.verdicts)
-    parts += [f"{lost} less accurate"] if lost else []
-    parts += [f"{len(comparison.incomparable)} not comparable"] if comparison.incomparable else []
-    cases = len(comparison.verdicts) + len(comparison.incomparable)
-    return f"Of {cases} case{'s' * (cases != 1)}: {', '.join(parts)}."
-
-
-def _remark(verdict: Verdict) -> str:
-    return one_line("; ".join(filter(None, _remarks(verdict))), 1000)
+    cases = sum(counts.values())
+    found = f"of {cases} case{'s' * (cases != 1)} {', '.join(parts)}" if cases else "there was nothing to compare"
+    hidden = ", unless the days hide it" if comparison.exit_code == 0 and counts["alike"] else ""
+    return f"{CONCLUSIONS[comparison.exit_code]}{hidden}: {found}."
 
 
 def _remarks(verdict: Verdict) -> Iterator[str]:
     yield verdict.remark
-    if verdict.less_accurate:
-        base, new = verdict.less_accurate
-        yield f"test accuracy {100 * base.mean:.2f} % became {100 * new.mean:.2f} % ({base.seeds}, {new.seeds} seeds)"
-    if verdict.outcome != "inconclusive" or verdict.corrected is None:
-        return
-    if verdict.more_runs is None or verdict.more_runs > MOST_RUNS_TOLD:
-        yield f"more than {MOST_RUNS_TOLD} further runs of each needed"
-    else:
+    change = verdict.accuracy
+    if change and change.outcome != "kept":
+        seeds = f"{change.base.seeds}, {change.new.seeds} seeds, the lowest {100 * change.lowest:.2f} %"
+        may = "" if change.outcome == "lower" else f", by more than {100 * LARGEST_DROP:g} points for all they tell"
+        yield f"test accuracy {100 * change.base.mean:.2f} % became {100 * change.new.mean:.2f} %{may} ({seeds})"
+    if verdict.more_runs is not None and verdict.more_runs <= MOST_RUNS_TOLD:
         yield f"about {verdict.more_runs} further run{'s' * (verdict.more_runs > 1)} of each needed"
 
 
-def _explanation(comparison: Comparison) -> str:
+def _explanations(comparison: Comparison) -> Iterator[str]:
     """Says how to read the table."""
-    tested = sum(verdict.corrected is not None for verdict in comparison.verdicts)
+    tested = [verdict for verdict in comparison.verdicts if verdict.corrected]
     effect = f"{100 * comparison.smallest_effect:g} %"
-    return (
-        "new / base: ratio of the rates, above 1 where new is faster. Corrected: the interval after Holm's correction "
-        f"for {tested} test{'s' * (tested != 1)}. Slower or faster: the ratio is off by more than {effect} and the "
-        f"corrected interval leaves out 1. Same: the whole 95 % interval is within {effect}."
-    )
+    if tested:
+        yield (
+            f"Ratio: new over base, above 1 where new is faster. Slower or faster: off by more than {effect}, and the "
+            f"95 % interval, corrected for {len(tested)} test{'s' * (len(tested) != 1)} (Holm), leaves out 1. Same: "
+            f"the whole 90 % interval is within {effect}."
+        )
+    if not all(verdict.in_turns for verdict in tested):
+        yield (
+            "Apart: not measured in turns (--interleave), so that the ratio holds what differs between the days. "
+            "Slower and faster exceed that. Alike: as same, which only turns show; a slowdown may hide behind the day."
+        )
+    powers = [each.accuracy.power for each in comparison.verdicts if each.accuracy]
+    if known := [power for power in powers if not math.isnan(power)]:
+        yield (
+            f"Accuracy: no mean is lower by more than {100 * LARGEST_DROP:g} points unless the table says so; of drops "
+            f"by {100 * TOLD_DROP:g} points such seeds find about {100 * float(np.median(known)):.0f} %."
+        )

@@ -22,13 +22,40 @@ def label_case(case: Case, gpus: bool = False, without: Collection[str] = ()) ->
     Args:
         without: settings that are not worth naming, as all cases around have them.
     """
+    return ", ".join(_label_parts(case, gpus, without))
+
+
+def _label_parts(case: Case, gpus: bool, without: Collection[str] = ()) -> list[str]:
     parts = [case.strategy, label_devices(case, gpus), f"{label_number(case.images_per_device)} images per device"]
     telling = [(key, value) for key, value in sorted(case.settings.items()) if key not in without]
     parts += [one_line(f"{key.rpartition('.')[2]} {value}", 60) for key, value in telling]
     parts += ["synthetic input"] if case.synthetic_input else []
     parts += [] if case.all_reduce else ["without all-reduce"]
     parts += [f"trained {label_duration(case)}"] if case.kind == "train" and not case.is_ablation else []
-    return ", ".join(parts)
+    return parts
+
+
+def label_briefly(cases: Sequence[tuple[Case, bool]]) -> tuple[str, list[str]]:
+    """Returns what the cases of each kind share, each with whether it runs on GPUs, and of each what tells it apart."""
+    labels = [_label_parts(case, gpus) for case, gpus in cases]
+    kinds = [case.kind for case, _ in cases]
+    everywhere, said = _shared(labels), [", ".join(_shared(labels))]
+    telling = []
+    for label, name in zip(labels, kinds, strict=True):
+        shared = _shared([each for each, of_kind in zip(labels, kinds, strict=True) if of_kind == name])
+        brief = [part for part in label if part not in (*everywhere, *shared)] or label[:1]
+        telling.append(kind(name).prefix + ", ".join(map(_shorten, brief)))
+        if own := ", ".join(part for part in shared if part not in everywhere):
+            said.append(f"{kind(name).description}: {own}")
+    return "; ".join(filter(None, dict.fromkeys(said))), telling
+
+
+def _shared(labels: Sequence[Sequence[str]]) -> list[str]:
+    return [part for part in labels[0] if all(part in label for label in labels)] if len(labels) > 1 else []
+
+
+def _shorten(part: str) -> str:
+    return part.removesuffix(" per device").removeprefix("precision ")
 
 
 def label_records(records: Sequence[Record], without: Collection[str] = ()) -> str:

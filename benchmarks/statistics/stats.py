@@ -77,6 +77,12 @@ class Series:
         """Of all work over all seconds."""
         return math.log(self.work.sum() / self.seconds.sum())
 
+    def winsorized(self, share: float) -> Series:
+        """Returns it with that share of the windows on either end at the pace of the next (Tukey, 1962)."""
+        times, cut = self.seconds / self.work, int(share * len(self.work))
+        low, high = np.sort(times)[[cut, len(times) - 1 - cut]]
+        return Series(self.work, self.work * np.clip(times, low, high))
+
     @cached_property
     def variance(self) -> float:
         """What the variation of the windows explains of that of the log rate.
@@ -111,7 +117,10 @@ class LogEstimate:
 
     def at_level(self, confidence: float = CONFIDENCE) -> Estimate:
         """Returns the quantity itself with its t-interval."""
-        half = self.half_width(confidence)
+        return self.with_half_width(self.half_width(confidence))
+
+    def with_half_width(self, half: float) -> Estimate:
+        """Returns the quantity itself with an interval that is so wide in its logarithm."""
         value = math.exp(self.value)
         return Estimate(value, value * math.exp(-half), value * math.exp(min(half, 500)), self.repeats)
 
@@ -152,7 +161,7 @@ def estimate_rate(repeats: Sequence[Series]) -> LogEstimate:
     within = sum(series.variance for series in repeats) / len(repeats) ** 2
     variance = _variance_of_mean([series.log_rate for series in repeats], within)
     freedom = len(repeats) - 1 if len(repeats) > 1 else repeats[0].blocks - 1
-    return LogEstimate(_log_total_rate(repeats), variance, freedom or math.nan, len(repeats))
+    return LogEstimate(log_total_rate(repeats), variance, freedom or math.nan, len(repeats))
 
 
 def estimate_ratio(base: Sequence[Series], new: Sequence[Series], *, paired: bool) -> LogEstimate:
@@ -166,7 +175,7 @@ def estimate_ratio(base: Sequence[Series], new: Sequence[Series], *, paired: boo
     Args:
         paired: base[i] and new[i] were measured one right after the other, so what slows both of them cancels out.
     """
-    value = _log_total_rate(new) - _log_total_rate(base)
+    value = log_total_rate(new) - log_total_rate(base)
     counts = len(base), len(new)
     repeats = min(counts)
     if max(counts) == 1:
@@ -183,6 +192,11 @@ def estimate_ratio(base: Sequence[Series], new: Sequence[Series], *, paired: boo
     squares = sum(variance**2 / (count - 1) for variance, count in zip(variances, counts, strict=True))
     freedom = sum(variances) ** 2 / squares if squares else sum(counts) - 2
     return LogEstimate(value, sum(variances), freedom, repeats)
+
+
+def log_total_rate(repeats: Sequence[Series]) -> float:
+    """Returns the logarithm of the rate of several repeats together."""
+    return math.log(sum(series.work.sum() for series in repeats) / sum(series.seconds.sum() for series in repeats))
 
 
 def split_variance(repeats: Sequence[Series], resolution: float = 0.02) -> VarianceSplit:
@@ -238,16 +252,36 @@ def mean_accuracy(accuracies: Sequence[float]) -> Accuracy:
     return Accuracy(mean, max(mean - half, 0.0), min(mean + half, 1.0), deviation, len(accuracies))
 
 
-def accuracy_p_value(base: Accuracy, new: Accuracy) -> float:
-    """Returns the two-sided p-value of Welch's t-test of equal means; nan with a single seed on either side."""
+def drop_p_value(base: Accuracy, new: Accuracy, margin: float = 0.0) -> float:
+    """Returns the p-value of the hypothesis that `new` is lower than `base` by no more than a margin.
+
+    By Welch's one-sided t-test; with a single seed on one side by Crawford and Howell's, for which that seed has the
+    deviation of the others. nan with a single seed on either side.
+    """
     from scipy import stats
 
-    if min(base.seeds, new.seeds) < 2:
+    if base.seeds + new.seeds == 2:
         return math.nan
-    if base.deviation == new.deviation == 0:
-        return float(base.mean == new.mean)
-    sides = (base.mean, base.deviation, base.seeds), (new.mean, new.deviation, new.seeds)
-    return float(stats.ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False).pvalue)
+    before, after = ((each.mean, float(np.nan_to_num(each.deviation)), each.seeds) for each in (base, new))
+    if before[1] == after[1] == 0:
+        return float(base.mean - margin <= new.mean)
+    shifted, alone = (base.mean - margin, *before[1:]), min(base.seeds, new.seeds) == 1
+    return float(stats.ttest_ind_from_stats(*shifted, *after, equal_var=alone, alternative="greater").pvalue)
+
+
+def drop_power(base: Accuracy, new: Accuracy, drop: float, significance: float) -> float:
+    """Returns how probably a one-sided t-test finds a drop, were the seeds to vary as they did; nan if that is unknown.
+
+    From the noncentral t distribution (Cohen, "Statistical power analysis for the behavioral sciences", 1988).
+    """
+    from scipy import stats
+
+    freedom = base.seeds + new.seeds - 2
+    squares = [np.nan_to_num(each.deviation) ** 2 * (each.seeds - 1) for each in (base, new)]
+    if freedom == 0 or sum(squares) == 0:
+        return math.nan
+    error = math.sqrt(sum(squares) / freedom * (1 / base.seeds + 1 / new.seeds))
+    return float(stats.nct.sf(stats.t.isf(significance, freedom), freedom, drop / error))
 
 
 def percentiles(values: np.ndarray) -> Percentiles:
@@ -275,17 +309,18 @@ def holm_levels(p_values: np.ndarray, significance: float = 0.05) -> np.ndarray:
     Scandinavian Journal of Statistics 6, 1979). An interval of confidence 1 - level agrees with the decision.
 
     Args:
-        p_values: float64 [m], in any order.
+        p_values: float64 [m], in any order; nan, outside of the family, where there is no test.
 
     Returns:
         float64 [m].
     """
-    order = np.argsort(p_values, kind="stable")
+    tested = np.flatnonzero(~np.isnan(p_values))
+    order = tested[np.argsort(p_values[tested], kind="stable")]
     levels = significance / np.arange(len(order), 0, -1)
     failed = np.flatnonzero(p_values[order] > levels)
     if len(failed):
         levels[failed[0] :] = levels[failed[0]]
-    decided = np.empty(len(order))
+    decided = np.full(len(p_values), math.nan)
     decided[order] = levels
     return decided
 
@@ -295,10 +330,6 @@ def student_quantile(probability: float, freedom: float) -> float:
     from scipy import special
 
     return float(special.stdtrit(freedom, probability))
-
-
-def _log_total_rate(repeats: Sequence[Series]) -> float:
-    return math.log(sum(series.work.sum() for series in repeats) / sum(series.seconds.sum() for series in repeats))
 
 
 def _variance_of_mean(values: Sequence[float], within: float) -> float:

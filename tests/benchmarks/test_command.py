@@ -93,6 +93,7 @@ class TestBadInput:
             (["compare", "nowhere", "nowhere"], "BASE: 'nowhere' holds no records"),
             (["compare", "a", "b", "--repeats", "3"], "--repeats: received without --interleave"),
             (["compare", "a", "b", "--smallest-effect", "nan"], "argument --smallest-effect: received 'nan'"),
+            (["compare", "a", "b", "--judge", "some"], "argument --judge: invalid choice: 'some'"),
             (["compare", "a", "b", "--smallest-effect", "0"], "argument --smallest-effect: received '0'"),
             (["compare", "a", "b", "--interleave", "--suite", "qick"], "SUITE: received 'qick'"),
         ],
@@ -200,6 +201,6 @@ def test_from_a_suite_to_its_report(tmp_path: Path, tiny_mnist: Path) -> None:
     assert (record.suite, record.study, record.status) == ("own", "results", "ok")
     assert main(["compare", str(tmp_path / "results"), str(tmp_path / "results")]) == 2  # It says nothing.
     shutil.copytree(tmp_path / "results", tmp_path / "copy")
-    assert main(["compare", str(tmp_path / "results"), str(tmp_path / "copy")]) in (0, 3)
+    assert main(["compare", str(tmp_path / "results"), str(tmp_path / "copy"), "--judge", "all"]) in (0, 3)
     again = run("run", "own.yaml", "--results", "results", cwd=tmp_path)
     assert again.returncode == 2 and "add --resume" in again.stderr

@@ -11,7 +11,8 @@ from mnist_dist.benchmarks.statistics.blocks import block_length
 from mnist_dist.benchmarks.statistics.stats import (
     Accuracy,
     Series,
-    accuracy_p_value,
+    drop_p_value,
+    drop_power,
     estimate_mean,
     estimate_rate,
     estimate_ratio,
@@ -174,13 +175,27 @@ def test_accuracy_over_seeds() -> None:
     assert (single.mean, single.seeds) == (0.99, 1) and math.isnan(single.low) and math.isnan(single.deviation)
 
 
-def test_accuracies_are_compared_by_welch() -> None:
+def test_accuracies_are_compared_by_welch_and_a_single_seed_by_crawford_and_howell() -> None:
     first, second = [0.991, 0.992, 0.9925], [0.989, 0.9905, 0.990, 0.9895]
-    expected = scipy_stats.ttest_ind(first, second, equal_var=False).pvalue
-    assert accuracy_p_value(mean_accuracy(first), mean_accuracy(second)) == pytest.approx(expected)
-    assert math.isnan(accuracy_p_value(mean_accuracy([0.99]), mean_accuracy(second)))
+    base, new = mean_accuracy(first), mean_accuracy(second)
+    expected = scipy_stats.ttest_ind(first, second, equal_var=False, alternative="greater").pvalue
+    assert drop_p_value(base, new) == pytest.approx(expected)
+    shifted = scipy_stats.ttest_ind(np.subtract(first, 0.001), second, equal_var=False, alternative="greater").pvalue
+    assert drop_p_value(base, new, margin=0.001) == pytest.approx(shifted)
+    t = (base.mean - 0.99) / (base.deviation * math.sqrt(4 / 3))
+    assert drop_p_value(base, mean_accuracy([0.99])) == pytest.approx(scipy_stats.t.sf(t, 2))
+    assert math.isnan(drop_p_value(mean_accuracy([0.99]), mean_accuracy([0.99])))
     exact = Accuracy(0.99, 0.99, 0.99, 0.0, 3)
-    assert accuracy_p_value(exact, exact) == 1
+    assert drop_p_value(exact, exact) == 1 and drop_p_value(exact, Accuracy(0.98, 0.98, 0.98, 0.0, 3)) == 0
+
+
+def test_power_is_how_often_a_drop_is_found() -> None:
+    rng = np.random.default_rng(0)
+    sides = [[mean_accuracy(0.99 - drop + 0.0007 * rng.standard_normal(5)) for drop in (0, 0.001)] for _ in range(400)]
+    found = np.mean([drop_p_value(*each) <= 0.025 for each in sides])
+    typical = Accuracy(0.99, 0.99, 0.99, 0.0007, 5)
+    assert drop_power(typical, typical, 0.001, 0.025) == pytest.approx(found, abs=0.08)
+    assert math.isnan(drop_power(mean_accuracy([0.99]), mean_accuracy([0.99]), 0.001, 0.025))
 
 
 def test_percentiles_of_known_values() -> None:
@@ -230,6 +245,15 @@ def test_holm_is_the_closed_test_of_bonferroni() -> None:
             for index in range(5)
         ]
         assert (p_values <= holm_levels(p_values, 0.05)).tolist() == closed
+
+
+def test_holm_leaves_out_what_was_not_tested() -> None:
+    assert holm_levels(np.array([math.nan, 0.5, 0.01])).tolist() == pytest.approx([math.nan, 0.05, 0.025], nan_ok=True)
+
+
+def test_winsorizing_takes_the_slowest_and_fastest_windows_for_the_next() -> None:
+    seconds = np.array([1.0, 1.1, 9.0, 0.1, *[1.0] * 6])
+    assert Series(np.ones(10), seconds).winsorized(0.1).seconds.tolist() == [1.0, 1.1, 1.1, 1.0, *[1.0] * 6]
 
 
 def test_holm_of_nothing() -> None:
