@@ -19,6 +19,8 @@ import numpy as np
 from mnist_dist.benchmarks.statistics.blocks import block_length, covariance_of_means
 
 CONFIDENCE = 0.95
+FEWEST_CLUSTERED = 3  # Runs.
+NOTABLE_GAP = 0.1  # Between two clusters of runs.
 MOST_REPEATS = 10_000  # Nobody plans more; `repeats_needed` stops there.
 
 
@@ -146,10 +148,11 @@ class VarianceSplit:
 def estimate_rate(repeats: Sequence[Series]) -> LogEstimate:
     """Estimates the logarithm of total work / total seconds.
 
+    The windows of the most restless repeat count for all, as a calm one may merely not have met what disturbed that.
     With one repeat the variance is what its windows explain, with as many degrees of freedom as it has independent
     blocks of them, less one.
     """
-    within = sum(series.variance for series in repeats) / len(repeats) ** 2
+    within = max(series.variance for series in repeats) / len(repeats)
     variance = _variance_of_mean([series.log_rate for series in repeats], within)
     freedom = len(repeats) - 1 if len(repeats) > 1 else repeats[0].blocks - 1
     return LogEstimate(_log_total_rate(repeats), variance, freedom or math.nan, len(repeats))
@@ -183,6 +186,20 @@ def estimate_ratio(base: Sequence[Series], new: Sequence[Series], *, paired: boo
     squares = sum(variance**2 / (count - 1) for variance, count in zip(variances, counts, strict=True))
     freedom = sum(variances) ** 2 / squares if squares else sum(counts) - 2
     return LogEstimate(value, sum(variances), freedom, repeats)
+
+
+def find_clusters(log_rates: Sequence[float]) -> int | None:
+    """Returns how many of several runs, in rising order, are in the slower of two clusters; None where there are none.
+
+    The widest gap between neighbours must be 10 % or more, and three times as wide as either side of it.
+    """
+    if len(log_rates) < FEWEST_CLUSTERED:
+        return None
+    rates = np.sort(log_rates)
+    slower = int(np.diff(rates).argmax()) + 1
+    gap = rates[slower] - rates[slower - 1]
+    widest = max(float(np.ptp(side)) for side in (rates[:slower], rates[slower:]))
+    return slower if gap >= math.log1p(NOTABLE_GAP) and gap >= 3 * widest else None
 
 
 def split_variance(repeats: Sequence[Series], resolution: float = 0.02) -> VarianceSplit:
