@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.report.explanation import explain
+from mnist_dist.benchmarks.report.findings import collect_findings
 from tests.benchmarks.adversary import FULL, Costs, Machine, rounds, runs_apart, true_rate
 from tests.benchmarks.judge import (
     CAUSES,
@@ -93,6 +95,14 @@ def test_communication_whose_removal_gains_nothing_is_not_blamed() -> None:
         assert parts["interaction"] == pytest.approx(0.2, abs=0.02)
         assert named(found) == "interaction"
         assert "Against input beside communication, try less of both" in explain(found)
+
+
+def test_runs_in_two_clusters_are_told_of_and_others_are_not() -> None:
+    clustered = runs_apart(np.random.default_rng(3), replace(QUIET, levels="clusters"), 5)
+    (caveat,) = (each.text for each in collect_findings(Analysis(clustered)).caveats if "clusters" in each.text)
+    assert "of 5 at 9,8" in caveat and "the others at 12,8" in caveat
+    alike = runs_apart(np.random.default_rng(3), Machine(level=0.02), 5)
+    assert not any("clusters" in each.text for each in collect_findings(Analysis(alike)).caveats)
 
 
 @pytest.mark.thorough
