@@ -98,9 +98,9 @@ class Attribution:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the loss, or a cause, which may be known better, is beyond noise and at least 2 %."""
-        causes = [part.share for part in self.parts if part.name != "unexplained"]
-        return any(each.low > 0 and each.value >= NOTABLE_LOSS for each in (self.loss, *causes))
+        """Whether the loss is beyond noise and at least 2 %, or a cause, which may be known better, certainly is."""
+        certain = any(part.share.low >= NOTABLE_LOSS for part in self.parts if part.name != "unexplained")
+        return certain or (self.loss.low > 0 and self.loss.value >= NOTABLE_LOSS)
 
     @property
     def biggest(self) -> Part | None:

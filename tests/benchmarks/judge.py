@@ -108,6 +108,11 @@ def naming(machine: Machine, costs: Costs, studies: int) -> dict[str, float]:
     return {name: found.count(name) / studies for name in CAUSES}
 
 
+def _level(deviation: float) -> Machine:
+    """Of steps so even that waiting for one another costs two ranks 1 %, which is no loss to be named."""
+    return Machine(level=deviation, jitter=0.02)
+
+
 def _rates(studies: int) -> Iterator[Sequence[str]]:
     yield "95 % interval of images/s, 8 s a run", "apart, 3", "apart, 5", "in turns, 3", "in turns, 5", "told of"
     for name, machine in MACHINES.items():
@@ -122,9 +127,9 @@ def _efficiencies(studies: int) -> Iterator[Sequence[str]]:
 
 
 def _causes(studies: int) -> Iterator[Sequence[str]]:
-    yield "named, of a planted 15 % (3 rounds)", "processes differ by 1 %", "3 %", "6 %"
+    yield "named, of a planted 15 % (3 rounds)", "processes differ by 3 %", "6 %"
     for name, costs in CAUSES.items():
-        yield name, *(f"{100 * naming(Machine(level=sd), costs, studies)[name]:.0f}" for sd in (0.01, 0.03, 0.06))
+        yield name, *(f"{100 * naming(_level(sd), costs, studies)[name]:.0f}" for sd in (0.03, 0.06))
 
 
 TABLES = {"rates": _rates, "efficiencies": _efficiencies, "causes": _causes}

@@ -123,4 +123,4 @@ def test_intervals_of_efficiencies_and_causes() -> None:
     for name in OF_EFFICIENCY:
         assert efficiency_coverage(MACHINES[name], 5, studies=60) >= 0.86
     for cause, costs in CAUSES.items():
-        assert naming(Machine(level=0.03), costs, studies=60)[cause] >= 0.9
+        assert naming(Machine(level=0.03, jitter=0.02), costs, studies=60)[cause] >= 0.85

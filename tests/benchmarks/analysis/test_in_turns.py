@@ -96,7 +96,7 @@ def study(seed: int, **seconds: Any) -> Analysis:
     }
     single = {FULL: [STEP + extra["input_at_1"]], RESIDENT: [STEP]}
     contenders = [(SINGLE, single, {}), (TWO, variants, {"identity": {"hosts": ["n1", "n1"]}})]
-    return Analysis(make_round(np.random.default_rng(seed), contenders, cycles=60))
+    return Analysis(make_round(np.random.default_rng(seed), contenders, cycles=240))
 
 
 def only(analysis: Analysis) -> Attribution:
