@@ -289,8 +289,8 @@ class TestHeldOutPoint:
         few = [*points(RingLaw(), (1, 2, 4), 0.02), collectives(RING, 2), collectives(RING, 4)]
         free, free_on_8 = (measured(train("horovod", n, all_reduce=False, synthetic_input=True)) for n in (2, 8))
         slow = Ring(1000 * RING.latency_seconds, 0.0)
-        good = [with_throughput(train("horovod", 8), 50_000.0), collectives(RING, 8), free_on_8]
-        bad = [with_throughput(train("horovod", 8), 500.0, 3.0), collectives(slow, 8), with_jitter(free_on_8, 0.5)]
+        good = [with_throughput(train("horovod", 8), 50_000.0, 1.0), collectives(RING, 8), free_on_8]
+        bad = [with_throughput(train("horovod", 8), 500.0, 5.0), collectives(slow, 8), with_jitter(free_on_8, 0.5)]
         foretold = []
         for largest in (good, bad):
             prediction = predict_from([*few, free, *largest])
