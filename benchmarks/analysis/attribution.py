@@ -8,11 +8,12 @@ seconds of its steady windows over all steps, N devices lose against one device 
   N-th part of its step with all of them. Where one device was not measured with so few images, this is in
   the contention;
 - *input*: full less synthetic at N, less the same difference at 1;
-- *communication*: synthetic at N, less the slowest rank of free. That is exposed communication. As a window holds
-  several steps, the waiting for ranks that are slow in single steps is in it too, and the time that the all-reduce
-  takes by itself tells how much that can be;
-  of both, where *unreduced* was measured as well (real input, no all-reduce), the mean of what taking them away first
-  and last gains: what differs between the two is their interaction;
+- *communication*: full less *unreduced* (real input, no all-reduce), which is what taking it away would gain. That is
+  exposed communication. It is at most what an all-reduce takes by itself, where that was measured. What is more is
+  waiting for ranks that are slow in single steps, which windows of several steps do not show, and counts as stragglers.
+  Without a run unreduced it is synthetic at N, less the slowest rank of free;
+- *interaction*: what taking away both input and all-reduce gains beyond each alone. Prefetched input that takes as long
+  as the rest costs nothing by itself, and nor does the all-reduce beside it; together they do;
 - *stragglers*: the slowest rank of free less the mean of its ranks, since every step waits for the slowest. A rank or
   host that stands out as slow is left out of this mean: of two ranks, half its delay would else count as contention;
 - *contention* for memory, cores and power: this mean less synthetic at 1;
@@ -47,7 +48,7 @@ from mnist_dist.benchmarks.statistics.contrasts import CycleMeans, Repeat, estim
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.strategies import STRATEGIES
 
-PartName = Literal["small batches", "input", "communication", "stragglers", "contention", "unexplained"]
+PartName = Literal["small batches", "input", "communication", "interaction", "stragglers", "contention", "unexplained"]
 
 NOTABLE_LOSS = 0.02  # Of the ideal throughput.
 NOTABLE_GAIN = 0.05  # By which another strategy must be faster to be named.
@@ -78,10 +79,6 @@ class Attribution:
             step_seconds - ideal_step_seconds, their shares to the loss.
         slowest: the rank or host that stands out, if one does.
         missing: what could not be told apart, and why.
-        all_reduce_share: share of the throughput that the all-reduce would take if nothing overlapped with it, from the
-            collectives measured by themselves; None where they were not.
-        hidden_input: share of the throughput by which real input costs more without the all-reduce than with it,
-            because it hides behind it; None where input without all-reduce was not measured.
         faster_strategy: another strategy that is faster on the same devices by more than 5 %, and by what factor.
         on_gpus: whether the devices are GPUs.
         oversubscribed: whether the devices share cores.
@@ -95,16 +92,15 @@ class Attribution:
     parts: tuple[Part, ...]
     slowest: SlowPlace | None
     missing: tuple[str, ...]
-    all_reduce_share: float | None
-    hidden_input: Estimate | None
     faster_strategy: tuple[str, float] | None
     on_gpus: bool
     oversubscribed: bool
 
     @property
     def is_significant(self) -> bool:
-        """Whether the loss is beyond noise and at least 2 %."""
-        return self.loss.low > 0 and self.loss.value >= NOTABLE_LOSS
+        """Whether the loss is beyond noise and at least 2 %, or a cause, which may be known better, certainly is."""
+        certain = any(part.share.low >= NOTABLE_LOSS for part in self.parts if part.name != "unexplained")
+        return certain or (self.loss.low > 0 and self.loss.value >= NOTABLE_LOSS)
 
     @property
     def biggest(self) -> Part | None:
@@ -171,29 +167,24 @@ def _attribute_point(
     ideal = step.slowest("full at 1") / (case.devices if curve.scaling == "strong" else 1)
     total = step.slowest("full") - ideal
     causes, missing = _causes(step, curve.scaling, case, several_ranks=len(full.records[0].identity.hosts) > 1)
+    alone = _all_reduce_seconds(full, all_reduces)
+    if alone is not None and "communication" in causes:
+        _cap_communication(causes, alone, means.contrast(causes["communication"]).value)
     unexplained = total - sum(causes.values())
     causes["unexplained"] = np.where(np.abs(unexplained) < ROUNDING, 0.0, unexplained)
-    alone = _all_reduce_seconds(full, all_reduces)
 
     def share(weights: np.ndarray) -> Estimate:
         return means.relative_contrast(weights, step.slowest("full"))
 
-    hidden_input = None
-    if {"synthetic", "free", "unreduced"} <= set(summaries):
-        hidden = step.slowest("unreduced") - step.slowest("free") - step.slowest("full") + step.slowest("synthetic")
-        hidden_input = share(hidden)
-    step_seconds = means.contrast(step.slowest("full"))
     return Attribution(
         case=case,
         scaling=curve.scaling,
-        step_seconds=step_seconds,
+        step_seconds=means.contrast(step.slowest("full")),
         ideal_step_seconds=means.contrast(ideal),
         loss=_as_loss(share(total)),
         parts=tuple(Part(name, means.contrast(weights), share(weights)) for name, weights in causes.items()),
         slowest=slowest,
         missing=tuple(missing),
-        all_reduce_share=None if alone is None else alone / step_seconds.value,
-        hidden_input=hidden_input,
         faster_strategy=_faster_strategy(full, by_case),
         on_gpus=on_gpus(full.records),
         oversubscribed=is_oversubscribed(full),
@@ -283,17 +274,16 @@ def _causes(
                 f"small batches count as contention, as one device was not measured with {case.images_per_device:g} "
                 "images and these with synthetic input"
             )
-    # Each is taken away before the other and after it; where both orders were measured, the mean of them counts.
-    both = {"unreduced", "synthetic", "free"} <= set(step.names)
     if "synthetic" in step and synthetic in step:
         at_one = scale * (step.slowest(full) - step.slowest(synthetic))
-        last = step.slowest("unreduced") - step.slowest("free") if both else 0.0
-        first = step.slowest("full") - step.slowest("synthetic")
-        causes["input"] = ((first + last) / 2 if both else first) - at_one
+        causes["input"] = step.slowest("full") - step.slowest("synthetic") - at_one
     if "synthetic" in step and "free" in step:
-        last = step.slowest("synthetic") - step.slowest("free")
-        first = step.slowest("full") - step.slowest("unreduced") if both else last
-        causes["communication"] = (first + last) / 2
+        causes["communication"] = last = step.slowest("synthetic") - step.slowest("free")
+        if "unreduced" in step:
+            causes["communication"] = step.slowest("full") - step.slowest("unreduced")
+            causes["interaction"] = last - causes["communication"]
+        else:
+            missing.append("their interaction counts as communication, as no run had real input and no all-reduce")
     if "free" in step and several_ranks:
         causes["stragglers"] = step.slowest("free") - step.mean("free")
     if "free" in step and synthetic in step:
@@ -302,6 +292,16 @@ def _causes(
     if not several_ranks:
         missing.append(f"stragglers count as contention, as the devices of {case.strategy} are one process")
     return causes, missing
+
+
+def _cap_communication(causes: dict[PartName, np.ndarray], alone: float, exposed: float) -> None:
+    """Leaves to communication no more seconds than one all-reduce takes by itself; the rest of it is waiting."""
+    waited = causes["communication"] * max(1 - alone / exposed, 0.0) if exposed > 0 else 0.0
+    causes["communication"] = causes["communication"] - waited
+    for name in ("stragglers", "contention"):  # Stragglers are not told apart within one process.
+        if name in causes:
+            causes[name] = causes[name] + waited
+            break
 
 
 def _missing(step: _Steps, synthetic_at_one: str) -> Iterator[str]:

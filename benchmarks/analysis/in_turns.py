@@ -8,7 +8,7 @@ import numpy as np
 
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.statistics.paired import mean_of_rounds
+from mnist_dist.benchmarks.statistics.paired import TRIMMED, mean_of_rounds, ratio_of_totals
 from mnist_dist.benchmarks.statistics.stats import LogEstimate
 from mnist_dist.distributed.turns import FULL
 
@@ -26,10 +26,8 @@ def log_ratios_by_cycle(record_a: Record, record_b: Record, variant_a: str = FUL
 
     It is empty unless they are of the same round.
     """
-    if record_a.turns is None or record_b.turns is None or record_a.turns.round_id != record_b.turns.round_id:
-        return np.empty(0)
-    a, b = log_rates_by_cycle(record_a, variant_a), log_rates_by_cycle(record_b, variant_b)
-    return np.array([a[cycle] - b[cycle] for cycle in sorted(a.keys() & b.keys())])
+    a, b = _log_rates_of_both(record_a, record_b, variant_a, variant_b)
+    return a - b
 
 
 def paired_ratio(
@@ -44,11 +42,29 @@ def paired_ratio(
     return _estimate([ratios for ratios in pairs if len(ratios)])
 
 
+def ratio_of_total_rates(records_a: Sequence[Record], records_b: Sequence[Record]) -> LogEstimate | None:
+    """Does the same for sides that are not alike, so that cycles in which one of them was held up are part of it."""
+    pairs = [_log_rates_of_both(a, b, FULL, FULL) for a in records_a for b in records_b]
+    ratios = [ratio_of_totals(np.exp(-b), np.exp(-a)) for a, b in pairs if len(a)]
+    rounds = [np.log(each.mean()) + each / each.mean() - 1 for each in ratios]
+    return _estimate(rounds, trimmed=0.0)
+
+
 def rate_in_turns(records: Sequence[Record], variant: str = FULL) -> LogEstimate | None:
     """Estimates the logarithm of the work per second over the rounds of one case; None if it took no turns."""
     rounds = [list(log_rates_by_cycle(record, variant).values()) for record in records]
     return _estimate([np.array(values) for values in rounds if values])
 
 
-def _estimate(rounds: Sequence[np.ndarray]) -> LogEstimate | None:
-    return LogEstimate(*mean_of_rounds(rounds), len(rounds)) if rounds else None
+def _log_rates_of_both(a: Record, b: Record, variant_a: str, variant_b: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the logarithms of both rates in the cycles that both took part in; none unless they are of one round."""
+    if a.turns is None or b.turns is None or a.turns.round_id != b.turns.round_id:
+        return np.empty(0), np.empty(0)
+    rates_a, rates_b = log_rates_by_cycle(a, variant_a), log_rates_by_cycle(b, variant_b)
+    common = np.array([(rates_a[each], rates_b[each]) for each in sorted(rates_a.keys() & rates_b.keys())])
+    of_a, of_b = common.reshape(-1, 2).T
+    return of_a, of_b
+
+
+def _estimate(rounds: Sequence[np.ndarray], trimmed: float = TRIMMED) -> LogEstimate | None:
+    return LogEstimate(*mean_of_rounds(rounds, trimmed), len(rounds)) if rounds else None

@@ -7,11 +7,15 @@ foretells that point best is trusted; where too few points are left to try, the 
 Intervals hold 95 % of the measurements to come. They are a parametric bootstrap: each draw refits a model to its own
 fit plus noise, which is that of the residuals, with the uncertainty that few points leave, and no less than that of
 the points themselves. Beyond the largest measured number an interval is no narrower than the error of the held-out
-point, in proportion to the number of doublings. Those of Amdahl's law, which is USL without a cost of coherency, are no
-narrower than those of USL either: that there is no such cost is what few points cannot prove.
+point, in proportion to the number of doublings. Which model is right is not known either: the interval is the envelope
+of those of all models that the points do not reject, by an F-test of the residuals against the noise of the points.
+Where they reject all, nothing is foretold.
+
+Nothing is foretold beyond four times the largest measured number, nor beyond one host where no run spanned several, as
+links between hosts are of another kind: further on it would be extrapolation, for which there is no number.
 
 The largest sensible number of devices is the last to which doubling, from one device on, raises the throughput at
-least 1.5-fold, that is by half of the ideal gain. Imports no TensorFlow.
+least 1.5-fold, that is by half of the ideal gain, as far as is foretold. Imports no TensorFlow.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from mnist_dist.benchmarks.analysis.scaling import Curve, Point, Scaling, is_ove
 from mnist_dist.benchmarks.analysis.scaling_models import Floats, ScalingLaw, ScalingLawModel
 from mnist_dist.benchmarks.analysis.step_times import StepTimes, StepTimesModel
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
+from mnist_dist.benchmarks.records.record import on_gpus
 from mnist_dist.benchmarks.statistics.stats import Estimate, student_quantile
 
 Law = ScalingLaw | StepTimes
@@ -38,6 +43,9 @@ POWERS_OF_TWO = tuple(2**exponent for exponent in range(13))
 FEWEST_POINTS = 3
 DRAWS = 500
 LINK_DRAWS = 100
+FARTHEST = 4  # Times the largest measured number of devices.
+REJECTION = 0.01  # The level at which points reject a model.
+SMALLEST_MISFIT = 0.02  # Standard deviation of residuals, as a share; a smaller one is no reason to reject a model.
 LARGEST_NOISE = 0.5  # Standard deviation of logarithms; more can only come from a draw with one degree of freedom.
 WORTHWHILE_GAIN = 1.5
 
@@ -64,6 +72,7 @@ class FittedModel:
         parameters: by name, with units in the names.
         held_out_error: relative error at the held-out number of devices, of a fit without that point; positive where
             it foretold too much. None where too few points remain for that.
+        rejected: whether the points lie farther from its fit than their noise explains.
         forecasts: by rising number of devices.
         worthwhile_devices: the largest sensible number: the lower bound, the best estimate and the upper bound.
     """
@@ -71,6 +80,7 @@ class FittedModel:
     name: str
     parameters: dict[str, float]
     held_out_error: float | None
+    rejected: bool
     forecasts: tuple[Forecast, ...]
     worthwhile_devices: tuple[int, int, int]
 
@@ -83,8 +93,9 @@ class Prediction:
         images: per device in weak scaling, of all devices together in strong scaling.
         measured: images per second of all devices together, by number of devices.
         held_out_devices: the largest measured number of devices.
-        models: the fitted ones, the trusted one first; none where there are too few points.
-        refused: why models were not fitted, by name.
+        models: the fitted ones, the trusted one first, with intervals that hold those of all; none where there are too
+            few points, or where they reject all.
+        refused: why models were not fitted or are rejected, by name.
         reason: why the first model is trusted.
         notes: what limits the prediction, a sentence each.
     """
@@ -126,21 +137,64 @@ def predict(
     wanted = np.array(sorted({*devices, *measured}), np.float64)
     if curve.scaling == "strong":
         wanted = wanted[wanted <= curve.baseline.case.global_batch_size]
+    farthest, why = _farthest(points)
+    if beyond := [int(each) for each in wanted if each > farthest]:
+        notes.append(f"From {beyond[0]:,} devices on it would be extrapolation, without a number: {why}.")
+    wanted = wanted[wanted <= farthest]
     messages = [each for each in all_reduces if each.case.strategy == curve.strategy and each.case.devices > 1]
     fitted: dict[str, FittedModel] = {}
     refused = {}
     for name in reversed(MODELS):
         evidence = _Evidence(curve, points, summaries, messages, np.random.default_rng(seed))
         try:
-            fitted[name] = _fit(evidence, name, wanted, fitted["USL"] if name == "Amdahl" else None)
+            fitted[name] = _fit(evidence, name, wanted)
         except ValueError as error:
             refused[name] = str(error)
-    models, reason = _by_trust([fitted[name] for name in MODELS if name in fitted], result.held_out_devices)
+    kept = [fitted[name] for name in MODELS if name in fitted and not fitted[name].rejected]
+    refused |= {name: "the points reject it" for name, each in fitted.items() if each.rejected}
+    if not kept:
+        bent = f"no model fits the {len(measured)} points within their noise, as where links change at some number"
+        return replace(result, refused={"all models": bent})
+    models, reason = _by_trust(_with_envelope(kept), result.held_out_devices)
     if "step times" in fitted:
         notes += limits_of_step_times(curve, summaries, messages)
     if len(measured) == FEWEST_POINTS:
-        notes.append("Three points fix the three parameters of USL: its intervals hold their noise, not its own error.")
+        notes.append("Three points fix the three parameters of USL, so they cannot reject it.")
     return replace(result, models=tuple(models), refused=refused, reason=reason, notes=tuple(notes))
+
+
+def _farthest(points: Sequence[Point]) -> tuple[int, str]:
+    """Returns the largest number of devices that can be foretold, and why no larger one."""
+    largest, cases = max(point.devices for point in points), [point.summary.case for point in points]
+    farthest, why = FARTHEST * largest, f"more than {FARTHEST} times the {largest:,} that were measured"
+    records = points[-1].summary.records
+    hardware, cores = records[0].identity.hardware, cases[-1].cores_per_device
+    on_host = len(hardware.gpus) if on_gpus(records) else hardware.cores // (cores or hardware.cores)
+    if all(case.hosts == 1 for case in cases) and max(on_host, largest) < farthest:
+        return max(on_host, largest), f"a host has {on_host:,}, and nothing was measured on several hosts"
+    return farthest, why
+
+
+def _with_envelope(models: Sequence[FittedModel]) -> list[FittedModel]:
+    """Returns the models with intervals that hold those of all."""
+    rows = [
+        {
+            "low": min(each.low for each in at),
+            "high": max(each.high for each in at),
+            "efficiency_low": min(each.efficiency_low for each in at),
+            "efficiency_high": max(each.efficiency_high for each in at),
+        }
+        for at in zip(*(model.forecasts for model in models), strict=True)
+    ]
+    lows, _, highs = zip(*(model.worthwhile_devices for model in models), strict=True)
+    return [
+        replace(
+            model,
+            forecasts=tuple(replace(each, **row) for each, row in zip(model.forecasts, rows, strict=True)),
+            worthwhile_devices=(min(lows), model.worthwhile_devices[1], max(highs)),
+        )
+        for model in models
+    ]
 
 
 def _usable_points(curve: Curve) -> tuple[tuple[Point, ...], list[str]]:
@@ -195,11 +249,8 @@ class _Evidence:
         return ScalingLawModel(has_coherency=name == "USL")
 
 
-def _fit(evidence: _Evidence, name: str, wanted: Floats, wider: FittedModel | None) -> FittedModel:
+def _fit(evidence: _Evidence, name: str, wanted: Floats) -> FittedModel:
     """Fits a model with and without the largest number of devices.
-
-    Args:
-        wider: a model of which it is a special case that points cannot prove, so that its intervals hold here as well.
 
     Raises:
         ValueError: it cannot be fitted.
@@ -209,15 +260,33 @@ def _fit(evidence: _Evidence, name: str, wanted: Floats, wider: FittedModel | No
     law = model.fit(evidence.devices, evidence.images_per_second)
     laws, noise = _draw_laws(evidence, model, law)
     value, low, high = _intervals(evidence, law, laws, noise, wanted, held_out_error)
-    fewest, best, most = _worthwhile_devices(evidence.curve, law, laws)
-    if wider:
-        low = np.minimum(low, [row.low for row in wider.forecasts])
-        high = np.maximum(high, [row.high for row in wider.forecasts])
-        fewest, most = min(fewest, wider.worthwhile_devices[0]), max(most, wider.worthwhile_devices[2])
+    worthwhile = _worthwhile_devices(wanted, law, laws)
     ideal = wanted * evidence.single_images_per_second
     columns = [wanted.astype(int), value, low, high, value / ideal, low / ideal, high / ideal]
     forecasts = tuple(Forecast(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
-    return FittedModel(name, law.parameters, held_out_error, forecasts, (fewest, best, most))
+    return FittedModel(name, law.parameters, held_out_error, _is_rejected(evidence, law), forecasts, worthwhile)
+
+
+def _is_rejected(evidence: _Evidence, law: Law) -> bool:
+    """Whether the residuals are larger than the noise of the points explains: an F-test, as that is an estimate too."""
+    from scipy import stats
+
+    residuals = np.log(evidence.images_per_second / law.images_per_second(evidence.devices))
+    freedom = len(residuals) - law.free_parameters
+    if freedom <= 0:
+        return False
+    variance = max(_noise_variance(evidence), SMALLEST_MISFIT**2)
+    ratio = float(residuals @ residuals) / freedom / variance
+    return bool(stats.f.sf(ratio, freedom, _noise_freedom(evidence)) < REJECTION)
+
+
+def _noise_variance(evidence: _Evidence) -> float:
+    """Returns the variance of the logarithm of a throughput, as the points know it of themselves."""
+    return float(np.mean([_deviation(point.throughput) ** 2 for point in evidence.points]))
+
+
+def _noise_freedom(evidence: _Evidence) -> int:
+    return max(sum(point.throughput.repeats - 1 for point in evidence.points), 1)
 
 
 def _held_out_error(evidence: _Evidence, name: str) -> float | None:
@@ -244,8 +313,8 @@ def _draw_laws(evidence: _Evidence, model: Model, law: Law) -> tuple[list[Law], 
     fitted = law.images_per_second(evidence.devices)
     residuals = np.log(evidence.images_per_second / fitted)
     freedom = len(residuals) - law.free_parameters
-    of_points = np.mean([_deviation(point.throughput) ** 2 for point in evidence.points])
-    variance = np.full(DRAWS, of_points)
+    known = _noise_freedom(evidence)
+    variance = _noise_variance(evidence) * known / evidence.rng.chisquare(known, DRAWS)
     if freedom > 0:
         variance = np.maximum(variance, residuals @ residuals / evidence.rng.chisquare(freedom, DRAWS))
     noise = np.minimum(np.sqrt(variance), LARGEST_NOISE)
@@ -269,10 +338,9 @@ def _intervals(
     return value, low, high
 
 
-def _worthwhile_devices(curve: Curve, law: Law, laws: Sequence[Law]) -> tuple[int, int, int]:
-    devices = np.array(POWERS_OF_TWO, np.float64)
-    if curve.scaling == "strong":
-        devices = devices[devices <= curve.baseline.case.global_batch_size]
+def _worthwhile_devices(wanted: Floats, law: Law, laws: Sequence[Law]) -> tuple[int, int, int]:
+    """Returns the last number that pays, with its bounds, among the powers of two up to the largest foretold."""
+    devices = 2.0 ** np.arange(math.floor(math.log2(wanted[-1])) + 1)
 
     def last_worthwhile(rates: Floats) -> int:
         pays = rates[1:] >= WORTHWHILE_GAIN * rates[:-1]

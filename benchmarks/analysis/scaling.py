@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mnist_dist.benchmarks.analysis.in_turns import paired_ratio
+from mnist_dist.benchmarks.analysis.in_turns import ratio_of_total_rates
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.statistics.stats import Estimate, estimate_ratio
@@ -73,7 +73,7 @@ def efficiency(summary: CaseSummary, baseline: CaseSummary) -> Estimate:
         raise ValueError("expected cases with a throughput")
     if own is single:
         return Estimate(1.0, 1.0, 1.0, single.repeats)  # By definition.
-    if in_turns := paired_ratio(summary.records, baseline.records):
+    if in_turns := ratio_of_total_rates(summary.records, baseline.records):
         ratio = in_turns.at_level()
         return Estimate(ratio.value / devices, ratio.low / devices, ratio.high / devices, ratio.repeats)
     by_repeat = [{(run.record.study, run.record.repeat): run for run in each.runs} for each in (baseline, summary)]

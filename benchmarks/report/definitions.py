@@ -93,8 +93,8 @@ DEFINITIONS = (
         "lost time",
         "Per step, against one device; mean times as trained, on resident images (synthetic input), and without "
         "all-reduce, in which ranks run freely. Input: what real input adds at N, less what it adds at 1. Exposed "
-        "communication: the step on resident images, less the slowest rank that runs freely. Where real input without "
-        "all-reduce was measured, too, both are the mean of what taking them away first and last gains. Stragglers: "
+        "communication: what leaving out the all-reduce gains, at most what one takes by itself, if that was measured. "
+        "Interaction (input beside communication): what leaving out both gains beyond each alone. Stragglers: "
         "that rank less the mean of ranks. Contention for memory, cores, power: this mean less one device's step. "
         "Small batches, in strong scaling: what one device loses with the images that each of N has. Unexplained: what "
         "these leave of t(N) - t(1): what was not measured, and zero where all these runs were. "

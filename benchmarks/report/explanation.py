@@ -27,7 +27,7 @@ def explain(attribution: Attribution) -> str:
         which = " with real input" if slow.with_real_input else ""
         share = f"{slow.windows} of {slow.all_windows} windows{which}"
         culprit = f"; {slow.name} is the slowest in {share}, by {100 * slow.excess:.0f} %"
-    if attribution.loss.low <= 0:
+    if attribution.loss.low <= 0 and not attribution.is_significant:
         more = "; more repeats would tell" if attribution.loss.high >= WIDE_INTERVAL else ""
         return f"{who} nothing significant: {lost} is within the noise{more}{culprit}."
     if not attribution.is_significant:
@@ -37,12 +37,6 @@ def explain(attribution: Attribution) -> str:
         sentences.append("The largest cause is within the noise; measure more repeats.")
     else:
         sentences.append(f"Against {label_part(biggest.name)}, try {'; or '.join(_advice(attribution, biggest.name))}.")
-    alone = attribution.all_reduce_share
-    if biggest and biggest.name == "communication" and alone is not None and alone < biggest.share.value:
-        sentences.append(
-            f"One all-reduce by itself takes {100 * alone:.0f} of these points; "
-            "the others can be waiting for ranks that are slow in single steps."
-        )
     return " ".join([*sentences, *(f"Not told apart: {reason}." for reason in attribution.missing)])
 
 
@@ -84,6 +78,8 @@ def _advice(attribution: Attribution, cause: PartName) -> Iterator[str]:
             yield "optimizer.gradient_compression=float16"
         if _setting(case, "runtime.steps_per_call") < DEFAULTS.runtime.steps_per_call:
             yield f"runtime.steps_per_call={DEFAULTS.runtime.steps_per_call}"
+    elif cause == "interaction":
+        yield "less of both input and communication, as each hides behind the other and little is gained by one alone"
     elif cause == "stragglers":
         if slow and slow.host and case.hosts > 1:
             yield f"leaving out {slow.host} (sbatch --exclude={slow.host}), or a look at its other jobs and its clock"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.record import Hardware, Record
-from mnist_dist.benchmarks.report.labels import TIMES, label_bytes, label_cores, label_records
+from mnist_dist.benchmarks.report.labels import TIMES, label_bytes, label_cores, label_count, label_records
+from mnist_dist.benchmarks.statistics.stats import find_clusters
 from mnist_dist.errors import one_line
 
 FEWEST_REPEATS = 3
@@ -126,6 +128,8 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
     for summary in summaries:
         yield from _failure_caveats(summary, name)
     yield from _unstable_caveats(summaries, name)
+    for summary in summaries:
+        yield from _cluster_caveats(summary, name)
     restless = [each for each in summaries if any(map(_is_restless, each.records))]
     if restless:
         yield Caveat(
@@ -181,6 +185,19 @@ def _unstable_caveats(summaries: Sequence[CaseSummary], name: Namer) -> Iterator
         if summary.unsettled_repeats and not summary.unstable:
             runs = f"{summary.unsettled_repeats} of {len(summary.records)} runs"
             yield Caveat(f"{runs} did not settle, and count all the same: {name(summary)}.")
+
+
+def _cluster_caveats(summary: CaseSummary, name: Namer) -> Iterator[Caveat]:
+    """An interval takes the runs for draws from one distribution without gaps."""
+    rates = sorted(run.series.log_rate for run in summary.runs) if summary.images_per_second else []
+    slower = find_clusters(rates)
+    if slower is not None:
+        shown = [label_count(math.exp(rate)) for rate in rates]
+        yield Caveat(
+            f"Runs fall into two clusters: {name(summary)}: {slower} of {len(rates)} at {shown[0]} to "
+            f"{shown[slower - 1]} images/s, the others at {shown[slower]} to {shown[-1]}. Its interval may "
+            "hold neither these nor their mean: find out what differs between the runs."
+        )
 
 
 def _identity_caveats(records: Sequence[Record]) -> Iterator[Caveat]:

@@ -111,7 +111,12 @@ def label_percent(share: float) -> str:
 
 def label_part(name: PartName) -> str:
     """Returns what a part of the lost time is called in a sentence."""
-    return {"small batches": "smaller batches", "communication": "exposed communication"}.get(name, name)
+    names: dict[PartName, str] = {
+        "small batches": "smaller batches",
+        "communication": "exposed communication",
+        "interaction": "input beside communication",
+    }
+    return names.get(name, name)
 
 
 def label_three_digits(value: float) -> str:

@@ -103,6 +103,7 @@ def _resource_columns() -> Iterator[Column[TrainedCase]]:
     group = "Noise of images/s"
     yield Column("between runs", _noise_cell("between", _hundredths), "% deviation", group)
     yield Column("within a run", _noise_cell("within", _hundredths), "% deviation", group)
+    yield Column("slowest and fastest run", _range_cell, "images/s, total", group)
     yield Column("runs needed", _noise_cell("repeats_needed", label_count), "for ±2 %", group)
     group = "Step time, slowest rank"
     for percentile in ("p50", "p95", "p99"):
@@ -248,6 +249,12 @@ def _step_cell(percentile: str, each: TrainedCase) -> Cell:
 
 def _noise_cell(level: str, form: Callable[[float], str]) -> Callable[[TrainedCase], Cell]:
     return lambda each: number_cell(getattr(each.summary.variance, level, None), form)
+
+
+def _range_cell(each: TrainedCase) -> Cell:
+    """Of several runs with a throughput."""
+    rates = [run.series.log_rate for run in each.summary.runs] if each.summary.images_per_second else []
+    return Cell(label_range(math.exp(min(rates)), math.exp(max(rates)), label_count)) if len(rates) > 1 else Cell()
 
 
 def _mebibytes(size: float | None) -> Cell:

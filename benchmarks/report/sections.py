@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from mnist_dist.benchmarks.analysis.attribution import Attribution, PartName
-from mnist_dist.benchmarks.analysis.prediction import POWERS_OF_TWO, FittedModel, Forecast, Prediction
+from mnist_dist.benchmarks.analysis.prediction import FittedModel, Forecast, Prediction
 from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.records.kinds import KINDS, kind
 from mnist_dist.benchmarks.report.explanation import explain
@@ -149,7 +149,7 @@ def _beyond(each: Prediction, index: int) -> str:
 
 def _sensible_devices(each: Prediction) -> Cell:
     low, sensible, high = (
-        f"{devices:,}" + (" or more" if devices == POWERS_OF_TWO[-1] else "")
+        f"{devices:,}" + (" or more" if 2 * devices > each.models[0].forecasts[-1].devices else "")
         for devices in each.models[0].worthwhile_devices
     )
     return Cell(sensible, f"{low} to {high}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mnist_dist.benchmarks.statistics.blocks import block_length, covariance_of_means
-from mnist_dist.benchmarks.statistics.paired import mean_of_rounds
+from mnist_dist.benchmarks.statistics.paired import mean_of_rounds, ratio_of_totals
 from mnist_dist.benchmarks.statistics.stats import Estimate, student_quantile
 
 Repeat = tuple[np.ndarray, np.ndarray]  # Steps, [windows], and what they took by several clocks, [rows, windows].
@@ -80,12 +80,12 @@ class CycleMeans:
         return self._estimate([np.einsum("gr,grc->c", weights, times) for times in self.rounds])
 
     def relative_contrast(self, weights: np.ndarray, to: np.ndarray) -> Estimate:
-        """Returns one contrast over another, taken within each cycle."""
+        """Returns one contrast over another, of the same cycles."""
         pairs = [[np.einsum("gr,grc->c", each, times) for each in (weights, to)] for times in self.rounds]
-        return self._estimate([contrast / scale for contrast, scale in pairs])
+        return self._estimate([ratio_of_totals(contrast, scale) for contrast, scale in pairs])
 
     def _estimate(self, rounds: Sequence[np.ndarray]) -> Estimate:
-        value, variance, freedom = mean_of_rounds(rounds)
+        value, variance, freedom = mean_of_rounds(rounds, trimmed=0.0)
         half = student_quantile(0.975, freedom) * math.sqrt(variance)
         return Estimate(value, value - half, value + half, len(rounds))
 

@@ -1,7 +1,9 @@
 """Contrasts of rates that were taken in turns: what slows the machine for longer than a cycle falls on all alike.
 
-The sample is one value for each cycle, such as the log ratio of two rates. The trimmed mean over cycles withstands
-those in which one side alone was disturbed; blocks of cycles, which resemble their neighbours, say how far it can be
+The sample is one value for each cycle. Where two sides are alike, as in a comparison, it is the log ratio of their
+rates, whose trimmed mean withstands cycles in which one side alone was disturbed. Where they are not, as in an
+efficiency, such cycles are part of the truth: several ranks are held up more often than one. Then it is what each cycle
+adds to the ratio of the totals, untrimmed. Blocks of cycles, which resemble their neighbours, say how far a mean can be
 trusted (Yuen, "The two-sample trimmed t for unequal population variances", Biometrika 61, 1974, with the winsorised
 series in blocks). Several rounds are fresh processes each: their mean has Student's t, and never less variance than
 the cycles within them explain.
@@ -34,14 +36,15 @@ class CycleMean:
     blocks: int
 
 
-def mean_of_cycles(values: np.ndarray) -> CycleMean:
+def mean_of_cycles(values: np.ndarray, trimmed: float = TRIMMED) -> CycleMean:
     """Estimates the centre of a series.
 
     Args:
         values: float64 [cycles], at least one.
+        trimmed: share of the cycles to leave out on either side.
     """
     count = len(values)
-    cut = int(TRIMMED * count)
+    cut = int(trimmed * count)
     kept = np.sort(values)[cut : count - cut]
     winsorised = np.clip(values, kept[0], kept[-1])
     length = block_length(winsorised[None]) if count > 2 else 1
@@ -50,16 +53,17 @@ def mean_of_cycles(values: np.ndarray) -> CycleMean:
     return CycleMean(float(kept.mean()), variance if blocks > 1 else math.nan, blocks)
 
 
-def mean_of_rounds(rounds: Sequence[np.ndarray]) -> tuple[float, float, float]:
+def mean_of_rounds(rounds: Sequence[np.ndarray], trimmed: float = TRIMMED) -> tuple[float, float, float]:
     """Estimates the centre of what several rounds measured, each by its cycles.
 
     Args:
         rounds: float64 [cycles] of each.
+        trimmed: see `mean_of_cycles`.
 
     Returns:
         The mean, its variance, and the degrees of freedom of that; nan where too few cycles tell nothing about it.
     """
-    means = [mean_of_cycles(values) for values in rounds]
+    means = [mean_of_cycles(values, trimmed) for values in rounds]
     count = len(means)
     value = sum(each.value for each in means) / count
     within = sum(each.variance for each in means) / count**2
@@ -69,3 +73,16 @@ def mean_of_rounds(rounds: Sequence[np.ndarray]) -> tuple[float, float, float]:
         if not between <= within:  # Or what is within is not known.
             return value, between, count - 1
     return value, within, freedom
+
+
+def ratio_of_totals(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Returns a series whose mean is the ratio of two totals, and whose variance that of the ratio.
+
+    It is linearised as in Cochran, "Sampling techniques", 1977, section 6.3: what slows a whole cycle cancels out.
+
+    Args:
+        above: float64 [cycles].
+        below: float64 [cycles], positive.
+    """
+    ratio = above.mean() / below.mean()
+    return ratio + (above - ratio * below) / below.mean()

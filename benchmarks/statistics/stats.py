@@ -19,6 +19,8 @@ import numpy as np
 from mnist_dist.benchmarks.statistics.blocks import block_length, covariance_of_means
 
 CONFIDENCE = 0.95
+FEWEST_CLUSTERED = 3  # Runs.
+NOTABLE_GAP = 0.1  # Between two clusters of runs.
 MOST_REPEATS = 10_000  # Nobody plans more; `repeats_needed` stops there.
 
 
@@ -155,10 +157,11 @@ class VarianceSplit:
 def estimate_rate(repeats: Sequence[Series]) -> LogEstimate:
     """Estimates the logarithm of total work / total seconds.
 
+    The windows of the most restless repeat count for all, as a calm one may merely not have met what disturbed that.
     With one repeat the variance is what its windows explain, with as many degrees of freedom as it has independent
     blocks of them, less one.
     """
-    within = sum(series.variance for series in repeats) / len(repeats) ** 2
+    within = max(series.variance for series in repeats) / len(repeats)
     variance = _variance_of_mean([series.log_rate for series in repeats], within)
     freedom = len(repeats) - 1 if len(repeats) > 1 else repeats[0].blocks - 1
     return LogEstimate(log_total_rate(repeats), variance, freedom or math.nan, len(repeats))
@@ -197,6 +200,20 @@ def estimate_ratio(base: Sequence[Series], new: Sequence[Series], *, paired: boo
 def log_total_rate(repeats: Sequence[Series]) -> float:
     """Returns the logarithm of the rate of several repeats together."""
     return math.log(sum(series.work.sum() for series in repeats) / sum(series.seconds.sum() for series in repeats))
+
+
+def find_clusters(log_rates: Sequence[float]) -> int | None:
+    """Returns how many of several runs, in rising order, are in the slower of two clusters; None where there are none.
+
+    The widest gap between neighbours must be 10 % or more, and three times as wide as either side of it.
+    """
+    if len(log_rates) < FEWEST_CLUSTERED:
+        return None
+    rates = np.sort(log_rates)
+    slower = int(np.diff(rates).argmax()) + 1
+    gap = rates[slower] - rates[slower - 1]
+    widest = max(float(np.ptp(side)) for side in (rates[:slower], rates[slower:]))
+    return slower if gap >= math.log1p(NOTABLE_GAP) and gap >= 3 * widest else None
 
 
 def split_variance(repeats: Sequence[Series], resolution: float = 0.02) -> VarianceSplit:

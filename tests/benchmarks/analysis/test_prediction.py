@@ -1,7 +1,7 @@
 """What is predicted from points of known laws, how certain it claims to be, and what it refuses to say."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -41,8 +41,12 @@ MEASURED: dict[str, CaseSummary] = {}
 
 
 def measured(case: Case) -> CaseSummary:
+    """On a host of 512 cores."""
     if case.case_id not in MEASURED:
-        MEASURED[case.case_id] = summarize(make_study([case], 1))
+        (record,) = make_study([case], 1)
+        hardware = record.identity.hardware.model_copy(update={"cores": 512})
+        identity = record.identity.model_copy(update={"hardware": hardware})
+        MEASURED[case.case_id] = summarize([record.model_copy(update={"identity": identity})])
     return MEASURED[case.case_id]
 
 
@@ -74,6 +78,29 @@ def points(law: Throughput, devices: Sequence[int], deviation: float = 0.0, seed
         with_throughput(case, rate, max(deviation, 1e-4))
         for case, rate in zip(cases(devices), rates.tolist(), strict=True)
     ]
+
+
+def on_hosts_of(cores: int, summaries: Sequence[CaseSummary]) -> list[CaseSummary]:
+    found = []
+    for summary in summaries:
+        identity = summary.records[0].identity
+        hardware = identity.hardware.model_copy(update={"cores": cores})
+        record = summary.records[0].model_copy(update={"identity": identity.model_copy(update={"hardware": hardware})})
+        found.append(replace(summary, runs=(RunSummary(record),)))
+    return found
+
+
+def held_on_curve(law: Throughput, devices: Sequence[int], on_host: int, studies: int) -> tuple[float, float]:
+    """Returns what share of the measurements to come the intervals hold, and of the studies that foretell none."""
+    held, refused = [], 0
+    for seed in range(studies):
+        prediction = predict_from(on_hosts_of(on_host, points(law, devices, 0.02, seed)), seed=seed)
+        rows = [row for model in prediction.models[:1] for row in model.forecasts if row.devices > devices[-1]]
+        refused += not rows
+        noise = np.exp(0.02 * np.random.default_rng([1, seed]).standard_normal(len(rows)))
+        rates = law.images_per_second(np.array([float(row.devices) for row in rows])) * noise
+        held += [row.low <= rate <= row.high for row, rate in zip(rows, rates.tolist(), strict=True)]
+    return float(np.mean(held)) if held else math.nan, refused / studies
 
 
 def only_curve(summaries: Sequence[CaseSummary]) -> Curve:
@@ -121,6 +148,27 @@ def with_jitter(summary: CaseSummary, deviation: float) -> CaseSummary:
 RING = Ring(latency_seconds=40e-6, seconds_per_byte=1e-9)
 
 
+class Law:
+    def __init__(self, rates: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.images_per_second = rates
+
+
+STEP_AT_EIGHT = Law(lambda devices: 8000 * devices * np.where(devices >= 8, 0.6, 0.95))
+SLOW_BEYOND_EIGHT = Law(
+    lambda n: 128 * n / (16e-3 + 2 * (n - 1) * 40e-6 + 1.8e-3 * (n - 1) / n * np.where(n > 8, 10, 1))
+)
+# Of each curve what was measured, and on how many devices a host has.
+CURVES = {
+    "USL": (ScalingLaw(8000, 0.03, 0.0005), (1, 2, 4), 512),
+    "USL that falls": (ScalingLaw(8000, 0.05, 0.02), (1, 2, 4, 8), 512),
+    "Amdahl": (ScalingLaw(8000, 0.1, 0.0), (1, 2, 4), 512),
+    "linear": (ScalingLaw(8000, 0.0, 0.0), (1, 2, 4, 8), 512),
+    "linear with a step": (STEP_AT_EIGHT, (1, 2, 4, 8), 512),
+    "linear with a step at the end": (STEP_AT_EIGHT, (1, 2, 3, 4, 6), 6),
+    "links ten times slower beyond a host": (SLOW_BEYOND_EIGHT, (1, 2, 4, 8), 8),
+}
+
+
 class RingLaw:
     """10 ms of compute for 128 images and an all-reduce, of which 1 ms is hidden."""
 
@@ -138,27 +186,26 @@ class TestScalingLaws:
         expected = {"images_per_second_of_one": 8000, "contention": 0.03, "coherency": 0.0005}
         assert usl.parameters == pytest.approx(expected, rel=1e-3)
         assert usl.held_out_error == pytest.approx(0.0, abs=1e-4)
-        for devices in (1, 16, 64, 4096):
+        for devices in (1, 16, 64):
             exact = float(LAW.images_per_second(np.array([devices]))[0])
             assert at(usl, devices).images_per_second == pytest.approx(exact, rel=1e-2)
             assert at(usl, devices).efficiency == pytest.approx(exact / (devices * 8000), rel=1e-2)
 
-    def test_amdahl_that_does_not_hold_foretells_too_much_and_is_not_trusted(self) -> None:
+    def test_amdahl_that_does_not_hold_is_rejected(self) -> None:
         prediction = predict_from(points(ScalingLaw(8000, 0.02, 0.01), (1, 2, 4, 8, 16)))
-        amdahl = model(prediction, "Amdahl")
-        assert amdahl.held_out_error is not None and amdahl.held_out_error > 0.1
-        assert prediction.models[0].name == "USL"
-        assert f"{100 * amdahl.held_out_error:+.1f} % (Amdahl)" in said(prediction)
+        assert [each.name for each in prediction.models] == ["USL"]
+        assert "Not fitted: Amdahl (the points reject it)." in said(prediction)
 
-    def test_amdahl_is_no_more_certain_than_the_law_it_is_a_case_of(self) -> None:
+    def test_no_model_is_more_certain_than_another_that_fits_as_well(self) -> None:
         prediction = predict_from(points(ScalingLaw(8000, 0.03, 0.0), (1, 2, 4, 8), 0.02))
         amdahl, usl = model(prediction, "Amdahl"), model(prediction, "USL")
-        assert at(amdahl, 1024).low <= at(usl, 1024).low and at(usl, 1024).high <= at(amdahl, 1024).high
+        assert (at(amdahl, 32).low, at(amdahl, 32).high) == (at(usl, 32).low, at(usl, 32).high)
 
-    def test_numbers_asked_for_are_predicted_beside_the_measured_ones(self) -> None:
-        prediction = predict_from(points(LAW, (1, 2, 4)), devices=(3, 48))
-        assert [each.devices for each in prediction.models[0].forecasts] == [1, 2, 3, 4, 48]
-        assert max(each.devices for each in predict_from(points(LAW, (1, 2, 4))).models[0].forecasts) == 4096
+    def test_numbers_asked_for_are_predicted_up_to_four_times_the_largest_measured(self) -> None:
+        prediction = predict_from(points(LAW, (1, 2, 4)), devices=(3, 12, 48))
+        assert [each.devices for each in prediction.models[0].forecasts] == [1, 2, 3, 4, 12]
+        assert "From 48 devices on it would be extrapolation, without a number" in said(prediction)
+        assert max(each.devices for each in predict_from(points(LAW, (1, 2, 4))).models[0].forecasts) == 16
 
     @pytest.mark.slow
     def test_the_same_seed_gives_the_same_prediction(self) -> None:
@@ -179,7 +226,7 @@ class TestStepTimes:
         assert fitted.parameters["latency_seconds_within_host"] == pytest.approx(40e-6, rel=0.05)
         assert fitted.parameters["seconds_per_byte_within_host"] == pytest.approx(1e-9, rel=0.05)
         assert fitted.parameters["overlap_seconds"] == pytest.approx(1e-3, abs=0.1e-3)
-        for devices in (16, 64, 256):
+        for devices in (16, 32):
             exact = float(RingLaw().images_per_second(np.array([float(devices)]))[0])
             assert at(fitted, devices).images_per_second == pytest.approx(exact, rel=0.03)
         # The others cannot know that the exposed part only begins when the overlap is used up.
@@ -190,8 +237,8 @@ class TestStepTimes:
         free = measured(train("horovod", 2, all_reduce=False, synthetic_input=True))
         calm = predict_from([*self.study(), with_jitter(free, 0.0)])
         jittery = predict_from([*self.study(), with_jitter(free, 0.1)])
-        rates = [at(model(each, "step times"), 64).images_per_second for each in (calm, jittery)]
-        assert rates[1] < 0.96 * rates[0]
+        rates = [at(model(each, "step times"), 32).images_per_second for each in (calm, jittery)]
+        assert rates[1] < 0.97 * rates[0]
 
     def test_without_collectives_it_is_refused_and_the_others_are_not(self) -> None:
         prediction = predict_from(points(RingLaw(), (1, 2, 4, 8)))
@@ -203,9 +250,9 @@ class TestStepTimes:
     def test_links_between_hosts_are_used_beyond_a_host(self) -> None:
         far = Ring(10 * RING.latency_seconds, 10 * RING.seconds_per_byte)
         near = self.study((1, 2, 4))
-        only_near = at(model(predict_from(near), "step times"), 64).images_per_second
+        only_near = at(model(predict_from(near), "step times"), 16).images_per_second
         with_far = predict_from([*near, collectives(far, 8, hosts=2)])
-        assert at(model(with_far, "step times"), 64).images_per_second < 0.5 * only_near
+        assert at(model(with_far, "step times"), 16).images_per_second < 0.8 * only_near
         assert any("within one host" in note for note in predict_from(near).notes)
         assert not any("within one host" in note for note in with_far.notes)
 
@@ -227,7 +274,7 @@ class TestStepTimes:
         assert not any("one batch" in note for note in predict(curve, summaries, all_reduces).notes)
         few = predict(curve, [each for each in summaries if each not in singles[:2]], all_reduces)
         assert any("one batch" in note for note in few.notes)
-        assert max(each.devices for each in few.models[0].forecasts) == 128  # One image each.
+        assert max(each.devices for each in few.models[0].forecasts) == 16
 
 
 class TestHeldOutPoint:
@@ -247,8 +294,8 @@ class TestHeldOutPoint:
         few = [*points(RingLaw(), (1, 2, 4), 0.02), collectives(RING, 2), collectives(RING, 4)]
         free, free_on_8 = (measured(train("horovod", n, all_reduce=False, synthetic_input=True)) for n in (2, 8))
         slow = Ring(1000 * RING.latency_seconds, 0.0)
-        good = [with_throughput(train("horovod", 8), 50_000.0), collectives(RING, 8), free_on_8]
-        bad = [with_throughput(train("horovod", 8), 500.0, 0.3), collectives(slow, 8), with_jitter(free_on_8, 0.5)]
+        good = [with_throughput(train("horovod", 8), 50_000.0, 1.0), collectives(RING, 8), free_on_8]
+        bad = [with_throughput(train("horovod", 8), 500.0, 5.0), collectives(slow, 8), with_jitter(free_on_8, 0.5)]
         foretold = []
         for largest in (good, bad):
             prediction = predict_from([*few, free, *largest])
@@ -291,22 +338,53 @@ class TestHonesty:
             assert widths[-1] > 2 * widths[0]
 
     def test_an_error_at_the_held_out_point_widens_them(self) -> None:
-        """Points without noise on a law that none of the models knows."""
+        """Points that are not known well, on a law that none of the models knows."""
+        rates = STEP_AT_EIGHT.images_per_second(np.array([1.0, 2.0, 3.0, 4.0, 8.0]))
+        rough = [with_throughput(*each, 0.2) for each in zip(cases((1, 2, 3, 4, 8)), rates.tolist(), strict=True)]
+        fitted = predict_from(rough).models[0]
+        assert fitted.held_out_error is not None and fitted.held_out_error > 0.4
+        assert at(fitted, 32).high > 0.999 * at(fitted, 32).images_per_second * (1 + fitted.held_out_error) ** 2
 
-        class Broken:
-            def images_per_second(self, devices: np.ndarray) -> np.ndarray:
-                return 8000 * devices * np.where(devices >= 8, 0.6, 0.95)
+    def test_points_that_no_model_explains_are_refused(self) -> None:
+        prediction = predict_from(points(STEP_AT_EIGHT, (1, 2, 3, 4, 8), 0.01))
+        assert prediction.models == ()
+        assert "no model fits the 5 points within their noise" in said(prediction)
 
-        for fitted in predict_from(points(Broken(), (1, 2, 3, 4, 8))).models:
-            assert fitted.held_out_error is not None and fitted.held_out_error > 0.4
-            assert at(fitted, 32).high > 0.999 * at(fitted, 32).images_per_second * (1 + fitted.held_out_error) ** 2
+    def test_nothing_is_foretold_of_several_hosts_from_one(self) -> None:
+        """Links between hosts are of another kind: ten times slower here, where it would have said +160 %."""
+        inside = on_hosts_of(8, points(SLOW_BEYOND_EIGHT, (1, 2, 4, 8), 0.01))
+        prediction = predict_from(inside)
+        assert max(each.devices for each in prediction.models[0].forecasts) == 8
+        assert "a host has 8, and nothing was measured on several hosts" in said(prediction)
+        several = with_throughput(train("horovod", 16, hosts=2), 60_000.0, 0.01)
+        truth = float(SLOW_BEYOND_EIGHT.images_per_second(np.array([64.0]))[0])
+        wider = predict_from([*inside, several])
+        assert not wider.models or at(wider.models[0], 64).low < truth < at(wider.models[0], 64).high
+
+    @pytest.mark.thorough
+    def test_intervals_hold_on_curves_that_no_model_may_know(self) -> None:
+        table = {name: held_on_curve(*curve, studies=20) for name, curve in CURVES.items()}
+        for name, (held, said_nothing) in table.items():
+            print(f"{name:40} held {100 * held:5.1f} %, refused {100 * said_nothing:5.1f} %")
+        assert all(held >= 0.9 or math.isnan(held) for held, _ in table.values())
+
+    @pytest.mark.parametrize("name", ["USL", "linear with a step at the end"])
+    def test_intervals_hold_on_curves(self, name: str) -> None:
+        held, _ = held_on_curve(*CURVES[name], studies=2)
+        assert held >= 0.5 or math.isnan(held)
 
     def test_devices_that_share_cores_are_left_out_or_named(self) -> None:
-        """The factory's hosts have 8 cores."""
-        enough = predict_from(points(LAW, (1, 2, 4, 16)))
+        """The hosts have 512 cores."""
+
+        def shared(devices: Sequence[int]) -> list[CaseSummary]:
+            crowded = [case.model_copy(update={"cores_per_device": 64}) for case in cases(devices)]
+            rates = LAW.images_per_second(np.array(devices, float)).tolist()
+            return [with_throughput(*each) for each in zip(crowded, rates, strict=True)]
+
+        enough = predict_from(shared((1, 2, 4, 16)))
         assert list(enough.measured) == [1, 2, 4] and enough.held_out_devices == 4
         assert enough.notes[0] == "Left out: 16 devices, because they share cores."
-        too_few = predict_from(points(LAW, (1, 8, 16)))
+        too_few = predict_from(shared((1, 8, 16)))
         assert list(too_few.measured) == [1, 8, 16]
         assert "16 devices share cores" in too_few.notes[0]
 
@@ -315,12 +393,12 @@ class TestHonesty:
     @pytest.mark.parametrize("devices", [(1, 2, 4, 8), (1, 2, 3, 4, 6, 8)])
     def test_intervals_hold_the_measurements_to_come(self, devices: tuple[int, ...]) -> None:
         """Nominally 95 of 100; the model is trusted for its held-out error, as a user would."""
-        targets, deviation, studies = (16, 32, 128), 0.02, 50
-        held, widths = np.zeros(3), []
+        targets, deviation, studies = (16, 32), 0.02, 25
+        held, widths = np.zeros(2), []
         for seed in range(studies):
             prediction = predict_from(points(LAW, devices, deviation, seed), devices=targets, seed=seed)
             rows = [at(prediction.models[0], each) for each in targets]
-            noise = np.exp(deviation * np.random.default_rng([1, seed]).standard_normal(3))
+            noise = np.exp(deviation * np.random.default_rng([1, seed]).standard_normal(2))
             truth = LAW.images_per_second(np.array(targets, float)) * noise
             held += [row.low <= value <= row.high for row, value in zip(rows, truth, strict=True)]
             widths.append([row.high / row.low for row in rows])
@@ -351,8 +429,8 @@ class TestWorthwhileDevices:
 
     def test_ideal_scaling_has_no_end_in_sight(self) -> None:
         prediction = predict_from(points(ScalingLaw(8000, 0.0, 0.0), (1, 2, 4, 8)))
-        assert model(prediction, "Amdahl").worthwhile_devices[1] == 4096
-        assert overview(prediction)[-1].startswith("4,096 or more (")
+        assert model(prediction, "Amdahl").worthwhile_devices[1] == 32
+        assert overview(prediction)[-1].startswith("32 or more (")
 
     def test_nothing_to_gain(self) -> None:
         prediction = predict_from(points(ScalingLaw(8000, 0.9, 0.0), (1, 2, 4, 8)))
