@@ -223,7 +223,7 @@ class TestEstimate:
     def test_ten_thousand_runs_are_planned_at_once(
         self, values: int, repeats: int, processes: int, tmp_path: Path
     ) -> None:
-        """By processor time, so that a busy machine does not matter."""
+        """By processor time, of which a busy machine may take twice as much; a plan that compares all with all, minutes."""
         vary = {"model.dense_units": list(range(1, values + 1))}
         content = {"description": "d", "minutes": 1, "repeats": repeats, "strategies": "single", "devices": 1}
         suite = Suite.model_validate(content | {"blocks": [{"vary": vary}]})
@@ -232,7 +232,7 @@ class TestEstimate:
         rounds = plan_rounds([(make_study(tmp_path), Store(tmp_path))], cases, processes=processes)
         assert estimate_seconds(rounds) > 0
         assert sum(map(len, rounds)) == 10_000
-        assert time.process_time() - began < 1.5
+        assert time.process_time() - began < 4
 
     @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (245, "4:05"), (3600, "1:00:00")])
     def test_as_a_clock_shows_it(self, seconds: float, text: str) -> None:
