@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,8 @@ from mnist_dist.benchmarks.analysis.scaling import Curve, find_curves
 from mnist_dist.benchmarks.analysis.summary import CaseSummary, summarize_variants
 from mnist_dist.benchmarks.analysis.trained import TrainedCase, relate_cases
 from mnist_dist.benchmarks.records.record import Record
+
+MOST_PREDICTED = 40  # Curves; each takes hundreds of fits.
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +57,12 @@ class Analysis:
 
     @cached_property
     def predictions(self) -> tuple[Prediction, ...]:
-        return tuple(predict(curve, self.summaries, self.all_reduces) for curve in self.curves)
+        """Of the fastest curves."""
+        fastest = heapq.nlargest(
+            MOST_PREDICTED, self.curves, key=lambda curve: max(point.throughput.value for point in curve.points)
+        )
+        chosen = (curve for curve in self.curves if curve in fastest)
+        return tuple(predict(curve, self.summaries, self.all_reduces) for curve in chosen)
 
     @cached_property
     def trained(self) -> tuple[TrainedCase, ...]:

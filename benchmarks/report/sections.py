@@ -44,7 +44,7 @@ def build_sections(analysis: Analysis) -> list[Section]:
     """Returns those parts for which the study has data."""
     parts: list[Iterable[Section]] = [
         _scaling(analysis),
-        [prediction_section(analysis.predictions)] if analysis.predictions else [],
+        [prediction_section(analysis.predictions, len(analysis.curves))] if analysis.predictions else [],
         *(_of_kind(name, analysis) for name in KINDS),
     ]
     return [section for part in parts for section in part]
@@ -99,12 +99,14 @@ def _part_column(name: PartName) -> Column[Attribution]:
     return Column(label_part(name), cell, "%")
 
 
-def prediction_section(predictions: Sequence[Prediction]) -> Section:
+def prediction_section(predictions: Sequence[Prediction], curves: int = 0) -> Section:
+    """Returns what is foretold, of the fastest of so many curves."""
+    folded = [f"Of {curves:,} curves, the {len(predictions)} fastest are predicted."] * (len(predictions) < curves)
     predicted = [each for each in predictions if each.models]
     return Section(
         "prediction",
         "Prediction",
-        points=[*map(_describe_prediction, predicted), *_describe_refused(predictions)],
+        points=[*map(_describe_prediction, predicted), *_describe_refused(predictions), *folded],
         tables=([_prediction_overview(predicted)] if predicted else []) + [_forecast_table(each) for each in predicted],
         pictures=("prediction",),
     )

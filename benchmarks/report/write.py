@@ -91,13 +91,13 @@ def render_predictions(records: Sequence[Record], colour: bool = False) -> str:
     Raises:
         UserError: there is no curve.
     """
-    predictions = Analysis(records).predictions
-    if not predictions:
+    analysis = Analysis(records)
+    if not analysis.predictions:
         raise UserError(
             "DIR: its records hold no scaling curve, expected steady runs of `single` on one device and of a strategy "
             "on several, with equal cores and settings; run the suite scaling."
         )
-    section = prediction_section(predictions)
+    section = prediction_section(analysis.predictions, len(analysis.curves))
     overview, *forecasts = [render_terminal(table, TERMINAL_WIDTH, colour) for table in section.tables] or [""]
     points = [textwrap.fill(f"- {point}", width=TERMINAL_WIDTH, subsequent_indent="  ") for point in section.points]
     return "\n\n".join(filter(None, [*forecasts, overview, "\n".join(points)]))
