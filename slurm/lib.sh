@@ -23,7 +23,7 @@ if [[ ${SLURM_TASKS_PER_NODE-1} != 1 ]]; then
         sed -nE 's/.*NodeName=(\S+).*NodeAddr=(\S+).*/\1=\2/p')
     if ((${#addresses} < 100000)); then export MNIST_DIST_NODE_ADDRESSES=$addresses; fi
 fi
-export SLURM_EXPORT_ENV=ALL # Where `--export=NONE` is the site's rule, tasks would have no PATH.
+export SLURM_EXPORT_ENV=ALL # Where `--export=NONE` is the rule, tasks would have no PATH, and nothing of what follows.
 
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID} # As `scontrol requeue` wants it, for a member of an array too.
@@ -39,8 +39,7 @@ export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 if [[ ${MNIST_DIST_INTERFACE-} ]]; then
     export NCCL_SOCKET_IFNAME=$MNIST_DIST_INTERFACE HOROVOD_GLOO_IFACE=$MNIST_DIST_INTERFACE
 fi
-# What this file exports has to reach the tasks, after `sbatch --export=NONE` too. Ranks know one another by the secret.
-unset SLURM_EXPORT_ENV
+# Ranks know one another by it.
 export MNIST_DIST_SECRET=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 if [[ ${SLURM_CPUS_PER_TASK-} ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi # Not inherited since 22.05.
 
