@@ -38,8 +38,8 @@ from typing import Literal
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.limits import AllReduce
+from mnist_dist.benchmarks.analysis.prediction.step_times import gradient_bytes
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point, Scaling, is_oversubscribed
-from mnist_dist.benchmarks.analysis.step_times import gradient_bytes
 from mnist_dist.benchmarks.analysis.stragglers import SlowPlace, find_slow_place
 from mnist_dist.benchmarks.analysis.summary import CaseSummary, RunSummary, untimed
 from mnist_dist.benchmarks.records.case import Case

@@ -10,7 +10,7 @@ from typing import Any
 
 from mnist_dist.benchmarks.analysis.attribution import Attribution, attribute
 from mnist_dist.benchmarks.analysis.limits import AllReduce, MatmulRate, measured_all_reduces, measured_rates
-from mnist_dist.benchmarks.analysis.prediction import Prediction, predict
+from mnist_dist.benchmarks.analysis.prediction.predict import Prediction, predict
 from mnist_dist.benchmarks.analysis.scaling import Curve, find_curves
 from mnist_dist.benchmarks.analysis.summary import CaseSummary, summarize_variants
 from mnist_dist.benchmarks.analysis.trained import TrainedCase, relate_cases

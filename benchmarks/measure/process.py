@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mnist_dist.benchmarks.records.record import Status, one_line
+from mnist_dist.distributed.preemption import catchable
 
 TAIL_LINES = 30
 TICK_SECONDS = 1.0  # Between two looks at the clock.
@@ -149,17 +150,24 @@ class Running:
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Lets signals wait: who is interrupted before a process is noted, or a record is kept, would leave or lose it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    """Lets signals wait: who is interrupted before a process is noted, or a record is kept, would leave or lose it.
+
+    A mask would not do: the kernel gives a signal to any thread that does not block it, and Python has it handled by
+    the main thread all the same.
+    """
+    came: list[int] = []
+    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in catchable(HELD)}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _die_with_harness() -> None:
     """Asks the kernel to kill this child when the harness is killed: an orphan would disturb what is measured next."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from mnist_dist.benchmarks.analysis.attribution import Attribution, PartName
-from mnist_dist.benchmarks.analysis.prediction import FittedModel, Forecast, Prediction
+from mnist_dist.benchmarks.analysis.prediction.predict import FittedModel, Forecast, Prediction
 from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.records.kinds import KINDS, kind
 from mnist_dist.benchmarks.report.explanation import explain

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import ipaddress
 import secrets
 import selectors
 import socket
@@ -44,12 +45,22 @@ def own_address(cluster: Cluster) -> str:
     here = cluster.addresses[cluster.rank]
     elsewhere = [address for address in cluster.addresses if address != here][:1]
     try:
-        address, *other = (socket.gethostbyname(name) for name in (here, *elsewhere))
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        address, *other = map(_resolve, (here, *elsewhere))
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.bind((address, 0))  # It may be that of a router.
     except OSError:
         return ""
-    return "" if address.startswith("127.") and not all(each.startswith("127.") for each in other) else address
+    is_loopback, *others_are = (ipaddress.ip_address(each).is_loopback for each in (address, *other))
+    return "" if is_loopback and not all(others_are) else address
+
+
+def _resolve(name: str) -> str:
+    """Returns an address of IPv4, to which others fall back, or of IPv6 where there is no other.
+
+    `gethostbyname` does not do, as glibc's takes ::1 for 127.0.0.1.
+    """
+    found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    return str(min(found, key=lambda each: each[0] != socket.AF_INET)[4][0])
 
 
 def listen(host: str, port: int, backlog: int) -> socket.socket:

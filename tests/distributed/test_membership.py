@@ -157,11 +157,15 @@ def test_listens_on_the_one_address() -> None:
     [
         (("127.0.0.1", "127.0.0.1"), "127.0.0.1"),
         (("127.0.0.9", "127.0.0.10"), "127.0.0.9"),
+        (("::1", "::1"), "::1"),
         (("localhost", "192.0.2.1"), ""),  # Others would not find it there.
+        (("::1", "2001:db8::1"), ""),
         (("192.0.2.1", "192.0.2.2"), ""),  # It is not an address of this host.
     ],
 )
 def test_own_address(addresses: tuple[str, str], expected: str) -> None:
+    if expected == "::1" and not socket.has_dualstack_ipv6():
+        pytest.skip("this host has no IPv6")
     assert own_address(Cluster(0, 2, 0, 1, ("n1", "n2"), addresses=addresses)) == expected
 
 

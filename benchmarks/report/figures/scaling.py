@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mnist_dist.benchmarks.analysis.prediction import Prediction
+from mnist_dist.benchmarks.analysis.prediction.predict import Prediction
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point
 from mnist_dist.benchmarks.report.figures.drawing import (
     COLOURS,

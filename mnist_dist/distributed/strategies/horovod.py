@@ -94,7 +94,8 @@ class Horovod(Strategy):
 
         slots = ",".join(f"{host}:{cluster.hosts.count(host)}" for host in dict.fromkeys(cluster.hosts))
         try:
-            server = Server((own_address(cluster), cluster.port), Handler, 0)
+            address = own_address(cluster)
+            server = Server(("" if ":" in address else address, cluster.port), Handler, 0)  # It knows IPv4 alone.
         except OSError as error:
             raise UserError(f"launch: cannot listen on port {cluster.port} ({error.strerror}); try again.") from None
         server.init(get_host_assignments(parse_hosts(slots), cluster.size))

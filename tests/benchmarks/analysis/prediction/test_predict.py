@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from mnist_dist.benchmarks.analysis.limits import measured_all_reduces
-from mnist_dist.benchmarks.analysis.prediction import FittedModel, Forecast, Prediction, predict
+from mnist_dist.benchmarks.analysis.prediction.predict import FittedModel, Forecast, Prediction, predict
+from mnist_dist.benchmarks.analysis.prediction.scaling_models import ScalingLaw, ScalingLawModel
+from mnist_dist.benchmarks.analysis.prediction.step_times import Ring, gradient_bytes
 from mnist_dist.benchmarks.analysis.scaling import Curve, find_curves
-from mnist_dist.benchmarks.analysis.scaling_models import ScalingLaw, ScalingLawModel
-from mnist_dist.benchmarks.analysis.step_times import Ring, gradient_bytes
 from mnist_dist.benchmarks.analysis.summary import CaseSummary, RunSummary, summarize
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.report.labels import MISSING

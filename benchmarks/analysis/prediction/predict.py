@@ -27,10 +27,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.limits import AllReduce
-from mnist_dist.benchmarks.analysis.measured_step_times import limits_of_step_times, make_step_times_model
+from mnist_dist.benchmarks.analysis.prediction.measured_step_times import limits_of_step_times, make_step_times_model
+from mnist_dist.benchmarks.analysis.prediction.scaling_models import Floats, ScalingLaw, ScalingLawModel
+from mnist_dist.benchmarks.analysis.prediction.step_times import StepTimes, StepTimesModel
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point, Scaling, is_oversubscribed
-from mnist_dist.benchmarks.analysis.scaling_models import Floats, ScalingLaw, ScalingLawModel
-from mnist_dist.benchmarks.analysis.step_times import StepTimes, StepTimesModel
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.record import on_gpus
 from mnist_dist.benchmarks.statistics.stats import Estimate, student_quantile

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.limits import AllReduce
-from mnist_dist.benchmarks.analysis.scaling_models import Floats, fit_nonnegative
+from mnist_dist.benchmarks.analysis.prediction.scaling_models import Floats, fit_nonnegative
 from mnist_dist.config import IMAGE_SIZE, parse_config
 
 FEWEST_MESSAGES = 3

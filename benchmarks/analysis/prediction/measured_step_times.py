@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.limits import AllReduce
+from mnist_dist.benchmarks.analysis.prediction.scaling_models import Floats, fit_nonnegative
+from mnist_dist.benchmarks.analysis.prediction.step_times import Links, StepTimesModel, gradient_bytes
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point
-from mnist_dist.benchmarks.analysis.scaling_models import Floats, fit_nonnegative
-from mnist_dist.benchmarks.analysis.step_times import Links, StepTimesModel, gradient_bytes
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.strategies import BASELINE

@@ -3,8 +3,8 @@ import pytest
 from scipy import optimize, stats
 
 from mnist_dist.benchmarks.analysis.limits import AllReduce
-from mnist_dist.benchmarks.analysis.scaling_models import ScalingLaw, ScalingLawModel, fit_nonnegative
-from mnist_dist.benchmarks.analysis.step_times import (
+from mnist_dist.benchmarks.analysis.prediction.scaling_models import ScalingLaw, ScalingLawModel, fit_nonnegative
+from mnist_dist.benchmarks.analysis.prediction.step_times import (
     Links,
     Ring,
     StepTimesModel,

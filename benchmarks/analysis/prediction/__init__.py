@@ -1,0 +1,1 @@
+"""Throughput on numbers of devices that were not measured: three models of it, and what they foretell together."""
