@@ -47,10 +47,10 @@ def test_option_value(arguments: str, value: str, tmp_path: Path) -> None:
 
 def test_each_job_has_a_secret_of_its_own_which_reaches_its_tasks(tmp_path: Path) -> None:
     script = "echo $MNIST_DIST_SECRET; export SLURM_EXPORT_ENV=NONE"  # As `sbatch --export=NONE` leaves it behind.
-    script += f"; source {ROOT}/slurm/lib.sh; printenv MNIST_DIST_SECRET; echo ${{SLURM_EXPORT_ENV-unset}}"
+    script += f"; source {ROOT}/slurm/lib.sh; printenv MNIST_DIST_SECRET; echo $SLURM_EXPORT_ENV"
     first, second, exported = run(script, tmp_path).split()
     assert len(bytes.fromhex(first)) == len(bytes.fromhex(second)) == 32 and first != second
-    assert exported == "unset"
+    assert exported == "ALL"
 
 
 @pytest.mark.parametrize("code", [0, 3, 127, 137])
