@@ -366,7 +366,11 @@ class TestHonesty:
         table = {name: held_on_curve(*curve, studies=20) for name, curve in CURVES.items()}
         for name, (held, said_nothing) in table.items():
             print(f"{name:40} held {100 * held:5.1f} %, refused {100 * said_nothing:5.1f} %")
-        assert all(held >= 0.9 or math.isnan(held) for held, _ in table.values())
+        wrong = {name: (1 - said_nothing) * (1 - held) for name, (held, said_nothing) in table.items() if held <= 1}
+        # Of 20 studies; where a tenth is wrong in truth, more than a fifth are in one such table of 23.
+        assert all(share <= 0.2 for share in wrong.values())
+        refused = [table[name][1] for name in ("USL", "USL that falls", "Amdahl", "linear")]
+        assert max(refused) <= 0.2, "what a model can know is foretold"
 
     @pytest.mark.parametrize("name", ["USL", "linear with a step at the end"])
     def test_intervals_hold_on_curves(self, name: str) -> None:
