@@ -58,7 +58,7 @@ def test_a_new_kind_goes_from_a_suite_to_a_comparison(
     assert "## Naps" in (tmp_path / "new" / "report.md").read_text()
     assert main(["compare", str(tmp_path / "base"), str(tmp_path / "new"), "--smallest-effect", "90"]) in (0, 3)
     said = capsys.readouterr().out
-    assert re.search(r"^Judged; naps: single, 1 .*", said, re.M) and re.search(r" [01]\.\d\d\d ", said), said
+    assert "naps: single" in said and re.search(r" [01]\.\d\d\d ", said), said
     assert "#/$defs/Naps" in str(json_schema()["properties"]["measurements"])
     assert main(["run", str(tmp_path / "own.yaml"), "--dry-run"]) == 0
     assert capsys.readouterr().out.endswith("2 cases, 2 runs in 1 round, about 0:18\n")
