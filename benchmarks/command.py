@@ -32,9 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_command(make_parser(), arguments, f"interrupted; {KEPT}")
     finally:
         for ending, handler in before.items():
-            if (
-                signal.getsignal(ending) is leave
-            ):  # Else one has come, and a second must not end the interpreter's exit.
+            # Else one has come, and a second must not end the interpreter while it exits.
+            if signal.getsignal(ending) is leave:
                 signal.signal(ending, handler)
 
 

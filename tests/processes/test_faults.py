@@ -148,16 +148,22 @@ def test_a_stranger_who_greets_first_takes_nobodys_place(start: StartRun) -> Non
     environment = Path(f"/proc/{rank_processes(run.process.pid)[1]}/environ").read_bytes().decode().split("\0")
     variables = dict(item.split("=", 1) for item in environment if item)
     port, secret = int(variables["MNIST_DIST_PORT"]), variables["MNIST_DIST_SECRET"]
-    stranger = None
-    with contextlib.ExitStack() as stack:
-        while run.process.poll() is None and not (run.workdir / "config.yaml").exists():
-            with contextlib.suppress(OSError):
-                stranger = stack.enter_context(socket.create_connection(("127.0.0.1", port + 3), timeout=20))
-                stranger.sendall(b"1 2\n")
-            time.sleep(0.002)  # Ranks that come at once meet within milliseconds.
-        run.succeed()
-    if stranger is None:
-        pytest.skip("the ranks met before a stranger could come")
+    rank_1 = rank_processes(run.process.pid)[1]
+    os.kill(rank_1, signal.SIGSTOP)  # Else the ranks may have met before the stranger comes.
+    strangers = []
+
+    def greets() -> bool:
+        with contextlib.suppress(OSError):
+            strangers.append(socket.create_connection(("127.0.0.1", port + 3), timeout=20))
+            strangers[-1].sendall(b"1 2\n")
+        return bool(strangers)
+
+    try:
+        assert wait_until(greets, 60), "rank 0 listens"
+    finally:
+        os.kill(rank_1, signal.SIGCONT)
+    run.succeed()
+    strangers[0].close()
     assert run.result["replicas"] == 2
     assert secret and secret not in run.output
     assert not [file for file in run.workdir.rglob("*") if file.is_file() and secret.encode() in file.read_bytes()]

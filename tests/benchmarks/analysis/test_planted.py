@@ -71,10 +71,10 @@ def test_what_is_planted_is_named(what: str, cause: str, label: str, cases: list
     assert attribution.is_significant
     assert attribution.biggest and attribution.biggest.name == cause
     assert label in explain(attribution)
-    planted = attribution.biggest.step_seconds.value
-    # Some of a slow input hides beside computing, which takes longer on a busy machine.
-    exposed = 0.5 if what == "input" else 0.8
-    assert exposed * DELAY_SECONDS < planted < 1.3 * DELAY_SECONDS, "about as much as was planted"
+    found = attribution.biggest.step_seconds
+    is_close = 0.8 * DELAY_SECONDS < found.value < 1.3 * DELAY_SECONDS
+    # A busy machine lengthens single steps of either side, and the interval has to know of it.
+    assert is_close or found.low < DELAY_SECONDS < found.high, f"{found}: about as much as was planted"
     lost = attribution.step_seconds.value - attribution.ideal_step_seconds.value
     # The parts are means within cycles; the step times are those of all windows.
     assert sum(part.step_seconds.value for part in attribution.parts) == pytest.approx(lost, rel=0.05)
