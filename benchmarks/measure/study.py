@@ -112,15 +112,13 @@ def plan_rounds(
     """
     done, most = finished(known), processes or most_processes()
     done |= {(each.study, each.case_id, each.repeat) for each in known if each.status == "skipped"}
-    rounds = []
+    rounds: list[list[Run]] = []
     for repeat in range(max((case.repeats for case in cases), default=0)):
         of_repeat = [case for case in cases if repeat < case.repeats]
         units = [[Run(study, planned, repeat) for study, _ in sides] for planned in of_repeat]
         left = [unit for unit in units if any((run.study.name, run.case.case_id, repeat) not in done for run in unit)]
-        together = [unit for unit in left if kind(unit[0].case.kind).takes_turns]
-        alone = [unit for unit in left if not kind(unit[0].case.kind).takes_turns]
         baseline = next((unit for unit in units if is_baseline(unit[0])), None)
-        rounds += [*_parts(together, baseline if together else None, most), *alone]
+        rounds += _parts(left, baseline if left else None, most)
     return rounds
 
 
@@ -187,10 +185,8 @@ def run_rounds(
 def _run(runs: Sequence[Run], progress: Progress, seed: int, ratios: Ratios) -> Generator[Record, None, None]:
     able = [run for run in runs if run.planned.skip_reason is None]
     yield from (runner.skipped(run) for run in runs if run not in able)
-    if able and kind(able[0].case.kind).takes_turns:
+    if able:
         yield from runner.run_round(able, ratios(able), progress.tick, seed, progress.tell)
-    else:
-        yield from (runner.run_alone(run, progress.tick) for run in able)
 
 
 def compared(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
