@@ -223,7 +223,7 @@ def _measure(base: Sequence[Record], new: Sequence[Record]) -> Verdict:
     winsorized = ([each.winsorized(TRIMMED) for each in side] for side in series)
     return replace(
         found,
-        estimate=estimate_ratio(*winsorized, paired=False),
+        estimate=estimate_ratio(*winsorized),
         total=log_total_rate(series[1]) - log_total_rate(series[0]),
         remark="; ".join(filter(None, remarks)),
     )

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from mnist_dist.benchmarks.analysis.in_turns import ratio_of_total_rates
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.statistics.stats import Estimate, estimate_ratio
+from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.strategies import BASELINE, STRATEGIES
 
 Scaling = Literal["weak", "strong"]
@@ -65,24 +65,16 @@ def find_curves(summaries: Sequence[CaseSummary]) -> list[Curve]:
 def efficiency(summary: CaseSummary, baseline: CaseSummary) -> Estimate:
     """Returns E(N) as a share of two cases that have a throughput.
 
-    Cases that took turns are compared within each cycle, and those of one repeat that were measured one after the
-    other within the repeat, as what slows the machine down meanwhile slows both. Otherwise they are independent.
+    Cases that took turns are compared within each cycle, as what slows the machine down meanwhile slows both. Others,
+    as of several Slurm jobs, are independent.
     """
     devices, own, single = summary.case.devices, summary.images_per_second, baseline.images_per_second
     if own is None or single is None:
         raise ValueError("expected cases with a throughput")
     if own is single:
         return Estimate(1.0, 1.0, 1.0, single.repeats)  # By definition.
-    if in_turns := ratio_of_total_rates(summary.records, baseline.records):
-        ratio = in_turns.at_level()
-        return Estimate(ratio.value / devices, ratio.low / devices, ratio.high / devices, ratio.repeats)
-    by_repeat = [{(run.record.study, run.record.repeat): run for run in each.runs} for each in (baseline, summary)]
-    both = sorted(by_repeat[0].keys() & by_repeat[1].keys())
-    if len(both) > 1:
-        base, new = ([runs[repeat].series for repeat in both] for runs in by_repeat)
-        ratio = estimate_ratio(base, new, paired=True).at_level()
-    else:
-        ratio = independent_ratio(own, single)
+    in_turns = ratio_of_total_rates(summary.records, baseline.records)
+    ratio = in_turns.at_level() if in_turns else independent_ratio(own, single)
     return Estimate(ratio.value / devices, ratio.low / devices, ratio.high / devices, ratio.repeats)
 
 
