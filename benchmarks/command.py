@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mnist_dist.command import Parser, folder_argument, run_command
+from mnist_dist.command import Parser, folder_argument, integer, integers, run_command
 from mnist_dist.distributed.preemption import catchable
 from mnist_dist.errors import EXIT_FAILED, UserError
 from mnist_dist.files import named_or_dated
@@ -32,9 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_command(make_parser(), arguments, f"interrupted; {KEPT}")
     finally:
         for ending, handler in before.items():
-            if (
-                signal.getsignal(ending) is leave
-            ):  # Else one has come, and a second must not end the interpreter's exit.
+            # Else one has come, and a second must not end the interpreter's exit.
+            if signal.getsignal(ending) is leave:
                 signal.signal(ending, handler)
 
 
@@ -88,7 +87,10 @@ def add_run(commands: Any) -> None:
     add_results(parser)
     add_narrowing(parser)
     parser.add_argument(
-        "--only", type=integers, metavar="N,...", help="of the study, measure only the cases with so many devices now"
+        "--only",
+        type=integers,
+        metavar="N,...",
+        help="of the study, measure only the cases with so many devices now",
     )
     parser.add_argument(
         "--devices-per-host", type=integer, metavar="N", help="in a Slurm job (default: its GPUs, else its cores)"
@@ -117,20 +119,6 @@ def add_narrowing(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def integers(text: str) -> list[int]:
-    return [integer(part) for part in text.split(",")]
-
-
-def integer(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"received '{text}', expected whole numbers from 1 on")
-    return number
-
-
 def percent(text: str) -> float:
     try:
         number = float(text)
@@ -152,15 +140,8 @@ def names(text: str) -> list[str]:
 
 
 def run_run(args: argparse.Namespace) -> int:
+    from mnist_dist.benchmarks.measure import study as studies
     from mnist_dist.benchmarks.measure.runner import Study, find_machine
-    from mnist_dist.benchmarks.measure.study import (
-        choose,
-        estimate_seconds,
-        open_study,
-        plan_rounds,
-        remark,
-        run_rounds,
-    )
     from mnist_dist.benchmarks.measure.suite import load_suite, plan_cases
     from mnist_dist.benchmarks.progress import render_cases, show_rounds
     from mnist_dist.benchmarks.records.store import Store
@@ -169,18 +150,18 @@ def run_run(args: argparse.Namespace) -> int:
     machine = find_machine(args.devices_per_host)
     cases = plan_cases(suite, machine, read_narrowing(args))
     if args.dry_run:
-        chosen = choose(cases, args.only)
-        rows = [(planned.case, planned.repeats, remark(planned, machine)) for planned in chosen]
+        chosen = studies.choose(cases, args.only)
+        rows = [(planned.case, planned.repeats, studies.remark(planned, machine)) for planned in chosen]
         study = Study("", "", suite.timeout_seconds, machine, Path())
-        rounds = plan_rounds([(study, Store(Path()))], chosen)
-        print(render_cases(rows, bool(machine.gpus), len(rounds), estimate_seconds(rounds)))
+        rounds = studies.plan_rounds([(study, Store(Path()))], chosen)
+        print(render_cases(rows, bool(machine.gpus), len(rounds), studies.estimate_seconds(rounds)))
         return 0
     with named_or_dated(args.results, "results", Path(args.suite).stem) as folder:
-        study, store = open_study(folder, Path(args.suite).stem, suite, machine, cases, args.resume)
+        study, store = studies.open_study(folder, Path(args.suite).stem, suite, machine, cases, args.resume)
     sides = [(study, store)]
-    rounds = plan_rounds(sides, choose(cases, args.only), store.records())
+    rounds = studies.plan_rounds(sides, studies.choose(cases, args.only), store.records())
     with show_rounds(rounds) as progress:
-        run_rounds(rounds, sides, progress)
+        studies.run_rounds(rounds, sides, progress)
     records = store.records()
     if not args.no_report:
         show_report(store, records)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mnist_dist.command import folder_argument
+from mnist_dist.command import folder_argument, integer
 from mnist_dist.errors import EXIT_FAILED, UserError
 from mnist_dist.files import named_or_dated
 
@@ -73,14 +73,14 @@ def _add_common(parser: argparse.ArgumentParser, name: str, only: str) -> None:
     parser.add_argument("--results", type=folder_argument, metavar="DIR", help="(default: results/COMMAND-DATE-TIME)")
     parser.add_argument(
         "--repeats",
-        type=_at_least_one,
+        type=integer,
         default=DEFAULT_REPEATS,
         metavar="N",
         help="rounds of fresh processes, at most (default: %(default)s)",
     )
     parser.add_argument(
         "--seconds",
-        type=_at_least_one,
+        type=integer,
         default=DEFAULT_SECONDS,
         metavar="S",
         help="of turns in each round, at most, for each whose throughput is measured (default: %(default)s)",
@@ -90,12 +90,6 @@ def _add_common(parser: argparse.ArgumentParser, name: str, only: str) -> None:
         "--pytorch-python", metavar="PATH", help="a Python with PyTorch (default: .venv-peers/bin/python)"
     )
     parser.add_argument("--resume", action="store_true", help="go on with what DIR holds; finished runs stay")
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"received '{text}', expected a whole number from 1 on")
-    return int(text)
 
 
 def run_peers(args: argparse.Namespace) -> int:
