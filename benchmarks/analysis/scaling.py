@@ -16,6 +16,7 @@ from typing import Literal, get_args
 from mnist_dist.benchmarks.analysis.in_turns import ratio_of_total_rates
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.strategies import BASELINE, STRATEGIES
 
@@ -50,9 +51,7 @@ class Curve:
 
 def find_curves(summaries: Sequence[CaseSummary]) -> list[Curve]:
     """Returns the weak and strong curves that have a baseline and a measured point on several devices."""
-    comparable: dict[str, list[CaseSummary]] = {}
-    for summary in summaries:
-        comparable.setdefault(_other_fields(summary.case), []).append(summary)
+    comparable = group_by(summaries, lambda summary: _other_fields(summary.case))
     curves = []
     for baseline in filter(_is_baseline, summaries):
         for scaling in get_args(Scaling):
@@ -101,9 +100,7 @@ def is_oversubscribed(summary: CaseSummary) -> bool:
 
 
 def _curves_of(baseline: CaseSummary, fitting: Iterable[CaseSummary], scaling: Scaling) -> list[Curve]:
-    by_strategy: dict[str, list[Point]] = {}
-    for point in _points([baseline, *fitting], baseline):
-        by_strategy.setdefault(point.summary.case.strategy, []).append(point)
+    by_strategy = group_by(_points([baseline, *fitting], baseline), lambda point: point.summary.case.strategy)
     curves = []
     for strategy in STRATEGIES:
         points = by_strategy.get(strategy, [])

@@ -15,6 +15,7 @@ from mnist_dist.benchmarks.records.environment import find_hardware
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store, finished
+from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.errors import UserError
 from mnist_dist.strategies import BASELINE, STRATEGIES
 
@@ -192,9 +193,7 @@ def _run(runs: Sequence[Run], progress: Progress, seed: int, ratios: Ratios) -> 
 def compared(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
     """Returns the runs whose ratios matter: of each case on both sides, or of each training and the baseline."""
     trained = [run for run in runs if run.planned.variants]
-    by_case: dict[str, list[Run]] = {}
-    for run in trained:
-        by_case.setdefault(run.planned.case_id, []).append(run)
+    by_case = group_by(trained, lambda run: run.planned.case_id)
     pairs = [(new, base) for base, *others in by_case.values() for new in others]
     baseline = next(filter(is_baseline, trained), None)
     if pairs or baseline is None:
