@@ -125,7 +125,6 @@ class CaseSummary:
     Attributes:
         runs: the repeats that ended well, in order.
         failures: the others, also those that were skipped.
-        steady_states: where each of `records` is steady; none of kinds without windows.
         unstable: why there is no throughput although the repeats ended well.
         unsettled_repeats: how many drifted; if the case is not unstable, they count like the others.
         images_per_second: of all devices together.
@@ -140,7 +139,6 @@ class CaseSummary:
     case_id: str
     runs: tuple[RunSummary, ...]
     failures: tuple[Record, ...]
-    steady_states: tuple[SteadyState, ...]
     unstable: str | None
     unsettled_repeats: int
     images_per_second: Estimate | None
@@ -214,7 +212,6 @@ def summarize(records: Sequence[Record], variant: str = FULL) -> CaseSummary:
         case_id=case.case_id,
         runs=runs,
         failures=failures,
-        steady_states=tuple(states),
         unstable=unstable,
         unsettled_repeats=sum(state.reason_unstable is not None for state in states),
         images_per_second=images_per_second,

@@ -10,7 +10,7 @@ from typing import Protocol
 from mnist_dist.benchmarks.measure import runner
 from mnist_dist.benchmarks.measure.rounds import Stage
 from mnist_dist.benchmarks.measure.runner import Run, Study
-from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase
+from mnist_dist.benchmarks.measure.suite import Limits, Machine, PlannedCase
 from mnist_dist.benchmarks.records.environment import find_hardware
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
@@ -23,16 +23,6 @@ VARIANT_SECONDS = 2.0  # To compile a variant, and to learn how long its steps t
 PROCESS_BYTES, GPU_PROCESS_BYTES = 1.2e9, 2e9  # What a process of this network may take, of the host's and a GPU's.
 Side = tuple[Study, Store]
 Ratios = Callable[[Sequence[Run]], Sequence[tuple[Run, Run]]]
-
-
-class Limits(Protocol):
-    """What a suite says of all of its rounds; see measure.suite.Suite."""
-
-    @property
-    def timeout_seconds(self) -> float: ...
-
-    @property
-    def width(self) -> float: ...
 
 
 class Progress(Protocol):

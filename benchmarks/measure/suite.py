@@ -83,14 +83,19 @@ class Block(Section):
         return ablations
 
 
-class Suite(Section):
+class Limits(Section):
+    """Of all rounds of a study."""
+
+    timeout_seconds: PositiveFloat = Field(600.0, description="After which a case is ended and recorded as such.")
+    width: PositiveFloat = Field(0.01, description="Half of the 95 % interval of ratios, as a share, that is enough.")
+
+
+class Suite(Limits):
     """The content of a suite's file."""
 
     description: str
     minutes: PositiveFloat = Field(description="What it took on two cores without a GPU.")
     repeats: PositiveInt = Field(description="Fresh processes per case.")
-    timeout_seconds: PositiveFloat = Field(600.0, description="After which a case is ended and recorded as such.")
-    width: PositiveFloat = Field(0.01, description="Half of the 95 % interval of ratios, as a share, that is enough.")
     strategies: Strategies = Field(default_factory=lambda: list(STRATEGIES))
     devices: Annotated[Integers | None, BeforeValidator(_all_as_none)] = Field(
         None, description="all, or none given: powers of two up to what the machine has."

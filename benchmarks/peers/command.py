@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mnist_dist.command import folder_argument, integer
@@ -22,15 +22,8 @@ if TYPE_CHECKING:
     from mnist_dist.benchmarks.records.record import Record
 
 DEFAULT_SECONDS, DEFAULT_REPEATS = 10, 3
+TIMEOUT_SECONDS = 300.0
 FEWEST_ROUNDS = 2  # Before a goal is called decided: one tells nothing of how much fresh processes differ.
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of all rounds; see measure.suite.Suite."""
-
-    timeout_seconds: float = 300.0
-    width: float = 0.01
 
 
 def add_peers(commands: Any) -> None:
@@ -168,9 +161,11 @@ def _prepare(args: argparse.Namespace) -> Machine:
 
 def _open(args: argparse.Namespace, command: str, machine: Machine, cases: Sequence[PlannedCase]) -> Side:
     from mnist_dist.benchmarks.measure.study import open_study
+    from mnist_dist.benchmarks.measure.suite import Limits
 
+    limits = Limits(timeout_seconds=TIMEOUT_SECONDS)
     with named_or_dated(args.results, "results", command) as folder:
-        return open_study(folder, command, Limits(), machine, cases, args.resume)
+        return open_study(folder, command, limits, machine, cases, args.resume)
 
 
 def _ratios(pairs: Sequence[tuple[Contestant, Contestant]], mode: Mode) -> Ratios:

@@ -197,10 +197,8 @@ def _progress(record: Record, step: int) -> dict[str, Any]:
     """Returns where the run is after a step; the number of epochs only where the size of the data is known."""
     progress: dict[str, Any] = {"step_num": step, "samples_count": step * record.case.global_batch_size}
     images = _train_images(record)
-    if images is not None:
-        progress["epoch_num"] = step / max(
-            images // record.case.global_batch_size, 1
-        )  # A last, smaller batch is left out.
+    if images is not None:  # A last, smaller batch is left out.
+        progress["epoch_num"] = step / max(images // record.case.global_batch_size, 1)
     return progress
 
 
