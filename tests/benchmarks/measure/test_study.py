@@ -224,7 +224,7 @@ class TestEstimate:
     def test_ten_thousand_runs_are_planned_at_once(
         self, values: int, repeats: int, processes: int, tmp_path: Path
     ) -> None:
-        """By processor time, of which a busy machine may take twice as much; a plan that compares all with all, minutes."""
+        """By processor time, of which a busy machine may take twice as much; comparing all with all takes minutes."""
         vary = {"model.dense_units": list(range(1, values + 1))}
         content = {"description": "d", "minutes": 1, "repeats": repeats, "strategies": "single", "devices": 1}
         suite = Suite.model_validate(content | {"blocks": [{"vary": vary}]})
