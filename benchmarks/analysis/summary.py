@@ -21,7 +21,6 @@ from mnist_dist.benchmarks.records.record import Record, one_line
 from mnist_dist.benchmarks.statistics.stats import (
     Accuracy,
     Estimate,
-    Percentiles,
     Series,
     VarianceSplit,
     estimate_mean,
@@ -128,7 +127,7 @@ class CaseSummary:
         unstable: why there is no throughput although the repeats ended well.
         unsettled_repeats: how many drifted; if the case is not unstable, they count like the others.
         images_per_second: of all devices together.
-        step_seconds: of the slowest rank's mean step time in each steady window.
+        step_seconds: percentiles of the slowest rank's mean step time in each steady window; none where unstable.
         first_step_seconds: of the slowest rank: tracing, compiling and the first step.
         startup_seconds: of the slowest rank: from the start of its process to its first step.
         peak_memory_bytes: of the largest rank of any repeat.
@@ -143,7 +142,7 @@ class CaseSummary:
     unsettled_repeats: int
     images_per_second: Estimate | None
     variance: VarianceSplit | None
-    step_seconds: Percentiles | None
+    step_seconds: dict[str, float]
     first_step_seconds: Estimate | None
     startup_seconds: Estimate | None
     peak_memory_bytes: float | None
@@ -216,7 +215,7 @@ def summarize(records: Sequence[Record], variant: str = FULL) -> CaseSummary:
         unsettled_repeats=sum(state.reason_unstable is not None for state in states),
         images_per_second=images_per_second,
         variance=split_variance(series) if series else None,
-        step_seconds=percentiles(np.concatenate([run.step_seconds.max(axis=0) for run in runs])) if series else None,
+        step_seconds=percentiles(np.concatenate([run.step_seconds.max(axis=0) for run in runs])) if series else {},
         first_step_seconds=_mean_of_slowest(ok, "first_step_seconds"),
         startup_seconds=_mean_of_slowest(ok, "startup_seconds"),
         peak_memory_bytes=max((max(values) for values in _measured(ok, "peak_memory_bytes")), default=None),

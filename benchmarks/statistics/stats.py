@@ -40,13 +40,6 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Percentiles:
-    p50: float
-    p95: float
-    p99: float
-
-
-@dataclass(frozen=True)
 class Accuracy:
     """Mean accuracy over seeds, from 0 to 1, with its 95 % t-interval.
 
@@ -294,9 +287,9 @@ def drop_power(base: Accuracy, new: Accuracy, drop: float, significance: float) 
     return float(stats.nct.sf(stats.t.isf(significance, freedom), freedom, drop / error))
 
 
-def percentiles(values: np.ndarray) -> Percentiles:
-    p50, p95, p99 = np.percentile(values, (50, 95, 99))
-    return Percentiles(float(p50), float(p95), float(p99))
+def percentiles(values: np.ndarray) -> dict[str, float]:
+    """Returns p50, p95 and p99."""
+    return {f"p{share}": float(np.percentile(values, share)) for share in (50, 95, 99)}
 
 
 def expected_running_time(seconds: Sequence[float], reached: Sequence[bool]) -> float:
