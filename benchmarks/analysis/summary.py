@@ -206,6 +206,7 @@ def summarize(records: Sequence[Record], variant: str = FULL) -> CaseSummary:
     unstable = why_unstable(states)
     series = [run.series for run in runs] if states and not unstable else []
     images_per_second = estimate_rate(series).at_level() if series else None
+    accuracies = accuracy_by_seed(ok)
     return CaseSummary(
         case=case,
         case_id=case.case_id,
@@ -219,7 +220,7 @@ def summarize(records: Sequence[Record], variant: str = FULL) -> CaseSummary:
         first_step_seconds=_mean_of_slowest(ok, "first_step_seconds"),
         startup_seconds=_mean_of_slowest(ok, "startup_seconds"),
         peak_memory_bytes=max((max(values) for values in _measured(ok, "peak_memory_bytes")), default=None),
-        test_accuracy=mean_test_accuracy(ok),
+        test_accuracy=mean_accuracy([*accuracies.values()]) if accuracies else None,
         time_to_accuracy=_times_to_accuracy(ok, failures),
         model_flops_per_image=next(iter(_measured(ok, "flops_per_image")), None),
         images_per_joule=_images_per_joule(ok, images_per_second),
@@ -244,12 +245,6 @@ def why_unstable(states: Sequence[SteadyState]) -> str | None:
     if not reasons or (2 * len(reasons) < len(states) and not too_short):
         return None
     return reasons[0] if len(states) == 1 else f"{len(reasons)} of {len(states)} repeats did not settle: {reasons[0]}"
-
-
-def mean_test_accuracy(records: Sequence[Record]) -> Accuracy | None:
-    """Returns the mean test accuracy over seeds."""
-    by_seed = accuracy_by_seed(records)
-    return mean_accuracy([*by_seed.values()]) if by_seed else None
 
 
 def accuracy_by_seed(records: Sequence[Record]) -> dict[int, float]:
