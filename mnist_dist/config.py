@@ -342,7 +342,8 @@ def text_of(name: str, folder: Path, argument: str) -> str:
             )
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{argument}: cannot read '{one_line(name)}' as text: {error}.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{argument}: cannot read '{one_line(name)}' as text: {reason}.") from None
 
 
 class _Loader(yaml.SafeLoader):
