@@ -12,12 +12,13 @@ from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.labels import label_with_kind
-from mnist_dist.command import outlive_reader
+from mnist_dist.command import clock, outlive_reader
 
 if TYPE_CHECKING:
     from mnist_dist.benchmarks.measure.rounds import Stage
     from mnist_dist.benchmarks.measure.runner import Run
 
+# Settings that say only how long a case lasts.
 HOW_LONG = {
     "training.epochs",
     "training.steps",
@@ -172,11 +173,6 @@ def show_rounds(rounds: Sequence[Sequence[Run]]) -> Iterator[RoundProgress]:
         yield RoundProgress(progress, rounds)
 
 
-def label_run(case: Case, gpus: bool) -> str:
-    """Names a case in a few words, without the settings that say only how long it lasts."""
-    return label_with_kind(case, gpus, HOW_LONG)
-
-
 def describe(record: Record) -> str:
     """Says in a few words what came of a case."""
     if record.status != "ok":
@@ -188,7 +184,7 @@ def render_cases(cases: Iterable[tuple[Case, int, str]], gpus: bool, rounds: int
     """Renders the cases of a suite, a line each, with their repeats and a remark, and the time that all will take."""
     cases = list(cases)
     lines = [
-        f"{case.case_id}  {repeats} x  {label_run(case, gpus)}" + (f"  ({remark})" if remark else "")
+        f"{case.case_id}  {repeats} x  {label_with_kind(case, gpus, HOW_LONG)}" + (f"  ({remark})" if remark else "")
         for case, repeats, remark in cases
     ]
     runs = sum(repeats for _, repeats, _ in cases)
@@ -198,10 +194,3 @@ def render_cases(cases: Iterable[tuple[Case, int, str]], gpus: bool, rounds: int
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def clock(seconds: float) -> str:
-    """Returns, for example, `4:05` or `1:00:00`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

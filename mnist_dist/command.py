@@ -45,6 +45,25 @@ def folder_argument(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"received '{text}', expected {error}") from None
 
 
+def integer(text: str) -> int:
+    """The type of an argument that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"received '{text}', expected a whole number from 1 on")
+    return int(text)
+
+
+def integers(text: str) -> list[int]:
+    """The type of an argument that names several numbers of devices, such as `1,2,4`."""
+    return [integer(part.strip()) for part in text.split(",")]
+
+
+def clock(seconds: float) -> str:
+    """Returns, for example, `4:05` or `1:00:00`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: str = "interrupted") -> int:
     """Parses, runs the chosen command's function, and returns its exit code.
 

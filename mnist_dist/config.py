@@ -9,7 +9,6 @@ import os
 import re
 import reprlib
 from collections.abc import Hashable, Iterator, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,8 +16,9 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mnist_dist import strategies
-from mnist_dist.errors import UserError, check_local, nearest
+from mnist_dist.errors import UserError, check_local, nearest, one_line
 
+CONFIGS = Path(__file__).with_name("configs")
 MAX_CONFIG_BYTES = 1_000_000
 IMAGE_SIZE = 28  # Pixels along each edge.
 
@@ -234,8 +234,12 @@ def setting_descriptions() -> dict[str, str]:
 @functools.cache
 def shipped_configs() -> list[str]:
     """Returns the names of the configurations that come with the package."""
-    folder = resources.files("mnist_dist") / "configs"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return names_in(CONFIGS)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Returns the names of the YAML files in a folder of the package."""
+    return sorted(file.stem for file in folder.glob("*.yaml"))
 
 
 def load_config(name: str = "default", overrides: Mapping[str, Any] | None = None) -> Config:
@@ -248,7 +252,7 @@ def load_config(name: str = "default", overrides: Mapping[str, Any] | None = Non
     Raises:
         UserError: the file is missing or not YAML, or a key or value is not accepted.
     """
-    content = dict(_read_config(_config_text(name), name))
+    content = dict(_read_config(text_of(name, CONFIGS, "--config"), name))
     for key, value in (overrides or {}).items():
         _assign(content, key, value)
     config = parse_config(content)
@@ -316,21 +320,30 @@ def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{name}", field
 
 
-def _config_text(name: str) -> str:
-    path: Any = Path(name)
+def text_of(name: str, folder: Path, argument: str) -> str:
+    """Returns the text of a YAML file, or of that which a folder of the package has under this name.
+
+    Raises:
+        UserError: there is neither, or it is no text, or too long; names the argument that it was given to.
+    """
+    path = Path(name)
     try:
         if not path.is_file():
-            if name not in shipped_configs():
+            known = names_in(folder)
+            if name not in known:
                 raise UserError(
-                    f"--config: there is no file '{name}'; expected a YAML file or one of: "
-                    f"{', '.join(shipped_configs())}." + nearest(name, shipped_configs())
+                    f"{argument}: there is no file '{one_line(name)}'; expected a YAML file or one of: "
+                    f"{', '.join(known)}." + nearest(name, known)
                 )
-            path = resources.files("mnist_dist") / "configs" / f"{name}.yaml"
+            path = folder / f"{name}.yaml"
         elif path.stat().st_size > MAX_CONFIG_BYTES:
-            raise UserError(f"--config: '{name}' has {path.stat().st_size} bytes, expected at most {MAX_CONFIG_BYTES}.")
+            raise UserError(
+                f"{argument}: '{name}' has {path.stat().st_size} bytes, expected at most {MAX_CONFIG_BYTES}."
+            )
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config: cannot read '{name}' as text: {error}.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{argument}: cannot read '{one_line(name)}' as text: {reason}.") from None
 
 
 class _Loader(yaml.SafeLoader):

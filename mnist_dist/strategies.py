@@ -53,12 +53,7 @@ STRATEGIES = {
     row.name: row
     for row in (
         Row(
-            "single",
-            "one device",
-            f"{CLASSES}.single:Single",
-            several_devices=False,
-            one_process=True,
-            preferred=True,
+            "single", "one device", f"{CLASSES}.single:Single", several_devices=False, one_process=True, preferred=True
         ),
         Row("mirrored", "all devices in one process", f"{CLASSES}.mirrored:Mirrored", one_process=True, preferred=True),
         Row("multiworker", "a process per device, joined by TensorFlow", f"{CLASSES}.multiworker:MultiWorker"),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.command import Parser, folder_argument, run_command
+from mnist_dist.command import Parser, folder_argument, integer, integers, run_command
 from mnist_dist.errors import UserError
 from mnist_dist.strategies import BASELINE, beside_the_baseline
 
@@ -50,11 +50,14 @@ def add_scaling(commands: Any) -> None:
     gpus_or_cores = parser.add_mutually_exclusive_group(required=True)
     gpus_or_cores.add_argument("--gpus", type=integers, metavar="N,N,...", help="numbers of GPUs to measure on")
     gpus_or_cores.add_argument(
-        "--devices", type=integers, metavar="N,N,...", help="instead: numbers of CPU devices, each a share of the cores"
+        "--devices",
+        type=integers,
+        metavar="N,N,...",
+        help="instead: numbers of CPU devices, each a share of the cores",
     )
     per_node = parser.add_mutually_exclusive_group(required=True)
-    per_node.add_argument("--gpus-per-node", type=positive, metavar="N", help="GPUs that a node has")
-    per_node.add_argument("--devices-per-node", type=positive, metavar="N", help="CPU devices that share a node")
+    per_node.add_argument("--gpus-per-node", type=integer, metavar="N", help="GPUs that a node has")
+    per_node.add_argument("--devices-per-node", type=integer, metavar="N", help="CPU devices that share a node")
     parser.add_argument(
         "--strategies",
         type=names,
@@ -63,7 +66,7 @@ def add_scaling(commands: Any) -> None:
         help=f"beside `{BASELINE}`, the baseline (default: {','.join(beside_the_baseline())})",
     )
     parser.add_argument("--suite", default="scaling", metavar="SUITE", help="what is measured (default: scaling)")
-    parser.add_argument("--repeats", type=positive, metavar="N", help="instead of the suite's")
+    parser.add_argument("--repeats", type=integer, metavar="N", help="instead of the suite's")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the trainings")
     parser.add_argument("--results", type=folder_argument, metavar="DIR", help="default: results/scaling-DATE-TIME")
     mode = parser.add_mutually_exclusive_group()
@@ -74,7 +77,7 @@ def add_scaling(commands: Any) -> None:
     site = parser.add_argument_group("site", "instead of what the site's file says")
     for flag in ("--partition", "--account", "--qos", "--constraint", "--time"):
         site.add_argument(flag, metavar=flag.removeprefix("--").upper())
-    site.add_argument("--cpus-per-task", type=positive, metavar="N", help="cores of each device")
+    site.add_argument("--cpus-per-task", type=integer, metavar="N", help="cores of each device")
     site.add_argument("--container", metavar="IMAGE", help="run the tasks in this image")
     site.add_argument("--site", type=Path, metavar="FILE", help="a YAML file like slurm/site.yaml")
     parser.add_argument("--dry-run", action="store_true", help="print the commands; needs no Slurm")
@@ -177,16 +180,6 @@ def run_cancel(args: argparse.Namespace) -> int:
 def find_study(study: Path) -> Path:
     below = Path("results") / study
     return below if not study.exists() and below.exists() else study
-
-
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"received '{text}', expected a whole number from 1")
-    return int(text)
-
-
-def integers(text: str) -> list[int]:
-    return [positive(part.strip()) for part in text.split(",")]
 
 
 def names(text: str) -> list[str]:

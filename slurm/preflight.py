@@ -118,7 +118,7 @@ def look_around(cluster: Cluster, environment: Mapping[str, str], troubles: Iter
         host_cores=os.cpu_count() or 1,
         asked_cores=int(environment.get("SLURM_CPUS_PER_TASK") or 0),
         bound=environment.get("SLURM_CPU_BIND_TYPE", "none") not in ("", "none"),
-        gpus=tuple(visible_gpus(environment, driver_gpus())),
+        gpus=tuple(visible_gpus(environment, nvidia_smi("uuid"))),
         promised_gpus=int(environment.get("SLURM_GPUS_ON_NODE") or 0),
         versions=versions(),
         troubles=tuple(troubles),
@@ -134,12 +134,8 @@ def versions() -> dict[str, str]:
     return found | ({"NVIDIA driver": driver[0]} if driver else {})
 
 
-def driver_gpus() -> list[str] | None:
-    """Returns the UUIDs of the GPUs that NVIDIA's driver shows to this process, or None without its tool."""
-    return nvidia_smi("uuid")
-
-
 def nvidia_smi(field: str) -> list[str] | None:
+    """Returns what NVIDIA's driver says of each GPU that it shows to this process, or None without its tool."""
     if shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]

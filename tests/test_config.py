@@ -22,6 +22,7 @@ from mnist_dist.config import (
     setting_descriptions,
     shipped_configs,
 )
+from mnist_dist.errors import one_line
 
 CONFIGS = resources.files("mnist_dist") / "configs"
 
@@ -272,7 +273,7 @@ def test_a_file_that_is_too_big(tmp_path: Path, user_error: Callable[..., str]) 
 @pytest.mark.parametrize("name", ["defalt", "no/such/file.yaml", "", ".", "a\0b", "/dev/null"])
 def test_a_missing_file(name: str, user_error: Callable[..., str]) -> None:
     line = user_error(load_config, name)
-    assert line.startswith(f"--config: there is no file '{name}'; expected a YAML file or one of: ")
+    assert line.startswith(f"--config: there is no file '{one_line(name)}'; expected a YAML file or one of: ")
     assert ", ".join(shipped_configs()) in line
     if name == "defalt":
         assert line.endswith("Did you mean 'default'?")

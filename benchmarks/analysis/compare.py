@@ -33,6 +33,7 @@ from mnist_dist.benchmarks.analysis.summary import split_by_success
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import NoRateError, kind
 from mnist_dist.benchmarks.records.record import Record, on_gpus
+from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.benchmarks.statistics.paired import TRIMMED
 from mnist_dist.benchmarks.statistics.stats import (
     CONFIDENCE,
@@ -165,7 +166,8 @@ def compare(
             compare(*judged, **options), unjudged=compare(*others, **options), base_name=names[0], new_name=names[1]
         )
     base, new = sides
-    pairs, only_in_base, only_in_new = match_cases(_by_case(base), _by_case(new), "config" in allow)
+    base_cases, new_cases = (group_by(side, lambda record: record.case_id) for side in sides)
+    pairs, only_in_base, only_in_new = match_cases(base_cases, new_cases, "config" in allow)
     incomparable: list[Incomparable] = []
     measured: list[Verdict] = []
     for base_records, new_records in sorted(pairs, key=lambda pair: pair[1][0].case.order):
@@ -188,13 +190,6 @@ def compare(
 
 def _explains(case: Case) -> bool:
     return case.is_ablation or kind(case.kind).explains
-
-
-def _by_case(records: Sequence[Record]) -> dict[str, list[Record]]:
-    found: dict[str, list[Record]] = {}
-    for record in records:
-        found.setdefault(record.case_id, []).append(record)
-    return found
 
 
 def _in_order(cases: Sequence[Sequence[Record]]) -> tuple[tuple[Record, ...], ...]:
@@ -223,7 +218,7 @@ def _measure(base: Sequence[Record], new: Sequence[Record]) -> Verdict:
     winsorized = ([each.winsorized(TRIMMED) for each in side] for side in series)
     return replace(
         found,
-        estimate=estimate_ratio(*winsorized, paired=False),
+        estimate=estimate_ratio(*winsorized),
         total=log_total_rate(series[1]) - log_total_rate(series[0]),
         remark="; ".join(filter(None, remarks)),
     )

@@ -21,15 +21,6 @@ def log_rates_by_cycle(record: Record, variant: str = FULL) -> dict[int, float]:
     return {cycle: float(np.log(rate)) for cycle, rate in rates.items()}
 
 
-def log_ratios_by_cycle(record_a: Record, record_b: Record, variant_a: str = FULL, variant_b: str = FULL) -> np.ndarray:
-    """Returns the logarithm of the rate of `a` over that of `b` in each cycle that both took part in, float64 [cycles].
-
-    It is empty unless they are of the same round.
-    """
-    a, b = _log_rates_of_both(record_a, record_b, variant_a, variant_b)
-    return a - b
-
-
 def paired_ratio(
     records_a: Sequence[Record], records_b: Sequence[Record], variant_a: str = FULL, variant_b: str = FULL
 ) -> LogEstimate | None:
@@ -38,13 +29,13 @@ def paired_ratio(
     Returns:
         None without a common cycle; a single round tells nothing of how much fresh processes differ.
     """
-    pairs = [log_ratios_by_cycle(a, b, variant_a, variant_b) for a in records_a for b in records_b]
-    return _estimate([ratios for ratios in pairs if len(ratios)])
+    pairs = [log_rates_of_both(a, b, variant_a, variant_b) for a in records_a for b in records_b]
+    return _estimate([a - b for a, b in pairs if len(a)])
 
 
 def ratio_of_total_rates(records_a: Sequence[Record], records_b: Sequence[Record]) -> LogEstimate | None:
     """Does the same for sides that are not alike, so that cycles in which one of them was held up are part of it."""
-    pairs = [_log_rates_of_both(a, b, FULL, FULL) for a in records_a for b in records_b]
+    pairs = [log_rates_of_both(a, b) for a in records_a for b in records_b]
     ratios = [ratio_of_totals(np.exp(-b), np.exp(-a)) for a, b in pairs if len(a)]
     rounds = [np.log(each.mean()) + each / each.mean() - 1 for each in ratios]
     return _estimate(rounds, trimmed=0.0)
@@ -56,8 +47,13 @@ def rate_in_turns(records: Sequence[Record], variant: str = FULL) -> LogEstimate
     return _estimate([np.array(values) for values in rounds if values])
 
 
-def _log_rates_of_both(a: Record, b: Record, variant_a: str, variant_b: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the logarithms of both rates in the cycles that both took part in; none unless they are of one round."""
+def log_rates_of_both(
+    a: Record, b: Record, variant_a: str = FULL, variant_b: str = FULL
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the logarithms of both rates, each float64 [cycles], in the cycles that both took part in.
+
+    There are none unless they are of the same round.
+    """
     if a.turns is None or b.turns is None or a.turns.round_id != b.turns.round_id:
         return np.empty(0), np.empty(0)
     rates_a, rates_b = log_rates_by_cycle(a, variant_a), log_rates_by_cycle(b, variant_b)

@@ -16,7 +16,8 @@ from typing import Literal, get_args
 from mnist_dist.benchmarks.analysis.in_turns import ratio_of_total_rates
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.statistics.stats import Estimate, estimate_ratio
+from mnist_dist.benchmarks.statistics.grouping import group_by
+from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.strategies import BASELINE, STRATEGIES
 
 Scaling = Literal["weak", "strong"]
@@ -50,9 +51,7 @@ class Curve:
 
 def find_curves(summaries: Sequence[CaseSummary]) -> list[Curve]:
     """Returns the weak and strong curves that have a baseline and a measured point on several devices."""
-    comparable: dict[str, list[CaseSummary]] = {}
-    for summary in summaries:
-        comparable.setdefault(_other_fields(summary.case), []).append(summary)
+    comparable = group_by(summaries, lambda summary: _other_fields(summary.case))
     curves = []
     for baseline in filter(_is_baseline, summaries):
         for scaling in get_args(Scaling):
@@ -65,24 +64,16 @@ def find_curves(summaries: Sequence[CaseSummary]) -> list[Curve]:
 def efficiency(summary: CaseSummary, baseline: CaseSummary) -> Estimate:
     """Returns E(N) as a share of two cases that have a throughput.
 
-    Cases that took turns are compared within each cycle, and those of one repeat that were measured one after the
-    other within the repeat, as what slows the machine down meanwhile slows both. Otherwise they are independent.
+    Cases that took turns are compared within each cycle, as what slows the machine down meanwhile slows both. Others,
+    as of several Slurm jobs, are independent.
     """
     devices, own, single = summary.case.devices, summary.images_per_second, baseline.images_per_second
     if own is None or single is None:
         raise ValueError("expected cases with a throughput")
     if own is single:
         return Estimate(1.0, 1.0, 1.0, single.repeats)  # By definition.
-    if in_turns := ratio_of_total_rates(summary.records, baseline.records):
-        ratio = in_turns.at_level()
-        return Estimate(ratio.value / devices, ratio.low / devices, ratio.high / devices, ratio.repeats)
-    by_repeat = [{(run.record.study, run.record.repeat): run for run in each.runs} for each in (baseline, summary)]
-    both = sorted(by_repeat[0].keys() & by_repeat[1].keys())
-    if len(both) > 1:
-        base, new = ([runs[repeat].series for repeat in both] for runs in by_repeat)
-        ratio = estimate_ratio(base, new, paired=True).at_level()
-    else:
-        ratio = independent_ratio(own, single)
+    in_turns = ratio_of_total_rates(summary.records, baseline.records)
+    ratio = in_turns.at_level() if in_turns else independent_ratio(own, single)
     return Estimate(ratio.value / devices, ratio.low / devices, ratio.high / devices, ratio.repeats)
 
 
@@ -109,9 +100,7 @@ def is_oversubscribed(summary: CaseSummary) -> bool:
 
 
 def _curves_of(baseline: CaseSummary, fitting: Iterable[CaseSummary], scaling: Scaling) -> list[Curve]:
-    by_strategy: dict[str, list[Point]] = {}
-    for point in _points([baseline, *fitting], baseline):
-        by_strategy.setdefault(point.summary.case.strategy, []).append(point)
+    by_strategy = group_by(_points([baseline, *fitting], baseline), lambda point: point.summary.case.strategy)
     curves = []
     for strategy in STRATEGIES:
         points = by_strategy.get(strategy, [])

@@ -15,6 +15,7 @@ from mnist_dist.benchmarks.analysis.scaling import Curve, find_curves
 from mnist_dist.benchmarks.analysis.summary import CaseSummary, summarize_variants
 from mnist_dist.benchmarks.analysis.trained import TrainedCase, relate_cases
 from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.statistics.grouping import group_by
 
 MOST_PREDICTED = 40  # Curves; each takes hundreds of fits.
 
@@ -34,9 +35,7 @@ class Analysis:
 
     @cached_property
     def summaries(self) -> tuple[CaseSummary, ...]:
-        by_case: dict[str, list[Record]] = {}
-        for record in self.records:
-            by_case.setdefault(record.case_id, []).append(record)
+        by_case = group_by(self.records, lambda record: record.case_id)
         return tuple(each for of_case in by_case.values() for each in summarize_variants(of_case))
 
     @cached_property

@@ -21,7 +21,6 @@ from mnist_dist.benchmarks.records.record import Record, one_line
 from mnist_dist.benchmarks.statistics.stats import (
     Accuracy,
     Estimate,
-    Percentiles,
     Series,
     VarianceSplit,
     estimate_mean,
@@ -125,11 +124,10 @@ class CaseSummary:
     Attributes:
         runs: the repeats that ended well, in order.
         failures: the others, also those that were skipped.
-        steady_states: where each of `records` is steady; none of kinds without windows.
         unstable: why there is no throughput although the repeats ended well.
         unsettled_repeats: how many drifted; if the case is not unstable, they count like the others.
         images_per_second: of all devices together.
-        step_seconds: of the slowest rank's mean step time in each steady window.
+        step_seconds: percentiles of the slowest rank's mean step time in each steady window; none where unstable.
         first_step_seconds: of the slowest rank: tracing, compiling and the first step.
         startup_seconds: of the slowest rank: from the start of its process to its first step.
         peak_memory_bytes: of the largest rank of any repeat.
@@ -140,12 +138,11 @@ class CaseSummary:
     case_id: str
     runs: tuple[RunSummary, ...]
     failures: tuple[Record, ...]
-    steady_states: tuple[SteadyState, ...]
     unstable: str | None
     unsettled_repeats: int
     images_per_second: Estimate | None
     variance: VarianceSplit | None
-    step_seconds: Percentiles | None
+    step_seconds: dict[str, float]
     first_step_seconds: Estimate | None
     startup_seconds: Estimate | None
     peak_memory_bytes: float | None
@@ -209,21 +206,21 @@ def summarize(records: Sequence[Record], variant: str = FULL) -> CaseSummary:
     unstable = why_unstable(states)
     series = [run.series for run in runs] if states and not unstable else []
     images_per_second = estimate_rate(series).at_level() if series else None
+    accuracies = accuracy_by_seed(ok)
     return CaseSummary(
         case=case,
         case_id=case.case_id,
         runs=runs,
         failures=failures,
-        steady_states=tuple(states),
         unstable=unstable,
         unsettled_repeats=sum(state.reason_unstable is not None for state in states),
         images_per_second=images_per_second,
         variance=split_variance(series) if series else None,
-        step_seconds=percentiles(np.concatenate([run.step_seconds.max(axis=0) for run in runs])) if series else None,
+        step_seconds=percentiles(np.concatenate([run.step_seconds.max(axis=0) for run in runs])) if series else {},
         first_step_seconds=_mean_of_slowest(ok, "first_step_seconds"),
         startup_seconds=_mean_of_slowest(ok, "startup_seconds"),
         peak_memory_bytes=max((max(values) for values in _measured(ok, "peak_memory_bytes")), default=None),
-        test_accuracy=mean_test_accuracy(ok),
+        test_accuracy=mean_accuracy([*accuracies.values()]) if accuracies else None,
         time_to_accuracy=_times_to_accuracy(ok, failures),
         model_flops_per_image=next(iter(_measured(ok, "flops_per_image")), None),
         images_per_joule=_images_per_joule(ok, images_per_second),
@@ -248,12 +245,6 @@ def why_unstable(states: Sequence[SteadyState]) -> str | None:
     if not reasons or (2 * len(reasons) < len(states) and not too_short):
         return None
     return reasons[0] if len(states) == 1 else f"{len(reasons)} of {len(states)} repeats did not settle: {reasons[0]}"
-
-
-def mean_test_accuracy(records: Sequence[Record]) -> Accuracy | None:
-    """Returns the mean test accuracy over seeds."""
-    by_seed = accuracy_by_seed(records)
-    return mean_accuracy([*by_seed.values()]) if by_seed else None
 
 
 def accuracy_by_seed(records: Sequence[Record]) -> dict[int, float]:

@@ -61,7 +61,7 @@ class Collectives(WorkerKind):
     def fits(self, strategy: str, devices: int) -> bool:
         return devices > 1
 
-    def measure(self, config: Config, strategy: Strategy, runtime: Runtime, turns: Turns | None) -> dict[str, Any]:
+    def measure(self, config: Config, strategy: Strategy, runtime: Runtime, turns: Turns) -> dict[str, Any]:
         """Sums messages of growing sizes over all replicas, one all-reduce after the other."""
         import tensorflow as tf
 
@@ -85,7 +85,7 @@ class Collectives(WorkerKind):
 
         runs = {name: make_reduce_many(int(name)) for name in self.variants}
         messages = []
-        for name, timings in take_timings(runs, strategy, turns, self.seconds).items():
+        for name, timings in take_timings(runs, turns).items():
             seconds = all_gather(strategy, [each.seconds / each.count for each in timings]).tolist()
             cycles = [each.cycle for each in timings]
             messages.append({"bytes": int(name), "calls": 1, "seconds": seconds, "cycles": cycles})

@@ -35,7 +35,7 @@ class Input(WindowsKind, WorkerKind):
     measurements = Windows
     seconds = 4.0
 
-    def measure(self, config: Config, strategy: Strategy, runtime: Runtime, turns: Turns | None) -> dict[str, Any]:
+    def measure(self, config: Config, strategy: Strategy, runtime: Runtime, turns: Turns) -> dict[str, Any]:
         """Reads training batches and does nothing with them."""
         import tensorflow as tf
 
@@ -62,7 +62,7 @@ class Input(WindowsKind, WorkerKind):
         def run(count: int) -> Any:
             return read(tf.constant(count)).numpy()
 
-        timings = take_timings({FULL: run}, strategy, turns, self.seconds)[FULL]
+        timings = take_timings({FULL: run}, turns)[FULL]
         return {
             "window_steps": [each.count for each in timings],
             "window_seconds": all_gather(strategy, [each.seconds for each in timings]).tolist(),

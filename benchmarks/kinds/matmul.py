@@ -54,7 +54,7 @@ class Matmul(WorkerKind):
     def fits(self, strategy: str, devices: int) -> bool:
         return strategy == BASELINE  # A process measures its own products only.
 
-    def measure(self, config: Config, strategy: Strategy, runtime: Runtime, turns: Turns | None) -> dict[str, Any]:
+    def measure(self, config: Config, strategy: Strategy, runtime: Runtime, turns: Turns) -> dict[str, Any]:
         """Multiplies square matrices in the type that training computes in."""
         import keras
         import tensorflow as tf
@@ -72,7 +72,7 @@ class Matmul(WorkerKind):
         def run(count: int) -> Any:
             return multiply(tf.constant(count)).numpy()
 
-        timings = take_timings({FULL: run}, strategy, turns, self.seconds)[FULL]
+        timings = take_timings({FULL: run}, turns)[FULL]
         return {
             "size": SIZE,
             "dtype": dtype,

@@ -109,9 +109,6 @@ class Peer(WindowsKind):
             return "no PyTorch in .venv-peers; `make peers` installs it"
         return None
 
-    def measuring_seconds(self, case: Case) -> float:
-        return case.measure_seconds or 0.0
-
     def estimate_seconds(self, case: Case) -> float:
         return STARTUP_SECONDS + (0.0 if case.measure_seconds else TO_ACCURACY_SECONDS)
 

@@ -58,9 +58,6 @@ class Train(WindowsKind):
         """One device has no all-reduce that could be left out."""
         return tuple(name for name, each in VARIANTS.items() if name != FULL and (each.reduced or case.devices > 1))
 
-    def measuring_seconds(self, case: Case) -> float:
-        return case.measure_seconds or 0.0
-
     def estimate_seconds(self, case: Case) -> float:
         epochs = float(case.settings.get("training.epochs", 3))
         return STARTUP_SECONDS + (0.0 if case.measure_seconds else epochs * EPOCH_IMAGES / IMAGES_PER_SECOND)

@@ -22,7 +22,7 @@ from mnist_dist.benchmarks.measure.process import End, Running, signals_held
 from mnist_dist.benchmarks.measure.telemetry import Sample
 from mnist_dist.benchmarks.measure.turns import Group, Harness
 from mnist_dist.benchmarks.statistics.paired import mean_of_rounds
-from mnist_dist.benchmarks.statistics.stats import student_quantile
+from mnist_dist.benchmarks.statistics.stats import CONFIDENCE, student_quantile
 from mnist_dist.distributed.turns import FULL, Turn
 from mnist_dist.errors import UserError
 
@@ -31,7 +31,6 @@ LEAD_SHARE = 0.1  # Of a turn's steps, taken before them without being counted: 
 CALIBRATIONS = 8  # At most, until a turn is about as long as it should be.
 FEWEST_CYCLES = 13  # Before anything is called known well enough: ten are left without a warm-up of a fifth.
 ENDING_SECONDS = 30.0  # For a contender that is told to end, to write what it measured.
-CONFIDENCE = 0.95
 
 Ended = Literal["narrow", "time", "trained", "interrupted"]
 Meter = Callable[[], "Sample | None"]

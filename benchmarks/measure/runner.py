@@ -149,19 +149,6 @@ def run_round(
         raise round_.interruption
 
 
-def run_alone(run: Run, tick: Callable[[], None] = lambda: None) -> Record:
-    """Measures a case that takes no turns, by itself."""
-    study = run.study
-    with _folder_for_a_while(study.scratch) as scratch:
-        start = _Start(run, scratch / "0")
-        began, cpu_began = time.monotonic(), time.process_time()
-        with start({}) as running:
-            running.wait(study.timeout_seconds, tick)
-            end = running.end(f"not done after {study.timeout_seconds:g} s")
-        seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu_began
-        return start.record(end, seconds=seconds, harness_cpu_seconds=cpu_seconds, telemetry=None, turns=None)
-
-
 @contextlib.contextmanager
 def _folder_for_a_while(parent: Path) -> Iterator[Path]:
     """Yields a new folder that is gone afterwards, whenever a signal comes."""

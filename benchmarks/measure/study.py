@@ -10,11 +10,12 @@ from typing import Protocol
 from mnist_dist.benchmarks.measure import runner
 from mnist_dist.benchmarks.measure.rounds import Stage
 from mnist_dist.benchmarks.measure.runner import Run, Study
-from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase
+from mnist_dist.benchmarks.measure.suite import Limits, Machine, PlannedCase
 from mnist_dist.benchmarks.records.environment import find_hardware
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store, finished
+from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.errors import UserError
 from mnist_dist.strategies import BASELINE, STRATEGIES
 
@@ -22,16 +23,6 @@ VARIANT_SECONDS = 2.0  # To compile a variant, and to learn how long its steps t
 PROCESS_BYTES, GPU_PROCESS_BYTES = 1.2e9, 2e9  # What a process of this network may take, of the host's and a GPU's.
 Side = tuple[Study, Store]
 Ratios = Callable[[Sequence[Run]], Sequence[tuple[Run, Run]]]
-
-
-class Limits(Protocol):
-    """What a suite says of all of its rounds; see measure.suite.Suite."""
-
-    @property
-    def timeout_seconds(self) -> float: ...
-
-    @property
-    def width(self) -> float: ...
 
 
 class Progress(Protocol):
@@ -112,15 +103,13 @@ def plan_rounds(
     """
     done, most = finished(known), processes or most_processes()
     done |= {(each.study, each.case_id, each.repeat) for each in known if each.status == "skipped"}
-    rounds = []
+    rounds: list[list[Run]] = []
     for repeat in range(max((case.repeats for case in cases), default=0)):
         of_repeat = [case for case in cases if repeat < case.repeats]
         units = [[Run(study, planned, repeat) for study, _ in sides] for planned in of_repeat]
         left = [unit for unit in units if any((run.study.name, run.case.case_id, repeat) not in done for run in unit)]
-        together = [unit for unit in left if kind(unit[0].case.kind).takes_turns]
-        alone = [unit for unit in left if not kind(unit[0].case.kind).takes_turns]
         baseline = next((unit for unit in units if is_baseline(unit[0])), None)
-        rounds += [*_parts(together, baseline if together else None, most), *alone]
+        rounds += _parts(left, baseline if left else None, most)
     return rounds
 
 
@@ -187,18 +176,14 @@ def run_rounds(
 def _run(runs: Sequence[Run], progress: Progress, seed: int, ratios: Ratios) -> Generator[Record, None, None]:
     able = [run for run in runs if run.planned.skip_reason is None]
     yield from (runner.skipped(run) for run in runs if run not in able)
-    if able and kind(able[0].case.kind).takes_turns:
+    if able:
         yield from runner.run_round(able, ratios(able), progress.tick, seed, progress.tell)
-    else:
-        yield from (runner.run_alone(run, progress.tick) for run in able)
 
 
 def compared(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
     """Returns the runs whose ratios matter: of each case on both sides, or of each training and the baseline."""
     trained = [run for run in runs if run.planned.variants]
-    by_case: dict[str, list[Run]] = {}
-    for run in trained:
-        by_case.setdefault(run.planned.case_id, []).append(run)
+    by_case = group_by(trained, lambda run: run.planned.case_id)
     pairs = [(new, base) for base, *others in by_case.values() for new in others]
     baseline = next(filter(is_baseline, trained), None)
     if pairs or baseline is None:

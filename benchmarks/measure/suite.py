@@ -9,7 +9,6 @@ import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,19 +17,21 @@ from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, fi
 from mnist_dist.benchmarks.records.case import Case, KindName
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.config import (
-    MAX_CONFIG_BYTES,
     PositiveFloat,
     PositiveInt,
     Section,
     StrategyName,
     explain,
     load_config,
+    names_in,
     read_yaml,
     setting_descriptions,
+    text_of,
 )
-from mnist_dist.errors import UserError, nearest, one_line
+from mnist_dist.errors import UserError, one_line
 from mnist_dist.strategies import STRATEGIES
 
+SUITES = Path(__file__).with_name("suites")
 MAX_CASES, MAX_RUNS = 2000, 100_000
 DEFAULT_IMAGES_PER_DEVICE = 128
 ABLATION_SECONDS = 4.0  # For which each variant of a training to its end is measured, when it has ended.
@@ -83,14 +84,19 @@ class Block(Section):
         return ablations
 
 
-class Suite(Section):
+class Limits(Section):
+    """Of all rounds of a study."""
+
+    timeout_seconds: PositiveFloat = Field(600.0, description="After which a case is ended and recorded as such.")
+    width: PositiveFloat = Field(0.01, description="Half of the 95 % interval of ratios, as a share, that is enough.")
+
+
+class Suite(Limits):
     """The content of a suite's file."""
 
     description: str
     minutes: PositiveFloat = Field(description="What it took on two cores without a GPU.")
     repeats: PositiveInt = Field(description="Fresh processes per case.")
-    timeout_seconds: PositiveFloat = Field(600.0, description="After which a case is ended and recorded as such.")
-    width: PositiveFloat = Field(0.01, description="Half of the 95 % interval of ratios, as a share, that is enough.")
     strategies: Strategies = Field(default_factory=lambda: list(STRATEGIES))
     devices: Annotated[Integers | None, BeforeValidator(_all_as_none)] = Field(
         None, description="all, or none given: powers of two up to what the machine has."
@@ -145,8 +151,7 @@ class Narrowing:
 
 
 def shipped_suites() -> list[str]:
-    folder = resources.files("mnist_dist.benchmarks.measure") / "suites"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return names_in(SUITES)
 
 
 def load_suite(name: str) -> Suite:
@@ -155,22 +160,8 @@ def load_suite(name: str) -> Suite:
     Raises:
         UserError: there is no such suite, or its file is not accepted.
     """
-    path: Any = Path(name)
     try:
-        if not path.is_file():
-            if name not in shipped_suites():
-                raise UserError(
-                    f"SUITE: received '{one_line(name)}', expected one of {', '.join(shipped_suites())}, or a YAML "
-                    "file." + nearest(name, shipped_suites())
-                )
-            path = resources.files("mnist_dist.benchmarks.measure") / "suites" / f"{name}.yaml"
-        elif path.stat().st_size > MAX_CONFIG_BYTES:
-            raise UserError(f"SUITE: '{name}' has {path.stat().st_size} bytes, expected at most {MAX_CONFIG_BYTES}.")
-        content = read_yaml(path.read_text(encoding="utf-8"), source=name)
-        return Suite.model_validate(content)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"SUITE: cannot read '{one_line(name)}' as text: {reason}.") from None
+        return Suite.model_validate(read_yaml(text_of(name, SUITES, "SUITE"), source=name))
     except ValidationError as error:
         raise UserError(f"{name}: {_explain(error)}") from None
 
@@ -288,7 +279,7 @@ def _expand(
             whole = max(all_cores // min(devices, machine.devices_per_host), 1)
         for batch in _batches(block, devices):
             for values in itertools.product(*varied):
-                case = Case(
+                yield Case(
                     kind=block.kind,
                     strategy=strategy,
                     devices=devices,
@@ -298,7 +289,6 @@ def _expand(
                     measure_seconds=block.measure_seconds,
                     settings=block.settings | dict(values) | dict(narrowing.settings or {}),
                 )
-                yield case
 
 
 def _variants(block: Block, case: Case) -> tuple[tuple[str, ...], float]:

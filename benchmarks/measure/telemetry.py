@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from mnist_dist.benchmarks.records.environment import open_nvml
 from mnist_dist.benchmarks.records.record import Telemetry
@@ -36,10 +36,6 @@ class Sample:
     seconds: float
     joules: float
     utilisation_percent: float | None = None
-
-
-class Source(Protocol):
-    def read(self) -> Sample: ...
 
 
 class Rapl:
@@ -144,7 +140,7 @@ def summarize(turns: Sequence[tuple[Sample, Sample]]) -> Telemetry | None:
     )
 
 
-def _open_source(stack: contextlib.ExitStack, gpus: int | None, powercap: Path) -> Source | None:
+def _open_source(stack: contextlib.ExitStack, gpus: int | None, powercap: Path) -> Nvml | Rapl | None:
     nvml = stack.enter_context(open_nvml())
     if nvml is not None and nvml[1]:
         pynvml, handles = nvml

@@ -7,6 +7,7 @@ Started once, it starts one process per device where the strategy needs them; st
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ from mnist_dist.config import load_config
 from mnist_dist.distributed.cluster import find_cluster
 from mnist_dist.distributed.launch import join_ranks, run_ranks
 from mnist_dist.distributed.strategies.resolve import make_strategy, resolve_strategy
-from mnist_dist.distributed.turns import join_turns
+from mnist_dist.distributed.turns import Turns
 from mnist_dist.errors import UserError
 from mnist_dist.files import write_json
 from mnist_dist.network.forward import choose_form
@@ -54,7 +55,7 @@ def measure_or_start_ranks(case: Case, result_file: Path) -> None:
         runtime = configure_runtime(settings, config.seed, local_rank=cluster.local_rank, local_size=cluster.local_size)
         choose_form(settings, runtime)  # For the threads that training has.
         strategy = make_strategy(settings, cluster)
-        with join_turns(os.environ, cluster.rank, cluster.size) as turns:
+        with contextlib.closing(Turns(os.environ, cluster.rank, cluster.size)) as turns:
             measurements = of_kind.measure(config, strategy, runtime, turns)
         if strategy.is_chief:
             write_json(result_file, measurements)

@@ -7,10 +7,10 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mnist_dist.command import folder_argument
+from mnist_dist.command import folder_argument, integer
 from mnist_dist.errors import EXIT_FAILED, UserError
 from mnist_dist.files import named_or_dated
 
@@ -22,15 +22,8 @@ if TYPE_CHECKING:
     from mnist_dist.benchmarks.records.record import Record
 
 DEFAULT_SECONDS, DEFAULT_REPEATS = 10, 3
+TIMEOUT_SECONDS = 300.0
 FEWEST_ROUNDS = 2  # Before a goal is called decided: one tells nothing of how much fresh processes differ.
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of all rounds; see measure.suite.Suite."""
-
-    timeout_seconds: float = 300.0
-    width: float = 0.01
 
 
 def add_peers(commands: Any) -> None:
@@ -73,14 +66,14 @@ def _add_common(parser: argparse.ArgumentParser, name: str, only: str) -> None:
     parser.add_argument("--results", type=folder_argument, metavar="DIR", help="(default: results/COMMAND-DATE-TIME)")
     parser.add_argument(
         "--repeats",
-        type=_at_least_one,
+        type=integer,
         default=DEFAULT_REPEATS,
         metavar="N",
         help="rounds of fresh processes, at most (default: %(default)s)",
     )
     parser.add_argument(
         "--seconds",
-        type=_at_least_one,
+        type=integer,
         default=DEFAULT_SECONDS,
         metavar="S",
         help="of turns in each round, at most, for each whose throughput is measured (default: %(default)s)",
@@ -90,12 +83,6 @@ def _add_common(parser: argparse.ArgumentParser, name: str, only: str) -> None:
         "--pytorch-python", metavar="PATH", help="a Python with PyTorch (default: .venv-peers/bin/python)"
     )
     parser.add_argument("--resume", action="store_true", help="go on with what DIR holds; finished runs stay")
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"received '{text}', expected a whole number from 1 on")
-    return int(text)
 
 
 def run_peers(args: argparse.Namespace) -> int:
@@ -174,9 +161,11 @@ def _prepare(args: argparse.Namespace) -> Machine:
 
 def _open(args: argparse.Namespace, command: str, machine: Machine, cases: Sequence[PlannedCase]) -> Side:
     from mnist_dist.benchmarks.measure.study import open_study
+    from mnist_dist.benchmarks.measure.suite import Limits
 
+    limits = Limits(timeout_seconds=TIMEOUT_SECONDS)
     with named_or_dated(args.results, "results", command) as folder:
-        return open_study(folder, command, Limits(), machine, cases, args.resume)
+        return open_study(folder, command, limits, machine, cases, args.resume)
 
 
 def _ratios(pairs: Sequence[tuple[Contestant, Contestant]], mode: Mode) -> Ratios:

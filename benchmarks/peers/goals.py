@@ -127,8 +127,10 @@ def _judge_one(
 ) -> JudgedGoal:
     above, below = (_Side(contestants[name], goal.mode, records) for name in (goal.numerator, denominator))
     failed = any(record.status not in ("ok", "skipped") for record in (*above.records, *below.records))
-    of_goal = _time_ratio if goal.mode == "accuracy" else _flops_ratio if goal.of == "flops" else _rate_ratio
-    found, detail = of_goal(above, below)
+    if goal.mode == "accuracy":
+        found, detail = _time_ratio(above, below)
+    else:
+        found, detail = _rate_ratio(above, below, of_flops=goal.of == "flops")
     ratio = at_level(found)
     status: Status = "open"
     if ratio is not None and ratio.low >= goal.at_least:
@@ -150,31 +152,26 @@ class _Side:
         return f"{self.name}: {(reasons(self.records) or ['not measured'])[0]}"
 
 
-def _rate_ratio(above: _Side, below: _Side) -> tuple[LogEstimate | None, str]:
-    ratio, rates, why = _ratio_and_rates(above, below)
-    return ratio, f"{label_count(rates[0])} / {label_count(rates[1])} images/s" if ratio else why
+def _rate_ratio(above: _Side, below: _Side, of_flops: bool) -> tuple[LogEstimate | None, str]:
+    """Returns the ratio within cycles with both rates, or why there is none.
 
-
-def _flops_ratio(above: _Side, below: _Side) -> tuple[LogEstimate | None, str]:
-    """Takes the rate of images times the operations of one, and states which count of them was used."""
-    ratio, rates, why = _ratio_and_rates(above, below)
-    flops = next((each.measurements["flops_per_image"] for each in above.records if each.measurements), 0)
-    if ratio is None or not flops:
-        return None, why
+    Args:
+        of_flops: take the rate of images times the operations of one, and state which count of them was used.
+    """
+    rates = []
+    for side in (above, below):
+        if (rate := rate_in_turns(side.records, side.variant)) is None:
+            return None, side.why_none
+        rates.append(math.exp(rate.value))
+    ratio = paired_ratio(above.records, below.records, above.variant, below.variant)
+    flops = next((each.measurements.get("flops_per_image", 0) for each in above.records if each.measurements), 0)
+    if ratio is None or (of_flops and not flops):
+        return None, f"{above.name} and {below.name} took no turns together"
+    if not of_flops:
+        return ratio, f"{label_count(rates[0])} / {label_count(rates[1])} images/s"
     gigaflops = f"{label_count(rates[0] * flops / 1e9)} / {label_count(rates[1] / 1e9)} GFLOP/s"
     detail = f"{gigaflops}, at {flops / 1e6:.2f} MFLOP for each image"
     return replace(ratio, value=ratio.value + math.log(flops)), detail
-
-
-def _ratio_and_rates(above: _Side, below: _Side) -> tuple[LogEstimate | None, list[float], str]:
-    """Returns the ratio within cycles, both rates, and why there is none."""
-    rates = [rate_in_turns(side.records, side.variant) for side in (above, below)]
-    for side, rate in zip((above, below), rates, strict=True):
-        if rate is None:
-            return None, [], side.why_none
-    ratio = paired_ratio(above.records, below.records, above.variant, below.variant)
-    none = f"{above.name} and {below.name} took no turns together"
-    return ratio, [math.exp(rate.value) for rate in rates if rate], none
 
 
 def _time_ratio(above: _Side, below: _Side) -> tuple[LogEstimate | None, str]:

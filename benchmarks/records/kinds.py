@@ -65,7 +65,6 @@ class Kind(ABC):
         settings: by dotted key, which the process needs, whatever its case says.
         own_settings: of its cases, which no training knows.
         variants: of what it does, each of which has turns of its own.
-        takes_turns: whether its process asks for its turn; else it is measured by itself.
         has_batches: whether its cases differ by their batch size.
         explains: whether its cases are there to explain others, so that a comparison judges them only if asked to.
     """
@@ -77,7 +76,6 @@ class Kind(ABC):
     settings: ClassVar[Mapping[str, Any]] = {}
     own_settings: ClassVar[frozenset[str]] = frozenset()
     variants: tuple[str, ...] = (FULL,)
-    takes_turns: bool = True
     has_batches: bool = False
     explains: bool = False
 
@@ -97,9 +95,9 @@ class Kind(ABC):
         """Returns the variants from which something is left out, to tell where time goes."""
         return ()
 
-    @abstractmethod
     def measuring_seconds(self, case: Case) -> float:
         """Returns for how long each variant is measured, at most; 0 for a training of which only its end matters."""
+        return case.measure_seconds or 0.0
 
     @abstractmethod
     def estimate_seconds(self, case: Case) -> float:
@@ -177,7 +175,7 @@ class WorkerKind(Kind):
         Args:
             strategy: distributed.strategies.Strategy that the ranks have joined.
             runtime: runtime.Runtime, as it was configured.
-            turns: distributed.turns.Turns of this rank; None where nobody grants any.
+            turns: distributed.turns.Turns of this rank.
         """
 
     def command(self, program: Sequence[str], case: Case, config: Config, scratch: Path) -> list[str]:

@@ -44,7 +44,7 @@ def _csv_fields(each: TrainedCase) -> dict[str, Any]:
     fields |= _of_variance(summary)
     fields |= _of_accuracy(summary)
     for percentile in ("p50", "p95", "p99"):
-        fields[f"step_seconds_{percentile}"] = getattr(summary.step_seconds, percentile, None)
+        fields[f"step_seconds_{percentile}"] = summary.step_seconds.get(percentile)
     fields |= _of_estimate("first_step_seconds", summary.first_step_seconds)
     fields |= _of_estimate("startup_seconds", summary.startup_seconds)
     fields["peak_memory_bytes_of_largest_rank"] = summary.peak_memory_bytes

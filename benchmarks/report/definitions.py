@@ -35,8 +35,7 @@ DEFINITIONS = (
         "E(N) = X(N) / (N · X(1)), X being total images/s and X(1) that of the strategy single on one device with the "
         "cores that a device has at N. Weak: each device keeps its batch. Strong: the devices share the batch of one. "
         "Where cases took turns, the ratio is the trimmed mean of those within each cycle; its interval comes from "
-        "blocks of cycles, and from the rounds where there are several. Otherwise it comes from the ratio within each "
-        "repeat.",
+        "blocks of cycles, and from the rounds where there are several. Otherwise both are taken to be independent.",
         "Hoefler and Belli, Scientific benchmarking of parallel computing systems, SC 2015.",
     ),
     Definition(

@@ -144,13 +144,18 @@ def _log_training(log: Any, record: Record, measurements: dict[str, Any]) -> Non
     """Logs training in blocks, each up to an evaluation or the end of the run."""
     from mlperf_logging.mllog import constants
 
+    def log_block(start: tuple[float, int], stop: tuple[float, int]) -> None:
+        """Logs training from one time and step to another."""
+        log.start(constants.BLOCK_START, metadata=_progress(record, start[1]), time_ms=_milliseconds(start[0]))
+        log.end(constants.BLOCK_STOP, metadata=_progress(record, stop[1]), time_ms=_milliseconds(stop[0]))
+
     first_step = _first_step(record)
     log.start(constants.RUN_START, time_ms=_milliseconds(first_step))
     now, trained, evaluated = first_step, 0, 0.0
     for evaluation in measurements["evaluations"]:
         progress = _progress(record, evaluation["step"])
         began = first_step + evaluation["training_seconds"] + evaluated
-        _log_block(log, record, (now, trained), (began, evaluation["step"]))
+        log_block((now, trained), (began, evaluation["step"]))
         trained, evaluated = evaluation["step"], evaluation["evaluation_seconds"]
         now = first_step + evaluation["training_seconds"] + evaluated
         log.start(constants.EVAL_START, metadata=progress, time_ms=_milliseconds(began))
@@ -161,18 +166,10 @@ def _log_training(log: Any, record: Record, measurements: dict[str, Any]) -> Non
     if steps > trained:
         each_rank = zip(measurements["first_step_seconds"], measurements["window_seconds"], strict=True)
         ended = first_step + max(first + sum(windows) for first, windows in each_rank) + evaluated
-        _log_block(log, record, (now, trained), (ended, steps))
+        log_block((now, trained), (ended, steps))
         now, trained = ended, steps
     metadata = {"status": constants.SUCCESS, **_progress(record, trained)}
     log.end(constants.RUN_STOP, metadata=metadata, time_ms=_milliseconds(now))
-
-
-def _log_block(log: Any, record: Record, start: tuple[float, int], stop: tuple[float, int]) -> None:
-    """Logs training from one time and step to another."""
-    from mlperf_logging.mllog import constants
-
-    log.start(constants.BLOCK_START, metadata=_progress(record, start[1]), time_ms=_milliseconds(start[0]))
-    log.end(constants.BLOCK_STOP, metadata=_progress(record, stop[1]), time_ms=_milliseconds(stop[0]))
 
 
 def _mlperf_settings(record: Record) -> dict[str, Any]:
@@ -197,10 +194,8 @@ def _progress(record: Record, step: int) -> dict[str, Any]:
     """Returns where the run is after a step; the number of epochs only where the size of the data is known."""
     progress: dict[str, Any] = {"step_num": step, "samples_count": step * record.case.global_batch_size}
     images = _train_images(record)
-    if images is not None:
-        progress["epoch_num"] = step / max(
-            images // record.case.global_batch_size, 1
-        )  # A last, smaller batch is left out.
+    if images is not None:  # A last, smaller batch is left out.
+        progress["epoch_num"] = step / max(images // record.case.global_batch_size, 1)
     return progress
 
 

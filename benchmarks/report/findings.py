@@ -11,6 +11,7 @@ from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.record import Hardware, Record
 from mnist_dist.benchmarks.report.labels import TIMES, label_bytes, label_cores, label_count, label_records
+from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.benchmarks.statistics.stats import find_clusters
 from mnist_dist.errors import one_line
 
@@ -222,9 +223,7 @@ def _identity_caveats(records: Sequence[Record]) -> Iterator[Caveat]:
 def _failure_caveats(summary: CaseSummary, name: Namer) -> Iterator[Caveat]:
     """Yields one caveat for each reason for which runs of the case did not succeed."""
     runs = len(summary.records) + len(summary.failures)
-    by_reason: dict[tuple[str, str], list[Record]] = {}
-    for record in summary.failures:
-        by_reason.setdefault((record.status, record.reason or ""), []).append(record)
+    by_reason = group_by(summary.failures, lambda record: (record.status, record.reason))
     for (status, reason), failures in by_reason.items():
         if status == "skipped":
             yield Caveat(f"Not measured: {name(summary)}: {reason}.")

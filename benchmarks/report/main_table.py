@@ -243,7 +243,7 @@ def _tracing_cell(each: TrainedCase) -> Cell:
 
 
 def _step_cell(percentile: str, each: TrainedCase) -> Cell:
-    seconds = getattr(each.summary.step_seconds, percentile, None)
+    seconds = each.summary.step_seconds.get(percentile)
     return number_cell(seconds and 1000 * seconds, label_three_digits)
 
 

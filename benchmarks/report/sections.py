@@ -22,6 +22,7 @@ from mnist_dist.benchmarks.report.labels import (
     label_three_digits,
 )
 from mnist_dist.benchmarks.report.table import Cell, Column, Table, estimate_cell, make_table
+from mnist_dist.benchmarks.statistics.grouping import group_by
 
 
 @dataclass(frozen=True)
@@ -118,12 +119,9 @@ def _describe_prediction(each: Prediction) -> str:
 
 
 def _describe_refused(predictions: Iterable[Prediction]) -> Iterator[str]:
-    by_reason: dict[str, list[str]] = {}
-    for each in predictions:
-        if not each.models:
-            by_reason.setdefault("; ".join(each.refused.values()), []).append(_curve(each))
-    for reason, names in by_reason.items():
-        yield f"Not predicted: {'; '.join(names)}: {reason}."
+    refused = [each for each in predictions if not each.models]
+    for reason, of_reason in group_by(refused, lambda each: "; ".join(each.refused.values())).items():
+        yield f"Not predicted: {'; '.join(map(_curve, of_reason))}: {reason}."
 
 
 def _prediction_overview(predictions: Sequence[Prediction]) -> Table:

@@ -40,13 +40,6 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Percentiles:
-    p50: float
-    p95: float
-    p99: float
-
-
-@dataclass(frozen=True)
 class Accuracy:
     """Mean accuracy over seeds, from 0 to 1, with its 95 % t-interval.
 
@@ -167,26 +160,19 @@ def estimate_rate(repeats: Sequence[Series]) -> LogEstimate:
     return LogEstimate(log_total_rate(repeats), variance, freedom or math.nan, len(repeats))
 
 
-def estimate_ratio(base: Sequence[Series], new: Sequence[Series], *, paired: bool) -> LogEstimate:
+def estimate_ratio(base: Sequence[Series], new: Sequence[Series]) -> LogEstimate:
     """Estimates the logarithm of the rate of `new` over that of `base`: positive if new is faster.
 
-    Unpaired, the variances add up, with Welch and Satterthwaite's degrees of freedom. Where one side has a single
-    repeat, the variance between repeats of the other is taken for both, as in Crawford and Howell's comparison of a
-    single case (The Clinical Neuropsychologist 12, 1998). With a single repeat on either side nothing is known of it:
-    variance and degrees of freedom are nan.
-
-    Args:
-        paired: base[i] and new[i] were measured one right after the other, so what slows both of them cancels out.
+    The variances add up, with Welch and Satterthwaite's degrees of freedom. Where one side has a single repeat, the
+    variance between repeats of the other is taken for both, as in Crawford and Howell's comparison of a single case
+    (The Clinical Neuropsychologist 12, 1998). With a single repeat on either side nothing is known of it: variance and
+    degrees of freedom are nan.
     """
     value = log_total_rate(new) - log_total_rate(base)
     counts = len(base), len(new)
     repeats = min(counts)
     if max(counts) == 1:
         return LogEstimate(value, math.nan, math.nan, repeats)
-    if paired:
-        within = sum(series.variance for series in (*base, *new)) / repeats**2
-        ratios = [after.log_rate - before.log_rate for before, after in zip(base, new, strict=True)]
-        return LogEstimate(value, _variance_of_mean(ratios, within), repeats - 1, repeats)
     variances = [estimate_rate(side).variance for side in (base, new)]
     if repeats == 1:
         several = int(counts[1] > 1)
@@ -301,9 +287,9 @@ def drop_power(base: Accuracy, new: Accuracy, drop: float, significance: float) 
     return float(stats.nct.sf(stats.t.isf(significance, freedom), freedom, drop / error))
 
 
-def percentiles(values: np.ndarray) -> Percentiles:
-    p50, p95, p99 = np.percentile(values, (50, 95, 99))
-    return Percentiles(float(p50), float(p95), float(p99))
+def percentiles(values: np.ndarray) -> dict[str, float]:
+    """Returns p50, p95 and p99."""
+    return {f"p{share}": float(np.percentile(values, share)) for share in (50, 95, 99)}
 
 
 def expected_running_time(seconds: Sequence[float], reached: Sequence[bool]) -> float:

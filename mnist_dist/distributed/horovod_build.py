@@ -11,7 +11,6 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import re
@@ -139,18 +138,6 @@ class BuildError(UserError):
     """Horovod could not be built, installed or run, though nothing known was missing."""
 
     exit_code = EXIT_FAILED
-
-
-def is_installed() -> bool:
-    """Tells whether Horovod is here and was built for the TensorFlow that is here; imports neither."""
-    spec = importlib.util.find_spec("horovod")
-    if spec is None or spec.origin is None:
-        return False
-    try:
-        built_for = json.loads((Path(spec.origin).parent / "metadata.json").read_text())["tensorflow"]
-        return bool(built_for == _tensorflow()[1].partition("+")[0])
-    except (OSError, ValueError, KeyError, UserError):
-        return False
 
 
 def waits_for_tensors() -> bool:

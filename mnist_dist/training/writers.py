@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from mnist_dist.command import clock
 from mnist_dist.errors import UserError
 from mnist_dist.files import atomic_path, atomic_write, cannot_write
 
@@ -135,7 +136,7 @@ class Console:
     def _pace(self, step: int) -> str:
         if not self._step_seconds:
             return ""
-        left = _clock((self.total_steps - step) * self._step_seconds)
+        left = clock((self.total_steps - step) * self._step_seconds)
         return f"{self.batch_size / self._step_seconds:,.0f} images/s  {left} left"
 
 
@@ -214,9 +215,3 @@ def read_rows(path: Path) -> list[Row]:
 
 def _line(row: Row) -> str:
     return json.dumps(row) + "\n"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -76,8 +76,8 @@ class TestBadInput:
         [
             (["run"], "the following arguments are required: SUITE"),
             (["rnu"], "invalid choice: 'rnu'"),
-            (["run", "qick"], "SUITE: received 'qick'"),
-            (["run", "quick", "--devices", "0"], "argument --devices: received '0', expected whole numbers from 1 on"),
+            (["run", "qick"], "SUITE: there is no file 'qick'"),
+            (["run", "quick", "--devices", "0"], "argument --devices: received '0', expected a whole number from 1 on"),
             (["run", "quick", "--devices", "1,,2"], "argument --devices: received ''"),
             (["run", "quick", "--repeats", "-1"], "argument --repeats: received '-1'"),
             (["run", "quick", "--cores-per-device", "half"], "argument --cores-per-device: received 'half'"),
@@ -95,7 +95,7 @@ class TestBadInput:
             (["compare", "a", "b", "--smallest-effect", "nan"], "argument --smallest-effect: received 'nan'"),
             (["compare", "a", "b", "--judge", "some"], "argument --judge: invalid choice: 'some'"),
             (["compare", "a", "b", "--smallest-effect", "0"], "argument --smallest-effect: received '0'"),
-            (["compare", "a", "b", "--interleave", "--suite", "qick"], "SUITE: received 'qick'"),
+            (["compare", "a", "b", "--interleave", "--suite", "qick"], "SUITE: there is no file 'qick'"),
         ],
     )
     def test_one_line_and_code_2(

@@ -219,7 +219,7 @@ def test_dry_run_needs_no_slurm_and_leaves_nothing(tmp_path: Path) -> None:
             "--gpus goes with --gpus-per-node, and",
         ),
         ((*POINTS, "--array", "--nested"), "argument --nested: not allowed with argument --array"),
-        ((*POINTS, "--suite", "scalng"), "SUITE: received 'scalng', expected one of "),
+        ((*POINTS, "--suite", "scalng"), "SUITE: there is no file 'scalng'; expected a YAML file or one of: "),
         ((*POINTS, "--set", "model.filter=[1, 2]"), "model.filter: no such setting. Did you mean"),
         (
             (*POINTS, "--set", "runtime.devices=3"),

@@ -45,21 +45,14 @@ def main() -> None:
 
 
 def build_example() -> keras.Model:
-    return keras.Sequential(
-        [
-            keras.Input((28, 28, 1)),
-            layers.Conv2D(32, (3, 3), activation="relu"),
-            layers.MaxPooling2D((2, 2)),
-            layers.Conv2D(64, (3, 3), activation="relu"),
-            layers.MaxPooling2D((2, 2)),
-            layers.Flatten(),
-            layers.Dropout(0.5),
-            layers.Dense(10, activation="softmax"),
-        ]
-    )
+    return _build(layers.Dropout(0.5))
 
 
 def build_seed() -> keras.Model:
+    return _build(layers.Dense(128, activation="relu"))
+
+
+def _build(before_the_last: keras.Layer) -> keras.Model:
     return keras.Sequential(
         [
             keras.Input((28, 28, 1)),
@@ -68,7 +61,7 @@ def build_seed() -> keras.Model:
             layers.Conv2D(64, (3, 3), activation="relu"),
             layers.MaxPooling2D((2, 2)),
             layers.Flatten(),
-            layers.Dense(128, activation="relu"),
+            before_the_last,
             layers.Dense(10, activation="softmax"),
         ]
     )

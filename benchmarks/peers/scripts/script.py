@@ -1,6 +1,6 @@
 """What the peers' scripts share: arguments, data, the clock, and the one form in which they leave what they measured.
 
-Needs only numpy, as some peers have an environment without TensorFlow and what comes with it.
+Imports only numpy, as some peers have an environment without TensorFlow and what comes with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from mnist_dist.benchmarks.peers.scripts.turns import Turns
+from mnist_dist.distributed.turns import Turn, Turns
 from mnist_dist.files import write_json
 
 TARGET_ACCURACY = 0.99  # Beyond it nothing is compared, so a run may end there.
@@ -59,17 +59,18 @@ class Clock:
 
     def __init__(self, mode: str, rank: int = 0, ranks: int = 1) -> None:
         self.step = 0
-        self._is_training = mode == "accuracy"
-        self._rank, self._ranks = rank, ranks
+        self._rank, self._turns = rank, Turns(os.environ, rank, ranks)
+        self._turns.is_training = mode == "accuracy"
         self._images = 0
         self._windows: dict[str, list[Any]] = {"window_steps": [], "window_images": [], "window_cycles": []}
         self._window_seconds: list[float] = []
         self._evaluations: list[dict[str, Any]] = []
         self._first_step_seconds = 0.0
-        self._evaluation_seconds = self._waited_seconds = 0.0
+        self._evaluation_seconds = 0.0
         self._start = self._edge = self._step_end = 0.0
         self._first_image = 0  # Of the window.
-        self._first_step = self._last_step = 1  # Of the turn's window: it is after the one, and with the other.
+        self._turn = Turn(0)
+        self._first_step = 1  # After which the turn's window begins.
 
     def start(self) -> None:
         """Marks the moment before the first step."""
@@ -87,12 +88,11 @@ class Clock:
         if self.step == 1:
             synchronise()
             self._first_step_seconds = time.perf_counter() - self._start
-            self._turns = Turns(self._rank, self._ranks, self._is_training)
             is_over = self._wait()
         elif self.step == self._first_step:
             synchronise()
             self._begin_window()
-        elif self.step == self._last_step:
+        elif self.step == self._first_step + self._turn.steps:
             synchronise()
             self._end_window()
             is_over = self._wait()
@@ -107,7 +107,7 @@ class Clock:
         seconds = time.perf_counter() - self._step_end
         self._evaluation_seconds += seconds
         self._edge += seconds
-        own_seconds = time.perf_counter() - self._start - self._waited_seconds
+        own_seconds = time.perf_counter() - self._start - self._turns.waited_seconds
         self._evaluations.append(
             {
                 "step": self.step,
@@ -139,14 +139,10 @@ class Clock:
 
     def _wait(self) -> bool:
         """Waits for the next turn; returns whether there is none any more."""
-        began = time.perf_counter()
         turn = self._turns.wait()
-        self._waited_seconds += time.perf_counter() - began
         if turn is None:
             return True
-        self._first_step = self.step + turn["lead"]
-        self._last_step = self._first_step + turn["steps"]
-        self._cycle = turn["cycle"]
+        self._turn, self._first_step = turn, self.step + turn.lead
         self._begin_window()
         return False
 
@@ -154,9 +150,9 @@ class Clock:
         self._edge, self._first_image = time.perf_counter(), self._images
 
     def _end_window(self) -> None:
-        steps, seconds = self._last_step - self._first_step, time.perf_counter() - self._edge
-        self._windows["window_steps"].append(steps)
+        seconds = time.perf_counter() - self._edge
+        self._windows["window_steps"].append(self._turn.steps)
         self._windows["window_images"].append(self._images - self._first_image)
-        self._windows["window_cycles"].append(self._cycle)
+        self._windows["window_cycles"].append(self._turn.cycle)
         self._window_seconds.append(seconds)
-        self._turns.done(steps, seconds)
+        self._turns.done(self._turn.steps, seconds)

@@ -10,26 +10,9 @@ import numpy as np
 
 from mnist_dist.benchmarks.analysis.summary import TimeToAccuracy
 from mnist_dist.benchmarks.analysis.trained import TrainedCase
-from mnist_dist.benchmarks.report.figures.drawing import (
-    COLOURS,
-    INK,
-    MOST_POINTS,
-    MUTED,
-    PAPER,
-    Label,
-    Picture,
-    draw_point,
-    error_bars,
-    fold,
-    group_by,
-    join_name,
-    make_picture,
-    new_figure,
-    place_labels,
-    plain_log_ticks,
-    variant_of,
-)
+from mnist_dist.benchmarks.report.figures import drawing
 from mnist_dist.benchmarks.report.labels import TIMES, label_number, label_point
+from mnist_dist.benchmarks.statistics.grouping import group_by
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +20,7 @@ if TYPE_CHECKING:
 LEAST_ACCURACY_SPAN = 0.1  # Of the axis, in percent.
 
 
-def draw_accuracy(cases: Sequence[TrainedCase]) -> Picture | None:
+def draw_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
     """Throughput against test accuracy: up and to the right is better."""
     known = [
         (trained, trained.summary.images_per_second, 100 * np.array(accuracies))
@@ -46,21 +29,23 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> Picture | None:
     ]
     if not known:
         return None
-    shown, folded = fold(known, MOST_POINTS, lambda each: each[1].value, "fastest cases")
-    figure, (axes,) = new_figure()
+    shown, folded = drawing.fold(known, drawing.MOST_POINTS, lambda each: each[1].value, "fastest cases")
+    figure, (axes,) = drawing.new_figure()
     axes.set_xscale("log")
     labels = []
-    for group in group_by(shown, lambda each: (each[0].case.strategy, variant_of(each[0].summary, shown_batch=False))):
-        colour = COLOURS[group[0][0].case.strategy]
+    for group in group_by(
+        shown, lambda each: (each[0].case.strategy, drawing.variant_of(each[0].summary, shown_batch=False))
+    ).values():
+        colour = drawing.COLOURS[group[0][0].case.strategy]
         line = [(throughput.value, float(accuracies.mean())) for _, throughput, accuracies in group]
         axes.plot(*zip(*line, strict=True), color=colour, linewidth=1.2, alpha=0.6)
         for trained, throughput, accuracies in group:
             mean = float(accuracies.mean())
             upright = [[mean - accuracies.min()], [accuracies.max() - mean]]
-            draw_point(axes, trained.summary, throughput.value, mean, upright, error_bars(throughput))
+            drawing.draw_point(axes, trained.summary, throughput.value, mean, upright, drawing.error_bars(throughput))
             is_last = trained is group[-1][0]
             name = _short_name(trained, [each[0] for each in shown]) if is_last else f"{TIMES} {trained.case.devices}"
-            labels.append(Label(throughput.value, mean, name, colour, bold=is_last))
+            labels.append(drawing.Label(throughput.value, mean, name, colour, bold=is_last))
     axes.set_xlabel("images/s, all devices together")
     axes.set_ylabel("test accuracy, %")
     rates = [throughput.value for _, throughput, _ in shown]
@@ -70,10 +55,10 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> Picture | None:
     middle, half = (low + high) / 2, max(high - low, LEAST_ACCURACY_SPAN) / 2  # Equal accuracies have no span.
     axes.set_ylim(middle - half, min(middle + half, 100.0))
     axes.locator_params(axis="y", nbins=8, steps=[1, 2, 5, 10])
-    plain_log_ticks(axes.xaxis)
-    place_labels(axes, labels)
+    drawing.plain_log_ticks(axes.xaxis)
+    drawing.place_labels(axes, labels)
     fastest, best, of_seeds = max(shown, key=lambda each: each[1].value)
-    return make_picture(
+    return drawing.make_picture(
         figure,
         "throughput_accuracy",
         "Throughput against accuracy",
@@ -84,16 +69,16 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> Picture | None:
     )
 
 
-def draw_time_to_accuracy(cases: Sequence[TrainedCase]) -> Picture | None:
+def draw_time_to_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
     """Seconds until each target, one line of points for each case."""
     known = [trained for trained in cases if any(found.reached for found in trained.summary.time_to_accuracy.values())]
     if not known:
         return None
     # By the highest accuracy that any of them reaches, and then by how soon they do.
     highest = max(target for trained in known for target, _ in _reached(trained))
-    shown, folded = fold(known, MOST_POINTS, lambda each: -_seconds_to(highest, each), "soonest cases")
+    shown, folded = drawing.fold(known, drawing.MOST_POINTS, lambda each: -_seconds_to(highest, each), "soonest cases")
     targets = sorted({target for trained in shown for target in trained.summary.time_to_accuracy})
-    figure, (axes,) = new_figure(height=1.1 + 0.5 * len(shown))
+    figure, (axes,) = drawing.new_figure(height=1.1 + 0.5 * len(shown))
     longest = max(_typical_seconds(found) for trained in shown for _, found in _reached(trained))
     for place, trained in enumerate(shown):
         _draw_targets(axes, place, trained, close_seconds=longest / 12)
@@ -102,7 +87,7 @@ def draw_time_to_accuracy(cases: Sequence[TrainedCase]) -> Picture | None:
     axes.set_xlim(0, (1.25 if any(map(_missed, shown)) else 1.12) * longest)
     axes.set_xlabel("training and evaluating, s")
     axes.grid(axis="y", visible=False)
-    return make_picture(
+    return drawing.make_picture(
         figure,
         "time_to_accuracy",
         "Time to accuracy",
@@ -132,13 +117,15 @@ def _typical_seconds(found: TimeToAccuracy) -> float:
 
 
 def _draw_targets(axes: Axes, place: int, trained: TrainedCase, close_seconds: float) -> None:
-    colour = COLOURS[trained.case.strategy]
+    colour = drawing.COLOURS[trained.case.strategy]
     reached = _reached(trained)
     axes.plot([_typical_seconds(found) for _, found in reached], [place] * len(reached), color=colour, alpha=0.35)
     texts: list[tuple[float, list[str]]] = []
     for target, found in reached:
         seconds, all_did = _typical_seconds(found), found.reached == found.runs
-        axes.plot(seconds, place, marker="o", markersize=7, color=colour, markerfacecolor=colour if all_did else PAPER)
+        axes.plot(
+            seconds, place, marker="o", markersize=7, color=colour, markerfacecolor=colour if all_did else drawing.PAPER
+        )
         text = f"{100 * target:g}" + ("" if all_did else f" ({found.reached}/{found.runs})")
         if texts and seconds - texts[-1][0] < close_seconds:  # One evaluation often passes several targets.
             texts[-1][1].append(text)
@@ -146,10 +133,10 @@ def _draw_targets(axes: Axes, place: int, trained: TrainedCase, close_seconds: f
             texts.append((seconds, [text]))
     if missed := _missed(trained):
         end = (max(_typical_seconds(found) for _, found in reached), place)
-        quiet: dict[str, Any] = {"va": "center", "color": MUTED, "fontsize": 10}
+        quiet: dict[str, Any] = {"va": "center", "color": drawing.MUTED, "fontsize": 10}
         axes.annotate(f"{missed} never", end, (8, 0), textcoords="offset points", **quiet)
     for seconds, parts in texts:
-        style: dict[str, Any] = {"ha": "center", "color": INK, "fontsize": 10}
+        style: dict[str, Any] = {"ha": "center", "color": drawing.INK, "fontsize": 10}
         axes.annotate(", ".join(parts), (seconds, place), (0, 6), textcoords="offset points", **style)
 
 
@@ -158,8 +145,9 @@ def _short_name(trained: TrainedCase, cases: Sequence[TrainedCase]) -> str:
     point = label_point(trained.case)
     twins = [other for other in cases if label_point(other.case) == point]
     variants = [
-        (label_number(twin.case.global_batch_size), *variant_of(twin.summary, shown_batch=False)) for twin in twins
+        (label_number(twin.case.global_batch_size), *drawing.variant_of(twin.summary, shown_batch=False))
+        for twin in twins
     ]
     own = variants[[twin is trained for twin in twins].index(True)]
     differing = [i for i, values in enumerate(zip(*variants, strict=True)) if len(set(values)) > 1]
-    return join_name([point, *(own[index] for index in differing)])
+    return drawing.join_name([point, *(own[index] for index in differing)])

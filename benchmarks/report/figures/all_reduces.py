@@ -8,44 +8,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.limits import AllReduce
-from mnist_dist.benchmarks.report.figures.drawing import (
-    COLOURS,
-    LINE_STYLES,
-    MARKERS,
-    MOST_LINES,
-    Label,
-    Picture,
-    fold,
-    group_by,
-    make_picture,
-    new_figure,
-    place_labels,
-    set_title,
-)
+from mnist_dist.benchmarks.report.figures import drawing
 from mnist_dist.benchmarks.report.labels import label_bytes, label_point
+from mnist_dist.benchmarks.statistics.grouping import group_by
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def draw_all_reduces(measured: Sequence[AllReduce]) -> Picture | None:
+def draw_all_reduces(measured: Sequence[AllReduce]) -> drawing.Picture | None:
     """Latency of small messages and bus bandwidth of large ones."""
     if not measured:
         return None
-    cases = group_by(measured, lambda each: each.case.case_id)
-    shown, folded = fold(cases, MOST_LINES, lambda case: max(each.bus_bandwidth for each in case), "fastest cases")
+    cases = group_by(measured, lambda each: each.case.case_id).values()
+    shown, folded = drawing.fold(
+        cases, drawing.MOST_LINES, lambda case: max(each.bus_bandwidth for each in case), "fastest cases"
+    )
     measured = [each for case in shown for each in case]
     parts: list[tuple[str, Callable[[AllReduce], tuple[float, float, float]], list[AllReduce]]] = [
         ("latency of small messages, µs", _microseconds, [each for each in measured if each.is_latency]),
         ("bus bandwidth of large messages, GB/s", _gigabytes, [each for each in measured if not each.is_latency]),
     ]
     parts = [part for part in parts if part[2]]
-    figure, panels = new_figure(len(parts))
+    figure, panels = drawing.new_figure(len(parts))
     for axes, (title, value_of, chosen) in zip(panels, parts, strict=True):
-        set_title(axes, title)
+        drawing.set_title(axes, title)
         _draw_messages(axes, chosen, value_of)
     best = max(measured, key=lambda each: each.bus_bandwidth)
-    return make_picture(
+    return drawing.make_picture(
         figure,
         "all_reduce",
         "All-reduce",
@@ -60,28 +50,28 @@ def _draw_messages(
 ) -> None:
     axes.set_xscale("log", base=2)
     labels = []
-    for group in group_by(measured, lambda each: each.case.case_id):
+    for group in group_by(measured, lambda each: each.case.case_id).values():
         case = group[0].case
         x = [each.size_bytes for each in group]
         y, low, high = np.transpose([value_of(each) for each in group])
         style: dict[str, Any] = {
-            "color": COLOURS[case.strategy],
+            "color": drawing.COLOURS[case.strategy],
             "linestyle": _style_of_devices(case.devices, measured),
         }
         axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
-        axes.plot(x, y, marker=MARKERS[case.strategy], markersize=5, **style)
-        labels.append(Label(x[-1], float(y[-1]), label_point(case), style["color"]))
+        axes.plot(x, y, marker=drawing.MARKERS[case.strategy], markersize=5, **style)
+        labels.append(drawing.Label(x[-1], float(y[-1]), label_point(case), style["color"]))
     sizes = sorted({each.size_bytes for each in measured})
     axes.set_xticks(sizes[:: -(-len(sizes) // 6)], [label_bytes(size) for size in sizes[:: -(-len(sizes) // 6)]])
     axes.set_xticks([], minor=True)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("bytes of each rank's message")
-    place_labels(axes, labels)
+    drawing.place_labels(axes, labels)
 
 
 def _style_of_devices(devices: int, measured: Iterable[AllReduce]) -> str:
     counts = sorted({each.case.devices for each in measured})
-    return LINE_STYLES[counts.index(devices) % len(LINE_STYLES)]
+    return drawing.LINE_STYLES[counts.index(devices) % len(drawing.LINE_STYLES)]
 
 
 def _microseconds(each: AllReduce) -> tuple[float, float, float]:

@@ -11,7 +11,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -219,15 +219,7 @@ def plain_log_ticks(axis: Axis) -> None:
     axis.set_ticks([], minor=True)
 
 
-def group_by(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
-    """Groups items of equal keys, in the order of their first."""
-    groups: dict[Any, list[Any]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return list(groups.values())
-
-
-def fold(items: Sequence[Any], most: int, rank: Callable[[Any], float], what: str) -> tuple[list[Any], str]:
+def fold(items: Collection[Any], most: int, rank: Callable[[Any], float], what: str) -> tuple[list[Any], str]:
     """Returns those items that a picture has room for, in their order, and what its caption says of the others.
 
     Args:

@@ -8,31 +8,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.attribution import Attribution
-from mnist_dist.benchmarks.report.figures.drawing import (
-    GAIN,
-    INK,
-    LARGEST_LOSS,
-    LOSS,
-    MUTED,
-    PAPER,
-    Picture,
-    group_by,
-    make_picture,
-    new_figure,
-    set_title,
-)
+from mnist_dist.benchmarks.report.figures import drawing
 from mnist_dist.benchmarks.report.labels import label_part, label_point, label_three_digits
+from mnist_dist.benchmarks.statistics.grouping import group_by
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def draw_losses(attributions: Sequence[Attribution]) -> Picture | None:
+def draw_losses(attributions: Sequence[Attribution]) -> drawing.Picture | None:
     """For each curve's largest number of devices, what makes a step longer, cause by cause."""
     shown = _largest_explained(attributions)
     if not shown:
         return None
-    figure, panels = new_figure(len(shown), height=0.9 + 0.34 * max(len(each.parts) + 1 for each in shown))
+    figure, panels = drawing.new_figure(len(shown), height=0.9 + 0.34 * max(len(each.parts) + 1 for each in shown))
     for axes, each in zip(panels, shown, strict=True):
         _draw_waterfall(axes, each)
     described = "; ".join(
@@ -40,7 +29,7 @@ def draw_losses(attributions: Sequence[Attribution]) -> Picture | None:
         + ", ".join(f"{label_part(part.name)} {1000 * part.step_seconds.value:+.2f} ms" for part in each.parts)
         for each in shown
     )
-    return make_picture(
+    return drawing.make_picture(
         figure,
         "losses",
         "What each step loses",
@@ -52,7 +41,7 @@ def draw_losses(attributions: Sequence[Attribution]) -> Picture | None:
 def _largest_explained(attributions: Sequence[Attribution]) -> list[Attribution]:
     """The largest case of every strategy and kind of scaling, oversubscribed ones only for want of others."""
     explained = [each for each in attributions if len(each.parts) > 1]
-    groups = group_by(explained, lambda each: (each.scaling, each.case.strategy))
+    groups = group_by(explained, lambda each: (each.scaling, each.case.strategy)).values()
     return [max(group, key=lambda each: (not each.oversubscribed, each.case.devices)) for group in groups]
 
 
@@ -64,28 +53,28 @@ def _draw_waterfall(axes: Axes, each: Attribution) -> None:
     left, right = min(0.0, *starts, *(starts + steps)), max(0.0, *starts, *(starts + steps))
     span = right - left or 1.0
     for place, (part, step, start) in enumerate(zip(each.parts, steps, starts, strict=True)):
-        colour = LARGEST_LOSS if part.name == biggest else LOSS if step > 0 else GAIN
+        colour = drawing.LARGEST_LOSS if part.name == biggest else drawing.LOSS if step > 0 else drawing.GAIN
         axes.barh(place, step, left=start, height=0.62, color=colour)
         low, high = (start + 1000 * bound for bound in (part.step_seconds.low, part.step_seconds.high))
-        axes.hlines(place, low, high, color=INK, linewidth=1.2)
+        axes.hlines(place, low, high, color=drawing.INK, linewidth=1.2)
         end = np.nanmin([np.nanmax([start, start + step, high]), right + 0.3 * span])
         _label_bar(axes, place, float(end), step, part.share.value)
-    axes.barh(len(steps), total, height=0.62, color=MUTED)
+    axes.barh(len(steps), total, height=0.62, color=drawing.MUTED)
     _label_bar(axes, len(steps), max(0.0, total), total, each.loss.value)
     axes.set_yticks(range(len(steps) + 1), [*(label_part(part.name) for part in each.parts), "all"])
     axes.set_ylim(len(steps) + 0.5, -0.5)
     axes.set_xlim(left - 0.15 * span, right + 0.9 * span)  # Room for the texts; wide intervals run off the picture.
-    axes.axvline(0, color=MUTED, linewidth=1)
+    axes.axvline(0, color=drawing.MUTED, linewidth=1)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("ms per step more than ideal")
     ideal, real = (
         label_three_digits(1000 * estimate.value) for estimate in (each.ideal_step_seconds, each.step_seconds)
     )
-    set_title(axes, f"{label_point(each.case)}, {each.scaling}: {ideal} to {real} ms")
+    drawing.set_title(axes, f"{label_point(each.case)}, {each.scaling}: {ideal} to {real} ms")
 
 
 def _label_bar(axes: Axes, place: int, end: float, milliseconds: float, share: float) -> None:
     text = f"{milliseconds:+.2f} ms, {round(100 * share) + 0:d} %"
-    behind = {"facecolor": PAPER, "edgecolor": "none", "pad": 1}
-    style: dict[str, Any] = {"va": "center", "color": INK, "fontsize": 10.5, "bbox": behind}
+    behind = {"facecolor": drawing.PAPER, "edgecolor": "none", "pad": 1}
+    style: dict[str, Any] = {"va": "center", "color": drawing.INK, "fontsize": 10.5, "bbox": behind}
     axes.annotate(text, (end, place), (6, 0), textcoords="offset points", **style)

@@ -11,28 +11,9 @@ import numpy as np
 
 from mnist_dist.benchmarks.analysis.prediction.predict import Prediction
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point
-from mnist_dist.benchmarks.report.figures.drawing import (
-    COLOURS,
-    LINE_STYLES,
-    MARKERS,
-    MOST_LINES,
-    MOST_PANELS,
-    MUTED,
-    Label,
-    Picture,
-    draw_point,
-    error_bars,
-    fold,
-    group_by,
-    join_name,
-    make_picture,
-    new_figure,
-    place_labels,
-    plain_log_ticks,
-    set_title,
-    variant_of,
-)
+from mnist_dist.benchmarks.report.figures import drawing
 from mnist_dist.benchmarks.report.labels import label_number
+from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.benchmarks.statistics.stats import Estimate
 
 if TYPE_CHECKING:
@@ -41,7 +22,7 @@ if TYPE_CHECKING:
 KEY = "Bars: 95 % intervals. Hollow: oversubscribed. Dotted: to the name."
 
 
-def draw_throughput(curves: Sequence[Curve]) -> Picture | None:
+def draw_throughput(curves: Sequence[Curve]) -> drawing.Picture | None:
     """Total throughput against devices, with intervals and the ideal line."""
     if not curves:
         return None
@@ -51,17 +32,17 @@ def draw_throughput(curves: Sequence[Curve]) -> Picture | None:
     values = [
         rate for each in points for rate in (each.throughput.value, each.throughput.value / each.efficiency.value)
     ]
-    figure, panels = new_figure(len(by_kind))
+    figure, panels = drawing.new_figure(len(by_kind))
     for axes, chosen in zip(panels, by_kind, strict=True):
         axes.set_yscale("log")
         axes.set_ylim(min(values) / 1.25, max(values) * 1.25)  # The interval of two runs can be wider than all else.
-        plain_log_ticks(axes.yaxis)
+        drawing.plain_log_ticks(axes.yaxis)
         for baseline in {id(curve.baseline): curve.baseline for curve in chosen}.values():
             if start := baseline.images_per_second:
                 ends = np.array([1, max(_devices(chosen))])
-                axes.plot(ends, start.value * ends, color=MUTED, linewidth=1.2, dashes=(4, 3))
+                axes.plot(ends, start.value * ends, color=drawing.MUTED, linewidth=1.2, dashes=(4, 3))
         _draw_curves(axes, chosen, lambda point: point.throughput, "images/s, all devices together")
-    return make_picture(
+    return drawing.make_picture(
         figure,
         "throughput",
         "Throughput against devices",
@@ -71,7 +52,7 @@ def draw_throughput(curves: Sequence[Curve]) -> Picture | None:
     )
 
 
-def draw_efficiency(curves: Sequence[Curve]) -> Picture | None:
+def draw_efficiency(curves: Sequence[Curve]) -> drawing.Picture | None:
     """Scaling efficiency against devices."""
     from matplotlib.ticker import PercentFormatter
 
@@ -81,13 +62,13 @@ def draw_efficiency(curves: Sequence[Curve]) -> Picture | None:
     points = [point for chosen in by_kind for curve in chosen for point in curve.points]
     worst = min(points, key=lambda point: point.efficiency.value)
     best = max(points, key=lambda point: point.efficiency.value)
-    figure, panels = new_figure(len(by_kind))
+    figure, panels = drawing.new_figure(len(by_kind))
     for axes, chosen in zip(panels, by_kind, strict=True):
         axes.set_ylim(min(worst.efficiency.value - 0.05, 0.8), max(best.efficiency.value + 0.05, 1.07))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
-        axes.axhline(1, color=MUTED, linewidth=1.2, dashes=(4, 3))
+        axes.axhline(1, color=drawing.MUTED, linewidth=1.2, dashes=(4, 3))
         _draw_curves(axes, chosen, lambda point: point.efficiency, "efficiency, % of N times one device")
-    return make_picture(
+    return drawing.make_picture(
         figure,
         "efficiency",
         "Scaling efficiency",
@@ -97,20 +78,20 @@ def draw_efficiency(curves: Sequence[Curve]) -> Picture | None:
     )
 
 
-def draw_predictions(predictions: Sequence[Prediction]) -> Picture | None:
+def draw_predictions(predictions: Sequence[Prediction]) -> drawing.Picture | None:
     """Throughput beyond the measured numbers of devices, with 95 % intervals."""
     known = [each for each in predictions if each.models]
     if not known:
         return None
-    shown, folded = fold(known, MOST_PANELS, lambda each: max(each.measured.values()), "fastest curves")
-    figure, panels = new_figure(len(shown))
+    shown, folded = drawing.fold(known, drawing.MOST_PANELS, lambda each: max(each.measured.values()), "fastest curves")
+    figure, panels = drawing.new_figure(len(shown))
     for axes, each in zip(panels, shown, strict=True):
         _draw_prediction(axes, each)
     described = "; ".join(
         f"{each.strategy}, {each.scaling} scaling: up to {each.models[0].worthwhile_devices[1]:,} devices are sensible"
         for each in shown
     )
-    return make_picture(
+    return drawing.make_picture(
         figure,
         "prediction",
         "Prediction",
@@ -122,18 +103,20 @@ def draw_predictions(predictions: Sequence[Prediction]) -> Picture | None:
 
 def _draw_prediction(axes: Axes, each: Prediction) -> None:
     trusted, *others = each.models
-    colour = COLOURS[each.strategy]
+    colour = drawing.COLOURS[each.strategy]
     devices = [forecast.devices for forecast in trusted.forecasts]
     first = trusted.forecasts[0]
     single = first.images_per_second / (first.devices * first.efficiency)
-    axes.plot(devices, [single * n for n in devices], color=MUTED, linewidth=1.2, dashes=(4, 3))
+    axes.plot(devices, [single * n for n in devices], color=drawing.MUTED, linewidth=1.2, dashes=(4, 3))
     low, high = ([getattr(forecast, bound) for forecast in trusted.forecasts] for bound in ("low", "high"))
     axes.fill_between(devices, low, high, color=colour, alpha=0.18, linewidth=0)
     for model in others:
         rates = [forecast.images_per_second for forecast in model.forecasts]
-        axes.plot([forecast.devices for forecast in model.forecasts], rates, color=MUTED, linewidth=1)
+        axes.plot([forecast.devices for forecast in model.forecasts], rates, color=drawing.MUTED, linewidth=1)
     axes.plot(devices, [forecast.images_per_second for forecast in trusted.forecasts], color=colour, linewidth=2)
-    axes.plot(*zip(*sorted(each.measured.items()), strict=True), MARKERS[each.strategy], color=colour, markersize=7)
+    axes.plot(
+        *zip(*sorted(each.measured.items()), strict=True), drawing.MARKERS[each.strategy], color=colour, markersize=7
+    )
     axes.axvline(trusted.worthwhile_devices[1], color=colour, linewidth=1, linestyle=":")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -141,43 +124,43 @@ def _draw_prediction(axes: Axes, each: Prediction) -> None:
     ticks = [n for n in devices if math.log2(n).is_integer()][::2]
     axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
     axes.set_xticks([], minor=True)
-    plain_log_ticks(axes.yaxis)
+    drawing.plain_log_ticks(axes.yaxis)
     axes.set_xlabel("devices")
     axes.set_ylabel("images/s, all devices together")
-    set_title(axes, f"{each.strategy}, {each.scaling} scaling, by {trusted.name}")
+    drawing.set_title(axes, f"{each.strategy}, {each.scaling} scaling, by {trusted.name}")
 
 
 def _draw_curves(axes: Axes, curves: Sequence[Curve], value_of: Callable[[Point], Estimate], label: str) -> None:
     """Draws the curves and names them on the right, where a thin line leads from the end of those that end before."""
-    variants = [variant_of(curve.baseline, shown_batch=True) for curve in curves]
+    variants = [drawing.variant_of(curve.baseline, shown_batch=True) for curve in curves]
     differing = [index for index, values in enumerate(zip(*variants, strict=True)) if len(set(values)) > 1]
-    styles = dict(zip(dict.fromkeys(variants), itertools.cycle(LINE_STYLES), strict=False))
+    styles = dict(zip(dict.fromkeys(variants), itertools.cycle(drawing.LINE_STYLES), strict=False))
     ticks, labels = sorted(set(_devices(curves))), []
     for curve, variant in zip(curves, variants, strict=True):
-        estimates, colour = [value_of(point) for point in curve.points], COLOURS[curve.strategy]
+        estimates, colour = [value_of(point) for point in curve.points], drawing.COLOURS[curve.strategy]
         devices, values = _devices([curve]), [each.value for each in estimates]
         axes.plot(devices, values, styles[variant], color=colour, linewidth=1.8)
         axes.plot([devices[-1], ticks[-1]], [values[-1], values[-1]], ":", color=colour, linewidth=0.8)
         for point, each in zip(curve.points, estimates, strict=True):
-            draw_point(axes, point.summary, point.devices, each.value, error_bars(each))
-        name = join_name([curve.strategy, *(variant[index] for index in differing)])
-        labels.append(Label(ticks[-1], values[-1], name, colour, bold=True))
+            drawing.draw_point(axes, point.summary, point.devices, each.value, drawing.error_bars(each))
+        name = drawing.join_name([curve.strategy, *(variant[index] for index in differing)])
+        labels.append(drawing.Label(ticks[-1], values[-1], name, colour, bold=True))
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("devices")
     axes.set_ylabel(label)
-    set_title(axes, f"{curves[0].scaling} scaling: {_scaling_note(curves)}")
-    place_labels(axes, labels)
+    drawing.set_title(axes, f"{curves[0].scaling} scaling: {_scaling_note(curves)}")
+    drawing.place_labels(axes, labels)
 
 
 def _by_kind(curves: Sequence[Curve]) -> tuple[list[list[Curve]], str]:
     """Returns the curves of weak scaling, and those of strong scaling, if there are any; and that some are left out."""
-    kinds = group_by(sorted(curves, key=lambda curve: curve.scaling != "weak"), lambda curve: curve.scaling)
+    kinds = group_by(sorted(curves, key=lambda curve: curve.scaling != "weak"), lambda curve: curve.scaling).values()
     folded = [
-        fold(
+        drawing.fold(
             of_kind,
-            MOST_LINES,
+            drawing.MOST_LINES,
             lambda curve: max(point.throughput.value for point in curve.points),
             f"fastest curves of {of_kind[0].scaling} scaling",
         )

@@ -9,18 +9,9 @@ import numpy as np
 
 from mnist_dist.benchmarks.analysis.scaling import is_oversubscribed
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
-from mnist_dist.benchmarks.report.figures.drawing import (
-    COLOURS,
-    INK,
-    MUTED,
-    PAPER,
-    Picture,
-    group_by,
-    make_picture,
-    new_figure,
-    set_title,
-)
+from mnist_dist.benchmarks.report.figures import drawing
 from mnist_dist.benchmarks.report.labels import label_point
+from mnist_dist.benchmarks.statistics.grouping import group_by
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,29 +19,29 @@ if TYPE_CHECKING:
 MOST_RANKS_APART = 32  # More are drawn as bands.
 
 
-def draw_step_times(summaries: Sequence[CaseSummary]) -> Picture | None:
+def draw_step_times(summaries: Sequence[CaseSummary]) -> drawing.Picture | None:
     """Distribution of the steady windows' step times, for each rank, of each strategy's largest case."""
     from matplotlib.ticker import MaxNLocator
 
     panels_of = _largest_with_ranks(summaries)
     if not panels_of:
         return None
-    figure, panels = new_figure(len(panels_of), height=3.7)
+    figure, panels = drawing.new_figure(len(panels_of), height=3.7)
     for axes, (full, free) in zip(panels, panels_of, strict=True):
         ranks = np.arange(len(full.records[0].identity.hosts))
-        colour = COLOURS[full.case.strategy]
-        series = [(full, colour, "as trained")] + ([(free, MUTED, "without all-reduce")] if free else [])
+        colour = drawing.COLOURS[full.case.strategy]
+        series = [(full, colour, "as trained")] + ([(free, drawing.MUTED, "without all-reduce")] if free else [])
         for index, (summary, shade, name) in enumerate(series):
             shift = 0.16 * (2 * index - 1) if len(series) > 1 else 0.0
             _draw_ranks(axes, ranks + shift, _step_milliseconds(summary), shade, name)
-        set_title(axes, label_point(full.case))
+        drawing.set_title(axes, label_point(full.case))
         axes.set_xlabel("rank")
         axes.set_ylabel("step time, ms")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(series) > 1:
             place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 0.99), "ncols": 2, "columnspacing": 1}
-            axes.legend(fontsize=10.5, frameon=False, labelcolor=INK, handletextpad=0.2, **place)
-    return make_picture(
+            axes.legend(fontsize=10.5, frameon=False, labelcolor=drawing.INK, handletextpad=0.2, **place)
+    return drawing.make_picture(
         figure,
         "step_times",
         "Step times of each rank",
@@ -75,7 +66,7 @@ def _draw_ranks(axes: Axes, places: np.ndarray, milliseconds: np.ndarray, colour
         return
     axes.vlines(places, lowest, highest, color=colour, linewidth=1.2)
     axes.vlines(places, low, high, color=colour, linewidth=5)
-    axes.plot(places, middle, "o", color=colour, markeredgecolor=PAPER, markersize=7, label=name)
+    axes.plot(places, middle, "o", color=colour, markeredgecolor=drawing.PAPER, markersize=7, label=name)
 
 
 def _largest_with_ranks(summaries: Sequence[CaseSummary]) -> list[tuple[CaseSummary, CaseSummary | None]]:
@@ -87,7 +78,7 @@ def _largest_with_ranks(summaries: Sequence[CaseSummary]) -> list[tuple[CaseSumm
     def preference(each: CaseSummary) -> tuple[Any, ...]:
         return not is_oversubscribed(each), _twin_key(each) in free, each.case.devices
 
-    best = [max(group, key=preference) for group in group_by(several, lambda each: each.case.strategy)]
+    best = [max(group, key=preference) for group in group_by(several, lambda each: each.case.strategy).values()]
     return [(full, free.get(_twin_key(full))) for full in sorted(best, key=lambda each: each.case.strategy)]
 
 

@@ -1,13 +1,11 @@
 """Which cases make a scaling curve, and how efficient they are."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from mnist_dist.benchmarks.analysis.scaling import Curve, efficiency, find_curves, independent_ratio, is_oversubscribed
+from mnist_dist.benchmarks.analysis.scaling import Curve, find_curves, independent_ratio, is_oversubscribed
 from mnist_dist.benchmarks.analysis.summary import CaseSummary, summarize
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.statistics.stats import Estimate
@@ -25,7 +23,6 @@ from tests.benchmarks.factory import (
     strong,
     train,
 )
-from tests.benchmarks.simulation import correlated_noise, make_record
 
 SINGLE = train("single", 1)
 
@@ -104,40 +101,6 @@ def test_efficiency_is_what_the_costs_behind_the_records_say(case: Case) -> None
     single = compute_seconds(SINGLE).max() * (1 + INPUT_SHARE)
     step = compute_seconds(case).max() * (1 + INPUT_SHARE) + EXPOSED_SHARE * all_reduce_seconds(case, GRADIENT_BYTES)
     assert curve.points[-1].efficiency.value == pytest.approx(single / step, rel=0.03)
-
-
-def simulated(case: Case, rng: np.random.Generator, levels: np.ndarray) -> CaseSummary:
-    """Repeats with these log step times in common, and 1 % and 3 % of noise of runs and windows of their own."""
-    times = correlated_noise(rng, 40, 0.03, 0.6, rows=len(levels)) + levels[:, None]
-    times += 0.01 * rng.standard_normal((len(levels), 1))
-    rows = 0.12 * np.exp(times)
-    return summarize([make_record(case, repeat, window_seconds=[row.tolist()]) for repeat, row in enumerate(rows)])
-
-
-def test_efficiency_is_the_ratio_of_runs_of_the_same_repeat() -> None:
-    """The repeats are interleaved, so the 5 % by which the machine differs between them cancels out."""
-    rng, halves, covered = np.random.default_rng(0), [], []
-    for _ in range(100):
-        levels = 0.05 * rng.standard_normal(3)
-        single, double = simulated(SINGLE, rng, levels), simulated(train("mirrored", 2), rng, levels)
-        (curve,) = find_curves([single, double])
-        found = curve.points[-1].efficiency
-        assert curve.points[-1].throughput.value / curve.baseline.images_per_second.value == pytest.approx(  # type: ignore[union-attr]
-            2 * found.value
-        )
-        halves.append(math.log(found.high / found.low) / 2)
-        covered.append(found.low <= 1.0 <= found.high)
-    assert np.median(halves) < 0.06  # As independent estimates: 0.17.
-    assert np.mean(covered) >= 0.92
-
-
-def test_repeats_that_one_side_lacks_do_not_count() -> None:
-    rng = np.random.default_rng(0)
-    single, double = (simulated(case, rng, np.array([0.0, 0.5, 1.0])) for case in (SINGLE, train("mirrored", 2)))
-    found = efficiency(replace(double, runs=double.runs[:2]), single)
-    assert found.repeats == 2 and found.value == pytest.approx(1.0, abs=0.03)
-    apart = efficiency(replace(double, runs=double.runs[:1]), single)
-    assert apart.high / apart.low > 4 * found.value, "one repeat in common says nothing about the spread of ratios"
 
 
 def test_the_interval_of_a_ratio_adds_both_uncertainties() -> None:

@@ -38,7 +38,7 @@ class Sleep(WorkerKind):
         return devices == 1
 
     def measure(self, config: Any, strategy: Any, runtime: Any, turns: Any) -> dict[str, Any]:
-        timings = take_timings({FULL: lambda count: time.sleep(count * SECONDS)}, strategy, turns, self.seconds)
+        timings = take_timings({FULL: lambda count: time.sleep(count * SECONDS)}, turns)
         return {"nap_seconds": [each.seconds / each.count for each in timings[FULL]]}
 
     def describe(self, record: Record) -> Sequence[str]:

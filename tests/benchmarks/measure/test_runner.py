@@ -13,7 +13,7 @@ import pytest
 
 from mnist_dist.benchmarks.measure import process, runner
 from mnist_dist.benchmarks.measure.process import kernel_ooms
-from mnist_dist.benchmarks.measure.runner import Run, Study, harness_address, launch_command, run_alone, skipped
+from mnist_dist.benchmarks.measure.runner import Run, Study, harness_address, launch_command, skipped
 from mnist_dist.benchmarks.measure.suite import Machine
 from mnist_dist.benchmarks.measure.turns import Harness
 from mnist_dist.benchmarks.records.case import Case
@@ -273,15 +273,6 @@ def test_a_skipped_case_has_a_record(study: Study) -> None:
     record = skipped(Run(study, plan_case(CASE, skip_reason="no such device"), 1))
     record.check()
     assert (record.status, record.reason, record.repeat) == ("skipped", "no such device", 1)
-
-
-def test_what_takes_no_turns_is_measured_by_itself(tmp_path: Path) -> None:
-    file = tmp_path / "program.py"
-    file.write_text("import os; print('MNIST_DIST_TURNS' in os.environ); raise SystemExit(1)")
-    study = make_study(tmp_path / "scratch", program=(sys.executable, str(file)))
-    record = run_alone(Run(study, plan_case(CASE), 0))
-    record.check()
-    assert (record.status, record.output_tail, record.turns) == ("failed", ("False",), None)
 
 
 def test_one_that_cannot_be_started_leaves_nothing(tmp_path: Path, small_disk: Path, fill: Callable) -> None:  # type: ignore[type-arg]

@@ -24,10 +24,11 @@ from mnist_dist.benchmarks.measure.study import (
     run_rounds,
 )
 from mnist_dist.benchmarks.measure.suite import PlannedCase, Suite, plan_cases
-from mnist_dist.benchmarks.progress import BarProgress, Progress, RoundProgress, clock, render_cases
+from mnist_dist.benchmarks.progress import BarProgress, Progress, RoundProgress, render_cases
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store
+from mnist_dist.command import clock
 from tests.benchmarks.factory import make_study as make_records
 from tests.benchmarks.factory import train
 from tests.benchmarks.harness import (

@@ -305,7 +305,10 @@ class TestFiles:
             (HEAD + "devices: [0]\nblocks: [{}]", "devices.0: received 0 (int), expected greater than 0"),
             (HEAD + "strategies: [horovd]\nblocks: [{}]", "strategies.0: received 'horovd'"),
             (HEAD + "strategies: []\nblocks: [{}]", "strategies: received an empty list"),
-            (HEAD + "repeat: 3\nblocks: [{}]", "repeat: no such field, expected one of description, minutes, repeats"),
+            (
+                HEAD + "repeat: 3\nblocks: [{}]",
+                "repeat: no such field, expected one of timeout_seconds, width, description, minutes, repeats",
+            ),
             (HEAD + "width: 0\nblocks: [{}]", "width: received 0 (int), expected greater than 0"),
             (HEAD + "blocks: [{ablation_repeats: 1}]", "blocks.0.ablation_repeats: no such field"),
             (HEAD + "blocks: [{device: 1}]", "blocks.0.device: no such field, expected one of kind, strategies"),

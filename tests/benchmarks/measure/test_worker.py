@@ -1,4 +1,4 @@
-"""What a worker measures in turns with others, and how it repeats what is too short for a clock."""
+"""What a worker measures in turns with others."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from mnist_dist.benchmarks.analysis.limits import measured_all_reduces
 from mnist_dist.benchmarks.analysis.summary import summarize
 from mnist_dist.benchmarks.kinds import collectives, matmul
 from mnist_dist.benchmarks.measure.rounds import Stage
-from mnist_dist.benchmarks.measure.timing import WINDOW_SECONDS, calibrate, take_timings
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.distributed.strategies.single import Single
 from tests.benchmarks.harness import make_study, run_case, run_cases, small_case
 
 FASTEST_MEMORY = 1e12  # Bytes per second, more than any processor of today copies.
@@ -120,34 +118,3 @@ def thread_seconds() -> dict[int, float]:
         with contextlib.suppress(psutil.NoSuchProcess):
             found |= {thread.id: thread.user_time for thread in process.threads()}
     return found
-
-
-@pytest.mark.usefixtures("tf")
-def test_without_turns_each_is_timed_for_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-
-    def work(count: int) -> None:
-        nonlocal now
-        now += count * 1e-3
-
-    monkeypatch.setattr("time.perf_counter", lambda: now)
-    timings = take_timings({"one": work, "other": work}, Single(), None, 0.5)
-    for each in timings.values():
-        assert 0.5 <= sum(timing.seconds for timing in each) < 0.5 + 3 * WINDOW_SECONDS
-        assert [timing.cycle for timing in each] == list(range(len(each)))
-        assert all(timing.seconds == pytest.approx(1e-3 * timing.count) for timing in each)
-
-
-@pytest.mark.parametrize("seconds_per_call", [1e-6, 1e-4, 1e-2, 1.0])
-@pytest.mark.usefixtures("tf")
-def test_as_many_calls_as_fill_a_window(seconds_per_call: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-
-    def work(count: int) -> None:
-        nonlocal now
-        now += 5e-6 + count * seconds_per_call
-
-    monkeypatch.setattr("time.perf_counter", lambda: now)
-    for wanted in (0.05, WINDOW_SECONDS):
-        seconds = calibrate(work, Single(), wanted) * seconds_per_call
-        assert 0.99 * wanted <= seconds <= max(2.5 * wanted, seconds_per_call)

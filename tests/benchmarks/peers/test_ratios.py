@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from mnist_dist.benchmarks.analysis.in_turns import log_ratios_by_cycle, paired_ratio, rate_in_turns
+from mnist_dist.benchmarks.analysis.in_turns import log_rates_of_both, paired_ratio, rate_in_turns
 from tests.benchmarks.peers.made import CYCLES, bad_record, rate_record, rate_records
 
 MACHINE_PACE = np.exp(0.3 * np.sin(np.arange(CYCLES)))  # What slows a cycle, slows all alike.
@@ -32,12 +32,12 @@ def test_only_common_rounds_and_cycles_are_compared() -> None:
     ours = rate_records("ours", [4000, 4000])
     ratio = paired_ratio([*ours, bad_record("ours", "throughput", 2)], rate_records("keras-fit", [1000, 1000, 10]))
     assert ratio and ratio.repeats == 2 and math.exp(ratio.value) == pytest.approx(4, rel=0.01)
-    assert len(log_ratios_by_cycle(ours[0], ours[1])) == 0
+    assert len(log_rates_of_both(ours[0], ours[1])[0]) == 0
     assert paired_ratio(ours[:1], rate_records("keras-fit", [1000] * 2)[1:]) is None
     measured = dict(ours[0].measurements or {})
     measured["window_cycles"] = [-1, *measured["window_cycles"][1:]]
     part = ours[0].model_copy(update={"measurements": measured})
-    assert len(log_ratios_by_cycle(part, ours[0])) == CYCLES - 1, "calibrating is no cycle"
+    assert len(log_rates_of_both(part, ours[0])[0]) == CYCLES - 1, "calibrating is no cycle"
 
 
 def test_variants_of_one_run() -> None:

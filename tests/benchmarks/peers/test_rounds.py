@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mnist_dist.benchmarks.analysis.in_turns import log_ratios_by_cycle, paired_ratio
+from mnist_dist.benchmarks.analysis.in_turns import log_rates_of_both, paired_ratio
 from mnist_dist.benchmarks.kinds.peer import KIND, PEERS, Peer, Script
 from mnist_dist.benchmarks.measure.runner import Run, find_machine, run_round
 from mnist_dist.benchmarks.measure.suite import PlannedCase, skip_reason
@@ -61,7 +61,7 @@ def test_a_script_that_dies_is_taken_out_and_the_others_go_on(tmp_path: Path) ->
     assert {record.status for record in records.values()} == {"ok"}
     ratio = paired_ratio([records["short"]], [records["long"]])
     assert ratio and ratio.at_level().value == pytest.approx(2, rel=0.15)
-    assert len(log_ratios_by_cycle(records["short"], records["long"])) >= 5
+    assert len(log_rates_of_both(records["short"], records["long"])[0]) >= 5
     assert KIND.describe(records["short"])
 
 
@@ -93,7 +93,7 @@ def test_every_peer_takes_turns_with_ours(tmp_path: Path) -> None:
     for name, record in records.items():
         assert record.status == "ok", f"{name}: {explained(record)}"
         assert record.turns and record.turns.waiting_cores < 0.2
-        assert len(log_ratios_by_cycle(record, records["ours"])) >= 1
+        assert len(log_rates_of_both(record, records["ours"])[0]) >= 1
         measured = record.measurements or {}
         ranks = 2 if name == "horovod-example" else 1
         assert len(measured["window_seconds"]) == len(measured["first_step_seconds"]) == ranks
