@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 IMAGES = 5000
 BOUNDS = 0.2, 5.0  # Of the temperature; it has no minimum of its own where every image is read right.
-BINS = 15
 
 
 def calibration_images(arrays: "Arrays") -> tuple[np.ndarray, np.ndarray]:
@@ -51,11 +50,3 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
     # In three digits, so that the last bits of a sum do not decide the model's.
     best = optimize.minimize_scalar(cross_entropy, bounds=np.log(BOUNDS), method="bounded").x
     return float(f"{np.exp(best):.3g}")
-
-
-def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Returns the mean gap, 0..1, between the highest probability and accuracy, over 15 bins of equal width."""
-    confidence = probabilities.max(axis=1).astype(np.float64)
-    gaps = confidence - (probabilities.argmax(axis=1) == labels)
-    of_bin = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    return float(np.abs(np.bincount(of_bin, weights=gaps)).sum() / len(labels))

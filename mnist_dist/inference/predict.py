@@ -5,6 +5,7 @@ strokes are found (`ink.py`), scaled so that their longer side is 20 pixels, and
 middle of 28 x 28 pixels, as the makers of MNIST did (LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist).
 """
 
+import functools
 import itertools
 import json
 import os
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mnist_dist.config import DataConfig
+from mnist_dist.data.dataset import load_arrays
 from mnist_dist.errors import EXIT_BAD_INPUT, UserError
 from mnist_dist.inference.ink import INK_FRACTION, NotOneDigitError, find_strokes
 
@@ -36,15 +39,18 @@ CENTRE_PIXELS = 14  # Index of the pixel that holds MNIST's centres of mass: the
 WORKING_PIXELS = 256  # Larger images are reduced to this longer side, which averages most of their noise away.
 
 FILES_AT_ONCE = 256
+LEAST_PROBABILITY = 0.95  # Below it, or with less than the cosine to the nearest image of MNIST, a digit is uncertain.
+LEAST_COSINE = 0.77
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable digit on one image file, and its probability (0 to 1)."""
+    """The most probable digit on one image file, its probability (0 to 1), and whether it may as well be none."""
 
     file: str
     digit: int
     probability: float
+    uncertain: bool
 
 
 def run(model: Any, paths: Sequence[Path], as_json: bool) -> int:
@@ -64,7 +70,7 @@ def run(model: Any, paths: Sequence[Path], as_json: bool) -> int:
             print(json.dumps(asdict(outcome)), flush=True)
         else:
             line = f"{_printable(outcome.file):<{width}}  {outcome.digit:>5}  {outcome.probability:>11.4f}"
-            print(head + line, flush=True)
+            print(head + line + "  uncertain" * outcome.uncertain, flush=True)
             head = ""
     return exit_code
 
@@ -82,9 +88,29 @@ def predict_files(model: Any, paths: Iterable[Path]) -> Iterator[Prediction | Us
     while chunk := list(itertools.islice(remaining, FILES_AT_ONCE)):
         outcomes = [_load_or_error(path) for path in chunk]
         digits = [outcome for outcome in outcomes if isinstance(outcome, np.ndarray)]
-        rows = iter(model.predict(np.stack(digits)[..., None], batch_size=FILES_AT_ONCE, verbose=0) if digits else ())
+        predictions = iter(_predict(model, np.stack(digits)) if digits else ())
         for path, outcome in zip(chunk, outcomes, strict=True):
-            yield outcome if isinstance(outcome, UserError) else _most_probable(path, next(rows))
+            yield outcome if isinstance(outcome, UserError) else Prediction(str(path), *next(predictions))
+
+
+def _predict(model: Any, digits: np.ndarray) -> Iterator[tuple[int, float, bool]]:
+    """Yields digit, probability and uncertainty of each image uint8 [n, 28, 28], n at most `FILES_AT_ONCE`."""
+    probabilities = model.predict(digits[..., None], batch_size=FILES_AT_ONCE, verbose=0)
+    cosines = (_directions(digits) @ _mnist_directions().T).max(axis=1)
+    for row, cosine in zip(probabilities, cosines, strict=True):
+        digit = int(row.argmax())
+        yield digit, float(row[digit]), bool(row[digit] < LEAST_PROBABILITY or cosine < LEAST_COSINE)
+
+
+@functools.cache
+def _mnist_directions() -> np.ndarray:
+    """Returns every third training image of the embedded MNIST, float32 [20000, 784] of length one."""
+    return _directions(load_arrays(DataConfig()).train_images[::3])
+
+
+def _directions(images: np.ndarray) -> np.ndarray:
+    flat = images.reshape(len(images), -1).astype(np.float32)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1)
 
 
 def load_digit(path: Path) -> np.ndarray:
@@ -109,11 +135,6 @@ def _load_or_error(path: Path) -> np.ndarray | UserError:
         return load_digit(path)
     except UserError as error:
         return error
-
-
-def _most_probable(path: Path, probabilities: np.ndarray) -> Prediction:
-    digit = int(probabilities.argmax())
-    return Prediction(str(path), digit, float(probabilities[digit]))
 
 
 def _read_grey(path: Path) -> np.ndarray:
