@@ -11,10 +11,13 @@ INK_FRACTION = 0.25  # Of full ink, above which a pixel is part of a stroke: abo
 SPECK_FRACTION = 0.1  # Parts with less than this share of the largest part's ink are dropped.
 
 STROKE_FRACTION = 0.35  # Of the picture's longer side: no stroke is so wide, but shadows, sheets and tables are.
+EDGE_RUN, EDGE_DEPTH = 0.7, 0.12  # Of the same: what covers so much of an edge is no stroke.
 LINE_FRACTION = 0.05  # Of the same: no ruled line is so thick.
 MIN_DIGIT_FRACTION = 0.15  # Of a frame's longer side, or the picture's: what is smaller is not what they show.
 RECTANGULAR = 0.85  # Share of its tightest rectangle that a box or sheet fills; an ellipse fills 0.785 of it.
 SOLID = 0.7  # Share of its own outline that a sheet fills round the digit on it; a bold zero fills less.
+LARGE_FRACTION = 0.3  # Of the picture's longer side: a digit beside a frame, which otherwise may be a part of it.
+NARROW_PAIR = 0.85  # Width over height of two digits together; a zero of two arcs is narrower.
 LOWER_DIGIT = 0.4  # Of two digits side by side, the height of the lower one in that of the higher one.
 
 EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
@@ -59,7 +62,7 @@ def _ink(grey: np.ndarray) -> np.ndarray:
     outliers = np.where(np.abs(residual) > 3 * noise, residual, 0)
     contrast = _contrast(outliers)
     sheet = _sheet(outliers / max(contrast, 1))
-    uneven = contrast < MIN_CONTRAST_SIGMAS * noise or _fits_square(np.abs(outliers) > INK_FRACTION * contrast)
+    uneven = contrast < MIN_CONTRAST_SIGMAS * noise or _is_wide_at_the_edge(np.abs(outliers) > INK_FRACTION * contrast)
     if sheet is not None or uneven:  # The border is not the paper, but a frame or table, or its light changes at once.
         return _against_paper(grey if sheet is None or residual[sheet].mean() > 0 else 255 - grey)
     if np.sum(outliers * np.abs(outliers)) < 0:  # Dark on light; a quotient, as a shadow dims paper and ink alike.
@@ -83,10 +86,13 @@ def _side(ink: np.ndarray, fraction: float) -> int:
     return max(3, round(fraction * max(ink.shape)))
 
 
-def _fits_square(mask: np.ndarray) -> bool:
+def _is_wide_at_the_edge(mask: np.ndarray) -> bool:
+    """Tells whether a bar that is longer than strokes fits into the mask along an edge of the picture."""
     from scipy import ndimage
 
-    return bool(ndimage.minimum_filter(mask, _side(mask, STROKE_FRACTION), mode="nearest").any())
+    depth, half = _side(mask, EDGE_DEPTH), _side(mask, EDGE_RUN) // 2
+    edges = [edge.all(axis=0) for edge in (mask[:depth], mask[-depth:], mask[:, :depth].T, mask[:, -depth:].T)]
+    return any(ndimage.minimum_filter1d(edge, 2 * half + 1, mode="constant").any() for edge in edges)
 
 
 def _against_paper(grey: np.ndarray) -> np.ndarray:
@@ -228,14 +234,15 @@ def _main_parts(ink: np.ndarray) -> np.ndarray:
     parts, count = ndimage.label(ndimage.binary_dilation(strokes, EIGHT_NEIGHBOURS), EIGHT_NEIGHBOURS)
     mass = ndimage.sum_labels(ink, parts, np.arange(count + 1))
     mass[0] = 0
-    sides = [max(side.stop - side.start for side in box) for box in ndimage.find_objects(parts)]
-    large = np.array([0, *sides]) >= MIN_DIGIT_FRACTION * max(ink.shape)
+    boxes = ndimage.find_objects(parts)
+    sides = np.array([(0, 0)] + [(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in boxes])
+    large = sides.max(axis=1) >= LARGE_FRACTION * max(ink.shape)
     inner = np.pad(strokes[1:-1, 1:-1], 1)
     edge = np.isin(np.arange(count + 1), parts[strokes & ~inner])
     if np.any(large & ~edge):
-        mass[edge] = 0
+        mass[edge & np.any(sides >= ink.shape, axis=1)] = 0
     kept = (mass >= SPECK_FRACTION * mass.max()) & (mass > 0)
-    _require_one([box for box, keep in zip(ndimage.find_objects(parts), kept[1:], strict=True) if keep])
+    _require_one([box for box, keep in zip(boxes, kept[1:], strict=True) if keep])
     return np.where(kept[parts], ink, 0)
 
 
@@ -246,5 +253,6 @@ def _require_one(boxes: list[tuple[slice, slice]]) -> None:
         columns for height, (_, columns) in zip(heights, boxes, strict=True) if height >= LOWER_DIGIT * max(heights)
     ]
     high.sort(key=lambda columns: columns.start)
-    if any(left.stop <= right.start for left, right in itertools.pairwise(high)):
+    wide = high and max(columns.stop for columns in high) - high[0].start >= NARROW_PAIR * max(heights)
+    if wide and any(left.stop <= right.start for left, right in itertools.pairwise(high)):
         raise NotOneDigitError("several digits side by side", "crop each digit into a picture of its own")

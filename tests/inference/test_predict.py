@@ -307,7 +307,7 @@ def test_first_frame_of_an_animation(digits: Images, tmp_path: Path) -> None:
 
 
 def assert_pictures_are_read(model: Any, per_kind: int, least: float, folder: Path) -> None:
-    """Of each kind of picture, at least this share is read right; two digits are refused, other signs not called sure."""
+    """Of each kind, at least this share is read right; two digits are refused, and other signs mostly uncertain."""
     counts = pictures.measure(model, list(pictures.make_pictures("report", per_kind)), folder)
     for kind, outcomes in counts.items():
         total = sum(outcomes.values())
@@ -331,7 +331,8 @@ def test_many_pictures_as_people_take_them(model: Any, tmp_path: Path) -> None:
 
 
 def test_several_digits_are_refused_by_name(digits: Images, tmp_path: Path) -> None:
-    both = pictures.two(*(pictures.enlarged(image) for image in digits[0][[0, 40]]), random=np.random.default_rng(0))
+    left, right = (pictures.enlarged(image) for image in digits[0][[0, 40]])
+    both = pictures.two(left, np.random.default_rng(0), right)
     assert rejection(saved(both, tmp_path)).endswith(
         "received several digits side by side, expected one digit on a plain background; "
         "crop each digit into a picture of its own."
