@@ -62,7 +62,7 @@ def _ink(grey: np.ndarray) -> np.ndarray:
     outliers = np.where(np.abs(residual) > 3 * noise, residual, 0)
     contrast = _contrast(outliers)
     sheet = _sheet(outliers / max(contrast, 1))
-    uneven = contrast < MIN_CONTRAST_SIGMAS * noise or _is_wide_at_the_edge(np.abs(outliers) > INK_FRACTION * contrast)
+    uneven = contrast < MIN_CONTRAST_SIGMAS * noise or _is_wider_than_strokes(np.abs(outliers) / max(contrast, 1))
     if sheet is not None or uneven:  # The border is not the paper, but a frame or table, or its light changes at once.
         return _against_paper(grey if sheet is None or residual[sheet].mean() > 0 else 255 - grey)
     if np.sum(outliers * np.abs(outliers)) < 0:  # Dark on light; a quotient, as a shadow dims paper and ink alike.
@@ -86,13 +86,17 @@ def _side(ink: np.ndarray, fraction: float) -> int:
     return max(3, round(fraction * max(ink.shape)))
 
 
-def _is_wide_at_the_edge(mask: np.ndarray) -> bool:
-    """Tells whether a bar that is longer than strokes fits into the mask along an edge of the picture."""
+def _is_wider_than_strokes(share: np.ndarray) -> bool:
+    """Tells of shares of full ink whether a square, or a bar along an edge, fits into them that no stroke covers."""
     from scipy import ndimage
 
-    depth, half = _side(mask, EDGE_DEPTH), _side(mask, EDGE_RUN) // 2
-    edges = [edge.all(axis=0) for edge in (mask[:depth], mask[-depth:], mask[:, :depth].T, mask[:, -depth:].T)]
-    return any(ndimage.minimum_filter1d(edge, 2 * half + 1, mode="constant").any() for edge in edges)
+    dark, faint = share > 0.5, share > INK_FRACTION
+    # Not in small pictures, which are no photos, and whose strokes are wide if they were enlarged from few pixels.
+    if max(share.shape) > 128 and ndimage.minimum_filter(dark, _side(share, STROKE_FRACTION), mode="constant").any():
+        return True
+    depth, run = _side(share, EDGE_DEPTH), _side(share, EDGE_RUN)
+    edges = [edge.all(axis=0) for edge in (faint[:depth], faint[-depth:], faint[:, :depth].T, faint[:, -depth:].T)]
+    return any(ndimage.minimum_filter1d(edge, run, mode="constant").any() for edge in edges)
 
 
 def _against_paper(grey: np.ndarray) -> np.ndarray:
@@ -237,7 +241,8 @@ def _main_parts(ink: np.ndarray) -> np.ndarray:
     boxes = ndimage.find_objects(parts)
     sides = np.array([(0, 0)] + [(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in boxes])
     large = sides.max(axis=1) >= LARGE_FRACTION * max(ink.shape)
-    inner = np.pad(strokes[1:-1, 1:-1], 1)
+    inner = np.zeros_like(strokes)
+    inner[1:-1, 1:-1] = True
     edge = np.isin(np.arange(count + 1), parts[strokes & ~inner])
     if np.any(large & ~edge):
         mass[edge & np.any(sides >= ink.shape, axis=1)] = 0

@@ -359,7 +359,8 @@ def test_a_picture_unlike_mnist_is_uncertain_however_sure_the_model_is(digits: I
             ("sign.png", pictures.printed("#", "DejaVuSans")),
         )
     )
-    assert [outcome.uncertain for outcome in predict_files(Sure(), [digit, sign])] == [False, True]  # type: ignore[union-attr]
+    outcomes = [outcome for outcome in predict_files(Sure(), [digit, sign]) if isinstance(outcome, Prediction)]
+    assert [outcome.uncertain for outcome in outcomes] == [False, True]
 
 
 def png(width: int, height: int, data: bytes) -> bytes:
@@ -460,6 +461,16 @@ def test_blank_images(level: int, noise_levels: int, shape: tuple[int, int], tmp
     paper = level * (1 - 0.3 * np.linspace(0, 1, shape[1])) + np.random.default_rng(0).normal(0, noise_levels, shape)
     path = saved(Image.fromarray(np.clip(paper, 0, 255).astype(np.uint8)), tmp_path, "blank.png")
     assert "without visible ink" in rejection(path)
+
+
+@pytest.mark.parametrize("shape", [(1, 100), (2, 90), (100, 1), (5, 5)], ids=str)
+def test_pictures_too_small_for_a_frame(shape: tuple[int, int], tmp_path: Path) -> None:
+    levels = np.full(shape, 220, np.uint8)
+    levels.ravel()[levels.size // 3 : levels.size // 2] = 10
+    try:
+        assert load_digit(saved(Image.fromarray(levels), tmp_path)).shape == (28, 28)
+    except UserError as error:
+        assert "\n" not in str(error)
 
 
 def test_a_grain_of_dust_is_no_digit(tmp_path: Path) -> None:
