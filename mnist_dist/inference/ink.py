@@ -245,7 +245,9 @@ def _main_parts(ink: np.ndarray) -> np.ndarray:
     inner[1:-1, 1:-1] = True
     edge = np.isin(np.arange(count + 1), parts[strokes & ~inner])
     if np.any(large & ~edge):
-        mass[edge & np.any(sides >= ink.shape, axis=1)] = 0
+        if max(ink.shape) <= 128:  # A digit may fill a small picture, in parts; a frame then runs along a whole side.
+            edge &= np.any(sides >= ink.shape, axis=1)
+        mass[edge] = 0
     kept = (mass >= SPECK_FRACTION * mass.max()) & (mass > 0)
     _require_one([box for box, keep in zip(boxes, kept[1:], strict=True) if keep])
     return np.where(kept[parts], ink, 0)
