@@ -61,7 +61,7 @@ def _ink(grey: np.ndarray) -> np.ndarray:
     residual = grey - background
     outliers = np.where(np.abs(residual) > 3 * noise, residual, 0)
     contrast = _contrast(outliers)
-    if contrast < max(MIN_CONTRAST_LEVELS, MIN_CONTRAST_SIGMAS * min(noise, 5.0)):  # More is a shadow's edge, not noise.
+    if contrast < max(MIN_CONTRAST_LEVELS, MIN_CONTRAST_SIGMAS * min(noise, 5.0)):  # More is a shadow.
         raise _nothing_visible()
     sheet = _sheet(outliers / max(contrast, 1))
     uneven = contrast < MIN_CONTRAST_SIGMAS * noise or _is_wider_than_strokes(np.abs(outliers) / max(contrast, 1))
