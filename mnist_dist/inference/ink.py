@@ -69,12 +69,13 @@ def _ink(grey: np.ndarray) -> np.ndarray:
 
     grey = ndimage.gaussian_filter(grey, BLUR * max(grey.shape))
     inverted = _is_light_on_dark(grey)
+    if inverted:
+        grey = 255 - grey
     side = _pixels(grey, STROKE)
     # Each edge goes on as its lighter pixels: a frame, which takes all of an edge, gets wide, a stroke does not.
-    edges = grey if not inverted else 255 - grey
-    beyond = [[np.percentile(edge, 80) for edge in pair] for pair in ((edges[0], edges[-1]), (edges.T[0], edges.T[-1]))]
-    paper = ndimage.grey_closing(np.pad(edges, side, constant_values=beyond), side)[side:-side, side:-side]
-    ink = paper - edges
+    beyond = [[np.percentile(lines[end], 80) for end in (0, -1)] for lines in (grey, grey.T)]
+    paper = ndimage.grey_closing(np.pad(grey, side, constant_values=beyond), side)[side:-side, side:-side]
+    ink = paper - grey
     if not inverted:
         ink *= paper.mean() / np.maximum(paper, 16)  # A quotient, as a shadow dims paper and ink alike.
     lowest, low = np.percentile(ink, (5, 25))  # Not the median: a frame may be half of the picture.
@@ -110,7 +111,7 @@ def _is_paper(light: np.ndarray) -> bool:
     if ndimage.minimum_filter(light, _pixels(light, LIT), mode="constant").any():
         return True
     parts, _ = ndimage.label(light, EIGHT_NEIGHBOURS)
-    largest = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+    largest = parts == 1 + int(np.argmax(np.bincount(parts.ravel(), minlength=2)[1:]))
     outline = ndimage.binary_fill_holes(largest)
     holes, _ = ndimage.label(outline & ~largest)
     content = max(map(_longer_side, ndimage.find_objects(holes)), default=0)
@@ -158,7 +159,9 @@ def _main_parts(ink: np.ndarray) -> np.ndarray:
     numbers = np.arange(1, len(boxes) + 1)
     mass = ndimage.sum_labels(ink, parts, numbers)
     sides = np.array([_longer_side(box) for box in boxes])
-    at_edge = np.isin(numbers, parts[strokes & ~np.pad(strokes[1:-1, 1:-1], 1)])
+    edge = np.ones(ink.shape, bool)
+    edge[1:-1, 1:-1] = False
+    at_edge = np.isin(numbers, parts[strokes & edge])
     if np.any((sides >= MIN_DIGIT * max(ink.shape)) & ~at_edge):
         mass[at_edge] = 0
     large = [box for box, of_box in zip(boxes, mass, strict=True) if of_box >= SPECK_FRACTION * mass.max()]
