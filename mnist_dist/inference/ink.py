@@ -71,7 +71,7 @@ def _ink(grey: np.ndarray) -> np.ndarray:
     inverted = _is_light_on_dark(grey)
     if inverted:
         grey = 255 - grey
-    side = _pixels(grey, STROKE)
+    side = min(_pixels(grey, STROKE), *grey.shape)  # On a strip, light that changes along it must not count as ink.
     # Each edge goes on as its lighter pixels: a frame, which takes all of an edge, gets wide, a stroke does not.
     beyond = [[np.percentile(lines[end], 80) for end in (0, -1)] for lines in (grey, grey.T)]
     paper = ndimage.grey_closing(np.pad(grey, side, constant_values=beyond), side)[side:-side, side:-side]
