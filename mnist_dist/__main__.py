@@ -192,12 +192,15 @@ def add_predict(commands: Any) -> None:
         help="read the digit on your own pictures",
         description=(
             "Read one digit per picture: PNG, JPEG and others, any size, grey, colour or transparent, dark on light or "
-            "light on dark. Pictures are cropped, scaled and centred as MNIST's makers did."
+            "light on dark. Pictures are cropped, scaled and centred as MNIST's makers did; a digit that is unlike "
+            "MNIST's, or less probable than 0.95, is called uncertain."
         ),
     )
     add_workdir(parser)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="picture files")
-    parser.add_argument("--json", action="store_true", help='print lines of {"file", "digit", "probability"}')
+    parser.add_argument(
+        "--json", action="store_true", help='print lines of {"file", "digit", "probability", "uncertain"}'
+    )
     parser.set_defaults(command=run_predict)
 
 

@@ -450,7 +450,9 @@ def test_predictions_as_lines_of_json(run: Path, digits: list[Path], capsys: pyt
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["file"] for row in rows] == [str(file) for file in digits]
     assert [row["digit"] for row in rows] == [int(file.stem) for file in digits]
-    assert all(set(row) == {"file", "digit", "probability"} and 0.1 <= row["probability"] <= 1 for row in rows)
+    assert all(
+        set(row) == {"file", "digit", "probability", "uncertain"} and 0.1 <= row["probability"] <= 1 for row in rows
+    )
 
 
 def test_one_bad_picture_among_good_ones(

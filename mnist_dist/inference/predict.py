@@ -1,11 +1,11 @@
 """People's own images of digits, made to look like MNIST, and what a trained model says about them.
 
-An image should show one digit on a plain background: a scan, a photo of pen on paper, a drawing. It is reduced,
-freed from its background and from specks, cropped to the ink, scaled so that its longer side is 20 pixels, and
-placed with its centre of mass in the middle of 28 x 28 pixels, as the makers of MNIST did
-(LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist).
+An image should show one digit on a plain background: a scan, a photo of pen on paper, a drawing. It is reduced, its
+strokes are found (`ink.py`), scaled so that their longer side is 20 pixels, and placed with their centre of mass in the
+middle of 28 x 28 pixels, as the makers of MNIST did (LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist).
 """
 
+import functools
 import itertools
 import json
 import os
@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mnist_dist.config import DataConfig
+from mnist_dist.data.dataset import load_arrays
 from mnist_dist.errors import EXIT_BAD_INPUT, UserError
+from mnist_dist.inference.ink import INK_FRACTION, NotOneDigitError, find_strokes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,22 +38,19 @@ DIGIT_PIXELS = 20
 CENTRE_PIXELS = 14  # Index of the pixel that holds MNIST's centres of mass: their mean is (14.0, 14.0).
 WORKING_PIXELS = 256  # Larger images are reduced to this longer side, which averages most of their noise away.
 
-MIN_CONTRAST_LEVELS = 8.0  # Of 255 grey levels, between ink and background.
-MIN_CONTRAST_SIGMAS = 6.0  # The same contrast in standard deviations of the background's noise.
-MIN_INK_PIXELS = 5  # Longer side of the ink in the reduced image.
-INK_FRACTION = 0.25  # Of full ink, above which a pixel is part of a stroke: above JPEG's ringing and most shadows.
-SPECK_FRACTION = 0.1  # Parts with less than this share of the largest part's ink are dropped.
-
 FILES_AT_ONCE = 256
+LEAST_PROBABILITY = 0.95  # Below it, or with less than the cosine to the nearest image of MNIST, a digit is uncertain.
+LEAST_COSINE = 0.77
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable digit on one image file, and its probability (0 to 1)."""
+    """The most probable digit on one image file, its probability (0 to 1), and whether it may as well be none."""
 
     file: str
     digit: int
     probability: float
+    uncertain: bool
 
 
 def run(model: Any, paths: Sequence[Path], as_json: bool) -> int:
@@ -70,7 +70,7 @@ def run(model: Any, paths: Sequence[Path], as_json: bool) -> int:
             print(json.dumps(asdict(outcome)), flush=True)
         else:
             line = f"{_printable(outcome.file):<{width}}  {outcome.digit:>5}  {outcome.probability:>11.4f}"
-            print(head + line, flush=True)
+            print(head + line + "  uncertain" * outcome.uncertain, flush=True)
             head = ""
     return exit_code
 
@@ -88,26 +88,46 @@ def predict_files(model: Any, paths: Iterable[Path]) -> Iterator[Prediction | Us
     while chunk := list(itertools.islice(remaining, FILES_AT_ONCE)):
         outcomes = [_load_or_error(path) for path in chunk]
         digits = [outcome for outcome in outcomes if isinstance(outcome, np.ndarray)]
-        rows = iter(model.predict(np.stack(digits)[..., None], batch_size=FILES_AT_ONCE, verbose=0) if digits else ())
+        predictions = iter(_predict(model, np.stack(digits)) if digits else ())
         for path, outcome in zip(chunk, outcomes, strict=True):
-            yield outcome if isinstance(outcome, UserError) else _most_probable(path, next(rows))
+            yield outcome if isinstance(outcome, UserError) else Prediction(str(path), *next(predictions))
+
+
+def _predict(model: Any, digits: np.ndarray) -> Iterator[tuple[int, float, bool]]:
+    """Yields digit, probability and uncertainty of each image uint8 [n, 28, 28], n at most `FILES_AT_ONCE`."""
+    probabilities = model.predict(digits[..., None], batch_size=FILES_AT_ONCE, verbose=0)
+    cosines = (_directions(digits) @ _mnist_directions().T).max(axis=1)
+    for row, cosine in zip(probabilities, cosines, strict=True):
+        digit = int(row.argmax())
+        yield digit, float(row[digit]), bool(row[digit] < LEAST_PROBABILITY or cosine < LEAST_COSINE)
+
+
+@functools.cache
+def _mnist_directions() -> np.ndarray:
+    """Returns every third training image of the embedded MNIST, float32 [20000, 784] of length one."""
+    return _directions(load_arrays(DataConfig()).train_images[::3])
+
+
+def _directions(images: np.ndarray) -> np.ndarray:
+    flat = images.reshape(len(images), -1).astype(np.float32)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1)
 
 
 def load_digit(path: Path) -> np.ndarray:
     """Reads any image of a digit as MNIST would show it: uint8 [28, 28], light on black.
 
     Size, colours, bit depth, transparency, EXIF rotation, polarity and smoothly uneven light do not matter; of an
-    animation the first frame counts. The digit should fill a tenth of the picture's longer side or more, without
-    touching its edges. Ruled paper, sharp shadows and the table under the paper count as ink.
+    animation the first frame counts. Frames, printed boxes, ruled lines, the table under the paper and sharp shadows
+    are taken off. The digit should fill a sixth of the picture's longer side or more, without touching its edges.
 
     Raises:
-        UserError: the file is no regular file, empty, too large, not decodable, or shows no ink.
+        UserError: the file is no regular file, empty, too large, not decodable, or shows no ink or several digits.
     """
-    ink = _ink(_read_grey(path))
-    if ink is None:
-        remedy = "raise the contrast, or leave a margin around the digit"
-        raise _rejected(path, "an image without visible ink", "one digit on a plain background", remedy)
-    return _centred(_scaled(ink))
+    grey = _read_grey(path)
+    try:
+        return _centred(_scaled(find_strokes(grey)))
+    except NotOneDigitError as error:
+        raise _rejected(path, error.received, "one digit on a plain background", error.remedy) from None
 
 
 def _load_or_error(path: Path) -> np.ndarray | UserError:
@@ -115,11 +135,6 @@ def _load_or_error(path: Path) -> np.ndarray | UserError:
         return load_digit(path)
     except UserError as error:
         return error
-
-
-def _most_probable(path: Path, probabilities: np.ndarray) -> Prediction:
-    digit = int(probabilities.argmax())
-    return Prediction(str(path), digit, float(probabilities[digit]))
 
 
 def _read_grey(path: Path) -> np.ndarray:
@@ -179,22 +194,31 @@ def _grey(image: "Image.Image") -> np.ndarray:
 
     deep = image.mode.startswith(("I", "F"))  # 16 bits and more, of which Pillow's 8-bit conversion clips all but 255.
     if deep:
-        image = image.convert("F")
+        image = _stretched(np.asarray(image.convert("F")))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
     elif image.mode not in ("L", "RGB"):
         image = image.convert("RGB")
     image.thumbnail((WORKING_PIXELS, WORKING_PIXELS))  # Before all else, so that JPEG decodes a fraction only.
     pixels = np.asarray(ImageOps.exif_transpose(image), np.float32)
-    if deep:
-        return _stretched(np.nan_to_num(pixels, posinf=0, neginf=0).astype(np.float64))
     return pixels if pixels.ndim == 2 else _without_colour(pixels[..., :3], pixels[..., 3:] / 255)
 
 
-def _stretched(levels: np.ndarray) -> np.ndarray:
-    """Maps the range in use, which may be 12 of 16 bits or 0..1, to 0..255."""
-    low, high = levels.min(), levels.max()
-    return (levels - low) / (high - low) * 255 if high > low else np.zeros_like(levels)
+def _stretched(levels: np.ndarray) -> "Image.Image":
+    """Maps the range in use, which may be 12 of 16 bits or 0..1, to 0..255.
+
+    The range is that of medians of nine neighbours, so that a hot or dead pixel does not count.
+    """
+    from PIL import Image
+    from scipy import ndimage
+
+    levels = np.nan_to_num(levels, posinf=0, neginf=0)
+    for used in (ndimage.median_filter(levels, 3), levels):  # The latter where all strokes are a pixel wide.
+        low, high = float(used.min()), float(used.max())
+        if high > low:
+            break
+    scale = 255 / (high - low) if high > low else 0.0
+    return Image.fromarray(np.clip((levels - low) * scale, 0, 255).astype(np.float32))
 
 
 def _without_colour(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -214,92 +238,6 @@ def _backdrop(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     if len(opaque) > alpha.size / 2 and opaque.mean(axis=1).std() > 25:  # A label or photo with cut-off corners.
         return np.median(opaque, axis=0)
     return np.full(3, 0 if opaque.mean() > 127 else 255, np.float32)
-
-
-def _ink(grey: np.ndarray) -> np.ndarray | None:
-    """Returns the strokes, cropped to them: [h, w], 0 off the ink and about 1 on it; None where nothing stands out."""
-    if max(grey.shape) > WORKING_PIXELS // 2:
-        grey = _smoothed(_smoothed(grey).T).T
-    background, noise = _background(grey)
-    residual = grey - background
-    outliers = np.where(np.abs(residual) > 3 * noise, residual, 0)
-    if np.sum(outliers * np.abs(outliers)) < 0:  # Dark on light; a quotient, as a shadow dims paper and ink alike.
-        outliers = -outliers * (background.mean() / np.maximum(background, 16))
-    ink = np.maximum(outliers, 0)
-    if not ink.any():
-        return None
-    contrast = np.sum(ink**3) / np.sum(ink**2)  # A mean in which the many faint pixels of shadows weigh little.
-    if contrast < max(MIN_CONTRAST_LEVELS, MIN_CONTRAST_SIGMAS * noise):
-        return None
-    return _cropped(_without_specks(ink / contrast))
-
-
-def _smoothed(grey: np.ndarray) -> np.ndarray:
-    """Averages each pixel with its neighbours above and below, with weights 1, 2, 1."""
-    padded = np.pad(grey, ((1, 1), (0, 0)), mode="edge")
-    return (padded[:-2] + 2 * grey + padded[2:]) / 4
-
-
-def _background(grey: np.ndarray) -> tuple[np.ndarray, float]:
-    """Fits a smooth surface to all but the ink, starting from the border.
-
-    Returns:
-        The surface [h, w], a polynomial of degree two, and the standard deviation of the noise about it.
-    """
-    height, width = grey.shape
-    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
-    all_terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
-    step = max(1, max(grey.shape) // 64)  # A few thousand pixels determine six coefficients well enough.
-    terms, levels = all_terms[::step, ::step], grey[::step, ::step]
-    is_background = np.ones(levels.shape, bool)
-    is_background[2:-2, 2:-2] = False
-    surface = np.full_like(levels, np.median(levels[is_background]))
-    for count in (1, 3, 6, 6):  # Level, tilt, curvature: a surface fitted at once would bend towards the ink.
-        noise = _deviation(levels[is_background] - surface[is_background])
-        is_background = np.abs(levels - surface) <= 2.5 * noise
-        known = terms[is_background][:, :count]
-        coefficients = np.linalg.lstsq(known.T @ known, known.T @ levels[is_background], rcond=None)[0]
-        surface = terms[..., :count] @ coefficients
-    return all_terms @ coefficients, _deviation(levels[is_background] - surface[is_background])
-
-
-def _deviation(residual: np.ndarray) -> float:
-    """Returns the standard deviation of normal noise, unmoved by outliers."""
-    return 1.4826 * float(np.median(np.abs(residual)))
-
-
-def _without_specks(ink: np.ndarray) -> np.ndarray:
-    """Keeps the parts of the picture with much ink, and one pixel of blur around them."""
-    padded = np.pad(ink > INK_FRACTION, 2)  # So wide that neither the roll nor a run of marks comes round.
-    near = np.any([np.roll(padded, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)], axis=0)
-    parts = _connected(near)[2:-2, 2:-2]
-    mass = np.bincount(parts.ravel(), weights=ink.ravel())
-    mass[0] = 0
-    return np.where((mass >= SPECK_FRACTION * mass.max())[parts] & (parts > 0), ink, 0)
-
-
-def _connected(mask: np.ndarray) -> np.ndarray:
-    """Gives each connected part of a mask [h, w] with an empty frame a number of its own; 0 is outside."""
-    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
-    while True:
-        spread = _spread_along_rows(_spread_along_rows(labels).T).T
-        if np.array_equal(spread, labels):
-            return labels
-        labels = spread
-
-
-def _spread_along_rows(labels: np.ndarray) -> np.ndarray:
-    """Gives each run of non-zero labels in a row their maximum."""
-    flat = labels.ravel()
-    starts = np.flatnonzero(np.diff(flat > 0, prepend=not flat[0]))
-    return np.repeat(np.maximum.reduceat(flat, starts), np.diff(starts, append=flat.size)).reshape(labels.shape)
-
-
-def _cropped(ink: np.ndarray) -> np.ndarray | None:
-    rows, columns = (np.flatnonzero((ink > INK_FRACTION).any(axis=axis)) for axis in (1, 0))
-    if max(np.ptp(rows), np.ptp(columns)) + 1 < MIN_INK_PIXELS:
-        return None
-    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def _scaled(ink: np.ndarray) -> np.ndarray:

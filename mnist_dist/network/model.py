@@ -25,6 +25,7 @@ def build_model(
     *,
     precision: str = "float32",
     probabilities: bool = False,
+    temperature: float = 1.0,
     seed: int = 0,
     replica_mean: Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> keras.Model:
@@ -34,6 +35,7 @@ def build_model(
         config: widths, dropout and batch normalisation.
         precision: Keras dtype policy of the hidden layers; weights are float32 with every policy.
         probabilities: end in a softmax instead of logits.
+        temperature: divides the logits before that softmax, see `inference/calibration.py`.
         seed: of the initial weights (the same whatever ran before) and of dropout.
         replica_mean: the mean of a tensor over all replicas, so that batch normalisation sees the global batch;
             without it, each replica normalises with its own images.
@@ -70,13 +72,14 @@ def build_model(
     # Logits stay float32: cross-entropy loses digits in 16 bits.
     x = layers.Dense(NUM_CLASSES, kernel_initializer=glorot(4), dtype="float32", name="logits")(x)
     if probabilities:
+        x = layers.Rescaling(1 / temperature, dtype="float32", name="temperature")(x)
         x = layers.Softmax(dtype="float32", name="probabilities")(x)
     return keras.Model(inputs, x, name="mnist_cnn")
 
 
-def build_inference_model(config: ModelConfig, trained: keras.Model) -> keras.Model:
+def build_inference_model(config: ModelConfig, trained: keras.Model, temperature: float = 1.0) -> keras.Model:
     """Copies trained weights into a float32 model that ends in probabilities and runs on any device."""
-    model = build_model(config, probabilities=True)
+    model = build_model(config, probabilities=True, temperature=temperature)
     model.set_weights(trained.get_weights())
     return model
 

@@ -12,6 +12,7 @@ from mnist_dist.config import Config
 from mnist_dist.data.dataset import Arrays
 from mnist_dist.errors import one_line
 from mnist_dist.files import atomic_path
+from mnist_dist.inference.calibration import calibration_images, fit_temperature
 from mnist_dist.inference.evaluate import Evaluation, predict, summarize
 from mnist_dist.network.model import build_inference_model
 from mnist_dist.training.workdir import Workdir
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 def save_deliverables(
     config: Config, arrays: Arrays, model: keras.Model, folder: Workdir, report: Callable[[str], None]
 ) -> Evaluation:
-    """Saves model.keras, tests that very model on every test image, and draws the plots, or reports why it cannot."""
-    inference_model = build_inference_model(config.model, model)
+    """Calibrates and saves model.keras, tests it on every test image, and draws the plots, or reports why it cannot."""
+    images, labels = calibration_images(arrays)
+    temperature = fit_temperature(labels, predict(build_inference_model(config.model, model), images))
+    inference_model = build_inference_model(config.model, model, temperature)
     with atomic_path(folder.model_file) as file:
         inference_model.save(file)
     probabilities = predict(inference_model, arrays.test_images)

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from mnist_dist.errors import UserError
 from mnist_dist.inference import predict
 from mnist_dist.inference.predict import Prediction, load_digit, predict_files
+from tests.inference import pictures
 
 pytestmark = pytest.mark.slow  # It trains models.
 
@@ -305,6 +306,63 @@ def test_first_frame_of_an_animation(digits: Images, tmp_path: Path) -> None:
     np.testing.assert_array_equal(moving, still)
 
 
+def assert_pictures_are_read(model: Any, per_kind: int, least: float, folder: Path) -> None:
+    """Of each kind, at least this share is read right; two digits are refused, and other signs mostly uncertain."""
+    counts = pictures.measure(model, list(pictures.make_pictures("report", per_kind)), folder)
+    for kind, outcomes in counts.items():
+        total = sum(outcomes.values())
+        if "two" in kind:
+            assert outcomes["refused"] == total, kind
+        elif kind == "no digit":
+            assert outcomes["wrong"] <= 0.4 * total
+        else:
+            assert outcomes["right"] + outcomes["uncertain, right"] >= least * total, (kind, outcomes)
+            assert outcomes["wrong"] <= (1 - least) / 2 * total, (kind, outcomes)
+
+
+def test_pictures_as_people_take_them(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "FONTS", {"report": pictures.FONTS["report"][:1]})
+    assert_pictures_are_read(model, per_kind=6, least=0.6, folder=tmp_path)
+
+
+@pytest.mark.thorough
+def test_many_pictures_as_people_take_them(model: Any, tmp_path: Path) -> None:
+    assert_pictures_are_read(model, per_kind=100, least=0.8, folder=tmp_path)
+
+
+def test_several_digits_are_refused_by_name(digits: Images, tmp_path: Path) -> None:
+    left, right = (pictures.enlarged(image) for image in digits[0][[0, 40]])
+    both = pictures.two(left, np.random.default_rng(0), right)
+    assert rejection(saved(both, tmp_path)).endswith(
+        "received several digits side by side, expected one digit on a plain background; "
+        "crop each digit into a picture of its own."
+    )
+
+
+def test_a_hot_and_a_dead_pixel_change_nothing(digits: Images, tmp_path: Path) -> None:
+    levels = 2000 + (255 - pictures.enlarged(digits[0][0])).astype(np.uint16) * 4
+    clean = load_digit(saved(Image.fromarray(levels), tmp_path))
+    levels[3, 3], levels[7, 190] = 65535, 0
+    scan = load_digit(saved(Image.fromarray(levels), tmp_path))
+    np.testing.assert_allclose(scan.astype(int), clean, atol=3)
+
+
+def test_a_picture_unlike_mnist_is_uncertain_however_sure_the_model_is(digits: Images, tmp_path: Path) -> None:
+    class Sure:
+        def predict(self, images: np.ndarray, **options: Any) -> np.ndarray:
+            return np.eye(10, dtype=np.float32)[np.full(len(images), 4)]
+
+    digit, sign = (
+        saved(pictures.on_paper(coverage), tmp_path, name)
+        for name, coverage in (
+            ("digit.png", pictures.enlarged(digits[0][20])),
+            ("sign.png", pictures.printed("#", "DejaVuSans")),
+        )
+    )
+    outcomes = [outcome for outcome in predict_files(Sure(), [digit, sign]) if isinstance(outcome, Prediction)]
+    assert [outcome.uncertain for outcome in outcomes] == [False, True]
+
+
 def png(width: int, height: int, data: bytes) -> bytes:
     """A 1-bit grey PNG with the given compressed rows."""
 
@@ -405,6 +463,16 @@ def test_blank_images(level: int, noise_levels: int, shape: tuple[int, int], tmp
     assert "without visible ink" in rejection(path)
 
 
+@pytest.mark.parametrize("shape", [(1, 100), (2, 90), (100, 1), (5, 5)], ids=str)
+def test_pictures_too_small_for_a_frame(shape: tuple[int, int], tmp_path: Path) -> None:
+    levels = np.full(shape, 220, np.uint8)
+    levels.ravel()[levels.size // 3 : levels.size // 2] = 10
+    try:
+        assert load_digit(saved(Image.fromarray(levels), tmp_path)).shape == (28, 28)
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
 def test_a_grain_of_dust_is_no_digit(tmp_path: Path) -> None:
     paper = Image.new("L", (400, 300), 230)
     paper.paste(20, (100, 100, 103, 103))
@@ -444,7 +512,7 @@ def test_run_prints_a_table(files: list[Path], model: Any, capsys: pytest.Captur
     heading, *lines = printed.out.splitlines()
     assert heading.split() == ["file", "digit", "probability"]
     assert [line.split()[:2] for line in lines] == [[str(files[0]), "0"], [str(files[2]), "4"], [str(files[3]), "9"]]
-    assert len({len(line) for line in [heading, *lines]}) == 1
+    assert len({len(line.removesuffix("  uncertain")) for line in [heading, *lines]}) == 1
     errors = printed.err.splitlines()
     assert [error.startswith("mnist-dist: error: '") for error in errors] == [True, True]
     assert "missing.png" in errors[0] and "text.png" in errors[1]
@@ -457,7 +525,8 @@ def test_run_prints_json_lines(files: list[Path], model: Any, capsys: pytest.Cap
     records = [json.loads(line) for line in printed.out.splitlines()]
     assert [(record["file"], record["digit"]) for record in records] == [(str(files[0]), 0), (str(files[2]), 4)]
     assert all(
-        set(record) == {"file", "digit", "probability"} and 0.1 < record["probability"] <= 1 for record in records
+        set(record) == {"file", "digit", "probability", "uncertain"} and 0.1 < record["probability"] <= 1
+        for record in records
     )
     assert printed.err == ""
 
