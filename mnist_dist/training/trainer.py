@@ -494,3 +494,4 @@ def describe_run(session: Session, progress: Progress) -> dict[str, Any]:
         "flops_per_image": session.form.flops_per_image(session.config.model),
         "versions": library_versions(),
     }
+        "all_reduce_backend": session.strategy.backend if session.config.runtime.all_reduce else "none",
