@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,14 +106,15 @@ class Gpus:
 
     def read(self) -> Sample:
         seconds = time.perf_counter()
-        joules = [self._joules(index, handle, seconds) for index, handle in enumerate(self._handles)]
+        told = [self._joules(index, handle, seconds) for index, handle in enumerate(self._handles)]
+        joules = [each for each in told if each is not None]
         self._seconds = seconds
         rates = [self._nvml.ask("DeviceGetUtilizationRates", handle) for handle in self._handles]
         percents = [rate.gpu for rate in rates if rate is not None]
         return Sample(
             "nvml",
             seconds,
-            None if None in joules else sum(joules),  # type: ignore[arg-type]
+            sum(joules) if len(joules) == len(told) else None,
             sum(percents) / len(percents) if percents else None,
             tuple(map(self._read_gpu, self._handles)),
         )
@@ -171,7 +171,8 @@ def summarize(turns: Sequence[tuple[Sample, Sample]]) -> Telemetry | None:
     seconds = sum(after.seconds - before.seconds for before, after in turns)
     if not seconds:
         return None
-    spent = [after.joules - before.joules for before, after in turns if None not in (before.joules, after.joules)]  # type: ignore[operator]
+    told = [(before.joules, after.joules) for before, after in turns]
+    spent = [after - before for before, after in told if before is not None and after is not None]
     joules = sum(spent) if len(spent) == len(turns) else None
     busy = [after.utilisation_percent for _, after in turns if after.utilisation_percent is not None]
     return Telemetry(
@@ -191,19 +192,20 @@ def _summarize_gpu(turns: Sequence[tuple[GpuSample, GpuSample]], seconds: float)
     ends = [after for _, after in turns]
     clocks = [each.sm_clock_mhz for each in ends if each.sm_clock_mhz is not None]
     temperatures = [each.temperature_celsius for each in ends if each.temperature_celsius is not None]
-    errors = turns[0][0].ecc_errors, ends[-1].ecc_errors
-    held_seconds: Counter[str] = Counter()
-    for before, after in turns:
-        held_seconds.update(
-            {name: now - before.throttled_seconds[name] for name, now in after.throttled_seconds.items()}
+    first, last = turns[0][0].ecc_errors, ends[-1].ecc_errors
+    held_seconds = {
+        name: sum(
+            after.throttled_seconds.get(name, 0) - before.throttled_seconds.get(name, 0) for before, after in turns
         )
+        for name in POLICIES
+    }
     held = {name for name, time_held in held_seconds.items() if time_held > THROTTLED_SHARE * seconds}
     return GpuTelemetry(
         uuid=ends[-1].uuid,
         sm_clock_mhz=sum(clocks) / len(clocks) if clocks else None,
         temperature_celsius=max(temperatures, default=None),
         throttled_by=tuple(sorted(held.union(*(each.throttled_by for each in ends)))),
-        ecc_errors=None if None in errors else max(errors[1] - errors[0], 0),  # type: ignore[operator]
+        ecc_errors=None if first is None or last is None else max(last - first, 0),
     )
 
 

@@ -63,9 +63,10 @@ def _call(cluster: Cluster, deadline: float, timeout_seconds: float, gpu: str) -
                 )
             rank, connection = member
             stack.enter_context(connection)
-            with contextlib.suppress(OSError):  # It has gone again, and comes once more.
-                gpus[rank] = connection.recv(_GPU_BYTES).decode(errors="replace").strip()
-                present[rank] = connection  # Whoever comes again had not heard our answer.
+            with contextlib.suppress(OSError):
+                if said := connection.recv(_GPU_BYTES):  # Else it has gone again.
+                    gpus[rank] = said.decode(errors="replace").strip()
+                    present[rank] = connection  # Whoever comes again had not heard our answer.
         users: dict[str, int] = {}
         for rank in range(cluster.size):
             other = users.setdefault(gpus[rank], rank) if gpus[rank] else rank
