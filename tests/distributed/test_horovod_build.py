@@ -146,10 +146,8 @@ def test_finds_nccl_beside_a_cuda_compiler(tmp_path, monkeypatch):
     assert horovod_build.find_nccl() == {}
 
 
-def test_cuda_is_that_of_tensorflow(tmp_path, monkeypatch, capsys):
+def test_cuda_is_that_of_tensorflow(tf, tmp_path, monkeypatch, capsys):
     """A toolkit of another major version would link libraries that TensorFlow and older drivers do not have."""
-    import tensorflow as tf
-
     build = tf.sysconfig.get_build_info()
     wanted, capabilities = horovod_build.tensorflow_cuda()
     assert wanted == int(build["cuda_version"].split(".")[0])
