@@ -64,24 +64,3 @@ def test_a_job_submitted_from_within_another_is_told_its_own_place(binding_slurm
         assert binding_slurm.wait(job)["JobState"] == "COMPLETED", (tmp_path / f"inner-{job}.out").read_text()
         output = (tmp_path / f"inner-{job}.out").read_text()
         assert output == f"{job} 0 no GPUs, no step\n1 no array, {cores} cores\n"
-
-
-@pytest.mark.parametrize(
-    "flags", [["--gpus-per-task=1"], ["--gres=gpu:2"], ["--gpus-per-node=2"]], ids=lambda flags: flags[0]
-)
-def test_one_task_sees_all_gpus_however_the_job_has_asked_for_them(
-    slurm: Cluster, tmp_path: Path, flags: list[str]
-) -> None:
-    """What a job tells each of its tasks would leave one task that drives all GPUs a single one."""
-    script = tmp_path / "job.sbatch"
-    script.write_text(
-        f"#!/bin/bash\n#SBATCH --output={tmp_path}/out\nexport MNIST_DIST_HOME={ROOT}\nsource {ROOT}/slurm/lib.sh\n"
-        "\"${srun[@]}\" --nodes=1 --ntasks=1 bash -c 'echo one $CUDA_VISIBLE_DEVICES'\n"
-        "\"${srun[@]}\" bash -c 'echo each $CUDA_VISIBLE_DEVICES'\n"
-    )
-    job = slurm.run(
-        "sbatch", "--parsable", "--partition=gpu", "--ntasks-per-node=2", *flags, str(script)
-    ).stdout.strip()
-    state = slurm.wait(job)["JobState"]
-    said = (tmp_path / "out").read_text()
-    assert state == "COMPLETED" and said.split("\n") == ["one 0,1", "each 0,1", "each 0,1", ""], said
