@@ -6,6 +6,8 @@ INSTALLED := $(VENV)/.installed
 HOROVOD := $(VENV)/.horovod
 PEERS := .venv-peers
 VARIANT ?= cpu
+# With CUDA's libraries where a driver is; EXTRAS=dev leaves them out.
+EXTRAS ?= dev$(shell { command -v nvidia-smi || ls /dev/nvidia0; } >/dev/null 2>&1 && echo ,gpu)
 # Side by side, a file each; many of them wait for others, so a third process keeps two cores busy.
 BESIDE = $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 TEST_PROCESSES ?= 3
@@ -69,6 +71,6 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: Python's venv module is missing; install it (apt-get install python3-venv)" >&2; exit 2; }
 	@$(BIN)/python -c '' 2>/dev/null || { echo "Creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
 	@echo "Installing into $(VENV): TensorFlow and what belongs to it, a minute or two the first time"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]' \
 		|| { echo "make: the installation failed, see above; pip needs the network or a local index" >&2; exit 2; }
 	@touch $@

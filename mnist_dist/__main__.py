@@ -207,9 +207,9 @@ def add_predict(commands: Any) -> None:
 def run_predict(args: argparse.Namespace) -> int:
     from mnist_dist.inference import predict
     from mnist_dist.network import model
-    from mnist_dist.runtime import import_tensorflow
+    from mnist_dist.runtime import select_devices
 
-    import_tensorflow()
+    select_devices()
     return predict.run(model.load_model(args.workdir), args.images, as_json=args.json)
 
 
@@ -282,9 +282,9 @@ def load_run(workdir: Path) -> tuple[Any, Any]:
     from mnist_dist.config import read_config
     from mnist_dist.data.dataset import load_arrays
     from mnist_dist.network.model import load_model
-    from mnist_dist.runtime import import_tensorflow
+    from mnist_dist.runtime import select_devices
 
-    import_tensorflow()
+    select_devices()
     model = load_model(workdir)
     return model, load_arrays(read_config(workdir / "config.yaml").data)
 

@@ -7,9 +7,10 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mnist_dist import __version__
 from mnist_dist.errors import UserError
@@ -62,22 +63,29 @@ def check_data() -> Iterator[Finding]:
 def check_devices() -> Iterator[Finding]:
     from mnist_dist.cpuinfo import cpu_name
     from mnist_dist.network.forward import compile_kernels, decide_kernels
-    from mnist_dist.runtime import decide_precision, decide_xla, find_device, import_tensorflow
+    from mnist_dist.runtime import (
+        decide_precision,
+        decide_xla,
+        find_device,
+        import_tensorflow,
+        select_devices,
+        why_no_gpu,
+    )
 
     tf = import_tensorflow()
     usable = len(os.sched_getaffinity(0))
     yield Finding("CPU", OK, f"{cpu_name()}, {usable} of {os.cpu_count()} cores usable by this process")
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus, cudnn = tf.config.list_physical_devices("GPU"), find_package("nvidia-cudnn-cu12")
     for gpu in gpus:
         details = tf.config.experimental.get_device_details(gpu)
-        capability = ".".join(map(str, details.get("compute_capability", ())))
-        yield Finding("GPU", OK, f"{details.get('device_name', gpu.name)}, compute capability {capability}")
-    if not gpus and Path("/dev/nvidia0").exists():
-        yield Finding(
-            "GPU", BROKEN, "/dev/nvidia0 is there, but TensorFlow finds no GPU; `pip install 'mnist-dist[gpu]'`"
-        )
-    elif not gpus:
-        yield Finding("GPU", ABSENT, "none; training runs on the CPU")
+        capability = details.get("compute_capability", ())
+        shown = f"{details.get('device_name', gpu.name)}, compute capability {'.'.join(map(str, capability))}"
+        problem = outdated_gpu(capability, tf.sysconfig.get_build_info(), (cudnn or ("", None))[1])
+        yield Finding("GPU", BROKEN if problem else OK, f"{shown}: {problem}" if problem else shown)
+    if not gpus:
+        problem = why_no_gpu()
+        yield Finding("GPU", BROKEN if problem else ABSENT, problem or "none; training runs on the CPU")
+    select_devices()  # What follows needs one, and no more of its memory than it takes.
     device = find_device()
     precision, xla = decide_precision("auto", device), decide_xla("auto", device)
     yield Finding("precision", OK, f"auto picks {precision.value}: {precision.reason}")
@@ -85,6 +93,17 @@ def check_devices() -> Iterator[Finding]:
     kernels = compile_kernels("auto", decide_kernels("auto", device, precision.value, xla.value))
     yield Finding("kernels", OK, f"auto picks {kernels.value}: {kernels.reason}")
     yield Finding("ranks", OK, explain_ranks(len(gpus), usable))
+
+
+def outdated_gpu(capability: tuple[int, ...], build: Mapping[str, Any], cudnn: str | None) -> str | None:
+    """Says why a GPU is too old for TensorFlow, whose build names capabilities as in sm_60, or for cuDNN's version."""
+    oldest = min((int(name.partition("_")[2]) for name in build.get("cuda_compute_capabilities", ())), default=0)
+    if capability and 10 * capability[0] + capability[1] < oldest:
+        return f"TensorFlow's kernels begin at {oldest / 10}"
+    # https://docs.nvidia.com/deeplearning/cudnn/backend/v9.11.0/release-notes.html
+    if cudnn and () < capability < (7, 5) and tuple(map(int, cudnn.split(".")[:2])) >= (9, 11):
+        return f"cuDNN {cudnn} begins at 7.5; `pip install 'nvidia-cudnn-cu12<9.11'`"
+    return None
 
 
 def explain_ranks(gpus: int, cores: int) -> str:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -14,7 +16,8 @@ from typing import Any
 
 from mnist_dist import cpuinfo
 from mnist_dist.config import RuntimeConfig
-from mnist_dist.errors import UserError
+from mnist_dist.errors import UserError, one_line
+from mnist_dist.gpus import driver_gpus
 from mnist_dist.strategies import STRATEGIES
 
 
@@ -53,6 +56,9 @@ def import_tensorflow() -> ModuleType:
         return sys.modules["tensorflow"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["KERAS_BACKEND"] = "tensorflow"  # Whatever other programs of the user's take.
+    os.environ.setdefault(
+        "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
+    )  # As NVIDIA's driver counts; by itself CUDA sorts by speed.
     _prefer_onednn()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as notices:
@@ -85,7 +91,8 @@ def configure_runtime(
         batch_norm: whether the model normalises over the batch, of all replicas.
 
     Raises:
-        UserError: a setting asks for what the device lacks, or TensorFlow already runs in another way.
+        UserError: a setting asks for what the device lacks, TensorFlow already runs in another way, or it finds none of
+            the GPUs that there are.
     """
     tf = import_tensorflow()
     import keras
@@ -103,13 +110,15 @@ def configure_runtime(
     replicas = config.devices if STRATEGIES[config.strategy].one_process else 1
     select_devices(replicas, local_rank, local_size)
     device = find_device()
+    if device.kind == "CPU" and (problem := why_no_gpu()):
+        raise UserError(f"runtime.devices: {problem}; to train on the CPU all the same, set CUDA_VISIBLE_DEVICES=-1.")
     precision = decide_precision(config.precision, device)
     xla = decide_xla(config.xla, device, batch_norm and config.devices > 1)
     return Runtime(device, replicas, precision, xla)
 
 
-def select_devices(replicas: int, local_rank: int, local_size: int) -> None:
-    """Shows TensorFlow the devices of this process only, one for each of its replicas.
+def select_devices(replicas: int = 1, local_rank: int = 0, local_size: int = 1) -> None:
+    """Shows TensorFlow the devices of this process only, one for each of its replicas, and no others' memory.
 
     Raises:
         UserError: there are fewer GPUs than replicas, or TensorFlow has already set up its devices otherwise.
@@ -149,6 +158,27 @@ def choose_gpus(visible: int, replicas: int, local_rank: int, local_size: int) -
             "start fewer ranks."
         )
     return [local_rank % visible]
+
+
+def why_no_gpu() -> str | None:
+    """Returns why TensorFlow finds none of the GPUs that the driver shows, in its own words; None if there are none."""
+    gpus = len(driver_gpus())
+    if not gpus:
+        return None
+    program = [sys.executable, "-c", "import tensorflow; tensorflow.config.list_physical_devices('GPU')"]
+    try:  # In a process of its own: in this one it has said so, if at all, before anybody knew that it matters.
+        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "0"}
+        said = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=120, check=False).stderr
+    except (OSError, subprocess.SubprocessError) as error:
+        said = f"CUDA: {error}"
+    about = [
+        line.partition("] ")[2] or line for line in said.splitlines() if re.search("cuda|gpu", line, re.IGNORECASE)
+    ]
+    reason = one_line(about[-1], 300).rstrip(".") if about else "it does not say why"
+    return (
+        f"NVIDIA's driver shows {gpus} GPU{'s' * (gpus > 1)}, but TensorFlow finds none ({reason}); "
+        "`pip install 'mnist-dist[gpu]'` has the libraries, or renew the driver"
+    )
 
 
 def find_device() -> Device:

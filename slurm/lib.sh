@@ -9,6 +9,7 @@ if [[ ${SLURM_STEP_ID-} ]]; then
     unset SLURM_HINT SLURM_THREADS_PER_CORE
 fi
 unset ${!SLURM_MEM_PER_*} ${!SRUN_CPUS_*} MNIST_DIST_NODE_ADDRESSES
+unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK # Of this job too: one task that drives all GPUs would get a single one.
 if own=$(timeout 20 scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null | grep "^JobId=$SLURM_JOB_ID "); then
     [[ $own == *" ArrayTaskId="* ]] || unset ${!SLURM_ARRAY_*}
     [[ $own == *[/:]gpu* ]] || unset ${!SLURM_GPU*} ${!SLURM_JOB_GPU*} SLURM_CPUS_PER_GPU SLURM_NTASKS_PER_GPU
@@ -51,7 +52,8 @@ if [[ ${MNIST_DIST_CONTAINER-} ]]; then
     mounts=$home:$home,$PWD:$PWD${MNIST_DIST_MOUNTS:+,$MNIST_DIST_MOUNTS}
     case ${MNIST_DIST_CONTAINER_RUNTIME:-apptainer} in
         apptainer)
-            python=(apptainer exec ${SLURM_GPUS_ON_NODE:+--nv} --bind "$mounts" --pwd "$PWD")
+            gpus=${SLURM_GPUS_ON_NODE:-${SLURM_JOB_GPUS-}} # Not every Slurm tells both.
+            python=(apptainer exec ${gpus:+--nv} --bind "$mounts" --pwd "$PWD")
             python+=("$MNIST_DIST_CONTAINER" python3)
             ;;
         pyxis)

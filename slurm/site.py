@@ -33,6 +33,8 @@ class Site(Section):
     constraint: str | None
     time: Annotated[str, BeforeValidator(_time_in_quotes)]
     cpus_per_task: PositiveInt | None
+    gpu_flag: Literal["gpus-per-node", "gres", "gpus-per-task"]
+    gpu_type: str | None
     modules: list[str]
     venv: str | None
     container_runtime: Literal["apptainer", "pyxis"]
@@ -85,6 +87,8 @@ def job_environment(site: Site, container: str | None, mounts: list[str]) -> dic
         environment["MNIST_DIST_MODULES"] = " ".join(site.modules)
     if site.network_interface:
         environment["MNIST_DIST_INTERFACE"] = site.network_interface
+    if site.gpu_flag == "gres":
+        environment["MNIST_DIST_GPU_FLAG"] = "gres"
     if container:
         environment["MNIST_DIST_CONTAINER"] = container
         environment["MNIST_DIST_CONTAINER_RUNTIME"] = site.container_runtime
@@ -104,6 +108,14 @@ def sbatch_flags(site: Site) -> list[str]:
         "time": site.time,
     }
     return [f"--{name}={value}" for name, value in named.items() if value] + site.sbatch_flags
+
+
+def gpu_flag(site: Site, per_node: int) -> str:
+    """Returns how a job of as many tasks asks for this many GPUs of each node."""
+    kind = f"{site.gpu_type}:" if site.gpu_type else ""
+    if site.gpu_flag == "gpus-per-task":
+        return f"--gpus-per-task={kind}1"
+    return f"--gres=gpu:{kind}{per_node}" if site.gpu_flag == "gres" else f"--gpus-per-node={kind}{per_node}"
 
 
 def _text_of(path: Path) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mnist_dist.errors import UserError, nearest
-from mnist_dist.slurm.site import Site, sbatch_flags
+from mnist_dist.slurm.site import Site, gpu_flag, sbatch_flags
 from mnist_dist.strategies import BASELINE, STRATEGIES, beside_the_baseline, either, with_processes
 
 SCRIPTS = Path(__file__).resolve().parent
@@ -150,7 +150,7 @@ def _job(request: Request, suffix: str, script: str, devices: Sequence[int]) -> 
         *([f"--array=0-{len(devices) - 1}"] if is_array else []),
         *sbatch_flags(request.site),
         *(f"--nodes={nodes}", f"--ntasks-per-node={per_node}"),
-        *([f"--gpus-per-node={per_node}"] if request.gpus else []),
+        *([gpu_flag(request.site, per_node)] if request.gpus else []),
         *([f"--cpus-per-task={cores}"] if cores else []),
         f"--output={log_pattern(request.results)}",
         str(SCRIPTS / f"{script}.sbatch"),

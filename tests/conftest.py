@@ -17,6 +17,7 @@ from mnist_dist.config import DataConfig
 from mnist_dist.data.dataset import Arrays, load_arrays
 from mnist_dist.errors import UserError
 from mnist_dist.runtime import import_tensorflow
+from tests import nvml
 
 # A shell's background jobs ignore it, and so would the programs that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -71,6 +72,18 @@ def tiny_mnist(arrays: Arrays, tmp_path_factory: pytest.TempPathFactory) -> Path
         y_test=arrays.test_labels[:500],
     )
     return file
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a driver's library for hosts that have no GPU; see tests/nvml.py."""
+    pytest.importorskip("pynvml", reason="needs nvidia-ml-py")
+    if any(Path("/proc/driver/nvidia/gpus").glob("*")):
+        pytest.skip("this host has a GPU")
+    folder = nvml.build(tmp_path_factory.mktemp("driver"))
+    if folder is None:
+        pytest.skip("this host has no compiler to stand in for a driver")
+    return folder
 
 
 @pytest.fixture

@@ -78,6 +78,31 @@ def test_slurm(script: str | None, status: str, detail: str, tmp_path: Path, mon
     assert list(doctor.check_slurm()) == [Finding("Slurm", status, detail)]
 
 
+BUILD = {"cuda_compute_capabilities": ["sm_60", "sm_70", "sm_80", "sm_89", "compute_90"]}
+
+
+@pytest.mark.parametrize(
+    ("capability", "cudnn", "problem"),
+    [
+        ((9, 0), "9.28.0.42", None),
+        ((12, 0), "9.28.0.42", None),
+        ((7, 5), "9.28.0.42", None),
+        ((7, 0), "9.10.2.21", None),
+        ((7, 0), "9.28.0.42", "cuDNN 9.28.0.42 begins at 7.5; `pip install 'nvidia-cudnn-cu12<9.11'`"),
+        ((3, 7), None, "TensorFlow's kernels begin at 6.0"),
+        ((7, 0), None, None),  # cuDNN comes from elsewhere.
+        ((), "9.28.0.42", None),
+    ],
+)
+def test_gpus_that_are_too_old(capability: tuple[int, ...], cudnn: str | None, problem: str | None) -> None:
+    assert doctor.outdated_gpu(capability, BUILD, cudnn) == problem
+
+
+def test_the_installed_tensorflow_says_for_which_gpus_it_is_built(tf: ModuleType) -> None:
+    build = tf.sysconfig.get_build_info()
+    assert doctor.outdated_gpu((1, 0), build, None) or not build["is_cuda_build"]
+
+
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, small_disk: Path) -> None:
     assert [finding.status for finding in doctor.check_disk()] == [OK]
     monkeypatch.chdir(small_disk)

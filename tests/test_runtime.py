@@ -1,4 +1,6 @@
+import argparse
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -8,6 +10,7 @@ from types import ModuleType
 import pytest
 
 import mnist_dist
+from mnist_dist import doctor, runtime
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.runtime import (
     Decision,
@@ -19,6 +22,7 @@ from mnist_dist.runtime import (
     find_device,
     import_tensorflow,
 )
+from tests import nvml
 
 REPOSITORY = Path(mnist_dist.__file__).parent.parent
 H100 = Device("GPU", "NVIDIA H100", (9, 0))
@@ -191,3 +195,50 @@ def test_a_failing_import_tells_why(tmp_path: Path) -> None:
 
 def test_tensorflow_is_imported_once(tf: ModuleType) -> None:
     assert import_tensorflow() is tf
+
+
+TRAIN = """
+import os
+from mnist_dist.config import RuntimeConfig
+from mnist_dist.errors import UserError
+from mnist_dist.runtime import configure_runtime
+try:
+    print(configure_runtime(RuntimeConfig(strategy="single"), 0).device.kind, os.environ["CUDA_DEVICE_ORDER"])
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_gpu_that_tensorflow_does_not_find_ends_the_run_with_its_reason(driver: Path) -> None:
+    """The driver's library is made up, and TensorFlow is the real one, which looks for the real driver."""
+    visible = python(TRAIN, **nvml.environment(driver)).stdout
+    assert visible.count("\n") == 1
+    assert visible.startswith("runtime.devices: NVIDIA's driver shows 2 GPUs, but TensorFlow finds none (")
+    reason = visible.partition("(")[2].partition("); ")[0]
+    assert re.search("cuda|gpu", reason, re.IGNORECASE) and "does not say" not in reason, reason
+    assert "`pip install 'mnist-dist[gpu]'`" in visible and "CUDA_VISIBLE_DEVICES=-1" in visible
+    hidden = python(TRAIN, **nvml.environment(driver, CUDA_VISIBLE_DEVICES="-1"))
+    assert hidden.stdout == "CPU PCI_BUS_ID\n", hidden.stderr
+
+
+@pytest.mark.parametrize("command", ["predict", "export", "evaluate", "doctor"])
+def test_commands_take_one_device(command: str, tf: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything computes: without it TensorFlow takes nearly all memory of all GPUs."""
+    import mnist_dist.__main__ as program
+
+    class SelectedError(Exception):
+        pass
+
+    def select(*which: int) -> None:
+        raise SelectedError(which)
+
+    monkeypatch.setattr(runtime, "select_devices", select)
+    calls = {
+        "predict": lambda: program.run_predict(argparse.Namespace()),
+        "export": lambda: program.load_run(Path("nowhere")),
+        "evaluate": lambda: program.load_run(Path("nowhere")),
+        "doctor": lambda: list(doctor.check_devices()),
+    }
+    with pytest.raises(SelectedError, match=r"^\(\)$"):
+        calls[command]()

@@ -304,7 +304,8 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _images_per_joule(records: Sequence[Record], images_per_second: Estimate | None) -> float | None:
-    watts = [record.telemetry.power_watts for record in records if record.telemetry]
+    told = (record.telemetry.power_watts for record in records if record.telemetry)
+    watts = [each for each in told if each is not None]
     if images_per_second is None or not watts or min(watts) <= 0:
         return None
     return images_per_second.value / float(np.mean(watts))

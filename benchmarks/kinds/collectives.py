@@ -48,6 +48,7 @@ class Message(Fields):
 
 class Messages(Measurements):
     messages: list[Message]
+    backend: str | None = Field(None, description="What summed them: NCCL, gRPC, Gloo, MPI or memory.")
 
 
 class Collectives(WorkerKind):
@@ -89,7 +90,7 @@ class Collectives(WorkerKind):
             seconds = all_gather(strategy, [each.seconds / each.count for each in timings]).tolist()
             cycles = [each.cycle for each in timings]
             messages.append({"bytes": int(name), "calls": 1, "seconds": seconds, "cycles": cycles})
-        return {"messages": messages}
+        return {"messages": messages, "backend": strategy.backend}
 
     def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:
         """The rate is that of all-reduces, as the geometric mean over the message sizes of all runs."""

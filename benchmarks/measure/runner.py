@@ -207,6 +207,13 @@ class _Start:
         except (OSError, ValueError, TypeError, LookupError, UserError) as error:
             reason = one_line(f"it ended well, but left no whole result: {error!r}")
             return Outcome(End("failed", reason, end.tail), config=self._config)
+        gpus, device = self._run.study.machine.gpus, str(measurements.get("device", ""))
+        if gpus and device.upper().startswith("CPU"):
+            reason = one_line(
+                f"it computed on the {device}, where the study counts {gpus} GPUs; see `mnist-dist doctor`"
+            )
+            end = End("failed", reason, end.tail)
+            return Outcome(end, None, hosts, self._config)
         return Outcome(End("ok"), measurements, hosts, self._config)
 
 
@@ -266,6 +273,7 @@ def launch_command(command: Sequence[str], study: Study, case: Case) -> list[str
     # A job that runs its tasks in containers says how; slurm/lib.sh writes both as words of a shell.
     container_flags = shlex.split(os.environ.get("MNIST_DIST_SRUN_FLAGS", ""))
     python = shlex.split(os.environ.get("MNIST_DIST_TASK_PYTHON", "")) or [sys.executable]
+    gpu_flag = "--gres=gpu:" if os.environ.get("MNIST_DIST_GPU_FLAG") == "gres" else "--gpus-per-node="
     task = [*python, *command[1:]] if command[0] == sys.executable else command
     return [
         # Others of the round have steps on the same cores and GPUs, and wait.
@@ -273,7 +281,7 @@ def launch_command(command: Sequence[str], study: Study, case: Case) -> list[str
         *("--kill-on-bad-exit=1", "--wait=20"),  # Ranks end together: one that does not is on a lost node.
         *(f"--nodes={case.hosts}", f"--ntasks={ranks}", f"--ntasks-per-node={ranks // case.hosts}"),
         f"--cpus-per-task={cores}",
-        *([f"--gpus-per-node={case.devices // case.hosts}"] if study.machine.gpus else []),
+        *([f"{gpu_flag}{case.devices // case.hosts}"] if study.machine.gpus else []),
         *container_flags,
         *task,
     ]

@@ -180,7 +180,7 @@ def plan_cases(suite: Suite, machine: Machine, narrowing: Narrowing = Narrowing(
     for block, of_block in zip(suite.blocks, counts, strict=True):
         for case in _expand(block, suite, machine, narrowing, of_block, cores_per_device, all_cores):
             repeats = narrowing.repeats or block.repeats or suite.repeats
-            variants, seconds = _variants(block, case)
+            variants, seconds = _variants(block, case, machine)
             before = planned.get(case.case_id)
             if before is None or before.repeats < repeats:
                 planned[case.case_id] = PlannedCase(case, repeats, skip_reason(case, machine), variants, seconds)
@@ -291,10 +291,10 @@ def _expand(
                 )
 
 
-def _variants(block: Block, case: Case) -> tuple[tuple[str, ...], float]:
-    """Returns what of a case is measured in turns, and for how long altogether."""
+def _variants(block: Block, case: Case, machine: Machine) -> tuple[tuple[str, ...], float]:
+    """Returns what of a case is measured in turns, and for how long altogether; a GPU trains too fast for a rate."""
     of_kind = kind(case.kind)
-    seconds = of_kind.measuring_seconds(case) or (ABLATION_SECONDS if block.ablations else 0.0)
+    seconds = of_kind.measuring_seconds(case) or (ABLATION_SECONDS if block.ablations or machine.gpus else 0.0)
     variants = of_kind.variants + (of_kind.ablations(case) if block.ablations else ())
     return (variants, seconds * len(variants)) if seconds else ((), 0.0)
 

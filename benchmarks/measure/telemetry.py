@@ -10,15 +10,38 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mnist_dist.benchmarks.records.environment import open_nvml
-from mnist_dist.benchmarks.records.record import Telemetry
+from mnist_dist.benchmarks.records.record import GpuTelemetry, Telemetry
+from mnist_dist.gpus import Nvml, open_nvml
 
 POWERCAP = Path("/sys/class/powercap")
+
+
+# What holds a GPU's clock down: bits of the moment (nvmlClocksThrottleReason...), and counters of the time.
+REASONS = {"power": 0x04, "hardware slowdown": 0x08, "temperature": 0x60, "power brake": 0x80}
+POLICIES = {
+    "power": "NVML_PERF_POLICY_POWER",
+    "temperature": "NVML_PERF_POLICY_THERMAL",
+    "board limit": "NVML_PERF_POLICY_BOARD_LIMIT",
+    "reliability": "NVML_PERF_POLICY_RELIABILITY",
+}
+THROTTLED_SHARE = 0.01  # Of the time, below which a counter does not matter.
+
+
+@dataclass(frozen=True)
+class GpuSample:
+    """A reading of one GPU; `throttled_seconds` and `ecc_errors` are counters."""
+
+    uuid: str | None
+    sm_clock_mhz: float | None
+    temperature_celsius: float | None
+    throttled_by: frozenset[str]
+    throttled_seconds: Mapping[str, float]
+    ecc_errors: int | None
 
 
 @dataclass(frozen=True)
@@ -28,14 +51,15 @@ class Sample:
     Attributes:
         source: of what.
         seconds: of a monotonic clock.
-        joules: since an arbitrary moment.
+        joules: since an arbitrary moment; None where a GPU does not tell.
         utilisation_percent: of the GPUs' mean in the time before; None where it is not known.
     """
 
     source: Literal["nvml", "rapl"]
     seconds: float
-    joules: float
+    joules: float | None
     utilisation_percent: float | None = None
+    gpus: tuple[GpuSample, ...] = ()
 
 
 class Rapl:
@@ -67,38 +91,52 @@ class Rapl:
         return [_number(zone / "energy_uj") for zone in self._zones]
 
 
-class Nvml:
-    """The energy counters of GPUs; before Volta, which has none, their momentary power times the time since.
+class Gpus:
+    """The GPUs' counters; before Volta, which counts no energy, it is the momentary power times the time."""
 
-    Args:
-        pynvml: the module, initialised.
-        handles: of the GPUs.
-    """
-
-    def __init__(self, pynvml: Any, handles: Sequence[Any]) -> None:
-        self._pynvml = pynvml
-        self._handles = handles
-        self._integrated = 0.0
+    def __init__(self, nvml: Nvml, handles: Sequence[Any]) -> None:
+        self._nvml, self._handles = nvml, handles
+        self._integrated = [0.0] * len(handles)
         self._seconds = time.perf_counter()
         self.read()
 
     def read(self) -> Sample:
         seconds = time.perf_counter()
-        try:
-            joules = sum(self._pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in self._handles) / 1e3
-        except self._pynvml.NVMLError_NotSupported:
-            watts = sum(self._pynvml.nvmlDeviceGetPowerUsage(handle) for handle in self._handles) / 1e3
-            self._integrated += watts * (seconds - self._seconds)
-            joules = self._integrated
+        told = [self._joules(index, handle, seconds) for index, handle in enumerate(self._handles)]
+        joules = [each for each in told if each is not None]
         self._seconds = seconds
-        return Sample("nvml", seconds, joules, self._utilisation_percent())
+        rates = [self._nvml.ask("DeviceGetUtilizationRates", handle) for handle in self._handles]
+        percents = [rate.gpu for rate in rates if rate is not None]
+        return Sample(
+            "nvml",
+            seconds,
+            sum(joules) if len(joules) == len(told) else None,
+            sum(percents) / len(percents) if percents else None,
+            tuple(map(self._read_gpu, self._handles)),
+        )
 
-    def _utilisation_percent(self) -> float | None:
-        try:
-            rates = [self._pynvml.nvmlDeviceGetUtilizationRates(handle).gpu for handle in self._handles]
-        except self._pynvml.NVMLError_NotSupported:
+    def _joules(self, index: int, handle: Any, seconds: float) -> float | None:
+        millijoules = self._nvml.ask("DeviceGetTotalEnergyConsumption", handle)
+        if millijoules is not None:
+            return millijoules / 1e3
+        milliwatts = self._nvml.ask("DeviceGetPowerUsage", handle)
+        if milliwatts is None:
             return None
-        return sum(rates) / len(rates)
+        self._integrated[index] += milliwatts / 1e3 * (seconds - self._seconds)
+        return self._integrated[index]
+
+    def _read_gpu(self, handle: Any) -> GpuSample:
+        ask = self._nvml.ask
+        bits = ask("DeviceGetCurrentClocksThrottleReasons", handle) or 0
+        violations = {name: ask("DeviceGetViolationStatus", handle, policy) for name, policy in POLICIES.items()}
+        return GpuSample(
+            ask("DeviceGetUUID", handle),
+            ask("DeviceGetClockInfo", handle, "NVML_CLOCK_SM"),
+            ask("DeviceGetTemperature", handle, "NVML_TEMPERATURE_GPU"),
+            frozenset(name for name, mask in REASONS.items() if bits & mask),
+            {name: each.violationTime / 1e9 for name, each in violations.items() if each is not None},
+            ask("DeviceGetTotalEccErrors", handle, "NVML_MEMORY_ERROR_TYPE_UNCORRECTED", "NVML_VOLATILE_ECC"),
+        )
 
 
 @contextlib.contextmanager
@@ -129,24 +167,48 @@ def summarize(turns: Sequence[tuple[Sample, Sample]]) -> Telemetry | None:
     seconds = sum(after.seconds - before.seconds for before, after in turns)
     if not seconds:
         return None
-    joules = sum(after.joules - before.joules for before, after in turns)
+    told = [(before.joules, after.joules) for before, after in turns]
+    spent = [after - before for before, after in told if before is not None and after is not None]
+    joules = sum(spent) if len(spent) == len(turns) else None
     busy = [after.utilisation_percent for _, after in turns if after.utilisation_percent is not None]
     return Telemetry(
         source=turns[0][0].source,
         seconds=seconds,
         energy_joules=joules,
-        power_watts=joules / seconds,
+        power_watts=None if joules is None else joules / seconds,
         gpu_utilisation_percent=sum(busy) / len(busy) if busy else None,
+        gpus=tuple(
+            _summarize_gpu([(before.gpus[index], after.gpus[index]) for before, after in turns], seconds)
+            for index in range(len(turns[0][0].gpus))
+        ),
     )
 
 
-def _open_source(stack: contextlib.ExitStack, gpus: int | None, powercap: Path) -> Nvml | Rapl | None:
+def _summarize_gpu(turns: Sequence[tuple[GpuSample, GpuSample]], seconds: float) -> GpuTelemetry:
+    ends = [after for _, after in turns]
+    clocks = [each.sm_clock_mhz for each in ends if each.sm_clock_mhz is not None]
+    temperatures = [each.temperature_celsius for each in ends if each.temperature_celsius is not None]
+    first, last = turns[0][0].ecc_errors, ends[-1].ecc_errors
+    held_seconds = {
+        name: sum(
+            after.throttled_seconds.get(name, 0) - before.throttled_seconds.get(name, 0) for before, after in turns
+        )
+        for name in POLICIES
+    }
+    held = {name for name, time_held in held_seconds.items() if time_held > THROTTLED_SHARE * seconds}
+    return GpuTelemetry(
+        uuid=ends[-1].uuid,
+        sm_clock_mhz=sum(clocks) / len(clocks) if clocks else None,
+        temperature_celsius=max(temperatures, default=None),
+        throttled_by=tuple(sorted(held.union(*(each.throttled_by for each in ends)))),
+        ecc_errors=None if first is None or last is None else max(last - first, 0),
+    )
+
+
+def _open_source(stack: contextlib.ExitStack, gpus: int | None, powercap: Path) -> Gpus | Rapl | None:
     nvml = stack.enter_context(open_nvml())
-    if nvml is not None and nvml[1]:
-        pynvml, handles = nvml
-        with contextlib.suppress(pynvml.NVMLError):
-            return Nvml(pynvml, handles[:gpus])
-        return None
+    if nvml is not None and nvml.handles:
+        return Gpus(nvml, nvml.handles[:gpus])
     with contextlib.suppress(OSError, ValueError):
         return Rapl(powercap)
     return None

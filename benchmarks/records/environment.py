@@ -18,6 +18,7 @@ from typing import Any, Literal
 import mnist_dist
 from mnist_dist.benchmarks.records.record import Git, Gpu, Hardware, Identity
 from mnist_dist.cpuinfo import cpu_name
+from mnist_dist.gpus import Nvml, open_nvml
 from mnist_dist.packages import TENSORFLOW, find_package
 
 CODE_FOLDER = Path(mnist_dist.__file__).resolve().parents[1]  # A checkout, or site-packages.
@@ -93,7 +94,7 @@ def identity(
 @functools.cache
 def find_hardware() -> Hardware:
     """Returns what this process may use on its host; asked once, as none of it changes while a process lives."""
-    gpus, driver = _gpus_through_nvml() or _gpus_through_nvidia_smi() or ((), None)
+    gpus, driver = _find_gpus()
     return Hardware(
         architecture=platform.machine(),
         cpu_model=cpu_name(),
@@ -186,90 +187,30 @@ def usable_memory_bytes(
     return min(limits, default=0)
 
 
-def visible_gpus(uuids: Sequence[str], environment: Mapping[str, str]) -> list[int]:
-    """Returns the indices of the GPUs that CUDA_VISIBLE_DEVICES leaves, in its order; all without it.
-
-    Args:
-        uuids: of all GPUs of the host, by index.
-    """
-    if "CUDA_VISIBLE_DEVICES" not in environment:
-        return list(range(len(uuids)))
-    visible: list[int] = []
-    for name in (part.strip() for part in environment["CUDA_VISIBLE_DEVICES"].split(",")):
-        found = [index for index, uuid in enumerate(uuids) if name == str(index) or (name and uuid.startswith(name))]
-        if not found:  # CUDA, too, ignores what follows a name that it does not know.
-            break
-        visible += found[:1]
-    return visible
-
-
-@contextlib.contextmanager
-def open_nvml(environment: Mapping[str, str] = os.environ) -> Iterator[tuple[Any, list[Any]] | None]:
-    """Yields the module pynvml and a handle of each visible GPU while NVML is open, or None where there is no NVML."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # The package or the driver is missing, or they do not fit together.
-        yield None
-        return
-    try:
-        yield pynvml, _visible_handles(pynvml, environment)
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _visible_handles(pynvml: Any, environment: Mapping[str, str]) -> list[Any]:
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        uuids = [_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
-    except pynvml.NVMLError:  # Of a GPU that fell off its bus, or that this user may not see.
-        return []
-    return [handles[index] for index in visible_gpus(uuids, environment)]
-
-
-def _gpus_through_nvml() -> tuple[tuple[Gpu, ...], str] | None:
+def _find_gpus() -> tuple[tuple[Gpu, ...], str | None]:
+    """Returns the visible GPUs and the version of their driver."""
     with open_nvml() as nvml:
         if nvml is None:
-            return None
-        pynvml, handles = nvml
-        gpus = tuple(
-            Gpu(name=_text(pynvml.nvmlDeviceGetName(handle)), memory_bytes=_memory_bytes(pynvml, handle))
-            for handle in handles
-        )
-        return gpus, _text(pynvml.nvmlSystemGetDriverVersion())
+            return (), None
+        return tuple(_describe_gpu(nvml, handle) for handle in nvml.handles), nvml.ask("SystemGetDriverVersion")
 
 
-def _memory_bytes(pynvml: Any, handle: Any) -> int:
-    """Returns a GPU's own memory; 0 where it shares the host's."""
-    try:
-        return int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-    except pynvml.NVMLError_NotSupported:
-        return 0
-
-
-def _text(name: str | bytes) -> str:
-    """pynvml returned bytes until version 11.5."""
-    return name.decode() if isinstance(name, bytes) else name
-
-
-def _gpus_through_nvidia_smi() -> tuple[tuple[Gpu, ...], str] | None:
-    query = ["nvidia-smi", "--query-gpu=uuid,memory.total,driver_version,name", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return parse_nvidia_smi(done.stdout, os.environ)
-
-
-def parse_nvidia_smi(output: str, environment: Mapping[str, str]) -> tuple[tuple[Gpu, ...], str] | None:
-    """Reads lines of uuid, memory in MiB, driver and name; None where there is no GPU among them."""
-    rows = [[part.strip() for part in line.split(",", maxsplit=3)] for line in output.splitlines()]
-    rows = [row for row in rows if len(row) == 4 and row[1].isdigit()]
-    if not rows:
-        return None
-    visible = [rows[index] for index in visible_gpus([row[0] for row in rows], environment)]
-    return tuple(Gpu(name=name, memory_bytes=int(memory) * 2**20) for _, memory, _, name in visible), rows[0][2]
+def _describe_gpu(nvml: Nvml, handle: Any) -> Gpu:
+    whole = nvml.ask("DeviceGetDeviceHandleFromMigDeviceHandle", handle)  # None if it is no part of a GPU.
+    milliwatts = nvml.ask("DeviceGetEnforcedPowerLimit", handle)
+    pci, ecc = nvml.ask("DeviceGetPciInfo", whole or handle), nvml.ask("DeviceGetEccMode", whole or handle)
+    bus = pci and pci.busId
+    return Gpu(
+        name=nvml.ask("DeviceGetName", handle) or "GPU",
+        memory_bytes=int(getattr(nvml.ask("DeviceGetMemoryInfo", handle), "total", 0)),
+        uuid=nvml.ask("DeviceGetUUID", handle),
+        pci_id=bus.decode() if isinstance(bus, bytes) else bus,
+        power_limit_watts=None if milliwatts is None else milliwatts / 1e3,
+        max_sm_clock_mhz=nvml.ask("DeviceGetMaxClockInfo", handle, "NVML_CLOCK_SM"),
+        max_memory_clock_mhz=nvml.ask("DeviceGetMaxClockInfo", handle, "NVML_CLOCK_MEM"),
+        ecc=None if ecc is None else bool(ecc[0]),
+        mig=whole is not None,
+    )
 
 
 def _cgroup_folders(cgroup: Path, membership: Path, controller: str) -> Iterator[Path]:

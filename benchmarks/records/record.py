@@ -55,8 +55,17 @@ Json = Annotated[dict[str, Any], AfterValidator(_check_numbers)]
 
 
 class Gpu(Section):
+    """A GPU, or a part of one (MIG). Null is what its driver does not tell."""
+
     name: str
-    memory_bytes: NonNegativeInt
+    memory_bytes: NonNegativeInt = Field(description="0 where it shares the host's.")
+    uuid: str | None = None
+    pci_id: str | None = None
+    power_limit_watts: NonNegativeFloat | None = None
+    max_sm_clock_mhz: NonNegativeInt | None = None
+    max_memory_clock_mhz: NonNegativeInt | None = None
+    ecc: bool | None = None
+    mig: bool | None = Field(None, description="Whether it is a part.")
 
 
 class Hardware(Section):
@@ -93,12 +102,23 @@ class Identity(Section):
     config: Json = Field(description="The complete configuration of the training run.")
 
 
+class GpuTelemetry(Section):
+    """How a GPU was while a case had its turns. Null is what its driver does not tell."""
+
+    uuid: str | None
+    sm_clock_mhz: NonNegativeFloat | None = Field(description="Mean of the ends of turns.")
+    temperature_celsius: NonNegativeFloat | None = Field(description="The highest at the end of a turn.")
+    throttled_by: Strings = Field(description="What held its clock down for more than 1 % of the time, or at an end.")
+    ecc_errors: NonNegativeInt | None = Field(description="Uncorrected ones, from the first turn to the last.")
+
+
 class Telemetry(Section):
     source: Literal["nvml", "rapl"]
     seconds: NonNegativeFloat = Field(description="Over which energy was metered: the turns of the case.")
-    energy_joules: NonNegativeFloat
-    power_watts: NonNegativeFloat = Field(description="Mean over the turns.")
+    energy_joules: NonNegativeFloat | None = Field(description="Null where a GPU does not tell its own.")
+    power_watts: NonNegativeFloat | None = Field(description="Mean over the turns.")
     gpu_utilisation_percent: NonNegativeFloat | None
+    gpus: Annotated[tuple[GpuTelemetry, ...], Field(strict=False)] = ()
 
 
 class Turns(Section):

@@ -131,6 +131,7 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
     yield from _unstable_caveats(summaries, name)
     for summary in summaries:
         yield from _cluster_caveats(summary, name)
+    yield from _gpu_caveats(summaries, name)
     restless = [each for each in summaries if any(map(_is_restless, each.records))]
     if restless:
         yield Caveat(
@@ -167,6 +168,21 @@ def _is_restless(record: Record) -> bool:
     """Whether a case computed while others of its round had the turn."""
     turns = record.turns
     return turns is not None and turns.contenders > 1 and turns.waiting_cores > MOST_WAITING_CORES
+
+
+def _gpu_caveats(summaries: Sequence[CaseSummary], name: Namer) -> Iterator[Caveat]:
+    """Names the GPUs that were not as fast, or as sound, as they could be."""
+    found: dict[str, list[CaseSummary]] = {}
+    for summary in summaries:
+        telemetry = [record.telemetry for record in summary.records if record.telemetry]
+        for gpu in (gpu for each in telemetry for gpu in each.gpus):
+            problems = [f"was throttled by {cause}" for cause in gpu.throttled_by]
+            problems += ["had uncorrected ECC errors"] if gpu.ecc_errors else []
+            for problem in problems:
+                of_gpu = found.setdefault(f"{gpu.uuid or 'of unknown UUID'} {problem}", [])
+                of_gpu += [summary] if summary not in of_gpu else []
+    for text, affected in found.items():
+        yield Caveat(f"GPU {text} in {_list(affected, name)}.")
 
 
 def _list(summaries: Sequence[CaseSummary], name: Namer) -> str:

@@ -175,9 +175,10 @@ def install(mpi: bool = False, wheel_dir: Path | None = None, force: bool = Fals
         _pip(["install", *RUNTIME_PACKAGES], log)
         _pip(["install", "--no-deps", "--force-reinstall", str(wheel)], log)
     _say(f"Installed {wheel}")
-    seconds = prove_two_ranks()
+    seconds, with_nccl = prove_two_ranks()
     what = f"Horovod {VERSION} ({variant}) on TensorFlow {version}"
-    print(f"{what}: two ranks all-reduced correctly in {seconds:.0f} s", flush=True)
+    untried = "; NCCL was not tried, which takes two GPUs" if nccl and not with_nccl else ""
+    print(f"{what}: two ranks all-reduced correctly in {seconds:.0f} s{untried}", flush=True)
 
 
 def default_wheel_dir() -> Path:
@@ -192,7 +193,9 @@ def wheel_key(tensorflow: str, nccl: Mapping[str, str], mpi_compiler: Path | Non
     parts = ["horovod", VERSION, f"patch{PATCH_VERSION}", tensorflow, str(sysconfig.get_config_var("SOABI"))]
     parts += ["".join(platform.libc_ver()), "gloo", *(["nccl"] if nccl else []), *(["mpi"] if mpi_compiler else [])]
     if nccl or mpi_compiler:
-        parts.append(hashlib.sha256(repr((sorted(nccl.items()), mpi_compiler)).encode()).hexdigest()[:8])
+        cuda, header = Path(nccl.get("HOROVOD_CUDA_HOME", "")), Path(nccl.get("HOROVOD_NCCL_INCLUDE", ""), "nccl.h")
+        versions = cuda_version(cuda), [_defined(header, f"NCCL_{part}") for part in ("MAJOR", "MINOR", "PATCH")]
+        parts.append(hashlib.sha256(repr((sorted(nccl.items()), versions, mpi_compiler)).encode()).hexdigest()[:8])
     return "-".join(parts)
 
 
@@ -207,8 +210,19 @@ def find_nccl() -> dict[str, str]:
     nvcc = _which("nvcc")
     homes = [*_folders("HOROVOD_CUDA_HOME", "CUDA_HOME"), *([nvcc.resolve().parents[1]] if nvcc else [])]
     complete = [home for home in (*homes, Path("/usr/local/cuda")) if (home / "include/cuda_runtime.h").exists()]
-    cuda = next((home for home in complete if (home / "bin/nvcc").exists()), None)
+    wanted, capabilities = tensorflow_cuda()
+    cuda = None
+    for home in dict.fromkeys(home for home in complete if (home / "bin/nvcc").exists()):
+        if cuda_version(home) // 1000 == wanted:
+            cuda = cuda or home
+        else:
+            _say(f"CUDA {cuda_version(home) // 1000} in {home} does not fit TensorFlow, which has CUDA {wanted}.")
     if cuda is None:
+        if shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists():
+            _say(
+                f"Warning: no compiler of CUDA {wanted} was found, so this Horovod is for CPUs alone and refuses GPUs; "
+                "install a toolkit, or name one with HOROVOD_CUDA_HOME, and build with --force."
+            )
         return {}
     pip_folder = Path(sysconfig.get_path("purelib"), "nvidia", "nccl")
     for root in (*_folders("HOROVOD_NCCL_HOME"), cuda, pip_folder, Path("/usr")):
@@ -217,13 +231,37 @@ def find_nccl() -> dict[str, str]:
         header = root / "include" / "nccl.h"
         if libraries and header.exists():
             nccl = {"HOROVOD_NCCL_INCLUDE": str(header.parent), "HOROVOD_NCCL_LIB": str(libraries[0])}
+            nccl["HOROVOD_BUILD_CUDA_CC_LIST"] = os.environ.get("HOROVOD_BUILD_CUDA_CC_LIST") or capabilities
             return {"HOROVOD_GPU_OPERATIONS": "NCCL", "HOROVOD_CUDA_HOME": str(cuda), **nccl}
     _say(f"Found CUDA in {cuda} but no NCCL, so this is for CPUs; for GPUs run `pip install nvidia-nccl-cu12` first.")
     return {}
 
 
-def prove_two_ranks() -> float:
-    """Lets two processes all-reduce a vector over 127.0.0.1 and returns how many seconds that took.
+def tensorflow_cuda() -> tuple[int, str]:
+    """Returns for which CUDA the installed TensorFlow is built, 0 for none, and the capabilities, as in "80,90"."""
+    spec = importlib.util.find_spec("tensorflow")
+    try:
+        text = Path(str(spec and spec.origin)).with_name("python").joinpath("platform", "build_info.py").read_text()
+    except OSError:
+        return 0, ""
+    version = re.search(r"'cuda_version', '(\d+)", text)
+    return int(version[1]) if version else 0, ",".join(re.findall(r"'(?:sm|compute)_(\d+)'", text))
+
+
+def cuda_version(home: Path) -> int:
+    """Returns that of a toolkit, such as 12050 for 12.5; 0 where it does not say."""
+    return _defined(home / "include" / "cuda_runtime_api.h", "CUDART_VERSION")
+
+
+def _defined(header: Path, name: str) -> int:
+    with contextlib.suppress(OSError):
+        if found := re.search(rf"^#define +{name} +(\d+)", header.read_text(errors="replace"), re.MULTILINE):
+            return int(found[1])
+    return 0
+
+
+def prove_two_ranks() -> tuple[float, bool]:
+    """Lets two processes all-reduce a vector over 127.0.0.1; returns how many seconds that took, and whether by NCCL.
 
     Raises:
         BuildError: a rank failed, got a wrong sum, or was not done within two minutes.
@@ -255,7 +293,9 @@ def prove_two_ranks() -> float:
             last = (outputs[guilty].read().decode(errors="replace").split("\n")[-2:] or [""])[0]
             state = f"not done after {PROOF_SECONDS:.0f} s" if states[guilty] is None else f"status {states[guilty]}"
             raise BuildError(f"install-horovod: test rank {guilty} of 2 failed ({state}): {last.strip()[:300]}")
-    return time.monotonic() - started
+        outputs[0].seek(0)
+        with_nccl = b"\nwith NCCL\n" in b"\n" + outputs[0].read()
+    return time.monotonic() - started, with_nccl
 
 
 def run_rank() -> None:
@@ -265,7 +305,8 @@ def run_rank() -> None:
 
     hvd.init()
     gpus = tf.config.list_physical_devices("GPU") if hvd.nccl_built() else []
-    tf.config.set_visible_devices([gpus[hvd.rank()]] if len(gpus) >= hvd.size() else [], "GPU")
+    with_nccl = len(gpus) >= hvd.size()
+    tf.config.set_visible_devices([gpus[hvd.rank()]] if with_nccl else [], "GPU")
 
     @tf.function(autograph=False)
     def reduce(vector: tf.Tensor) -> tf.Tensor:
@@ -274,6 +315,7 @@ def run_rank() -> None:
     vector = tf.range(1000, dtype=tf.float32)
     if hvd.size() != 2 or not bool(tf.reduce_all(reduce(vector * (hvd.rank() + 1.0)) == 3.0 * vector)):
         raise SystemExit(f"{hvd.size()} ranks all-reduced a vector to a wrong sum")
+    print("with NCCL" if with_nccl else "on the CPU", flush=True)
     hvd.shutdown()
 
 

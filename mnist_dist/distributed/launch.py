@@ -28,6 +28,7 @@ from mnist_dist.distributed.preemption import SIGNALS, catchable
 from mnist_dist.distributed.rollcall import roll_call
 from mnist_dist.distributed.watchdog import EXIT_LOST_RANKS, HEARTBEAT_VARIABLE
 from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, TrainingError
+from mnist_dist.gpus import own_gpu
 from mnist_dist.strategies import STRATEGIES
 
 GRACE_SECONDS = 2.0  # For the survivors of a dead rank to print their own view, before they are killed.
@@ -73,7 +74,7 @@ def join_ranks(cluster: Cluster, config: RuntimeConfig) -> Iterator[None]:
         if cluster.launcher != "horovodrun":  # It has its own roll call and rendezvous.
             if cluster.is_chief and cluster.launcher != "mnist-dist":
                 stack.enter_context(strategy.rendezvous(cluster))
-            address = roll_call(cluster, config.join_timeout_seconds)
+            address = roll_call(cluster, config.join_timeout_seconds, own_gpu(cluster.local_rank))
             strategy.prepare_rank(cluster, address, config.join_timeout_seconds)
         yield
 

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-WINDOW_SECONDS = 0.2  # Of a window of a run that only measures, about.
+AGREEMENT_SECONDS = 0.2  # Between two agreements, about; the length of a window of a run that only measures.
 
 
 def train(config: Config, workdir: Path, resume: bool = False) -> dict[str, Any]:
@@ -257,6 +257,7 @@ def train_steps_to_the_end(
     first_call = True
     signalled = time_is_up = False
     window = 1 if config.training.measure_seconds else config.runtime.steps_per_call
+    agreement_step = 0
     while progress.step < plan.total_steps and not signalled and not time_is_up:
         count = min(window, steps_until_due(actions, progress.step, plan.total_steps))
         # The first alone, so that compiling is timed apart.
@@ -275,13 +276,17 @@ def train_steps_to_the_end(
                 session.watchdog.enter(f"{type(action).__name__} after step {progress.step}")
                 with contextlib.nullcontext() if isinstance(action, LogMetrics) else clock.paused():
                     action(progress)
+        if progress.step < agreement_step and not by_turns:  # The same on all ranks.
+            continue
         session.watchdog.enter(f"agreement after step {progress.step}")
         # Ranks that run freely must not show each other's pace in their windows.
         with contextlib.nullcontext() if config.runtime.all_reduce else clock.paused():
             signalled, time_is_up, slowest_step_seconds = agree(session, clock, seconds / count)
         time_is_up |= by_turns  # Measured from here on as the harness says.
+        steps = max(round(AGREEMENT_SECONDS / slowest_step_seconds), 1)
+        agreement_step = progress.step + steps
         if config.training.measure_seconds:  # Windows long enough by time, and enough of them to see them settle.
-            window = min(max(round(WINDOW_SECONDS / slowest_step_seconds), 1), config.runtime.steps_per_call)
+            window = steps
 
 
 def leave_results(
@@ -406,7 +411,13 @@ def make_actions(
         if config.logging.tensorboard:
             writers.append(TensorBoard(session.folder.tensorboard, progress.step, session.console.say))
     actions: list[Action] = [
-        LogMetrics(config.logging.every_steps, writers, rates, config.training.batch_size, plan.steps_per_epoch),
+        LogMetrics(
+            plan.total_steps if config.training.measure_seconds else config.logging.every_steps,  # No bound of windows.
+            writers,
+            rates,
+            config.training.batch_size,
+            plan.steps_per_epoch,
+        ),
     ]
     if config.training.measure_seconds is None:
         actions.append(make_evaluate(session, model, writers))
@@ -487,6 +498,7 @@ def describe_run(session: Session, progress: Progress) -> dict[str, Any]:
         "first_step_seconds": progress.first_step_seconds,
         "strategy": session.config.runtime.strategy,
         "replicas": session.strategy.shard.num_replicas,
+        "all_reduce_backend": session.strategy.backend if session.config.runtime.all_reduce else "none",
         "device": f"{session.runtime.device.kind}, {session.runtime.device.name}",
         "precision": session.runtime.precision.value,
         "xla": session.runtime.xla.value,

@@ -112,7 +112,9 @@ def test_finds_nccl_beside_a_cuda_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
     monkeypatch.setenv("HOROVOD_NCCL_HOME", str(tmp_path / "nccl"))
     touch(tmp_path / "cuda/bin/nvcc")
+    monkeypatch.delenv("HOROVOD_BUILD_CUDA_CC_LIST", raising=False)
     touch(tmp_path / "cuda/include/cuda_runtime.h")
+    touch(tmp_path / "cuda/include/cuda_runtime_api.h", "#define CUDART_VERSION  12060\n")
     touch(tmp_path / "nccl/include/nccl.h")
     assert horovod_build.find_nccl().get("HOROVOD_NCCL_INCLUDE") != str(tmp_path / "nccl/include")  # No library.
     library = touch(tmp_path / "nccl/lib/libnccl.so.2")
@@ -122,6 +124,7 @@ def test_finds_nccl_beside_a_cuda_compiler(tmp_path, monkeypatch):
         "HOROVOD_CUDA_HOME": str(tmp_path / "cuda"),
         "HOROVOD_NCCL_INCLUDE": str(tmp_path / "nccl/include"),
         "HOROVOD_NCCL_LIB": str(library),
+        "HOROVOD_BUILD_CUDA_CC_LIST": horovod_build.tensorflow_cuda()[1],
     }
     monkeypatch.setenv("LDFLAGS", "-Wl,-O1")
     environment = horovod_build.build_environment(found, False, tmp_path)
@@ -129,6 +132,57 @@ def test_finds_nccl_beside_a_cuda_compiler(tmp_path, monkeypatch):
     assert (Path(environment["HOROVOD_NCCL_LIB"]) / "libnccl.so").resolve() == library
     monkeypatch.setenv("HOROVOD_GPU_OPERATIONS", "")
     assert horovod_build.find_nccl() == {}
+
+
+def test_cuda_is_that_of_tensorflow(tf, tmp_path, monkeypatch, capsys):
+    """A toolkit of another major version would link libraries that TensorFlow and older drivers do not have."""
+    build = tf.sysconfig.get_build_info()
+    wanted, capabilities = horovod_build.tensorflow_cuda()
+    assert wanted == int(build["cuda_version"].split(".")[0])
+    assert capabilities.split(",") == [name.partition("_")[2] for name in build["cuda_compute_capabilities"]]
+    for name in ("HOROVOD_GPU_OPERATIONS", "HOROVOD_NCCL_HOME", "HOROVOD_CUDA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path / "tools"))
+    touch(tmp_path / "tools/nvidia-smi").chmod(0o755)
+    for name in ("bin/nvcc", "include/cuda_runtime.h", "include/nccl.h", "lib/libnccl.so"):
+        touch(tmp_path / name)
+    touch(tmp_path / "include/cuda_runtime_api.h", f"#define CUDART_VERSION  {wanted + 1}000\n")
+    if Path("/usr/local/cuda").exists():
+        pytest.skip("this host has a toolkit of its own")
+    assert horovod_build.find_nccl() == {}
+    said = capsys.readouterr().err
+    assert f"CUDA {wanted + 1} in {tmp_path} does not fit TensorFlow, which has CUDA {wanted}." in said
+    assert (
+        f"Warning: no compiler of CUDA {wanted} was found, so this Horovod is for CPUs alone and refuses GPUs" in said
+    )
+
+    touch(tmp_path / "include/cuda_runtime_api.h", f"#define CUDART_VERSION  {wanted}050\n")
+    found = horovod_build.find_nccl()
+    assert found["HOROVOD_CUDA_HOME"] == str(tmp_path) and found["HOROVOD_BUILD_CUDA_CC_LIST"] == capabilities
+    keys = [horovod_build.wheel_key("tensorflow-2.21.0", found, None)]
+    for name, text in (
+        ("include/cuda_runtime_api.h", f"#define CUDART_VERSION  {wanted}060\n"),
+        ("include/nccl.h", "#define NCCL_MAJOR 2\n#define NCCL_MINOR 27\n#define NCCL_PATCH 7\n"),
+    ):
+        touch(tmp_path / name, text)  # In the same place, as after an upgrade.
+        keys.append(horovod_build.wheel_key("tensorflow-2.21.0", found, None))
+    monkeypatch.setenv("HOROVOD_BUILD_CUDA_CC_LIST", "90")
+    keys.append(horovod_build.wheel_key("tensorflow-2.21.0", horovod_build.find_nccl(), None))
+    assert len(set(keys)) == 4
+
+
+def test_says_that_nccl_was_not_tried(tmp_path, monkeypatch, capsys):
+    """With fewer than two GPUs the proof runs on the CPU."""
+    nccl = {"HOROVOD_NCCL_LIB": "/a/libnccl.so.2"}
+    monkeypatch.setattr(horovod_build, "find_nccl", lambda: nccl)
+    monkeypatch.setattr(horovod_build, "_pip", lambda *arguments: None)
+    key = horovod_build.wheel_key("-".join(horovod_build._tensorflow()), nccl, None)
+    touch(tmp_path / key / "horovod.whl")
+    for with_nccl in (False, True):
+        monkeypatch.setattr(horovod_build, "prove_two_ranks", lambda tried=with_nccl: (1.0, tried))
+        horovod_build.install(wheel_dir=tmp_path)
+        assert ("NCCL was not tried, which takes two GPUs" in capsys.readouterr().out) == (not with_nccl)
 
 
 def test_the_build_ignores_contrary_variables_and_keeps_the_users(tmp_path, monkeypatch):

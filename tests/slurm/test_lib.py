@@ -53,6 +53,13 @@ def test_each_job_has_a_secret_of_its_own_which_reaches_its_tasks(tmp_path: Path
     assert exported == "ALL"
 
 
+def test_what_the_job_tells_each_of_its_tasks_about_gpus_is_dropped(tmp_path: Path) -> None:
+    """One task that drives all GPUs of the job would get a single one."""
+    script = "export SLURM_GPUS_PER_TASK=1 SLURM_TRES_PER_TASK=cpu=2,gres/gpu=1"
+    script += f"; source {ROOT}/slurm/lib.sh; echo ${{SLURM_GPUS_PER_TASK-unset}} ${{SLURM_TRES_PER_TASK-unset}}"
+    assert run(script, tmp_path) == "unset unset\n"
+
+
 @pytest.mark.parametrize("code", [0, 3, 127, 137])
 def test_the_exit_code_of_what_was_watched(code: int, tmp_path: Path) -> None:
     assert run(f"run_watched bash -c 'exit {code}'; echo $status", tmp_path) == f"{code}\n"

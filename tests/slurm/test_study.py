@@ -17,7 +17,7 @@ import pytest
 from mnist_dist.errors import TrainingError
 from mnist_dist.slurm import scheduler
 from mnist_dist.slurm.scheduler import JobState, Partition, check_partition, count_gpus
-from mnist_dist.slurm.site import load_site
+from mnist_dist.slurm.site import job_environment, load_site
 from mnist_dist.slurm.status import count_results, describe_report
 from mnist_dist.slurm.study import Request, check_strategies, plan_jobs, render_commands, report_command, strategies_on
 from mnist_dist.slurm.submission import Submitted
@@ -59,6 +59,24 @@ def test_a_job_for_each_number_of_devices() -> None:
     assert jobs[1].command[7:10] == ("--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2")
 
 
+@pytest.mark.parametrize(
+    ("settings", "flag"),
+    [
+        ({}, "--gpus-per-node=4"),
+        ({"gpu_type": "a100"}, "--gpus-per-node=a100:4"),
+        ({"gpu_flag": "gres"}, "--gres=gpu:4"),
+        ({"gpu_flag": "gres", "gpu_type": "a100"}, "--gres=gpu:a100:4"),
+        ({"gpu_flag": "gpus-per-task", "gpu_type": "a100"}, "--gpus-per-task=a100:1"),
+    ],
+)
+def test_sites_ask_for_gpus_in_their_own_way(settings: dict[str, str], flag: str) -> None:
+    site = load_site(None, settings, {"XDG_CONFIG_HOME": "/nowhere"})
+    command = plan_jobs(make_request(site=site))[3].command
+    assert [part for part in command if "gpu" in part and part.startswith("--g")] == [flag]
+    said = job_environment(site, None, []).get("MNIST_DIST_GPU_FLAG")
+    assert said == ("gres" if settings.get("gpu_flag") == "gres" else None)
+
+
 def test_an_array_gives_all_members_the_nodes_of_the_largest() -> None:
     (job,) = plan_jobs(make_request(mode="array"))
     assert job.is_array and len(job.points) == 4
@@ -76,7 +94,7 @@ def test_nested_points_share_one_job() -> None:
 def test_cpu_devices_ask_for_cores_instead_of_gpus() -> None:
     site = load_site(None, {"cpus_per_task": 3}, {"XDG_CONFIG_HOME": "/nowhere"})
     for job in plan_jobs(make_request(gpus=False, site=site)):
-        assert not any("gpu" in part for part in job.command)
+        assert not any("gpu" in part for part in job.command if part.startswith("--"))
         assert "--cpus-per-task=3" in job.command
         assert job.command[job.command.index("--cores-per-device") + 1] == "3"
 

@@ -57,6 +57,20 @@ def test_a_wrong_pipeline_is_found(indices: list[list[int]], finding: str) -> No
         guard.check_shards(Single(), pipeline_of(indices), 5, 2)
 
 
+def test_images_are_counted_on_the_cpu() -> None:
+    """By the graph: GPUs have no deterministic kernel for it."""
+    places: list[str] = []
+
+    class Audited(Single):
+        def run(self, step: Any, batch: Any) -> Any:
+            result = step(*batch)
+            places.extend(each.device for each in result.graph.get_operations() if "Bincount" in each.type)
+            return result
+
+    guard.check_shards(Audited(), pipeline_of([[0, 1], [2, 3]]), 4, 2)
+    assert places and all(place.endswith("CPU:0") for place in places), places
+
+
 def test_replicas_that_see_the_same_images_are_found() -> None:
     class Unsharded(Single):
         """Two replicas of which each reads from the first one's part."""

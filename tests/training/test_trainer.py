@@ -147,8 +147,8 @@ def test_the_result_is_what_train_returns(finished: tuple[Path, dict[str, Any]])
     assert json.loads((workdir / "result.json").read_text()) == result
     assert list(result) == [
         *("status", "epochs", "steps", "global_batch_size", "images_per_second", "training_seconds"),
-        *("first_step_seconds", "strategy", "replicas", "device", "precision", "xla", "kernels"),
-        *("flops_per_image", "versions"),
+        *("first_step_seconds", "strategy", "replicas", "all_reduce_backend", "device", "precision", "xla"),
+        *("kernels", "flops_per_image", "versions"),
         *("test_accuracy", "test_loss", "seconds"),
     ]
     expected = {
@@ -158,6 +158,7 @@ def test_the_result_is_what_train_returns(finished: tuple[Path, dict[str, Any]])
         "global_batch_size": BATCH_SIZE,
         "strategy": "single",
         "replicas": 1,
+        "all_reduce_backend": "none",
         "precision": "float32",
     }
     assert {name: result[name] for name in expected} == expected

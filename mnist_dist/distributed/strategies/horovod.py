@@ -34,7 +34,15 @@ class Horovod(Strategy):
         if horovod_build.waits_for_tensors():
             os.environ.setdefault("HOROVOD_CYCLE_TIME", f"{horovod_build.IDLE_CYCLE_MILLISECONDS:g}")
         import horovod.tensorflow as hvd
+        import tensorflow as tf
 
+        on_gpus = bool(tf.config.get_visible_devices("GPU"))
+        if on_gpus and not hvd.nccl_built():
+            raise UserError(
+                "runtime.strategy: received 'horovod' on GPUs, but this Horovod was built without NCCL, so that each "
+                "all-reduce would go through the host; run `mnist-dist install-horovod --force` where the CUDA "
+                "compiler and NCCL are, or take --strategy multiworker."
+            )
         hvd.init()
         if (hvd.rank(), hvd.size()) != (cluster.rank, cluster.size):
             raise UserError(
@@ -43,6 +51,7 @@ class Horovod(Strategy):
             )
         self._hvd = hvd
         self.is_chief = cluster.is_chief
+        self.backend = "NCCL" if on_gpus else "Gloo" if hvd.gloo_enabled() else "MPI"
         self.shard = Shard(cluster.rank, 1, cluster.size)
 
     @classmethod

@@ -29,6 +29,7 @@ class Strategy:
 
     shard = Shard()
     is_chief = True  # Whether this process reads and writes the workdir.
+    backend = "none"  # What sums the gradients, such as NCCL.
     gathers = False  # Whether `gather` of a message takes less time than `reduce` of one twice as long.
 
     @classmethod
@@ -116,3 +117,19 @@ def sum_in_replica_context(tensor: tf.Tensor) -> tf.Tensor:
     import tensorflow as tf
 
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensor)
+
+
+def backend_of(strategy: tf.distribute.Strategy) -> str:
+    """Returns what a strategy of tf.distribute sums with, by what it has itself decided.
+
+    TensorFlow takes NCCL where it is told to and the devices are GPUs (AssignCollectiveType in
+    core/common_runtime/collective_param_resolver_local.cc).
+    """
+    import tensorflow as tf
+
+    extended = strategy.extended
+    implementation = extended._cross_device_ops._options.implementation
+    on_gpus = all("GPU" in device for device in extended.worker_devices)
+    if on_gpus and implementation == tf.distribute.experimental.CommunicationImplementation.NCCL:
+        return "NCCL"
+    return "gRPC" if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) else "memory"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.data.dataset import Shard
 from mnist_dist.distributed.cluster import Cluster
-from mnist_dist.distributed.strategies.interface import Strategy, sum_in_replica_context
+from mnist_dist.distributed.strategies.interface import Strategy, backend_of, sum_in_replica_context
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -21,6 +21,7 @@ class Mirrored(Strategy):
 
     def __init__(self, devices: Sequence[str]) -> None:
         self._strategy = _mirrored_strategy(tuple(devices))
+        self.backend = backend_of(self._strategy)
         self.shard = Shard(0, len(devices), len(devices))
 
     @classmethod

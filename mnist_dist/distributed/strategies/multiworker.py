@@ -13,7 +13,7 @@ from mnist_dist.config import RuntimeConfig
 from mnist_dist.data.dataset import Shard
 from mnist_dist.distributed.cluster import Cluster
 from mnist_dist.distributed.rollcall import roll_call
-from mnist_dist.distributed.strategies.interface import Strategy, sum_in_replica_context
+from mnist_dist.distributed.strategies.interface import Strategy, backend_of, sum_in_replica_context
 
 if TYPE_CHECKING:
     import keras
@@ -30,12 +30,17 @@ class MultiWorker(Strategy):
         import tensorflow as tf
 
         _send_whole_messages()
-        self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        on_gpus = bool(tf.config.get_visible_devices("GPU"))
+        # By itself TensorFlow would take its own ring over gRPC on GPUs, too.
+        implementation = tf.distribute.experimental.CommunicationImplementation[("AUTO", "NCCL")[on_gpus]]
+        options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
+        self._strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        self.backend = backend_of(self._strategy)
         self._cluster = cluster
         self.is_chief = cluster.is_chief
         self.shard = Shard(cluster.rank, 1, cluster.size)
         # A rank sends a message of n bytes (N - 1) n times to gather it, and 2 (N - 1) / N 2 n to sum one of 2 n.
-        self.gathers = 1 < cluster.size < 4 and not tf.config.get_visible_devices("GPU")
+        self.gathers = 1 < cluster.size < 4 and not on_gpus
         self._gather_keys = itertools.count(1)  # The same on all ranks, as they build the same graphs in one order.
         # Compiled once: eager calls through a multi-worker strategy are slow.
         self._compiled_all_reduce = tf.function(self._all_reduce, reduce_retracing=True, autograph=False)

@@ -137,6 +137,9 @@ class TestFailures:
         record = run_program(program)
         assert record.status == "failed"
         assert record.reason and "window_seconds.0.0: received -1.0" in record.reason
+        record = run_program(program.replace("-1.0", "0.25"), machine=Machine(cores=2, gpus=2, devices_per_host=2))
+        assert record.status == "failed" and record.measurements is None
+        assert record.reason and record.reason.startswith("it computed on the CPU, where the study counts 2 GPUs")
         record = run_program(program.replace("-1.0", "0.25"))
         assert (record.status, record.turns) == ("ok", None), "a program that knows no turns is measured by itself"
         assert (record.measurements or {})["window_cycles"] is None
@@ -246,7 +249,12 @@ class TestPlace:
         ],
     )
     def test_srun_gives_each_rank_its_cores(
-        self, tmp_path: Path, case: dict[str, object], machine: dict[str, int], expected: tuple[int, ...]
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        case: dict[str, object],
+        machine: dict[str, int],
+        expected: tuple[int, ...],
     ) -> None:
         job = Machine(**({"cores": 16, "gpus": 0, "devices_per_host": 4, "hosts": 2} | machine))
         command = launch_command(["train"], make_study(tmp_path, machine=job), Case(**case))
@@ -256,6 +264,9 @@ class TestPlace:
         for flag, value in zip(("nodes", "ntasks", "ntasks-per-node", "cpus-per-task"), expected, strict=True):
             assert f"--{flag}={value}" in command
         assert ("--gpus-per-node=2" in command) == bool(machine)
+        monkeypatch.setenv("MNIST_DIST_GPU_FLAG", "gres")
+        command = launch_command(["train"], make_study(tmp_path, machine=job), Case(**case))
+        assert ("--gres=gpu:2" in command) == bool(machine) and not any("gpus-per" in flag for flag in command)
 
     def test_a_job_with_a_container_runs_its_tasks_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MNIST_DIST_SRUN_FLAGS", r"--container-image=a.sqsh --container-mounts=/my\ folder ")

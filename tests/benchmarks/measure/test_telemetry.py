@@ -1,7 +1,6 @@
 import itertools
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,8 +14,9 @@ import pytest
 from mnist_dist.benchmarks.measure.process import Running
 from mnist_dist.benchmarks.measure.rounds import Contender, Limits, Round
 from mnist_dist.benchmarks.measure.telemetry import POWERCAP, Rapl, Sample, open_meter, summarize
-from mnist_dist.benchmarks.records.environment import open_nvml
 from mnist_dist.benchmarks.records.record import Telemetry
+from mnist_dist.gpus import open_nvml
+from tests import nvml
 from tests.benchmarks.harness import REPOSITORY
 from tests.benchmarks.measure.test_rounds import SLEEPER
 
@@ -24,8 +24,8 @@ LARGEST = 262_143_328_850  # Microjoules, of a real package.
 
 
 def has_gpu() -> bool:
-    with open_nvml() as nvml:
-        return nvml is not None and bool(nvml[1])
+    with open_nvml() as opened:
+        return opened is not None and bool(opened.handles)
 
 
 def has_rapl() -> bool:
@@ -200,7 +200,7 @@ def test_power_is_that_of_the_turns() -> None:
     second = Sample("rapl", 1.4, 1240), Sample("rapl", 1.6, 1280)
     found = summarize([first, second])
     assert found is not None
-    assert found.model_dump() == pytest.approx(
+    assert found.model_dump(exclude={"gpus"}) == pytest.approx(
         {
             "source": "rapl",
             "seconds": 0.4,
@@ -224,34 +224,6 @@ def test_no_time_is_no_power() -> None:
     assert summarize([(Sample("rapl", 1, 2), Sample("rapl", 1, 2))]) is None
 
 
-# Answers of NVML, for the real pynvml to load: GPU i idles with 100 (i + 1) W, counts its energy unless OLD is set,
-# and is busy to 10 (i + 1) %.
-DRIVER = r"""
-#include <stdio.h>
-#include <stdlib.h>
-#include <time.h>
-static int gpus[2] = {0, 1};
-static int answer(char *text, const char *format, int i) { sprintf(text, format, i); return 0; }
-int nvmlInit_v2(void) { return getenv("BROKEN") ? 9 : 0; }
-int nvmlInitWithFlags(unsigned flags) { return nvmlInit_v2(); }
-int nvmlShutdown(void) { return 0; }
-const char *nvmlErrorString(int code) { return "error"; }
-int nvmlSystemGetDriverVersion(char *text, unsigned size) { return answer(text, "550.54.%d", 15); }
-int nvmlDeviceGetCount_v2(unsigned *count) { *count = 2; return 0; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned i, int **gpu) { *gpu = &gpus[i]; return 0; }
-int nvmlDeviceGetUUID(int *gpu, char *text, unsigned size) { return answer(text, "GPU-%d", *gpu); }
-int nvmlDeviceGetName(int *gpu, char *text, unsigned size) { return answer(text, "Stand-in %d", *gpu); }
-int nvmlDeviceGetMemoryInfo(int *gpu, unsigned long long *memory) { memory[0] = 80ULL << 30; return *gpu ? 3 : 0; }
-int nvmlDeviceGetPowerUsage(int *gpu, unsigned *milliwatts) { *milliwatts = 100000 * (*gpu + 1); return 0; }
-int nvmlDeviceGetUtilizationRates(int *gpu, unsigned *rates) { rates[0] = 10 * (*gpu + 1); return 0; }
-int nvmlDeviceGetTotalEnergyConsumption(int *gpu, unsigned long long *millijoules) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    *millijoules = (unsigned long long)((now.tv_sec + now.tv_nsec * 1e-9) * 100000) * (*gpu + 1);
-    return getenv("OLD") ? 3 : 0;
-}
-"""
-
 GPU_SCRIPT = """
 import json, time
 from mnist_dist.benchmarks.records.environment import find_hardware
@@ -268,35 +240,38 @@ print(json.dumps({name: value and value.model_dump(mode="json") for name, value 
 """
 
 
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a driver's library for hosts that have no GPU."""
-    pytest.importorskip("pynvml", reason="needs nvidia-ml-py")
-    compiler = shutil.which("cc")
-    if has_gpu() or compiler is None:
-        pytest.skip("this host has a GPU, or no compiler to stand in for one")
-    folder = tmp_path_factory.mktemp("driver")
-    (folder / "nvml.c").write_text(DRIVER)
-    library = str(folder / "libnvidia-ml.so.1")
-    subprocess.run([compiler, "-shared", "-fPIC", "-w", "-o", library, str(folder / "nvml.c")], check=True)
-    return folder
-
-
 def measure_gpus(driver: Path, **variables: str) -> dict[str, Any]:
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(driver), **variables}
-    done = subprocess.run(
-        [sys.executable, "-c", GPU_SCRIPT], env=environment, check=True, capture_output=True, text=True
-    )
-    return json.loads(done.stdout)
+    command = [sys.executable, "-c", GPU_SCRIPT]
+    environment = nvml.environment(driver, **variables)
+    return json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
 
 
 @pytest.mark.parametrize("variables", [{}, {"OLD": "1"}], ids=["counter", "momentary power"])
 def test_gpus_through_nvml(driver: Path, variables: dict[str, str]) -> None:
     found = measure_gpus(driver, **variables)
+    common = {
+        "power_limit_watts": 700,
+        "max_sm_clock_mhz": 1981,
+        "max_memory_clock_mhz": 1982,
+        "ecc": True,
+        "mig": False,
+    }
     assert found["hardware"]["gpus"] == [
-        {"name": "Stand-in 0", "memory_bytes": 80 * 2**30},
-        {"name": "Stand-in 1", "memory_bytes": 0},
+        common
+        | {"name": f"Stand-in {i}", "memory_bytes": size, "uuid": f"GPU-{i}", "pci_id": f"00000000:0{i + 1}:00.0"}
+        for i, size in enumerate((80 * 2**30, 0))
     ]
+    states = [
+        {"uuid": "GPU-0", "sm_clock_mhz": 1200, "temperature_celsius": 60, "throttled_by": ["power"], "ecc_errors": 0},
+        {
+            "uuid": "GPU-1",
+            "sm_clock_mhz": 1201,
+            "temperature_celsius": 61,
+            "throttled_by": ["temperature"],
+            "ecc_errors": 0,
+        },
+    ]
+    assert [found["all"]["gpus"], found["first"]["gpus"]] == [states, states[:1]]
     assert found["hardware"]["gpu_driver"] == "550.54.15"
     for name, watts, percent in (("all", 300, 15), ("first", 100, 10)):
         telemetry = found[name]
@@ -316,3 +291,46 @@ def test_a_broken_driver_is_no_driver(driver: Path) -> None:
     found = measure_gpus(driver, BROKEN="1")
     assert found["hardware"]["gpus"] == [] and found["hardware"]["gpu_driver"] is None
     assert (found["all"] is None) == (not has_rapl())
+
+
+def test_what_is_forbidden_costs_nothing_else(driver: Path) -> None:
+    """One field of one GPU at a time, or a GPU as a whole."""
+    everything = measure_gpus(driver)["hardware"]["gpus"]
+    fields = {
+        "memory_bytes": "DeviceGetMemoryInfo",
+        "uuid": "DeviceGetUUID",
+        "pci_id": "DeviceGetPciInfo",
+        "power_limit_watts": "DeviceGetEnforcedPowerLimit",
+        "ecc": "DeviceGetEccMode",
+    }
+    for field, function in fields.items():
+        found = measure_gpus(driver, FORBID=f"{function}_v3" if function.endswith("PciInfo") else function, OF0="1")
+        lost = {field: 0 if field == "memory_bytes" else None}
+        assert found["hardware"]["gpus"] == [everything[0] | lost, everything[1]], field
+        assert found["all"]["power_watts"] == pytest.approx(300, rel=0.05)
+    found = measure_gpus(driver, FORBID="DeviceGetUtilizationRates DeviceGetTemperature")
+    assert found["all"]["gpu_utilisation_percent"] is None and found["all"]["gpus"][0]["temperature_celsius"] is None
+    assert (
+        found["all"]["power_watts"] == pytest.approx(300, rel=0.05) and found["all"]["gpus"][0]["sm_clock_mhz"] == 1200
+    )
+    found = measure_gpus(driver, FORBID="DeviceGetTotalEnergyConsumption DeviceGetPowerUsage", OF0="1")
+    assert found["all"]["power_watts"] is None and found["all"]["gpus"][1]["throttled_by"] == ["temperature"]
+    found = measure_gpus(driver, LOST="1")
+    assert [gpu["uuid"] for gpu in found["hardware"]["gpus"]] == ["GPU-1"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "uuids"),
+    [
+        (None, ["MIG-10"]),  # CUDA takes one part, and then no whole GPU.
+        ("MIG-11", ["MIG-11"]),
+        ("2", ["GPU-1"]),
+        ("GPU-1", ["GPU-1"]),
+        ("", []),
+    ],
+)
+def test_parts_of_a_gpu(driver: Path, visible: str | None, uuids: list[str]) -> None:
+    variables = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    gpus = measure_gpus(driver, MIG="1", **variables)["hardware"]["gpus"]
+    assert [gpu["uuid"] for gpu in gpus] == uuids
+    assert all(gpu["mig"] == gpu["uuid"].startswith("MIG-") for gpu in gpus)

@@ -17,16 +17,13 @@ from mnist_dist.benchmarks.records.environment import (
     find_software,
     identity,
     known_variables,
-    parse_nvidia_smi,
     usable_cores,
     usable_memory_bytes,
-    visible_gpus,
 )
 from mnist_dist.config import Config
 from tests.benchmarks.factory import make_study, train
 
 GIB = 2**30
-UUIDS = ["GPU-1a2b", "GPU-3c4d", "GPU-3c99"]
 
 
 def test_identity_belongs_into_a_record() -> None:
@@ -106,35 +103,6 @@ def test_a_quota_narrows_the_cores(
     cgroup = lay_out(tmp_path / "cgroup", files)
     lay_out(tmp_path, {"membership": membership})
     assert usable_cores(cgroup, tmp_path / "membership") == (expected or len(os.sched_getaffinity(0)))
-
-
-def test_gpus_in_the_words_of_nvidia_smi() -> None:
-    output = "GPU-1a2b, 81559, 550.54.15, NVIDIA H100 80GB HBM3\nGPU-3c4d, 15360, 550.54.15, Tesla T4\n"
-    gpus, driver = parse_nvidia_smi(output, {}) or ((), "")
-    assert [(gpu.name, gpu.memory_bytes) for gpu in gpus] == [
-        ("NVIDIA H100 80GB HBM3", 81559 * 2**20),
-        ("Tesla T4", 15360 * 2**20),
-    ]
-    assert driver == "550.54.15"
-    assert parse_nvidia_smi(output, {"CUDA_VISIBLE_DEVICES": "1"}) == ((gpus[1],), driver)
-    assert parse_nvidia_smi("No devices were found\n", {}) is None
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (None, [0, 1, 2]),
-        ("2,0", [2, 0]),
-        (" 1 , 2 ", [1, 2]),
-        ("", []),
-        ("-1", []),
-        ("0,7,1", [0]),
-        ("GPU-3c99,GPU-1a", [2, 0]),
-        ("GPU-3c", [1]),
-    ],
-)
-def test_gpus_that_cuda_shows(value: str | None, expected: list[int]) -> None:
-    assert visible_gpus(UUIDS, {} if value is None else {"CUDA_VISIBLE_DEVICES": value}) == expected
 
 
 def test_the_software_is_what_is_installed() -> None:

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 
 from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.records.record import Gpu, Hardware, Record
+from mnist_dist.benchmarks.records.record import Gpu, GpuTelemetry, Hardware, Record, Telemetry
 from mnist_dist.benchmarks.report.findings import Findings, collect_findings
 from mnist_dist.benchmarks.report.sections import build_sections
 from mnist_dist.benchmarks.report.write import (
@@ -90,6 +90,24 @@ def hardware(**changes: Any) -> Hardware:
 def test_mixed_identities_are_named(study: list[Record], identity: dict[str, Any], expected: str) -> None:
     found = caveats([*study[:3], *on(study[3:], **identity)])
     assert len(found) == 1 and found[0].startswith(expected)
+
+
+def test_gpus_that_were_held_down_are_named(study: list[Record]) -> None:
+    gpus = (
+        GpuTelemetry(
+            uuid="GPU-a", sm_clock_mhz=900, temperature_celsius=88, throttled_by=("temperature",), ecc_errors=0
+        ),
+        GpuTelemetry(uuid="GPU-b", sm_clock_mhz=1900, temperature_celsius=60, throttled_by=(), ecc_errors=1),
+    )
+    measured: Any = {"energy_joules": None, "power_watts": None, "gpu_utilisation_percent": None}
+    telemetry = Telemetry(source="nvml", seconds=1.0, gpus=gpus, **measured)
+    found = caveats([*study[:-1], study[-1].model_copy(update={"telemetry": telemetry})])
+    case = found[0].partition(" in ")[2]
+    assert found == [
+        f"GPU GPU-a was throttled by temperature in {case}",
+        f"GPU GPU-b had uncorrected ECC errors in {case}",
+    ]
+    assert "horovod" in case
 
 
 def test_uncommitted_changes_show_beside_the_commit() -> None:
