@@ -18,7 +18,9 @@ seconds of its steady windows over all steps, N devices lose against one device 
   host that stands out as slow is left out of this mean: of two ranks, half its delay would else count as contention;
 - *contention* for memory, cores and power: this mean less synthetic at 1;
 - *unexplained*: what the total loss differs from the sum of these, never spread over them. It holds what was not
-  measured: with all of these runs it is zero by its definition, which proves nothing.
+  measured. Of runs that took turns the loss is that of the efficiency, from all cycles of the full runs, and the causes
+  are from the cycles that all runs share: what both differ by is unexplained, and noise where its interval holds zero.
+  Of others, with all of these runs, it is zero by its definition, which proves nothing.
 
 Input and synthetic at 1 are those of one device with as many images as each of N; where only the larger batch of
 strong scaling was measured, the N-th part of it. The mirrored strategy is one process, in which the replicas' times
@@ -121,9 +123,11 @@ def attribute(
         all_reduces: those that the study measured by themselves.
     """
     by_case = {summary.untimed_case: summary for summary in summaries}
-    points = [_find_runs(curve, point, by_case) for point in curve.points if point.devices > 1]
+    points = [(point, _find_runs(curve, point, by_case)) for point in curve.points if point.devices > 1]
     return [
-        _attribute_point(curve, runs, by_case, all_reduces) for runs in points if {"full", "full at 1"} <= set(runs)
+        _attribute_point(curve, point, runs, by_case, all_reduces)
+        for point, runs in points
+        if {"full", "full at 1"} <= set(runs)
     ]
 
 
@@ -151,6 +155,7 @@ def _find_runs(curve: Curve, point: Point, by_case: Mapping[str, CaseSummary]) -
 
 def _attribute_point(
     curve: Curve,
+    point: Point,
     summaries: Mapping[str, CaseSummary],
     by_case: Mapping[str, CaseSummary],
     all_reduces: Sequence[AllReduce],
@@ -170,19 +175,30 @@ def _attribute_point(
     alone = _all_reduce_seconds(full, all_reduces)
     if alone is not None and "communication" in causes:
         _cap_communication(causes, alone, means.contrast(causes["communication"]).value)
-    unexplained = total - sum(causes.values())
-    causes["unexplained"] = np.where(np.abs(unexplained) < ROUNDING, 0.0, unexplained)
 
-    def share(weights: np.ndarray) -> Estimate:
-        return means.relative_contrast(weights, step.slowest("full"))
+    def part(name: PartName, weights: np.ndarray) -> Part:
+        return Part(name, means.contrast(weights), means.relative_contrast(weights, step.slowest("full")))
 
+    step_seconds, ideal_seconds = means.contrast(step.slowest("full")), means.contrast(ideal)
+    parts = [part(name, weights) for name, weights in causes.items()]
+    if isinstance(means, CycleMeans):
+        loss = _one_less(point.efficiency)
+        ideal_seconds = _times(point.efficiency, step_seconds.value)
+        unexplained = _less(
+            loss, means.relative_contrast(sum(causes.values(), np.zeros_like(total)), step.slowest("full"))
+        )
+        parts.append(Part("unexplained", _times(unexplained, step_seconds.value), unexplained))
+    else:
+        loss = _as_loss(means.relative_contrast(total, step.slowest("full")))
+        left = total - sum(causes.values())
+        parts.append(part("unexplained", np.where(np.abs(left) < ROUNDING, 0.0, left)))
     return Attribution(
         case=case,
         scaling=curve.scaling,
-        step_seconds=means.contrast(step.slowest("full")),
-        ideal_step_seconds=means.contrast(ideal),
-        loss=_as_loss(share(total)),
-        parts=tuple(Part(name, means.contrast(weights), share(weights)) for name, weights in causes.items()),
+        step_seconds=step_seconds,
+        ideal_step_seconds=ideal_seconds,
+        loss=loss,
+        parts=tuple(parts),
         slowest=slowest,
         missing=tuple(missing),
         faster_strategy=_faster_strategy(full, by_case),
@@ -313,6 +329,21 @@ def _missing(step: _Steps, synthetic_at_one: str) -> Iterator[str]:
     for name, (parts, run) in needed.items():
         if name not in step:
             yield f"{parts} are unexplained, as there is no steady run with {run}"
+
+
+def _one_less(efficiency: Estimate) -> Estimate:
+    return replace(efficiency, value=1 - efficiency.value, low=1 - efficiency.high, high=1 - efficiency.low)
+
+
+def _times(share: Estimate, seconds: float) -> Estimate:
+    return replace(share, value=share.value * seconds, low=share.low * seconds, high=share.high * seconds)
+
+
+def _less(a: Estimate, b: Estimate) -> Estimate:
+    """Returns a - b with the interval of independent estimates; they share cycles, so it is rather too wide."""
+    value = a.value - b.value
+    low = value - math.hypot(a.value - a.low, b.high - b.value)
+    return Estimate(value, low, value + math.hypot(a.high - a.value, b.value - b.low), min(a.repeats, b.repeats))
 
 
 def _as_loss(share: Estimate) -> Estimate:

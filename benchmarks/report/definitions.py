@@ -96,7 +96,7 @@ DEFINITIONS = (
         "Interaction (input beside communication): what leaving out both gains beyond each alone. Stragglers: "
         "that rank less the mean of ranks. Contention for memory, cores, power: this mean less one device's step. "
         "Small batches, in strong scaling: what one device loses with the images that each of N has. Unexplained: what "
-        "these leave of t(N) - t(1): what was not measured, and zero where all these runs were. "
+        "these leave of the loss 1 - E(N): what was not measured, and noise where its interval holds zero. "
         "Percentages are of the ideal throughput.",
     ),
     Definition(
