@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mnist_dist.command import Parser, folder_argument, run_command
+from mnist_dist.command import Parser, folder_argument, integer, integers, run_command
 from mnist_dist.distributed.preemption import catchable
-from mnist_dist.errors import EXIT_FAILED, UserError
+from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError
 from mnist_dist.files import named_or_dated
 
 if TYPE_CHECKING:
@@ -82,7 +82,10 @@ def add_run(commands: Any) -> None:
         ),
     )
     parser.add_argument(
-        "suite", metavar="SUITE", help=f"{', '.join(shipped_suites())}, or a YAML file (see benchmarks/suites/)"
+        "suite",
+        nargs="?",
+        metavar="SUITE",
+        help=f"{', '.join(shipped_suites())}, or a YAML file like those in benchmarks/measure/suites; without: a list",
     )
     add_results(parser)
     add_narrowing(parser)
@@ -105,7 +108,9 @@ def add_results(parser: argparse._ActionsContainer) -> None:
 
 
 def add_narrowing(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--devices", type=integers, metavar="N,...", help="numbers of devices (default: the suite's)")
+    parser.add_argument(
+        *("--devices", "--gpus"), type=integers, metavar="N,...", help="numbers of devices (default: the suite's)"
+    )
     parser.add_argument("--strategies", type=names, metavar="NAME,...", help="a part of the suite's strategies")
     parser.add_argument("--repeats", type=integer, metavar="N", help="fresh processes per case (default: the suite's)")
     parser.add_argument(
@@ -114,20 +119,6 @@ def add_narrowing(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of mnist-dist train, of all cases"
     )
-
-
-def integers(text: str) -> list[int]:
-    return [integer(part) for part in text.split(",")]
-
-
-def integer(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"received '{text}', expected whole numbers from 1 on")
-    return number
 
 
 def percent(text: str) -> float:
@@ -160,10 +151,15 @@ def run_run(args: argparse.Namespace) -> int:
         remark,
         run_rounds,
     )
-    from mnist_dist.benchmarks.measure.suite import load_suite, plan_cases
+    from mnist_dist.benchmarks.measure.suite import load_suite, plan_cases, shipped_suites
     from mnist_dist.benchmarks.progress import render_cases, show_rounds
     from mnist_dist.benchmarks.records.store import Store
 
+    if args.suite is None:
+        suites = {name: load_suite(name) for name in shipped_suites()}
+        print("\n".join(f"{name:<12} {each.description}" for name, each in suites.items()))
+        print("\nMeasure one of them: mnist-dist bench run SUITE")
+        return EXIT_BAD_INPUT
     suite = load_suite(args.suite)
     machine = find_machine(args.devices_per_host)
     cases = plan_cases(suite, machine, read_narrowing(args))

@@ -35,12 +35,19 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "--batch-norm": ("model.batch_norm", {"action": argparse.BooleanOptionalAction}),
     "--seed": ("seed", {"type": int, "metavar": "N"}),
 }
+# What people type who come from other programs.
+ALIASES = {
+    "--devices": ("--gpus", "--num-gpus"),
+    "--batch-size": ("--batchsize",),
+    "--learning-rate": ("--lr",),
+}
 CHANCE_ACCURACY = 0.15  # Up to which a model knows no more than how frequent the digits are.
 # Commands that have commands of their own: the module that parses them, and what they are for.
 GROUPS = {
     "bench": ("mnist_dist.benchmarks.command", "measure suites on 1 to N devices, report, compare, predict"),
     "slurm": ("mnist_dist.slurm.command", "submit scaling studies to a cluster, and look after them"),
 }
+SHELLS = ("bash", "zsh")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,6 +76,7 @@ def make_parser() -> Parser:
     add_install_horovod(commands)
     for name, (_, text) in GROUPS.items():
         commands.add_parser(name, help=text)
+    add_completion(commands)
     return parser
 
 
@@ -100,7 +108,8 @@ def add_train(commands: Any) -> None:
         default = get_setting(defaults, key)
         help_text = descriptions[key].rstrip(".") + ("" if default is None else f" (default: {default})")
         help_text = f"{help_text}. {options['help']}" if "help" in options else help_text
-        parser.add_argument(flag, dest=key, default=None, **options | {"help": help_text.replace("%", "%%")})
+        names = (flag, *ALIASES.get(flag, ()))
+        parser.add_argument(*names, dest=key, default=None, **options | {"help": help_text.replace("%", "%%")})
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, e.g. model.filters=[16,32]"
     )
@@ -274,6 +283,27 @@ def run_install_horovod(args: argparse.Namespace) -> int:
     from mnist_dist.distributed import horovod_build
 
     horovod_build.install(mpi=args.mpi, wheel_dir=args.wheel_dir, force=args.force)
+    return 0
+
+
+def add_completion(commands: Any) -> None:
+    parser = commands.add_parser(
+        "completion",
+        help="print what makes a shell complete commands and flags",
+        description='Print a script for a shell: `eval "$(mnist-dist completion bash)"` in ~/.bashrc.',
+    )
+    parser.add_argument("shell", choices=SHELLS)
+    parser.set_defaults(command=run_completion)
+
+
+def run_completion(args: argparse.Namespace) -> int:
+    import shtab
+
+    parser = make_parser()
+    (commands,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
+    for name, (module, _) in GROUPS.items():
+        commands.choices[name] = importlib.import_module(module).make_parser()
+    print(shtab.complete(parser, args.shell))
     return 0
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mnist_dist.errors import EXIT_BAD_INPUT, UserError, check_local
+from mnist_dist.errors import EXIT_BAD_INPUT, UserError, check_local, nearest
 
 # As shells say of a process that Ctrl-C ended, or that wrote to a pipe which nobody reads.
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
@@ -23,14 +23,25 @@ REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, e
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as for all bad input; argparse would print all flags before it.
 
-    Nor does it guess from an abbreviation what was meant.
+    Nor does it guess from an abbreviation what was meant; it names the nearest flag.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"allow_abbrev": False} | options)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuses what this parser does not know, so that the hint is to its own --help."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            own = [text.removeprefix("--") for action in self._actions for text in action.option_strings]
+            hint = nearest(flag.strip("-").replace("_", "-"), own).replace("'", "'--", 1) if flag[0] == "-" else ""
+            self.error(f"unrecognized argument '{flag}'{'.' if hint else ''}{hint}")
+        return known, unknown
+
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_BAD_INPUT, f"{self.prog.split()[0]}: error: {message}; see `{self.prog} --help`.\n")
+        see = " See" if message.endswith("?") else "; see"
+        self.exit(EXIT_BAD_INPUT, f"{self.prog.split()[0]}: error: {message}{see} `{self.prog} --help`.\n")
 
 
 def folder_argument(text: str) -> Path:

@@ -53,6 +53,11 @@ def _check_windows_fit(sizes: tuple[int, int]) -> tuple[int, int]:
     return sizes
 
 
+SHORT_PRECISIONS = {"fp32": "float32", "fp16": "mixed_float16", "bf16": "mixed_bfloat16"}
+Precision = Annotated[
+    Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"],
+    BeforeValidator(lambda name: SHORT_PRECISIONS.get(name, name) if isinstance(name, str) else name),
+]
 StrategyName = Annotated[str, BeforeValidator(strategies.check_name)]
 StrategySetting = Annotated[str, BeforeValidator(lambda value: strategies.check_name(value, "auto"))]
 Switch = Annotated[Literal["on", "off", "auto"], BeforeValidator(_on_off)]
@@ -149,8 +154,9 @@ class RuntimeConfig(Section):
         "auto", description="How the devices work together; auto decides by their number and the launcher."
     )
     devices: PositiveInt = Field(1, description="Devices (replicas) in total: GPUs, or shares of the CPU's cores.")
-    precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = Field(
-        "auto", description="float32, mixed_float16, mixed_bfloat16 or auto; weights are always float32."
+    precision: Precision = Field(
+        "auto",
+        description="float32 (fp32), mixed_float16 (fp16), mixed_bfloat16 (bf16) or auto; weights are always float32.",
     )
     xla: Switch = Field("auto", description="Compile the training step with XLA: on, off or auto.")
     kernels: Literal["auto", "plain", "fused"] = Field(

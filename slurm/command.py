@@ -48,13 +48,16 @@ def add_scaling(commands: Any) -> None:
         ),
     )
     gpus_or_cores = parser.add_mutually_exclusive_group(required=True)
-    gpus_or_cores.add_argument("--gpus", type=integers, metavar="N,N,...", help="numbers of GPUs to measure on")
+    gpus_or_cores.add_argument(
+        "--gpus", type=integers, metavar="N,N,...", help="numbers of GPUs to measure on, beside the one of the baseline"
+    )
     gpus_or_cores.add_argument(
         "--devices",
         type=integers,
         metavar="N,N,...",
         help="instead: numbers of CPU devices, each a share of the cores",
     )
+    gpus_or_cores.add_argument("--nodes", type=integers, metavar="N,N,...", help="instead: numbers of whole nodes")
     per_node = parser.add_mutually_exclusive_group(required=True)
     per_node.add_argument("--gpus-per-node", type=integer, metavar="N", help="GPUs that a node has")
     per_node.add_argument("--devices-per-node", type=integer, metavar="N", help="CPU devices that share a node")
@@ -86,18 +89,19 @@ def add_scaling(commands: Any) -> None:
 
 def run_scaling(args: argparse.Namespace) -> int:
     from mnist_dist.slurm.site import job_environment
-    from mnist_dist.slurm.study import plan_jobs, render_commands
+    from mnist_dist.slurm.study import describe_study, plan_jobs, render_commands
     from mnist_dist.slurm.submission import check_submission, submit_study
 
     request = make_request(args)
     jobs = plan_jobs(request)
     variables = job_environment(request.site, args.container, [str(request.results)])
+    script = f"{describe_study(request, jobs)}\n{render_commands(request, jobs, variables)}"
     if args.dry_run:
-        print(render_commands(request, jobs, variables))
+        print(script)
         return 0
     environment = os.environ | variables
     check_submission(request, jobs, environment)
-    print(render_commands(request, jobs, variables), flush=True)
+    print(script, flush=True)
     submitted = submit_study(request, jobs, environment)
     print(f"\njobs:    {', '.join(submitted.ids[:-1])}, and {submitted.report_job} for the report")
     print(f"report:  {request.results / 'report.html'}, when they have ended")
@@ -110,7 +114,7 @@ def make_request(args: argparse.Namespace) -> Any:
     from mnist_dist.slurm.study import Request, check_strategies
 
     check_strategies(args.strategies)
-    if bool(args.gpus) != bool(args.gpus_per_node):
+    if not args.nodes and bool(args.gpus) != bool(args.gpus_per_node):
         raise UserError("--gpus goes with --gpus-per-node, and --devices with --devices-per-node; received a mixture.")
     flags = {name: getattr(args, name) for name in ("partition", "account", "qos", "constraint", "time")}
     site = load_site(args.site, {**flags, "cpus_per_task": args.cpus_per_task}, os.environ)
@@ -118,12 +122,15 @@ def make_request(args: argparse.Namespace) -> Any:
     options = ["--repeats", str(args.repeats)] if args.repeats else []
     for setting in args.set:
         options += ["--set", setting]
-    devices, devices_per_node = sorted(set(args.gpus or args.devices)), args.gpus_per_node or args.devices_per_node
+    devices_per_node = args.gpus_per_node or args.devices_per_node
+    chosen = set(args.gpus or args.devices or [nodes * devices_per_node for nodes in args.nodes])
+    points = points_of(args, sorted(chosen | {1}), devices_per_node, site.cpus_per_task or 1)
+    devices = sorted(chosen | {1} if (BASELINE, 1) in points else chosen)
     return Request(
         devices=devices,
         devices_per_node=devices_per_node,
-        gpus=bool(args.gpus),
-        points=points_of(args, devices, devices_per_node, site.cpus_per_task or 1),
+        gpus=bool(args.gpus_per_node),
+        points=points,
         strategies=args.strategies,
         suite=args.suite,
         results=results.absolute(),
@@ -145,7 +152,7 @@ def points_of(
     from mnist_dist.config import parse_assignment
 
     nodes = -(-max(devices) // devices_per_node)
-    machine = Machine(cores * devices_per_node, devices_per_node if args.gpus else 0, devices_per_node, nodes)
+    machine = Machine(cores * devices_per_node, args.gpus_per_node or 0, devices_per_node, nodes)
     settings = dict(parse_assignment(setting) for setting in args.set)
     narrowing = Narrowing(devices, [BASELINE, *args.strategies], args.repeats, cores, settings)
     return {

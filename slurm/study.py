@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,39 @@ def render_commands(request: Request, jobs: Sequence[Job], environment: Mapping[
     command = shlex.join(report_command(request, ["JOBS"]))
     lines.append(command.replace("afterany:JOBS", "afterany:" + ":".join(f"${name}" for name in names)))
     return "\n".join(lines)
+
+
+def describe_study(request: Request, jobs: Sequence[Job]) -> str:
+    """Returns what a study asks of the cluster and leaves out, in lines that a shell takes for comments."""
+    kind, cores = ("GPU" if request.gpus else "device"), request.site.cpus_per_task
+    members = sum(len(job.points) if job.is_array else 1 for job in jobs)
+    devices = sum(
+        max(count for group in job.points for _, count in group) * (len(job.points) if job.is_array else 1)
+        for job in jobs
+    )
+    hours = devices * seconds_of(request.site.time) / 3600
+    lines = [
+        f"# {members} job{'s' if members > 1 else ''} and one for the report: at most {hours:,.1f} {kind} hours within "
+        f"the time limit of {request.site.time}, {f'{cores} cores' if cores else 'the default number of cores'} a task."
+    ]
+    for name in request.strategies:
+        beyond = [count for count in request.devices if name not in strategies_on(request, count)]
+        if beyond and STRATEGIES[name].one_process:
+            lines.append(f"# Not measured: {name} on {', '.join(map(str, beyond))}, as it is one process on one node.")
+    return "\n".join(lines)
+
+
+def seconds_of(limit: str) -> float:
+    """Returns a time limit in seconds, in any form that sbatch takes: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
+    days, dash, rest = limit.rpartition("-")
+    try:
+        parts = [int(part) for part in rest.split(":")]
+        if not dash and len(parts) < 3:
+            parts.insert(0, 0)  # Minutes come first where there are neither days nor hours.
+        hours, minutes, seconds = (*parts, 0, 0)[:3]
+        return 86_400.0 * int(days or 0) + 3600 * hours + 60 * minutes + seconds
+    except ValueError:
+        return math.inf  # Such as `UNLIMITED`; sbatch says if it is none at all.
 
 
 def log_pattern(results: Path) -> str:

@@ -20,15 +20,15 @@ import pytest
 from PIL import Image
 
 import mnist_dist
-from mnist_dist.__main__ import describe_result, main
-from mnist_dist.config import Config, read_config
+from mnist_dist.__main__ import FLAGS, SHELLS, describe_result, main, make_parser
+from mnist_dist.config import Config, load_config, read_config
 from mnist_dist.data.dataset import Arrays
 from mnist_dist.runtime import find_device
 from mnist_dist.training.writers import Console
 from tests.speeds import thorough_but_for
 
 REPOSITORY = Path(mnist_dist.__file__).parent.parent
-COMMANDS = ["train", "evaluate", "predict", "export", "doctor", "install-horovod", "bench", "slurm"]
+COMMANDS = ["train", "evaluate", "predict", "export", "doctor", "install-horovod", "bench", "slurm", "completion"]
 SMALL = ["--set", "model.filters=[4, 8]", "--set", "model.dense_units=16", "--set", "logging.tensorboard=false"]
 
 
@@ -125,6 +125,26 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.findall(r"^    (\S+)", said, re.MULTILINE) == COMMANDS
 
 
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_knows_commands_within_commands_and_their_flags(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("--smallest-effect", "--devices-per-node", "--learning-rate", "scaling"))
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_names_that_other_programs_have_for_flags_and_types() -> None:
+    given = ["train", "--num-gpus", "4", "--batchsize", "64", "--lr", "0.1", "--precision", "bf16"]
+    args = make_parser().parse_args(given)
+    settings = {key: getattr(args, key) for key, _ in FLAGS.values() if getattr(args, key) is not None}
+    config = load_config("default", settings)
+    assert (config.runtime.devices, config.training.batch_size, config.optimizer.learning_rate) == (4, 64, 0.1)
+    assert config.runtime.precision == "mixed_bfloat16"
+
+
 def test_help_tells_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])
@@ -156,9 +176,12 @@ def test_without_arguments_it_prints_its_help(arguments: list[str], capsys: pyte
     [
         (["trian"], r"argument COMMAND: invalid choice: 'trian' \(choose from .*train.*\); see `mnist-dist --help`\."),
         (["train", "--epochs", "x"], "argument --epochs: invalid int value: 'x'; see `mnist-dist train --help`."),
-        (["train", "--learning-rate", ""], r"argument --learning-rate: invalid float value: ''; see .*"),
-        (["train", "--turbo"], r"unrecognized arguments: --turbo; see .*"),
-        (["train", "--epoch", "1"], r"unrecognized arguments: --epoch 1; see .*"),
+        (["train", "--learning-rate", ""], r"argument --learning-rate/--lr: invalid float value: ''; see .*"),
+        (["train", "--turbo"], r"unrecognized argument '--turbo'; see `mnist-dist train --help`\."),
+        (
+            ["train", "--epoch", "1"],
+            r"unrecognized argument '--epoch'\. Did you mean '--epochs'\? See `mnist-dist train --help`\.",
+        ),
         (["evaluate"], r"the following arguments are required: WORKDIR; see `mnist-dist evaluate --help`\."),
         (["export", "run", "--format", "onnx"], r"argument --format: invalid choice: 'onnx' .*"),
         (["predict", "run"], r"the following arguments are required: IMAGE; see .*"),

@@ -15,6 +15,7 @@ import pytest
 
 from mnist_dist.benchmarks import command
 from mnist_dist.benchmarks.command import exit_code, main
+from mnist_dist.benchmarks.measure.suite import shipped_suites
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store
 from tests.benchmarks.factory import make_study, train
@@ -74,11 +75,13 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (["run"], "the following arguments are required: SUITE"),
             (["rnu"], "invalid choice: 'rnu'"),
             (["run", "qick"], "SUITE: there is no file 'qick'"),
-            (["run", "quick", "--devices", "0"], "argument --devices: received '0', expected whole numbers from 1 on"),
-            (["run", "quick", "--devices", "1,,2"], "argument --devices: received ''"),
+            (
+                ["run", "quick", "--devices", "0"],
+                "argument --devices/--gpus: received '0', expected a whole number from 1 on",
+            ),
+            (["run", "quick", "--devices", "1,,2"], "argument --devices/--gpus: received ''"),
             (["run", "quick", "--repeats", "-1"], "argument --repeats: received '-1'"),
             (["run", "quick", "--cores-per-device", "half"], "argument --cores-per-device: received 'half'"),
             (["run", "quick", "--strategies", "horovd"], "argument --strategies: received 'horovd'"),
@@ -119,6 +122,12 @@ class TestBadInput:
         (line,) = output.err.splitlines()
         assert line.startswith("mnist-dist: error: ") and said in line
         assert not list(tmp_path.iterdir())
+
+    def test_without_a_suite_they_are_listed(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["run"]) == 2
+        said = capsys.readouterr().out
+        assert [line.split()[0] for line in said.splitlines()[:-2]] == shipped_suites()
+        assert "fastest on one device" in said and said.endswith("mnist-dist bench run SUITE\n")
 
     def test_a_folder_that_cannot_be_written(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "file").touch()

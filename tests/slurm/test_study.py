@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -19,7 +20,15 @@ from mnist_dist.slurm import scheduler
 from mnist_dist.slurm.scheduler import JobState, Partition, check_partition, count_gpus
 from mnist_dist.slurm.site import job_environment, load_site
 from mnist_dist.slurm.status import count_results, describe_report
-from mnist_dist.slurm.study import Request, check_strategies, plan_jobs, render_commands, report_command, strategies_on
+from mnist_dist.slurm.study import (
+    Request,
+    check_strategies,
+    plan_jobs,
+    render_commands,
+    report_command,
+    seconds_of,
+    strategies_on,
+)
 from mnist_dist.slurm.submission import Submitted
 from tests.slurm.conftest import ROOT
 
@@ -217,6 +226,28 @@ def test_dry_run_needs_no_slurm_and_leaves_nothing(tmp_path: Path) -> None:
     assert len([line for line in lines if "bench.sbatch" in line]) == 3
     assert shlex.split(lines[-1])[:2] == ["sbatch", "--parsable"]
     assert "--repeats 5 --set 'model.filters=[16, 32]' --no-report" in done.stdout
+
+
+def test_what_a_study_asks_for_is_said_before_its_commands() -> None:
+    done = run("scaling", "--nodes", "2,4", "--gpus-per-node", "4", "--dry-run", "--time", "1-00:00:00")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[:2] == [
+        "# 3 jobs and one for the report: at most 600.0 GPU hours within the time limit of 1-00:00:00, the default "
+        "number of cores a task.",
+        "# Not measured: mirrored on 8, 16, as it is one process on one node.",
+    ]
+    asked = [shlex.split(line)[-1] for line in lines if "bench.sbatch" in line]
+    assert len(asked) == 3
+    assert [each.split("--only ")[1].split()[0] for each in lines if "--only" in each] == ["1", "8", "16"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [("30", 1800), ("30:15", 1815), ("2:00:00", 7200), ("1-12", 129_600), ("1-0:30", 88_200), ("UNLIMITED", math.inf)],
+)
+def test_time_limits_in_every_form_of_slurm(limit: str, seconds: float) -> None:
+    assert seconds_of(limit) == seconds
 
 
 @pytest.mark.parametrize(
