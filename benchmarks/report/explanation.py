@@ -40,6 +40,17 @@ def explain(attribution: Attribution) -> str:
     return " ".join([*sentences, *(f"Not told apart: {reason}." for reason in attribution.missing)])
 
 
+def explain_briefly(attribution: Attribution) -> str:
+    """Says of a loss whose largest cause is known only that, and what to try first."""
+    case, biggest = attribution.case, attribution.biggest
+    if biggest is None:
+        raise ValueError("expected an attribution whose largest cause is beyond noise")
+    return (
+        f"{case.strategy} on {case.devices} devices, {attribution.scaling} scaling: {100 * attribution.loss.value:.0f} "
+        f"%, of which {_points(biggest)}; try {next(_advice(attribution, biggest.name))}."
+    )
+
+
 def _notable_parts(attribution: Attribution) -> list[Part]:
     """Returns what a sentence should mention: the largest first, the unexplained last."""
     parts = [part for part in attribution.parts if abs(part.share.value) >= NOTABLE_SHARE]

@@ -11,6 +11,7 @@ from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.record import Hardware, Record
 from mnist_dist.benchmarks.report.labels import TIMES, label_bytes, label_cores, label_count, label_records
+from mnist_dist.benchmarks.report.result import describe_result
 from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.benchmarks.statistics.stats import find_clusters
 from mnist_dist.errors import one_line
@@ -33,9 +34,15 @@ class Caveat:
 
 @dataclass(frozen=True)
 class Findings:
-    """The head of the report. `facts` are name and value of what was measured, when, where and with what."""
+    """What frames the report's tables.
+
+    Attributes:
+        result: sentences that say what came out.
+        facts: name and value of what was measured, when, where and with what.
+    """
 
     title: str
+    result: tuple[str, ...]
     facts: tuple[tuple[str, str], ...]
     caveats: tuple[Caveat, ...]
 
@@ -48,6 +55,7 @@ def collect_findings(analysis: Analysis, warnings: Sequence[str] = ()) -> Findin
     """
     return Findings(
         title=one_line(f"Benchmark {_names(record.study for record in analysis.records)}"),
+        result=describe_result(analysis),
         facts=tuple((name, one_line(value, MOST_LETTERS)) for name, value in _facts(analysis)),
         caveats=tuple(map(_printable, (*map(Caveat, warnings), *_caveats(analysis)))),
     )
@@ -126,8 +134,7 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
         return label_records(summary.records or summary.failures, analysis.common_settings)
 
     yield from _identity_caveats(analysis.records)
-    for summary in summaries:
-        yield from _failure_caveats(summary, name)
+    yield from _failure_caveats(summaries, name)
     yield from _unstable_caveats(summaries, name)
     for summary in summaries:
         yield from _cluster_caveats(summary, name)
@@ -191,17 +198,21 @@ def _list(summaries: Sequence[CaseSummary], name: Namer) -> str:
 
 def _unstable_caveats(summaries: Sequence[CaseSummary], name: Namer) -> Iterator[Caveat]:
     unstable = [each for each in summaries if each.unstable]
-    for summary in unstable:
-        if not summary.case.is_ablation:
-            yield Caveat(f"Unstable, so without a throughput: {name(summary)}: {summary.unstable}.")
+    main = [each for each in unstable if not each.case.is_ablation]
+    for reason, of_reason in group_by(main, lambda each: str(each.unstable)).items():
+        yield Caveat(f"Unstable, so without a throughput: {_list(of_reason, name)}: {reason}.")
     ablations = tuple(f"{name(each)}: {each.unstable}" for each in unstable if each.case.is_ablation)
     if ablations:
         text = f"{_count(ablations, 'ablation run')} unstable, so less can be said of where the time goes."
         yield Caveat(text, ablations)
-    for summary in summaries:
-        if summary.unsettled_repeats and not summary.unstable:
-            runs = f"{summary.unsettled_repeats} of {len(summary.records)} runs"
-            yield Caveat(f"{runs} did not settle, and count all the same: {name(summary)}.")
+    unsettled = [each for each in summaries if each.unsettled_repeats and not each.unstable]
+    if unsettled:
+        runs = sum(each.unsettled_repeats for each in unsettled)
+        all_runs = sum(len(each.records) for each in unsettled)
+        yield Caveat(
+            f"{runs} of {all_runs} runs had a step time that drifted to the end; they count all the same: "
+            f"{_list(unsettled, name)}."
+        )
 
 
 def _cluster_caveats(summary: CaseSummary, name: Namer) -> Iterator[Caveat]:
@@ -236,14 +247,16 @@ def _identity_caveats(records: Sequence[Record]) -> Iterator[Caveat]:
         )
 
 
-def _failure_caveats(summary: CaseSummary, name: Namer) -> Iterator[Caveat]:
-    """Yields one caveat for each reason for which runs of the case did not succeed."""
-    runs = len(summary.records) + len(summary.failures)
-    by_reason = group_by(summary.failures, lambda record: (record.status, record.reason))
-    for (status, reason), failures in by_reason.items():
-        if status == "skipped":
-            yield Caveat(f"Not measured: {name(summary)}: {reason}.")
-        else:
+def _failure_caveats(summaries: Sequence[CaseSummary], name: Namer) -> Iterator[Caveat]:
+    """Yields one caveat for each reason why cases were skipped, and for each for which the runs of a case failed."""
+    skipped = [(each, record.reason) for each in summaries for record in each.failures if record.status == "skipped"]
+    for reason, of_reason in group_by(skipped, lambda pair: pair[1]).items():
+        cases = {each.case_id: each for each, _ in of_reason}
+        yield Caveat(f"Not measured: {_list(list(cases.values()), name)}: {reason}.")
+    for summary in summaries:
+        runs = len(summary.records) + len(summary.failures)
+        failed = [record for record in summary.failures if record.status != "skipped"]
+        for (status, reason), failures in group_by(failed, lambda record: (record.status, record.reason)).items():
             times = f"{len(failures)} of {runs} runs {STATUS_WORDS[status]}"
             yield Caveat(f"{name(summary)}: {times}: {reason}.", failures[-1].output_tail)
 

@@ -9,22 +9,29 @@ from importlib import resources
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from mnist_dist.benchmarks.report.definitions import DEFINITIONS
 from mnist_dist.benchmarks.report.table import Cell, Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mnist_dist.benchmarks.report.definitions import Definition
     from mnist_dist.benchmarks.report.figures.drawing import Picture
     from mnist_dist.benchmarks.report.findings import Findings
     from mnist_dist.benchmarks.report.sections import Section
 
 
-def render_html(findings: Findings, cases: Table, sections: Sequence[Section], pictures: Sequence[Picture]) -> str:
+def render_html(
+    findings: Findings,
+    cases: Sequence[Table],
+    sections: Sequence[Section],
+    pictures: Sequence[Picture],
+    definitions: Sequence[Definition],
+) -> str:
     """Returns the page. All text from records is escaped; script and style are allowed by their hashes only.
 
     Args:
-        cases: the main table, which the page sorts and filters; its first column names the strategy.
+        cases: the parts of the main table. The page sorts and filters the first, whose first column names the
+            strategy, and folds the others.
     """
     import jinja2
 
@@ -39,10 +46,10 @@ def render_html(findings: Findings, cases: Table, sections: Sequence[Section], p
     return environment.get_template("report.html.j2").render(
         findings=findings,
         cases=cases,
-        strategies=list(dict.fromkeys(row[0].text for row in cases.rows)),
+        strategies=list(dict.fromkeys(row[0].text for table in cases[:1] for row in table.rows)),
         sections=sections,
         pictures={picture.name: picture for picture in pictures},
-        definitions=DEFINITIONS,
+        definitions=definitions,
         style=style,
         script=script,
         style_hash=_hash(style),

@@ -53,15 +53,21 @@ def main_table(cases: Sequence[TrainedCase]) -> Table:
     return make_table([*_case_columns(), *_result_columns(), *_target_columns(cases), *_resource_columns()], cases)
 
 
-def main_table_in_parts(cases: Sequence[TrainedCase]) -> Iterator[Table]:
-    """Yields the main table in parts, each with the columns that name the case."""
+def main_table_in_parts(cases: Sequence[TrainedCase], grouped: bool = False) -> Iterator[Table]:
+    """Yields the main table in parts, each with the columns that name the case.
+
+    Args:
+        grouped: whether the groups of columns have heads of their own.
+    """
     whole = main_table(cases)
     for caption, prefixes in PARTS.items():
         chosen = [index for index, column in enumerate(whole.columns) if column.group in {"Case", *prefixes}]
         columns = [whole.columns[index] for index in chosen]
         if any(column.group != "Case" for column in columns):
             named = [replace(column, head=prefixes.get(column.group, "") + column.head) for column in columns]
-            yield Table(named, [[row[index] for index in chosen] for row in whole.rows], caption)
+            yield Table(
+                columns if grouped else named, [[row[index] for index in chosen] for row in whole.rows], caption
+            )
 
 
 def render_terminal_table(cases: Sequence[TrainedCase], width: int = TERMINAL_WIDTH, colour: bool = False) -> str:
@@ -74,8 +80,8 @@ def _case_columns() -> Iterator[Column[TrainedCase]]:
     group = "Case"
     yield Column("strategy", lambda each: text_cell(each.case.strategy), "", group, numeric=False)
     yield Column("devices", _devices_cell, "in total", group)
-    yield Column("batch", _batch_cell, "images per device", group)
-    yield Column("precision", _precision_cell, "and XLA", group, numeric=False)
+    yield Column("batch", _batch_cell, "images per device", group, minor=True)
+    yield Column("precision", _precision_cell, "and XLA", group, numeric=False, minor=True)
     yield Column("other settings", _settings_cell, "", group, numeric=False, telling=True)
     yield Column("trained", lambda each: label_duration(each.case), "", group, numeric=False, telling=True)
 
@@ -83,13 +89,11 @@ def _case_columns() -> Iterator[Column[TrainedCase]]:
 def _result_columns() -> Iterator[Column[TrainedCase]]:
     group = "Throughput"
     yield Column("images/s", _throughput_cell, "total", group)
-    yield Column(
-        "images/s", lambda each: estimate_cell(each.images_per_second_per_device, label_count), "per device", group
-    )
+    yield Column("images/s", _per_device_cell, "per device", group, minor=True)
+    yield Column("test accuracy", _accuracy_cell, "%, mean of seeds", "Accuracy")
     group = "Scaling efficiency"
     yield Column("weak", lambda each: estimate_cell(each.weak, label_percent), "% of ideal", group)
     yield Column("strong", lambda each: estimate_cell(each.strong, label_percent), "% of ideal", group)
-    yield Column("test accuracy", _accuracy_cell, "%, mean of seeds", "Accuracy")
 
 
 def _target_columns(cases: Sequence[TrainedCase]) -> Iterator[Column[TrainedCase]]:
@@ -133,7 +137,7 @@ def _terminal_columns(cases: Sequence[TrainedCase]) -> Iterator[Column[TrainedCa
     yield Column("other settings", _settings_cell, numeric=False, telling=True)
     yield Column("trained", lambda each: label_duration(each.case).replace("the ", ""), numeric=False, telling=True)
     yield Column("images/s", _throughput_with_margin, "total")
-    yield Column("images/s", lambda each: estimate_cell(each.images_per_second_per_device, label_count).text, "/device")
+    yield Column("images/s", lambda each: _per_device_cell(each).text, "/device")
     yield Column("weak", lambda each: estimate_cell(each.weak, label_percent).text, "eff. %")
     yield Column("strong", lambda each: estimate_cell(each.strong, label_percent).text, "eff. %")
     yield Column("test accuracy", _accuracy_with_range, f"%, lowest{DASH}highest")
@@ -211,6 +215,10 @@ def _throughput_cell(each: TrainedCase) -> Cell:
         return Cell("unstable" if summary.unstable else MISSING, runs)
     cell = estimate_cell(summary.images_per_second, label_count)
     return replace(cell, detail=", ".join(filter(None, (cell.detail, runs))))
+
+
+def _per_device_cell(each: TrainedCase) -> Cell:
+    return estimate_cell(each.images_per_second_per_device, label_count)
 
 
 def _accuracy_cell(each: TrainedCase) -> Cell:

@@ -42,6 +42,7 @@ class Column(Generic[Item]):
     Attributes:
         numeric: whether it stands on the right.
         telling: whether it is shown only where it tells items apart.
+        minor: whether a narrow page leaves it out.
     """
 
     head: str
@@ -50,6 +51,7 @@ class Column(Generic[Item]):
     group: str = ""
     numeric: bool = True
     telling: bool = False
+    minor: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import html
 import sys
 import textwrap
@@ -13,7 +12,7 @@ from pathlib import Path
 from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.csv_table import render_csv
-from mnist_dist.benchmarks.report.definitions import DEFINITIONS
+from mnist_dist.benchmarks.report.definitions import needed_definitions
 from mnist_dist.benchmarks.report.figures.draw import draw_all
 from mnist_dist.benchmarks.report.figures.drawing import Picture
 from mnist_dist.benchmarks.report.findings import Caveat, Findings, collect_findings
@@ -64,7 +63,9 @@ def write_report(folder: Path, records: Sequence[Record], warnings: Sequence[str
                 file.write(picture.png)
         write_text(folder / "report.md", render_markdown(analysis, findings, sections, pictures))
         write_text(folder / "report.csv", render_csv(analysis.trained))
-        write_text(page, render_html(findings, main_table(analysis.main_cases), sections, pictures))
+        tables = list(main_table_in_parts(analysis.main_cases, grouped=True))
+        definitions = needed_definitions(main_table(analysis.main_cases), sections)
+        write_text(page, render_html(findings, tables, sections, pictures, definitions))
         for figure in (folder / FIGURES).glob("*.png"):
             if figure.stem not in {picture.name for picture in pictures}:
                 figure.unlink()  # Of an earlier report.
@@ -74,15 +75,19 @@ def write_report(folder: Path, records: Sequence[Record], warnings: Sequence[str
 def render_terminal_text(
     analysis: Analysis, findings: Findings, sections: Sequence[Section], colour: bool = False
 ) -> str:
-    """Returns the main table and that of input pipelines that differ, or all tables where nothing was trained, and the
-    warnings, a paragraph each."""
+    """Returns the main table and that of input pipelines that differ, or all tables where nothing was trained, what
+    came out, and the warnings."""
     cases = analysis.main_cases
     parts = [render_terminal_table(cases, TERMINAL_WIDTH, colour)] if cases else []
     for section in sections:
         if not cases or section.on_terminal:
             parts += [render_terminal(table, TERMINAL_WIDTH, colour) for table in section.tables if not table.folded]
-    wrap = functools.partial(textwrap.fill, width=TERMINAL_WIDTH, initial_indent="! ", subsequent_indent="  ")
-    return "\n\n".join([*parts, "\n".join(wrap(caveat.text) for caveat in findings.caveats)]).rstrip()
+    warnings = [
+        textwrap.fill(caveat.text, TERMINAL_WIDTH, initial_indent="! ", subsequent_indent="  ")
+        for caveat in findings.caveats
+    ]
+    result = [textwrap.fill(sentence, TERMINAL_WIDTH) for sentence in findings.result]
+    return "\n\n".join(filter(None, [*parts, "\n".join(result), "\n".join(warnings)]))
 
 
 def render_predictions(records: Sequence[Record], colour: bool = False) -> str:
@@ -108,19 +113,20 @@ def render_markdown(
 ) -> str:
     """Returns report.md, whose pictures lie in figures/ beside it."""
     by_name = {picture.name: picture for picture in pictures}
-    blocks = [f"# {escape_markdown(findings.title)}"]
-    blocks.append("\n".join(f"- {name}: {escape_markdown(value)}" for name, value in findings.facts))
-    if findings.caveats:
-        blocks += ["## Warnings", "\n".join(map(_markdown_caveat, findings.caveats))]
+    blocks = [f"# {escape_markdown(findings.title)}", *map(escape_markdown, findings.result)]
     if analysis.main_cases:
         blocks += ["## Results", *_markdown_pictures(("throughput_accuracy", "time_to_accuracy"), by_name)]
         for table in main_table_in_parts(analysis.main_cases):
             blocks += [f"### {table.caption}", render_markdown_table(table)]
+    if findings.caveats:
+        blocks += ["## Warnings", "\n".join(map(_markdown_caveat, findings.caveats))]
     for section in sections:
         blocks += _markdown_section(section, by_name)
     blocks.append("## How to read this")
-    for definition in DEFINITIONS:
+    for definition in needed_definitions(main_table(analysis.main_cases), sections):
         blocks.append(f"**{definition.term}**: {' '.join(map(escape_markdown, (definition.text, definition.source)))}")
+    blocks.append("## What was measured, when and where")
+    blocks.append("\n".join(f"- {name}: {escape_markdown(value)}" for name, value in findings.facts))
     return "\n\n".join(block.strip() for block in blocks) + "\n"
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LEAST_ACCURACY_SPAN = 0.1  # Of the axis, in percent.
+TWIN_RATE, TWIN_ACCURACY = 0.1, 0.02  # As a share, and in percent: points nearer than that lie on one another.
 
 
 def draw_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
@@ -32,7 +33,7 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
     shown, folded = drawing.fold(known, drawing.MOST_POINTS, lambda each: each[1].value, "fastest cases")
     figure, (axes,) = drawing.new_figure()
     axes.set_xscale("log")
-    labels = []
+    labels: list[drawing.Label] = []
     for group in group_by(
         shown, lambda each: (each[0].case.strategy, drawing.variant_of(each[0].summary, shown_batch=False))
     ).values():
@@ -45,7 +46,8 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
             drawing.draw_point(axes, trained.summary, throughput.value, mean, upright, drawing.error_bars(throughput))
             is_last = trained is group[-1][0]
             name = _short_name(trained, [each[0] for each in shown]) if is_last else f"{TIMES} {trained.case.devices}"
-            labels.append(drawing.Label(throughput.value, mean, name, colour, bold=is_last))
+            if is_last or not any(_is_twin(label, throughput.value, mean) for label in labels):
+                labels.append(drawing.Label(throughput.value, mean, name, colour, bold=is_last))
     axes.set_xlabel("images/s, all devices together")
     axes.set_ylabel("test accuracy, %")
     rates = [throughput.value for _, throughput, _ in shown]
@@ -67,6 +69,11 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
         f"Test accuracy against throughput for {len(shown)} cases. The fastest is {fastest.case.strategy} on "
         f"{fastest.case.devices} devices, with {best.value:,.0f} images/s and {of_seeds.mean():.2f} %.",
     )
+
+
+def _is_twin(label: drawing.Label, rate: float, accuracy: float) -> bool:
+    """Whether a point lies on one that has a label, as those of all strategies on one device do."""
+    return abs(math.log(label.x / rate)) < TWIN_RATE and abs(label.y - accuracy) < TWIN_ACCURACY
 
 
 def draw_time_to_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
