@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Definition:
-    """What a word means; `shown_with` is a section, or a column or group of columns of the main table, that uses it."""
+    """What a word means; `shown_with` is a section, a picture, or a column or group of columns of the main table."""
 
     term: str
     shown_with: str
@@ -104,7 +104,7 @@ DEFINITIONS = (
     ),
     Definition(
         "algbw, busbw",
-        "collectives",
+        "all_reduce",
         "All-reduce of S bytes in t seconds over N ranks: algbw = S / t; busbw = algbw · 2 (N - 1) / N, what each "
         "rank's link carries. Small messages are given as latency.",
         "NVIDIA, nccl-tests, doc/PERFORMANCE.md.",

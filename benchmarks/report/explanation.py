@@ -32,7 +32,7 @@ def explain(attribution: Attribution) -> str:
         return f"{who} nothing significant: {lost} is within the noise{more}{culprit}."
     if not attribution.is_significant:
         return f"{who} nothing that matters: {lost}{culprit}."
-    sentences = [f"{who} {lost}: {', '.join(map(_points, _notable_parts(attribution)))}{culprit}."]
+    sentences = [f"{who} {lost}: {_parts(attribution)}{culprit}."]
     if biggest is None:
         sentences.append("The largest cause is within the noise; measure more repeats.")
     else:
@@ -51,17 +51,26 @@ def explain_briefly(attribution: Attribution) -> str:
     )
 
 
-def _notable_parts(attribution: Attribution) -> list[Part]:
-    """Returns what a sentence should mention: the largest first, the unexplained last."""
-    parts = [part for part in attribution.parts if abs(part.share.value) >= NOTABLE_SHARE]
-    return sorted(parts, key=lambda part: (part.name == "unexplained", -part.share.value))
+def _parts(attribution: Attribution) -> str:
+    """Names what is beyond noise, the largest first and the unexplained last, and sums up what is not.
+
+    For example `22 points to exposed communication, 3 points within noise (input, contention)`.
+    """
+    told = [part for part in attribution.parts if not part.share.low <= 0 <= part.share.high]
+    told = [part for part in told if abs(part.share.value) >= NOTABLE_SHARE]
+    told.sort(key=lambda part: (part.name == "unexplained", -part.share.value))
+    noise = [part for part in attribution.parts if part not in told and abs(part.share.value) >= NOTABLE_SHARE]
+    texts = [*map(_points, told)]
+    if noise:
+        points = 100 * sum(part.share.value for part in noise)
+        texts.append(f"{points + 0:.0f} points within noise ({', '.join(label_part(part.name) for part in noise)})")
+    return ", ".join(texts)
 
 
 def _points(part: Part) -> str:
     """Returns, for example, `22 points to exposed communication`."""
-    points, label = f"{100 * part.share.value:.0f}", label_part(part.name)
-    within_noise = " (within noise)" if part.share.low <= 0 <= part.share.high else ""
-    return (f"{points} {label}" if part.name == "unexplained" else f"{points} points to {label}") + within_noise
+    points, label = f"{100 * part.share.value:.0f} points", label_part(part.name)
+    return f"{points} {label}" if part.name == "unexplained" else f"{points} to {label}"
 
 
 def _percent(share: Estimate) -> str:

@@ -57,7 +57,7 @@ def main_table_in_parts(cases: Sequence[TrainedCase], grouped: bool = False) -> 
     """Yields the main table in parts, each with the columns that name the case.
 
     Args:
-        grouped: whether the groups of columns have heads of their own.
+        grouped: whether the groups of columns have heads of their own, and the parts stand below their caption.
     """
     whole = main_table(cases)
     for caption, prefixes in PARTS.items():
@@ -66,7 +66,10 @@ def main_table_in_parts(cases: Sequence[TrainedCase], grouped: bool = False) -> 
         if any(column.group != "Case" for column in columns):
             named = [replace(column, head=prefixes.get(column.group, "") + column.head) for column in columns]
             yield Table(
-                columns if grouped else named, [[row[index] for index in chosen] for row in whole.rows], caption
+                columns if grouped else named,
+                [[row[index] for index in chosen] for row in whole.rows],
+                caption,
+                folded=grouped,
             )
 
 
@@ -83,7 +86,7 @@ def _case_columns() -> Iterator[Column[TrainedCase]]:
     yield Column("batch", _batch_cell, "images per device", group, minor=True)
     yield Column("precision", _precision_cell, "and XLA", group, numeric=False, minor=True)
     yield Column("other settings", _settings_cell, "", group, numeric=False, telling=True)
-    yield Column("trained", lambda each: label_duration(each.case), "", group, numeric=False, telling=True)
+    yield Column("trained", lambda each: label_duration(each.case), "", group, numeric=False, telling=True, minor=True)
 
 
 def _result_columns() -> Iterator[Column[TrainedCase]]:

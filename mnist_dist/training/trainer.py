@@ -257,7 +257,7 @@ def train_steps_to_the_end(
     first_call = True
     signalled = time_is_up = False
     window = 1 if config.training.measure_seconds else config.runtime.steps_per_call
-    agreement_step = 0
+    agreement_step, is_alone = 0, session.strategy.shard.local_replicas == session.strategy.shard.num_replicas
     while progress.step < plan.total_steps and not signalled and not time_is_up:
         count = min(window, steps_until_due(actions, progress.step, plan.total_steps))
         # The first alone, so that compiling is timed apart.
@@ -276,7 +276,8 @@ def train_steps_to_the_end(
                 session.watchdog.enter(f"{type(action).__name__} after step {progress.step}")
                 with contextlib.nullcontext() if isinstance(action, LogMetrics) else clock.paused():
                     action(progress)
-        if progress.step < agreement_step and not by_turns:  # The same on all ranks.
+        # The same on all ranks; but a process that is alone need not wait with a signal.
+        if progress.step < agreement_step and not by_turns and not (is_alone and session.preemption.received):
             continue
         session.watchdog.enter(f"agreement after step {progress.step}")
         # Ranks that run freely must not show each other's pace in their windows.

@@ -227,7 +227,7 @@ def test_rows_of_metrics(finished: tuple[Path, dict[str, Any]], configure: Confi
         ("test", 40, TEST_IMAGES),
     ]
     assert evaluations[-1]["accuracy"] == pytest.approx(result["test_accuracy"], abs=1.01 / TEST_IMAGES)
-    assert evaluations[-1]["loss"] == pytest.approx(result["test_loss"], rel=1e-3)
+    assert result["test_loss"] < evaluations[-1]["loss"], "the saved model is calibrated"
 
 
 def test_the_configuration_is_written_complete(finished: tuple[Path, dict[str, Any]], configure: Configure) -> None:

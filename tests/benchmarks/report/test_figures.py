@@ -16,7 +16,7 @@ from PIL import Image
 
 from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.figures import accuracy, all_reduces, losses, scaling, step_times
+from mnist_dist.benchmarks.report.figures import accuracy, all_reduces, drawing, losses, scaling, step_times
 from mnist_dist.benchmarks.report.figures.draw import draw_all
 from mnist_dist.benchmarks.report.figures.drawing import (
     COLOURS,
@@ -66,8 +66,7 @@ def keep_figures() -> Iterator[list[Figure]]:
         return make_picture(figure, *texts)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (accuracy, all_reduces, losses, scaling, step_times):
-            patch.setattr(module, "make_picture", keep)
+        patch.setattr(drawing, "make_picture", keep)
         yield kept
 
 

@@ -287,8 +287,8 @@ def test_markdown_has_every_part(written: tuple[Path, Report]) -> None:
     page = MarkdownIt("commonmark", {"html": True}).enable("table").render((folder / "report.md").read_text())
     titles = re.findall("<h2>(.*?)</h2>", page)
     assert titles == [
-        "Warnings",
         "Results",
+        "Warnings",
         "Scaling",
         "Where the time goes",
         "Prediction",
@@ -296,6 +296,7 @@ def test_markdown_has_every_part(written: tuple[Path, Report]) -> None:
         "Matrix products",
         "Input pipeline",
         "How to read this",
+        "What was measured, when and where",
     ]
     assert page.count("<table>") >= 8
     pictures = re.findall('<img src="(.*?)" alt="(.+?)"', page)
