@@ -26,6 +26,7 @@ HOW_LONG = {
     "logging.every_steps",
     "runtime.steps_per_call",
 }
+NEWS_SECONDS = 30.0  # After which a line says how far trainings are, where nothing can be overwritten.
 LOOK_SECONDS = 1.0  # Between two looks at the clock: who measures must not draw ten times a second.
 
 
@@ -120,7 +121,7 @@ class RoundProgress:
         self._done = 0
         self._runs: dict[str, Run] = {}
         self._width = 0.0
-        self._stage = ""
+        self._stage, self._told = "", 0.0
         runs = [run for runs in rounds for run in runs]
         self._sides = len({run.study.name for run in runs})
         self._gpus = any(run.study.machine.gpus for run in runs)
@@ -139,14 +140,17 @@ class RoundProgress:
 
     def tell(self, stage: Stage) -> None:
         has_doubled = stage.cycle > 0 and stage.cycle & (stage.cycle - 1) == 0
-        is_news = stage.name != self._stage or stage.contender is not None or has_doubled
-        self._stage = stage.name
+        is_due = stage.training > 0 and time.monotonic() - self._told > NEWS_SECONDS
+        is_news = stage.name != self._stage or stage.contender is not None or has_doubled or is_due
+        self._stage, self._told = stage.name, time.monotonic() if is_news else self._told
         self._progress.tell(self._describe(stage), is_news)
 
     def _describe(self, stage: Stage) -> str:
         if stage.contender is not None:
             run = self._runs[stage.contender]
             return f"starting {self._side(run.study.name)}{self._label(run.case)}"
+        if stage.training:
+            return f"training, {stage.training} not at their end"
         if not stage.cycle:
             return stage.name
         width = "" if stage.half_width is None else f", the widest interval ±{100 * stage.half_width:.1f} %"

@@ -45,12 +45,14 @@ class Stage:
         contender: the name of that which starts, while one does.
         cycle: how many cycles have been measured.
         half_width: of the widest interval of a ratio, as a share; None until it is known.
+        training: how many trainings have not come to their end.
     """
 
     name: Literal["starting", "training", "warming up", "measuring", "ending"]
     contender: str | None = None
     cycle: int = 0
     half_width: float | None = None
+    training: int = 0
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ class Round:
         """Lets those train that train to an end, in turns, until each has come to it."""
         limit = self._limits.timeout_seconds
         while training := [each for each in self._alive() if _is_training(each)]:
-            self._tell(Stage("training"))
+            self._tell(Stage("training", training=len(training)))
             for standing in self._random.sample(training, len(training)):
                 self._give(standing, FULL, self._cycles, lead=False)
                 if standing.end is None and not _is_training(standing) and not standing.contender.variants:

@@ -102,7 +102,9 @@ def plan_rounds(
         processes: that may be alive at once; None: as many as this host has the memory for.
     """
     done, most = finished(known), processes or most_processes()
-    done |= {(each.study, each.case_id, each.repeat) for each in known if each.status == "skipped"}
+    still_skipped = {case.case_id for case in cases if case.skip_reason is not None}
+    skipped = [each for each in known if each.status == "skipped" and each.case_id in still_skipped]
+    done |= {(each.study, each.case_id, each.repeat) for each in skipped}
     rounds: list[list[Run]] = []
     for repeat in range(max((case.repeats for case in cases), default=0)):
         of_repeat = [case for case in cases if repeat < case.repeats]

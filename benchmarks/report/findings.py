@@ -249,7 +249,8 @@ def _identity_caveats(records: Sequence[Record]) -> Iterator[Caveat]:
 
 def _failure_caveats(summaries: Sequence[CaseSummary], name: Namer) -> Iterator[Caveat]:
     """Yields one caveat for each reason why cases were skipped, and for each for which the runs of a case failed."""
-    skipped = [(each, record.reason) for each in summaries for record in each.failures if record.status == "skipped"]
+    unmeasured = [each for each in summaries if not each.records]
+    skipped = [(each, record.reason) for each in unmeasured for record in each.failures if record.status == "skipped"]
     for reason, of_reason in group_by(skipped, lambda pair: pair[1]).items():
         cases = {each.case_id: each for each, _ in of_reason}
         yield Caveat(f"Not measured: {_list(list(cases.values()), name)}: {reason}.")

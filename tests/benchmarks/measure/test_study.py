@@ -120,7 +120,7 @@ class TestRounds:
         )
         still = planned(case, skip_reason="Horovod is not installed")
         assert not self.left(tmp_path, [skipped], still)
-        assert self.left(tmp_path / "new", [], planned(case)) == [["single 0"]]
+        assert self.left(tmp_path, [], planned(case)) == [["single 0"]]
 
     def test_only_some_numbers_of_devices(self, user_error: Callable[..., str]) -> None:
         assert {item.case.devices for item in choose(self.cases, [2, 7])} == {2}
@@ -288,14 +288,14 @@ class TestProgress:
     ) -> None:
         notes, progress = self.make(tmp_path, "study")
         name = next(name for name, run in progress._runs.items() if run.case.strategy == "mirrored")
-        stages = [Stage("starting", name), Stage("training"), Stage("training"), Stage("warming up")]
+        stages = [Stage("starting", name), *[Stage("training", training=2)] * 3, Stage("warming up")]
         stages += [Stage("measuring", None, cycle, 0.1 / cycle if cycle > 9 else None) for cycle in range(20)]
         for stage in [*stages, Stage("ending")]:
             progress.tell(stage)
         assert capsys.readouterr().out == "round 1 of 1: 2 cases in turns, about 1:40 left\n"
         assert notes.told == [
             "starting mirrored, 2 \N{MULTIPLICATION SIGN} 2 cores, 128 images per device, trained 1 s",
-            "training",
+            "training, 2 not at their end",
             "warming up",
             "measuring",
             "measuring, 1 cycle",
