@@ -30,7 +30,7 @@ TURN_SECONDS = 0.2
 LEAD_SHARE = 0.1  # Of a turn's steps, taken before them without being counted: the first find cold caches.
 CALIBRATIONS = 8  # At most, until a turn is about as long as it should be.
 FEWEST_CYCLES = 13  # Before anything is called known well enough: ten are left without a warm-up of a fifth.
-ENDING_SECONDS = 30.0  # For a contender that is told to end, to write what it measured.
+ENDING_SECONDS = 60.0  # For a contender that is told to end, to write what it measured; launchers take seconds.
 
 Ended = Literal["narrow", "time", "trained", "interrupted"]
 Meter = Callable[[], "Sample | None"]

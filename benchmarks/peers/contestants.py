@@ -33,7 +33,7 @@ class Contestant:
 
     Attributes:
         label: what it is, in words.
-        network: "seed CNN", or the name of another.
+        network: "default CNN", or the name of another.
         throughput: what to run to measure it; None: it is not.
         accuracy: what to run to measure the time to an accuracy; None: it is not.
         variant: of the step, of which the throughput counts.
@@ -69,7 +69,7 @@ def make_contestants(seconds: float, machine: Machine) -> dict[str, Contestant]:
     """
     ours = Case(measure_seconds=seconds)
     contestants = [
-        Contestant(OURS, "mnist-dist train", "seed CNN", ours, case_of("default")),
+        Contestant(OURS, "mnist-dist train", "default CNN", ours, case_of("default")),
         *(
             Contestant(config, f"mnist-dist train --config {config}", "its own", None, case_of(config))
             for config in (OURS_ACCURACY, "speedrun-995")
@@ -80,7 +80,7 @@ def make_contestants(seconds: float, machine: Machine) -> dict[str, Contestant]:
             Contestant(
                 f"horovod-{ranks}",
                 f"Horovod's example on Keras 3, {ranks} rank{'s' if ranks > 1 else ''}",
-                "seed CNN",
+                "default CNN",
                 *_cases("horovod-example", seconds, devices=ranks, strategy="horovod"),
             )
             for ranks in (1, 2)
@@ -94,7 +94,7 @@ def make_contestants(seconds: float, machine: Machine) -> dict[str, Contestant]:
     return {contestant.name: contestant for contestant in contestants}
 
 
-def _peer(name: str, label: str, seconds: float, network: str = "seed CNN") -> Contestant:
+def _peer(name: str, label: str, seconds: float, network: str = "default CNN") -> Contestant:
     return Contestant(name, label, network, *_cases(name, seconds))
 
 
@@ -143,8 +143,8 @@ def _for_goals(ours: Case, seconds: float, machine: Machine) -> list[Contestant]
     ]
     resident = "mnist-dist train, one batch that stays in memory"
     return [
-        Contestant("synthetic", resident, "seed CNN", ours, variant="resident", in_table=False),
-        *(Contestant(name, label, "seed CNN", case, in_table=False) for name, label, case in cases),
+        Contestant("synthetic", resident, "default CNN", ours, variant="resident", in_table=False),
+        *(Contestant(name, label, "default CNN", case, in_table=False) for name, label, case in cases),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Keras' `model.fit` with its defaults, batch 128: the published MNIST convnet, or the seed CNN with Adam.
+"""Keras' `model.fit` with its defaults, batch 128: the published MNIST convnet, or the default CNN with Adam.
 
 The convnet and its training are those of https://keras.io/examples/vision/mnist_convnet/ (keras-team/keras-io,
 Apache-2.0), with two differences: the example holds out a tenth of the training images to validate on, while this

@@ -1,4 +1,4 @@
-"""PyTorch in eager mode: the seed CNN with Adam, batch 128, from images that lie whole in memory.
+"""PyTorch in eager mode: the default CNN with Adam, batch 128, from images that lie whole in memory.
 
 An own loop in the manner of https://github.com/pytorch/examples/tree/main/mnist (BSD-3-Clause), without its DataLoader,
 which would take most of the time. `bfloat16` is what PyTorch's performance guide advises for CPUs
