@@ -35,6 +35,7 @@ from mnist_dist.benchmarks.report.table import (
 )
 
 TERMINAL_TARGET = 0.99
+KERNELS = {"fused": "custom kernels", "plain": "TensorFlow's layers"}  # What computes on a CPU.
 # The parts of the table that fit a page; and what the head of a group adds to a column where there are no such heads.
 PARTS = {
     "Throughput and accuracy": {"Throughput": "", "Scaling efficiency": "efficiency, ", "Accuracy": ""},
@@ -155,7 +156,7 @@ def _terminal_devices(each: TrainedCase) -> str:
 
 def _terminal_precision(each: TrainedCase) -> str:
     cell = _precision_cell(each)
-    return cell.text.removeprefix("mixed_") + (", XLA" if cell.detail == "XLA on" else "")
+    return cell.text.removeprefix("mixed_") + (", XLA" if cell.detail.startswith("XLA on") else "")
 
 
 def _throughput_with_margin(each: TrainedCase) -> str:
@@ -179,6 +180,9 @@ def _terminal_target(each: TrainedCase) -> str:
 def _terminal_notes(cases: Sequence[TrainedCase]) -> Iterator[str]:
     if any(each.summary.images_per_second for each in cases):
         yield "± is the 95 % interval; efficiency is that of N devices against N times one."
+    computed = {KERNELS.get(each.summary.measured_setting("kernels"), "") for each in cases if not each.on_gpus}
+    if len(computed) == 1 and (by := computed.pop()):
+        yield f"Computed on CPUs by {by}."
     if any(each.oversubscribed for each in cases):
         yield "* oversubscribed: the devices were promised more cores than the host has."
 
@@ -205,7 +209,9 @@ def _precision_cell(each: TrainedCase) -> Cell:
         each.summary.measured_setting(name) or str(each.case.settings.get(f"runtime.{name}", ""))
         for name in ("precision", "xla")
     )
-    return Cell(precision, f"XLA {xla}" if xla else "", precision) if precision else Cell()
+    kernels = "" if each.on_gpus else KERNELS.get(each.summary.measured_setting("kernels"), "")
+    details = [f"XLA {xla}"] * bool(xla) + [kernels] * bool(kernels)
+    return Cell(precision, ", ".join(details), precision) if precision else Cell()
 
 
 def _throughput_cell(each: TrainedCase) -> Cell:
