@@ -1,3 +1,3 @@
 """Distributed training and benchmarking of a CNN on MNIST with TensorFlow."""
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
