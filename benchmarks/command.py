@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -212,7 +213,7 @@ def show_report(store: Store, records: Sequence[Record]) -> None:
 
     report = write_report(store.folder, records, store.gaps(records))
     print(report.terminal_text)
-    print(f"report: {report.html}")
+    print(f"report: {report.html}\nnext: mnist-dist bench compare {shlex.quote(str(store.folder))} OTHER")
 
 
 def add_report(commands: Any) -> None:

@@ -157,6 +157,7 @@ def describe_result(result: dict[str, Any], workdir: Path) -> str:
             f"{result['epochs']:.2f} epochs; {result['images_per_second']:,.0f} images/s of all devices in training "
             f"steps, {result['seconds']:.1f} s from start to end; see {workdir}"
             + ("; it only guesses" if result["epochs"] >= 1 and result["test_accuracy"] < CHANCE_ACCURACY else "")
+            + f"\nnext: mnist-dist evaluate {shlex.quote(str(workdir))}"
         )
     if result["status"] == "measured":
         return (
@@ -191,7 +192,8 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
     model, arrays = load_run(args.workdir)
     evaluation = evaluate.summarize(arrays.test_labels, evaluate.predict(model, arrays.test_images))
-    print(json.dumps(evaluate.to_json(evaluation)) if args.json else evaluate.render(evaluation))
+    following = f"\nnext: mnist-dist predict {shlex.quote(str(args.workdir))} PICTURE"
+    print(json.dumps(evaluate.to_json(evaluation)) if args.json else evaluate.render(evaluation) + following)
     return 0
 
 

@@ -216,7 +216,7 @@ def test_a_model_that_learned_nothing_is_called_so(epochs: float, accuracy: floa
         "images_per_second": 1.0,
         "seconds": 1.0,
     }
-    assert describe_result(result, Path("run")).endswith("; it only guesses" if guesses else "see run")
+    assert describe_result(result, Path("run")).splitlines()[0].endswith("; it only guesses" if guesses else "see run")
 
 
 # --- Bad input: settings ---
@@ -431,8 +431,9 @@ def test_defaults_give_way_to_the_file_and_the_file_to_flags(
     assert (config.training.batch_size, config.model.batch_norm) == (32, False), "from flags, over the file"
     assert (config.model.dense_units, config.optimizer.beta_2) == (16, 0.9), "from --set, over the file"
     assert json.loads((workdir / "result.json").read_text())["global_batch_size"] == 32
-    last = capsys.readouterr().out.splitlines()[-1]
+    *_, last, following = capsys.readouterr().out.splitlines()
     assert re.fullmatch(rf"completed: test accuracy \d+\.\d\d % .* after 0\.02 epochs; .*; see {workdir}", last)
+    assert following == f"next: mnist-dist evaluate {workdir}"
 
 
 @pytest.mark.parametrize("settings", [learning, lambda data: []])

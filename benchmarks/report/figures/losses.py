@@ -24,6 +24,9 @@ def draw_losses(attributions: Sequence[Attribution]) -> drawing.Picture | None:
     figure, panels = drawing.new_figure(len(shown), height=0.9 + 0.34 * max(len(each.parts) + 1 for each in shown))
     for axes, each in zip(panels, shown, strict=True):
         _draw_waterfall(axes, each)
+    lefts, rights = zip(*(axes.get_xlim() for axes in panels), strict=True)
+    for axes in panels:
+        axes.set_xlim(min(lefts), max(rights))  # So that bars of one length are losses of one size.
     described = "; ".join(
         f"{each.case.strategy} on {each.case.devices} devices: "
         + ", ".join(f"{label_part(part.name)} {1000 * part.step_seconds.value:+.2f} ms" for part in each.parts)
