@@ -22,8 +22,12 @@ def draw_losses(attributions: Sequence[Attribution]) -> drawing.Picture | None:
     if not shown:
         return None
     figure, panels = drawing.new_figure(len(shown), height=0.9 + 0.34 * max(len(each.parts) + 1 for each in shown))
+    scalings = {each.scaling for each in shown}
     for axes, each in zip(panels, shown, strict=True):
         _draw_waterfall(axes, each)
+        ends = [label_three_digits(1000 * end.value) for end in (each.ideal_step_seconds, each.step_seconds)]
+        scaling = f", {each.scaling}" if len(scalings) > 1 else ""
+        drawing.set_title(axes, f"{label_point(each.case)}{scaling}: {ends[0]} to {ends[1]} ms")
     lefts, rights = zip(*(axes.get_xlim() for axes in panels), strict=True)
     for axes in panels:
         axes.set_xlim(min(lefts), max(rights))  # So that bars of one length are losses of one size.
@@ -66,14 +70,13 @@ def _draw_waterfall(axes: Axes, each: Attribution) -> None:
     _label_bar(axes, len(steps), max(0.0, total), total, each.loss.value)
     axes.set_yticks(range(len(steps) + 1), [*(label_part(part.name) for part in each.parts), "all"])
     axes.set_ylim(len(steps) + 0.5, -0.5)
-    axes.set_xlim(left - 0.15 * span, right + 0.9 * span)  # Room for the texts; wide intervals run off the picture.
+    lows = [1000 * part.step_seconds.low for part in each.parts]
+    lowest = np.nanmin([left, *(starts + lows)])
+    # Room for the texts; only intervals wider than all that is lost run off the picture.
+    axes.set_xlim(max(lowest, left - span) - 0.1 * span, right + 0.9 * span)
     axes.axvline(0, color=drawing.MUTED, linewidth=1)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("ms per step more than ideal")
-    ideal, real = (
-        label_three_digits(1000 * estimate.value) for estimate in (each.ideal_step_seconds, each.step_seconds)
-    )
-    drawing.set_title(axes, f"{label_point(each.case)}, {each.scaling}: {ideal} to {real} ms")
 
 
 def _label_bar(axes: Axes, place: int, end: float, milliseconds: float, share: float) -> None:
