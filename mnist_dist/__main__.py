@@ -33,6 +33,7 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
     "--learning-rate": ("optimizer.learning_rate", {"type": float, "metavar": "RATE"}),
     "--dropout": ("model.dropout", {"type": float, "metavar": "FRACTION"}),
     "--batch-norm": ("model.batch_norm", {"action": argparse.BooleanOptionalAction}),
+    "--profile": ("logging.profile", {"action": argparse.BooleanOptionalAction}),
     "--seed": ("seed", {"type": int, "metavar": "N"}),
 }
 # What people type who come from other programs.

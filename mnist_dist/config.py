@@ -187,6 +187,9 @@ class CheckpointConfig(Section):
 class LoggingConfig(Section):
     every_steps: PositiveInt = Field(50, description="Steps between two lines in metrics.jsonl.")
     tensorboard: bool = Field(True, description="Write TensorBoard event files into the workdir.")
+    profile: bool = Field(
+        False, description="Record steps 21 to 40 of rank 0 with TensorFlow's profiler, for TensorBoard."
+    )
 
 
 class Config(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -185,3 +186,29 @@ def is_due(action: Action, step: int, total_steps: int) -> bool:
 def steps_until_due(actions: Sequence[Action], step: int, total_steps: int) -> int:
     """Returns after how many steps the first action is due; at least one."""
     return min(total_steps - step, *(action.period - step % action.period for action in actions))
+
+
+@dataclass
+class Profile:
+    """Lets TensorFlow's profiler record the steps between the first and the second time that it is due.
+
+    By then everything is compiled. The trace lies where TensorBoard looks for it. Ranks without a folder leave none, but
+    stop between the same steps.
+    """
+
+    folder: Path | None
+    say: Callable[[str], None]
+    period: int = 20
+    times_called: int = 0
+
+    def __call__(self, progress: Progress) -> None:
+        import tensorflow as tf
+
+        self.times_called += 1
+        if self.folder is None:
+            return
+        if self.times_called == 1:
+            tf.profiler.experimental.start(str(self.folder))
+        elif self.times_called == 2:
+            tf.profiler.experimental.stop()
+            self.say(f"profiled the steps before step {progress.step}: tensorboard --logdir {self.folder}")

@@ -45,6 +45,7 @@ from mnist_dist.training.actions import (
     Evaluate,
     Guard,
     LogMetrics,
+    Profile,
     Progress,
     SaveCheckpoint,
     diverged,
@@ -422,6 +423,8 @@ def make_actions(
     ]
     if config.training.measure_seconds is None:
         actions.append(make_evaluate(session, model, writers))
+    if config.logging.profile:
+        actions.append(Profile(session.folder.tensorboard if strategy.is_chief else None, session.console.say))
     if config.runtime.guard:
         actions.append(Guard(plan.steps_per_epoch, model, optimizer, rates, strategy))
     return actions

@@ -230,6 +230,17 @@ def test_rows_of_metrics(finished: tuple[Path, dict[str, Any]], configure: Confi
     assert result["test_loss"] < evaluations[-1]["loss"], "the saved model is calibrated"
 
 
+def test_a_profile_of_steady_steps(configure: Configure, tmp_path: Path) -> None:
+    lines: list[str] = []
+    workdir = tmp_path / "profiled"
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        train(configure({"logging.profile": True}), workdir)
+    lines = said.getvalue().splitlines()
+    assert f"profiled the steps before step 40: tensorboard --logdir {workdir / 'tensorboard'}" in lines
+    (trace,) = (workdir / "tensorboard" / "plugins" / "profile").glob("*/*.xplane.pb")
+    assert trace.stat().st_size > 1000 and b"IteratorGetNext" in trace.read_bytes()
+
+
 def test_the_configuration_is_written_complete(finished: tuple[Path, dict[str, Any]], configure: Configure) -> None:
     workdir, _ = finished
     expected = configure({"logging.tensorboard": True, "logging.every_steps": 8, "runtime.strategy": "single"})
