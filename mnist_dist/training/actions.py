@@ -192,8 +192,8 @@ def steps_until_due(actions: Sequence[Action], step: int, total_steps: int) -> i
 class Profile:
     """Lets TensorFlow's profiler record the steps between the first and the second time that it is due.
 
-    By then everything is compiled. The trace lies where TensorBoard looks for it. Ranks without a folder leave none, but
-    stop between the same steps.
+    By then everything is compiled. The trace lies where TensorBoard looks for it. Ranks without a folder leave none,
+    but stop between the same steps.
     """
 
     folder: Path | None
