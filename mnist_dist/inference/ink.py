@@ -14,7 +14,8 @@ SPECK_FRACTION = 0.1  # Parts with less than this share of the largest part's in
 BLUR = 1 / 360  # Standard deviation; it takes two thirds of the noise off a picture of 256 pixels.
 STROKE = 0.35  # No stroke is so wide, but shadows, sheets and tables are.
 LIT = 0.45  # No stroke is so wide where it is brightest, not even in a picture of 8 pixels, but lit paper is.
-LINE = 0.05  # No ruled line is so thick.
+LINES = 0.02, 0.05  # As thick are ruled lines, and those of tables.
+HIDDEN = 0.75  # No digit hides so much of a line.
 MIN_DIGIT = 0.15  # What is smaller is not what the picture shows.
 
 MIN_BOXED = 0.35  # Of a box's longer side, the longer side of what is in it; the dot in a zero is smaller.
@@ -44,7 +45,7 @@ def find_strokes(grey: np.ndarray) -> np.ndarray:
     Raises:
         NotOneDigitError: nothing stands out, or several digits do.
     """
-    ink = _main_parts(_without_lines(_without_lines(_ink(grey)).T).T)
+    ink = _main_parts(_without_lines(_ink(grey)))
     rows, columns = (np.flatnonzero((ink > INK_FRACTION).any(axis=axis)) for axis in (1, 0))
     if not rows.size or max(np.ptp(rows), np.ptp(columns)) + 1 < MIN_INK_PIXELS:
         raise _nothing_visible()
@@ -68,16 +69,14 @@ def _ink(grey: np.ndarray) -> np.ndarray:
     from scipy import ndimage
 
     grey = ndimage.gaussian_filter(grey, BLUR * max(grey.shape))
-    inverted = _is_light_on_dark(grey)
-    if inverted:
+    if _is_light_on_dark(grey):
         grey = 255 - grey
     side = min(_pixels(grey, STROKE), *grey.shape)  # On a strip, light that changes along it must not count as ink.
     # Each edge goes on as its lighter pixels: a frame, which takes all of an edge, gets wide, a stroke does not.
     beyond = [[np.percentile(lines[end], 80) for end in (0, -1)] for lines in (grey, grey.T)]
     paper = ndimage.grey_closing(np.pad(grey, side, constant_values=beyond), side)[side:-side, side:-side]
-    ink = paper - grey
-    if not inverted:
-        ink *= paper.mean() / np.maximum(paper, 16)  # A quotient, as a shadow dims paper and ink alike.
+    # A quotient, as a shadow dims paper and ink alike, and a stroke too wide for the square is paper in part.
+    ink = (paper - grey) * paper.mean() / np.maximum(paper, 16)
     lowest, low = np.percentile(ink, (5, 25))  # Not the median: a frame may be half of the picture.
     noise = float(low - lowest)  # That is 0.97 standard deviations of normal noise, which the closing only shifts.
     level = low + 0.7 * noise  # The median of normal noise.
@@ -127,16 +126,23 @@ def _rectangularity(outline: np.ndarray) -> float:
 
 
 def _without_lines(ink: np.ndarray) -> np.ndarray:
-    """Takes off thin lines that run through the picture from the left edge to the right one.
+    """Takes off thin lines that run through the picture from edge to edge, the thinnest first to spare thin strokes."""
+    for thickness in LINES:
+        ink = _without_rows(_without_rows(ink, thickness).T, thickness).T
+    return ink
+
+
+def _without_rows(ink: np.ndarray, thickness: float) -> np.ndarray:
+    """Takes off lines up to a thickness (share of the longer side) that run from the left edge to the right one.
 
     Where a stroke crosses a line, the ink is as high as the stroke, so the opening by a low column keeps it.
     """
     from scipy import ndimage
 
-    height, length = _pixels(ink, LINE), _pixels(ink, 0.125)
-    strokes = ndimage.grey_opening(ink, (height, 1), mode="nearest")
-    lines = ndimage.grey_opening(ink - strokes, (1, length), mode="nearest") > INK_FRACTION / 2
-    joined, _ = ndimage.label(ndimage.maximum_filter(lines, (5, 2 * length + 1)))
+    strokes = ndimage.grey_opening(ink, (_pixels(ink, thickness), 1), mode="nearest")
+    low = ndimage.grey_closing(ink - strokes, (1, _pixels(ink, LINES[-1])), mode="nearest")  # Over lines that cross it.
+    lines = ndimage.grey_opening(low, (1, _pixels(ink, 0.125)), mode="nearest") > INK_FRACTION / 2
+    joined, _ = ndimage.label(ndimage.maximum_filter(lines, (5, _pixels(ink, HIDDEN))))
     joined[~lines] = 0
     through = np.setdiff1d(np.intersect1d(joined[:, :2], joined[:, -2:]), [0])
     taken = ndimage.maximum_filter(np.isin(joined, through), (5, 1))

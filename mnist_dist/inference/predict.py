@@ -37,6 +37,7 @@ FIELD_PIXELS = 28
 DIGIT_PIXELS = 20
 CENTRE_PIXELS = 14  # Index of the pixel that holds MNIST's centres of mass: their mean is (14.0, 14.0).
 WORKING_PIXELS = 256  # Larger images are reduced to this longer side, which averages most of their noise away.
+ENLARGED_PIXELS = 64  # Images smaller than MNIST's get this longer side, so that strokes are a few pixels wide.
 
 FILES_AT_ONCE = 256
 LEAST_PROBABILITY = 0.95  # Below it, or with less than the cosine to the nearest image of MNIST, a digit is uncertain.
@@ -138,7 +139,7 @@ def _load_or_error(path: Path) -> np.ndarray | UserError:
 
 
 def _read_grey(path: Path) -> np.ndarray:
-    """Returns float32 [height, width] grey levels 0..255, with a longer side of at most `WORKING_PIXELS`."""
+    """Returns float32 [height, width] grey levels 0..255, with a longer side of `FIELD_PIXELS` to `WORKING_PIXELS`."""
     from PIL import Image
 
     _check_file(path)
@@ -200,6 +201,8 @@ def _grey(image: "Image.Image") -> np.ndarray:
     elif image.mode not in ("L", "RGB"):
         image = image.convert("RGB")
     image.thumbnail((WORKING_PIXELS, WORKING_PIXELS))  # Before all else, so that JPEG decodes a fraction only.
+    if max(image.size) < FIELD_PIXELS:
+        image = ImageOps.contain(image, (ENLARGED_PIXELS, ENLARGED_PIXELS))
     pixels = np.asarray(ImageOps.exif_transpose(image), np.float32)
     return pixels if pixels.ndim == 2 else _without_colour(pixels[..., :3], pixels[..., 3:] / 255)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from mnist_dist.errors import UserError
 from mnist_dist.inference import predict
@@ -80,6 +80,11 @@ def plain(digit: np.ndarray, folder: Path) -> Path:
 
 def small_jpeg(digit: np.ndarray, folder: Path) -> Path:
     return saved(Image.fromarray(digit), folder, "digit.jpg", quality=75)
+
+
+def tiny(digit: np.ndarray, folder: Path) -> Path:
+    """Filled by the digit, with strokes about two pixels wide."""
+    return saved(Image.fromarray(digit[3:25, 3:25]).resize((11, 11), Image.Resampling.BOX), folder)
 
 
 def inverted(digit: np.ndarray, folder: Path) -> Path:
@@ -186,6 +191,7 @@ def photographed(
 WAYS: list[Callable[[np.ndarray, Path], Path]] = [
     plain,
     small_jpeg,
+    tiny,
     inverted,
     off_centre,
     cropped_closely,
@@ -328,6 +334,27 @@ def test_pictures_as_people_take_them(model: Any, tmp_path: Path, monkeypatch: p
 @pytest.mark.thorough
 def test_many_pictures_as_people_take_them(model: Any, tmp_path: Path) -> None:
     assert_pictures_are_read(model, per_kind=100, least=0.8, folder=tmp_path)
+
+
+@pytest.mark.parametrize("draw", [pictures.ruled, pictures.squared], ids=lambda draw: draw.__name__)
+def test_lines_on_paper_leave_nothing_and_take_no_stroke_along(
+    draw: pictures.Draw, digits: Images, tmp_path: Path
+) -> None:
+    random, differences = np.random.default_rng(0), []
+    for image in digits[0]:
+        coverage = pictures.enlarged(image)
+        blank = load_digit(saved(pictures.on_paper(pictures.padded(coverage, 40)), tmp_path)).astype(int)
+        lined = load_digit(saved(draw(coverage, random), tmp_path))
+        shifts = [np.roll(lined, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+        differences.append(min(np.abs(blank - shifted).mean() for shifted in shifts))
+    assert np.mean(np.array(differences) < 10) >= 0.95, np.sort(differences)[-10:]  # 10: sides that round otherwise.
+
+
+def test_light_and_dark_digits_are_the_same_however_wide_the_strokes(digits: Images, tmp_path: Path) -> None:
+    for image in digits[0][::PER_CLASS]:
+        light = np.asarray(enlarged(image[3:25, 3:25]).filter(ImageFilter.MaxFilter(15)))
+        light_read, dark_read = (load_digit(saved(Image.fromarray(each), tmp_path)) for each in (light, 255 - light))
+        np.testing.assert_allclose(light_read.astype(int), dark_read, atol=2)
 
 
 def test_several_digits_are_refused_by_name(digits: Images, tmp_path: Path) -> None:
