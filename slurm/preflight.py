@@ -1,7 +1,7 @@
 """Checks the ranks of a job step against one another before anything heavy starts, in seconds and in plain words.
 
 `srun ... python -m mnist_dist.slurm.preflight DIR` meets at rank 0 over plain sockets. Rank 0 prints one line for each
-finding, naming the node, and exits with 1 where there is one. Standard library only.
+finding, naming the node, and exits with 1 where there is one. Imports no more than the standard library and pynvml.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import platform
 import secrets
 import shutil
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -29,6 +28,7 @@ import mnist_dist
 from mnist_dist.distributed.cluster import Cluster, find_cluster
 from mnist_dist.distributed.membership import Gate, connect
 from mnist_dist.errors import EXIT_FAILED, UserError
+from mnist_dist.gpus import open_nvml
 from mnist_dist.packages import TENSORFLOW, find_package
 
 JOIN_SECONDS = 60.0  # For all ranks to start: a shared disk may be slow to deliver Python to many nodes.
@@ -111,6 +111,7 @@ def check(cluster: Cluster, folder: Path, join_seconds: float = JOIN_SECONDS) ->
 
 
 def look_around(cluster: Cluster, environment: Mapping[str, str], troubles: Iterable[str] = ()) -> Report:
+    gpus, driver = ask_driver(environment)
     return Report(
         rank=cluster.rank,
         node=cluster.hosts[cluster.rank],
@@ -118,9 +119,9 @@ def look_around(cluster: Cluster, environment: Mapping[str, str], troubles: Iter
         host_cores=os.cpu_count() or 1,
         asked_cores=int(environment.get("SLURM_CPUS_PER_TASK") or 0),
         bound=environment.get("SLURM_CPU_BIND_TYPE", "none") not in ("", "none"),
-        gpus=tuple(visible_gpus(environment, nvidia_smi("uuid"))),
+        gpus=tuple(gpus),
         promised_gpus=int(environment.get("SLURM_GPUS_ON_NODE") or 0),
-        versions=versions(),
+        versions=versions() | driver,
         troubles=tuple(troubles),
     )
 
@@ -130,40 +131,23 @@ def versions() -> dict[str, str]:
     for names in LIBRARIES:
         if package := find_package(*names):
             found[names[0]] = package[1]
-    driver = nvidia_smi("driver_version")
-    return found | ({"NVIDIA driver": driver[0]} if driver else {})
-
-
-def nvidia_smi(field: str) -> list[str] | None:
-    """Returns what NVIDIA's driver says of each GPU that it shows to this process, or None without its tool."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
-
-
-def visible_gpus(environment: Mapping[str, str], uuids: Sequence[str] | None) -> list[str]:
-    """Returns the GPUs that a process would use, as CUDA and ROCm read their variables.
-
-    Args:
-        uuids: of all GPUs that the driver shows, in its order; None where it cannot be asked.
-    """
-    names = environment.get("CUDA_VISIBLE_DEVICES", environment.get("ROCR_VISIBLE_DEVICES"))
-    if names is None:
-        return list(uuids or [])
-    listed = [name.strip() for name in names.split(",") if name.strip()]
-    if uuids is None:
-        return listed
-    found = []
-    for name in listed:
-        if name.isdigit() and int(name) >= len(uuids):
-            break  # CUDA takes the list up to the first name that is no GPU.
-        found.append(uuids[int(name)] if name.isdigit() else name)
     return found
+
+
+def ask_driver(environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Returns the GPUs that a process would use, by UUID, and the version of NVIDIA's driver.
+
+    Without a driver to ask, GPUs are what CUDA's or ROCm's variable names; with one that is broken, there are none.
+    """
+    with open_nvml(environment) as nvml:
+        if nvml is not None:
+            uuids = [nvml.ask("DeviceGetUUID", handle) or str(index) for index, handle in enumerate(nvml.handles)]
+            version = nvml.ask("SystemGetDriverVersion")
+            return uuids, {"NVIDIA driver": version} if version else {}
+    if shutil.which("nvidia-smi"):
+        return [], {}
+    names = environment.get("CUDA_VISIBLE_DEVICES", environment.get("ROCR_VISIBLE_DEVICES", ""))
+    return [name.strip() for name in names.split(",") if name.strip()], {}
 
 
 @contextlib.contextmanager
