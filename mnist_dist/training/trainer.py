@@ -60,7 +60,7 @@ from mnist_dist.training.step_times import StepClock, gather_step_times
 from mnist_dist.training.steps import StepCall, make_eval_steps, make_train_steps
 from mnist_dist.training.variants import VARIANTS
 from mnist_dist.training.workdir import Workdir, check_workdir, claim_workdir, record_config
-from mnist_dist.training.writers import Console, JsonLines, TensorBoard, Writer, make_console
+from mnist_dist.training.writers import Console, JsonLines, TensorBoard, Writer, open_console
 
 if TYPE_CHECKING:
     import keras
@@ -108,7 +108,7 @@ def train(config: Config, workdir: Path, resume: bool = False) -> dict[str, Any]
         if cluster.is_chief:
             stack.enter_context(claim_workdir(folder, config))
         turns = stack.enter_context(join_turns(os.environ, cluster.rank, cluster.size))
-        console = stack.enter_context(make_console(plan.total_steps, config.training.batch_size, cluster.is_chief))
+        console = stack.enter_context(open_console(plan.total_steps, config.training.batch_size, cluster.is_chief))
         session = Session(
             config,
             arrays,
