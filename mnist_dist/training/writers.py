@@ -102,7 +102,7 @@ class TensorBoard:
 
 
 class Console:
-    """The reader's view of a training run: a line for each row, or, of training, its values in the bar if there is one."""
+    """The view of who reads along: a line for each row, or, of training, its values in the bar if there is one."""
 
     def __init__(self, display: Display, total_steps: int, batch_size: int) -> None:
         self.say = display.say
