@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,13 @@ from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, fi
 from mnist_dist.benchmarks.records.case import Case, KindName
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.config import (
+    Config,
     PositiveFloat,
     PositiveInt,
     Section,
     StrategyName,
     explain,
+    get_setting,
     load_config,
     names_in,
     read_yaml,
@@ -224,6 +227,13 @@ def training_settings(case: Case, seed: int) -> dict[str, Any]:
     }
     load_config("default", settings)
     return settings
+
+
+def changed_settings(config: Config) -> dict[str, Any]:
+    """Returns, by dotted key, what a configuration does other than the defaults, as JSON has it."""
+    defaults, content = load_config(), config.model_dump(mode="json")
+    changed = (key for key in setting_descriptions() if get_setting(config, key) != get_setting(defaults, key))
+    return {key: functools.reduce(operator.getitem, key.split("."), content) for key in changed}
 
 
 def check_settings(settings: Iterable[str]) -> None:

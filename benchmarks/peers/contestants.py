@@ -12,11 +12,11 @@ from typing import Any, Literal
 from mnist_dist.benchmarks.kinds import input, matmul
 from mnist_dist.benchmarks.kinds.peer import KIND as PEER
 from mnist_dist.benchmarks.kinds.peer import PEERS, SETTING
-from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase, skip_reason
+from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase, changed_settings, skip_reason
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.config import get_setting, load_config, setting_descriptions
+from mnist_dist.config import load_config
 from mnist_dist.distributed.turns import FULL
 from mnist_dist.errors import UserError, nearest
 
@@ -150,12 +150,9 @@ def _for_goals(ours: Case, seconds: float, machine: Machine) -> list[Contestant]
 
 def case_of(config: str) -> Case:
     """Returns the case that trains a shipped configuration to its end."""
-    default, wanted = load_config("default"), load_config(config)
-    settings: dict[str, Any] = {}
-    for key in setting_descriptions():
-        value = get_setting(wanted, key)
-        if value != get_setting(default, key) and key != "training.batch_size":  # That is a field of the case.
-            settings[key] = list(value) if isinstance(value, tuple) else value
+    wanted = load_config(config)
+    settings = changed_settings(wanted)
+    settings.pop("training.batch_size", None)  # That is a field of the case.
     return Case(global_batch_size=wanted.training.batch_size, settings=settings)
 
 
