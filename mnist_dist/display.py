@@ -1,7 +1,5 @@
 """What a person sees of work that goes on: lines, and on a terminal a bar below them."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

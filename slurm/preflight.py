@@ -4,8 +4,6 @@
 finding, naming the node, and exits with 1 where there is one. Imports no more than the standard library and pynvml.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

@@ -1,7 +1,5 @@
 """What a site asks of every job: the defaults in site.yaml, below a file of the user's."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What has become of a study: the state of its jobs, and the results of its points so far."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Submits a study whole or not at all, and keeps the record by which others find its jobs."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -5,8 +5,6 @@ flatter the rest: if half of them or more do, the case is unstable and has no th
 A repeat too short to tell makes the case unstable, as the others are hardly longer.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

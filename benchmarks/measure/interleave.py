@@ -1,7 +1,5 @@
 """Measures two commits, or two configurations, against each other: in turns, on one machine."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os

@@ -7,8 +7,6 @@ within a cycle, so that whatever slows the machine for longer than that falls on
 al., ICPE 2020) with randomised multiple interleaved trials (Abedi and Brecht, ICPE 2017).
 """
 
-from __future__ import annotations
-
 import math
 import random
 import time

@@ -3,8 +3,6 @@
 The harness sleeps while one of them computes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shlex

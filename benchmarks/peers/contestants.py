@@ -3,8 +3,6 @@
 Imports neither TensorFlow nor PyTorch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """The table of peers, as Markdown and JSON: throughput, time to an accuracy, and how many times ahead we are."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -3,8 +3,6 @@
 Imports no TensorFlow: versions are read from the installed packages' metadata.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import math

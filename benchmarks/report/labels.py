@@ -1,7 +1,5 @@
 """How cases, their devices and their settings are called in tables and pictures."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Sequence
 

@@ -1,7 +1,5 @@
 """The main table: one row for each case that trains. Every column says whether it is meant per device or in total."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace

@@ -5,8 +5,6 @@ own, `srun`, `horovodrun`, `mpirun` (Open MPI's, MPICH's and Intel MPI's), and n
 Where another has started several processes, none of them takes itself for the only one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import fcntl

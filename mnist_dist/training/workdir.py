@@ -1,7 +1,5 @@
 """The folder of one run: what it holds, whose it is, and when it may be continued."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -3,8 +3,6 @@
 A row is a flat dictionary: `kind` ("train" or "evaluate"), `step`, `epoch`, and measured values.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re
