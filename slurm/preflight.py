@@ -90,6 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_FAILED if findings else 0
 
 
+def place_of(cluster: Cluster, rank: int) -> str:
+    return f"node {cluster.hosts[rank]}: rank {rank}"
+
+
 def find_named_cluster(environment: Mapping[str, str]) -> Cluster:
     """Finds this process' place; one on its own learns the name of its node as well."""
     cluster = find_cluster(environment)
@@ -174,8 +178,8 @@ def open_gate(cluster: Cluster, port: int) -> Gate:
         return Gate(cluster, port)
     except OSError as error:
         raise UserError(
-            f"node {cluster.hosts[cluster.rank]}: rank {cluster.rank} cannot listen on port {port} "
-            f"({error.strerror}); another job may use it, submit again."
+            f"{place_of(cluster, cluster.rank)} cannot listen on port {port} ({error.strerror}); another job may use "
+            "it, submit again."
         ) from None
 
 
@@ -323,8 +327,7 @@ def write_token(cluster: Cluster, folder: Path, token: str) -> Iterator[str]:
         folder.mkdir(parents=True, exist_ok=True)
         token_file(folder, token, cluster.rank).write_text(token)
     except OSError as error:
-        here = f"node {cluster.hosts[cluster.rank]}: rank {cluster.rank}"
-        yield f"{here} cannot write into the folder '{folder}' ({error.strerror})"
+        yield f"{place_of(cluster, cluster.rank)} cannot write into the folder '{folder}' ({error.strerror})"
 
 
 def read_token(file: Path, token: str) -> Iterator[str]:
@@ -348,8 +351,8 @@ def share_files(cluster: Cluster, folder: Path, token: str) -> Iterator[str]:
     """Another rank's part: reads what rank 0 has written, and writes its own."""
     for reason in read_token(token_file(folder, token, 0), token):
         yield (
-            f"node {cluster.hosts[cluster.rank]}: rank {cluster.rank} does not see in '{folder}' what rank 0 on node "
-            f"{cluster.hosts[0]} has written ({reason}); expected a folder that all nodes share"
+            f"{place_of(cluster, cluster.rank)} does not see in '{folder}' what rank 0 on node {cluster.hosts[0]} has "
+            f"written ({reason}); expected a folder that all nodes share"
         )
         return
     yield from write_token(cluster, folder, token)
@@ -417,7 +420,7 @@ def meeting(cluster: Cluster, join_seconds: float) -> Iterator[tuple[dict[int, L
                 break
             rank, connection = member
             stack.enter_context(connection)
-            lines[rank] = Line(connection, join_seconds, f"node {cluster.hosts[rank]}: rank {rank}")
+            lines[rank] = Line(connection, join_seconds, place_of(cluster, rank))
         names = ", ".join(f"rank {rank} on node {cluster.hosts[rank]}" for rank in absent)
         yield lines, f"{names} did not reach node {cluster.hosts[0]} within {join_seconds:g} s" if absent else ""
 
@@ -436,7 +439,7 @@ def measure_clock(line: Line) -> Clock:
 
 def follow(cluster: Cluster, folder: Path, join_seconds: float) -> list[str]:
     """The part of every other rank: answers rank 0's questions about time, then reports, then waits for the end."""
-    here = f"node {cluster.hosts[cluster.rank]}: rank {cluster.rank}"
+    here = place_of(cluster, cluster.rank)
     chief = f"rank 0 on node {cluster.hosts[0]}"
     try:
         connection = connect_to_chief(cluster, join_seconds)

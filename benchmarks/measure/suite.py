@@ -53,10 +53,6 @@ def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-def _all_as_none(value: Any) -> Any:
-    return None if value == "all" else value
-
-
 Integers = Annotated[list[PositiveInt], Field(min_length=1), BeforeValidator(_as_list)]
 Strategies = Annotated[list[StrategyName], Field(min_length=1), BeforeValidator(_as_list)]
 Values = Annotated[list[Any], Field(min_length=1)]
@@ -99,7 +95,7 @@ class Suite(Limits):
     minutes: PositiveFloat = Field(description="What it took on two cores without a GPU.")
     repeats: PositiveInt = Field(description="Fresh processes per case.")
     strategies: Strategies = Field(default_factory=lambda: list(STRATEGIES))
-    devices: Annotated[Integers | None, BeforeValidator(_all_as_none)] = Field(
+    devices: Annotated[Integers | None, BeforeValidator(lambda value: None if value == "all" else value)] = Field(
         None, description="all, or none given: powers of two up to what the machine has."
     )
     blocks: Annotated[list[Block], Field(min_length=1)]

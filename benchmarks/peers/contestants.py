@@ -115,34 +115,23 @@ def _for_goals(ours: Case, seconds: float, machine: Machine) -> list[Contestant]
         "global_batch_size": batch_size,
         "settings": {"runtime.steps_per_call": RANK_STEPS_PER_CALL},
     }
-    cases = [
-        ("input", "our input pipeline alone", Case(kind=input.KIND.name)),
-        *(
-            (
-                f"matmul-{dtype}",
-                f"{dtype} matrix product",
-                Case(kind=matmul.KIND.name, settings={"runtime.precision": precision}),
-            )
-            for dtype, precision in (("bfloat16", "mixed_bfloat16"), ("float32", "float32"))
-        ),
-        *(
-            (
-                f"ranks-{strategy}",
-                f"mnist-dist train, {strategy}, 2 ranks of {batch_size // 2} images, a core each",
-                ours.model_copy(update=ranks | {"strategy": strategy}),
-            )
-            for strategy in ("horovod", "multiworker")
-        ),
-        (
-            "independent",
+    cases = {
+        "input": ("our input pipeline alone", Case(kind=input.KIND.name)),
+        "independent": (
             f"2 trainings of ours that know nothing of one another, {batch_size // 2} images and a core each",
             independent,
         ),
-    ]
+    }
+    for dtype, precision in (("bfloat16", "mixed_bfloat16"), ("float32", "float32")):
+        product = Case(kind=matmul.KIND.name, settings={"runtime.precision": precision})
+        cases[f"matmul-{dtype}"] = f"{dtype} matrix product", product
+    for strategy in ("horovod", "multiworker"):
+        label = f"mnist-dist train, {strategy}, 2 ranks of {batch_size // 2} images, a core each"
+        cases[f"ranks-{strategy}"] = label, ours.model_copy(update=ranks | {"strategy": strategy})
     resident = "mnist-dist train, one batch that stays in memory"
     return [
         Contestant("synthetic", resident, "seed CNN", ours, variant="resident", in_table=False),
-        *(Contestant(name, label, "seed CNN", case, in_table=False) for name, label, case in cases),
+        *(Contestant(name, label, "seed CNN", case, in_table=False) for name, (label, case) in cases.items()),
     ]
 
 

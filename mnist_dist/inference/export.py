@@ -182,12 +182,7 @@ def _require_integers(content: bytes) -> None:
 def _interpreter(**source: Any) -> Any:
     import tensorflow as tf
 
-    return tf.lite.Interpreter(num_threads=_usable_cores(), **source)
-
-
-def _usable_cores() -> int:
-    """Returns the cores this process may use: under Slurm or taskset fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return tf.lite.Interpreter(num_threads=len(os.sched_getaffinity(0)), **source)
 
 
 def _load_saved_model(path: Path) -> Classifier:
