@@ -1,22 +1,17 @@
 """How far a study is and how long it will still take: a bar on a terminal, lines elsewhere."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
+from mnist_dist.benchmarks.measure.rounds import Stage
+from mnist_dist.benchmarks.measure.runner import Run
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.labels import label_with_kind
 from mnist_dist.command import clock, outlive_reader
 from mnist_dist.display import Display, make_display
-
-if TYPE_CHECKING:
-    from mnist_dist.benchmarks.measure.rounds import Stage
-    from mnist_dist.benchmarks.measure.runner import Run
 
 # Settings that say only how long a case lasts.
 HOW_LONG = {

@@ -7,8 +7,6 @@ work with Keras 3 (https://github.com/horovod/horovod/issues/4290), hence the al
 stops early nor evaluates; here rank 0 does, after as many steps as make an epoch. Started by `horovodrun`, or alone.
 """
 
-from __future__ import annotations
-
 import horovod
 import horovod.tensorflow as hvd
 import keras

@@ -5,8 +5,6 @@ Apache-2.0), with two differences: the example holds out a tenth of the training
 trains on all of them and validates on the test set, whose accuracy is what we time; and it ends when that is reached.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import keras
