@@ -27,7 +27,7 @@ from mnist_dist.data.dataset import (
 from mnist_dist.distributed.cluster import Cluster, find_cluster
 from mnist_dist.distributed.launch import join_ranks
 from mnist_dist.distributed.preemption import Preemption
-from mnist_dist.distributed.strategies.interface import Strategy, all_gather, mean_over_replicas
+from mnist_dist.distributed.strategies.interface import Strategy, all_gather
 from mnist_dist.distributed.strategies.resolve import make_strategy, resolve_strategy
 from mnist_dist.distributed.strategies.unreduced import Unreduced
 from mnist_dist.distributed.turns import FULL, Turns, join_turns
@@ -207,8 +207,7 @@ def build(session: Session, rates: np.ndarray) -> tuple[keras.Model, keras.Optim
     config, strategy = session.config, session.strategy
     precision = session.runtime.precision.value
     with strategy.scope():
-        replica_mean = functools.partial(mean_over_replicas, strategy)
-        model = build_model(config.model, precision=precision, seed=config.seed, replica_mean=replica_mean)
+        model = build_model(config.model, precision=precision, seed=config.seed, replica_mean=strategy.replica_mean)
         optimizer = build_optimizer(
             config.optimizer,
             rates,

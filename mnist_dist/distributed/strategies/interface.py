@@ -85,6 +85,10 @@ class Strategy:
         """Within `run`: sums a tensor over all replicas; differentiable."""
         return tensor
 
+    def replica_mean(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Within `run`: the mean of a tensor over all replicas; differentiable."""
+        return self.reduce(tensor) / self.shard.num_replicas
+
     def gather(self, vector: tf.Tensor) -> list[tf.Tensor]:
         """Within `run`, where `gathers`: returns the vectors of all replicas, in their order."""
         raise NotImplementedError
@@ -98,11 +102,6 @@ class Strategy:
 
     def barrier(self) -> None:
         """Waits, at the end, until all processes have come here."""
-
-
-def mean_over_replicas(strategy: Strategy, tensor: tf.Tensor) -> tf.Tensor:
-    """Within `run`: the mean of a tensor over all replicas; differentiable."""
-    return strategy.reduce(tensor) / strategy.shard.num_replicas
 
 
 def all_gather(strategy: Strategy, values: Sequence[float]) -> np.ndarray:
