@@ -11,13 +11,7 @@ from typing import Any
 
 from mnist_dist.benchmarks.measure.runner import Run, find_machine
 from mnist_dist.benchmarks.measure.study import Progress, open_study, plan_rounds, run_rounds
-from mnist_dist.benchmarks.measure.suite import (
-    Narrowing,
-    changed_settings,
-    check_settings,
-    load_suite,
-    plan_cases,
-)
+from mnist_dist.benchmarks.measure.suite import Narrowing, changed_settings, check_settings, load_suite, plan_cases
 from mnist_dist.benchmarks.records.environment import CODE_FOLDER
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.config import load_config, parse_assignment

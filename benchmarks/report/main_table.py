@@ -134,7 +134,10 @@ def _terminal_columns(cases: Sequence[TrainedCase]) -> Iterator[Column[TrainedCa
     yield Column("images/s", lambda each: estimate_cell(each.images_per_second_per_device, label_count).text, "/device")
     yield Column("weak", lambda each: estimate_cell(each.weak, label_percent).text, "eff. %")
     yield Column("strong", lambda each: estimate_cell(each.strong, label_percent).text, "eff. %")
-    yield Column("test accuracy", _accuracy_with_range, f"%, lowest{DASH}highest")
+    seeds = f"%, lowest{DASH}highest"
+    yield Column(
+        "test accuracy", lambda each: f"{_accuracy_cell(each).text} {_seed_range(each.summary)}".rstrip(), seeds
+    )
     yield Column(f"to {100 * TERMINAL_TARGET:g} %", _terminal_target, "s (reached)")
     yield Column("runs", lambda each: str(len(each.summary.records)))
 
@@ -156,10 +159,6 @@ def _throughput_with_margin(each: TrainedCase) -> str:
         return text
     half = max(estimate.high - estimate.value, estimate.value - estimate.low) / estimate.value
     return f"{text} ±{100 * half:.1f}%" if half < 1 else f"{text} ±>100%"
-
-
-def _accuracy_with_range(each: TrainedCase) -> str:
-    return f"{_accuracy_cell(each).text} {_seed_range(each.summary)}".rstrip()
 
 
 def _terminal_target(each: TrainedCase) -> str:

@@ -157,7 +157,8 @@ def estimate_rate(repeats: Sequence[Series]) -> LogEstimate:
     blocks of them, less one.
     """
     within = max(series.variance for series in repeats) / len(repeats)
-    variance = _variance_of_mean([series.log_rate for series in repeats], within)
+    rates = [series.log_rate for series in repeats]
+    variance = max(float(np.var(rates, ddof=1)) / len(rates), within) if len(rates) > 1 else within
     freedom = len(repeats) - 1 if len(repeats) > 1 else repeats[0].blocks - 1
     return LogEstimate(log_total_rate(repeats), variance, freedom or math.nan, len(repeats))
 
@@ -329,11 +330,6 @@ def holm_levels(p_values: np.ndarray, significance: float = 0.05) -> np.ndarray:
 def student_quantile(probability: float, freedom: float) -> float:
     """Returns the quantile of Student's t distribution; nan where the degrees of freedom are."""
     return float(special.stdtrit(freedom, probability))
-
-
-def _variance_of_mean(values: Sequence[float], within: float) -> float:
-    """Returns the variance of the mean of one value from each repeat, at least that `within` them."""
-    return max(float(np.var(values, ddof=1)) / len(values), within) if len(values) > 1 else within
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float, float]:
