@@ -65,7 +65,7 @@ $(PEERS)/.installed: benchmarks/peers/requirements-pytorch.txt
 	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-$(HOROVOD): $(INSTALLED) mnist_dist/distributed/horovod_build.py
+$(HOROVOD): $(INSTALLED) mnist_dist/distributed/horovod_build.py mnist_dist/distributed/horovod_patches.yaml
 	@$(BIN)/mnist-dist install-horovod
 	@touch $@
 

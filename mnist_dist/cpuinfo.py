@@ -1,7 +1,5 @@
 """What Linux says of this CPU. Standard library only."""
 
-from __future__ import annotations
-
 import platform
 from pathlib import Path
 

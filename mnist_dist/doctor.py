@@ -1,7 +1,5 @@
 """`mnist-dist doctor`: what this machine offers, what `auto` makes of it, and what is broken."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

@@ -3,8 +3,6 @@
 What the driver forbids or does not know costs nothing else. Imports no TensorFlow, and pynvml only when asked.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence

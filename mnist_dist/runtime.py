@@ -3,8 +3,6 @@
 `auto` settings are decided here by pure functions of the device, and every decision carries its reason.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

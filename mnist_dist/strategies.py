@@ -3,8 +3,6 @@
 A new one takes its class in `distributed/strategies/`, its row here, and its test. Standard library only.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from collections.abc import Iterable

@@ -1,10 +1,8 @@
 """Checks the ranks of a job step against one another before anything heavy starts, in seconds and in plain words.
 
 `srun ... python -m mnist_dist.slurm.preflight DIR` meets at rank 0 over plain sockets. Rank 0 prints one line for each
-finding, naming the node, and exits with 1 where there is one. Standard library only.
+finding, naming the node, and exits with 1 where there is one. Imports no more than the standard library and pynvml.
 """
-
-from __future__ import annotations
 
 import argparse
 import contextlib
@@ -16,7 +14,6 @@ import platform
 import secrets
 import shutil
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -29,6 +26,7 @@ import mnist_dist
 from mnist_dist.distributed.cluster import Cluster, find_cluster
 from mnist_dist.distributed.membership import Gate, connect
 from mnist_dist.errors import EXIT_FAILED, UserError
+from mnist_dist.gpus import open_nvml
 from mnist_dist.packages import TENSORFLOW, find_package
 
 JOIN_SECONDS = 60.0  # For all ranks to start: a shared disk may be slow to deliver Python to many nodes.
@@ -92,6 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_FAILED if findings else 0
 
 
+def place_of(cluster: Cluster, rank: int) -> str:
+    return f"node {cluster.hosts[rank]}: rank {rank}"
+
+
 def find_named_cluster(environment: Mapping[str, str]) -> Cluster:
     """Finds this process' place; one on its own learns the name of its node as well."""
     cluster = find_cluster(environment)
@@ -111,6 +113,7 @@ def check(cluster: Cluster, folder: Path, join_seconds: float = JOIN_SECONDS) ->
 
 
 def look_around(cluster: Cluster, environment: Mapping[str, str], troubles: Iterable[str] = ()) -> Report:
+    gpus, driver = ask_driver(environment)
     return Report(
         rank=cluster.rank,
         node=cluster.hosts[cluster.rank],
@@ -118,9 +121,9 @@ def look_around(cluster: Cluster, environment: Mapping[str, str], troubles: Iter
         host_cores=os.cpu_count() or 1,
         asked_cores=int(environment.get("SLURM_CPUS_PER_TASK") or 0),
         bound=environment.get("SLURM_CPU_BIND_TYPE", "none") not in ("", "none"),
-        gpus=tuple(visible_gpus(environment, nvidia_smi("uuid"))),
+        gpus=tuple(gpus),
         promised_gpus=int(environment.get("SLURM_GPUS_ON_NODE") or 0),
-        versions=versions(),
+        versions=versions() | driver,
         troubles=tuple(troubles),
     )
 
@@ -130,40 +133,23 @@ def versions() -> dict[str, str]:
     for names in LIBRARIES:
         if package := find_package(*names):
             found[names[0]] = package[1]
-    driver = nvidia_smi("driver_version")
-    return found | ({"NVIDIA driver": driver[0]} if driver else {})
-
-
-def nvidia_smi(field: str) -> list[str] | None:
-    """Returns what NVIDIA's driver says of each GPU that it shows to this process, or None without its tool."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
-
-
-def visible_gpus(environment: Mapping[str, str], uuids: Sequence[str] | None) -> list[str]:
-    """Returns the GPUs that a process would use, as CUDA and ROCm read their variables.
-
-    Args:
-        uuids: of all GPUs that the driver shows, in its order; None where it cannot be asked.
-    """
-    names = environment.get("CUDA_VISIBLE_DEVICES", environment.get("ROCR_VISIBLE_DEVICES"))
-    if names is None:
-        return list(uuids or [])
-    listed = [name.strip() for name in names.split(",") if name.strip()]
-    if uuids is None:
-        return listed
-    found = []
-    for name in listed:
-        if name.isdigit() and int(name) >= len(uuids):
-            break  # CUDA takes the list up to the first name that is no GPU.
-        found.append(uuids[int(name)] if name.isdigit() else name)
     return found
+
+
+def ask_driver(environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Returns the GPUs that a process would use, by UUID, and the version of NVIDIA's driver.
+
+    Without a driver to ask, GPUs are what CUDA's or ROCm's variable names; with one that is broken, there are none.
+    """
+    with open_nvml(environment) as nvml:
+        if nvml is not None:
+            uuids = [nvml.ask("DeviceGetUUID", handle) or str(index) for index, handle in enumerate(nvml.handles)]
+            version = nvml.ask("SystemGetDriverVersion")
+            return uuids, {"NVIDIA driver": version} if version else {}
+    if shutil.which("nvidia-smi"):
+        return [], {}
+    names = environment.get("CUDA_VISIBLE_DEVICES", environment.get("ROCR_VISIBLE_DEVICES", ""))
+    return [name.strip() for name in names.split(",") if name.strip()], {}
 
 
 @contextlib.contextmanager
@@ -192,8 +178,8 @@ def open_gate(cluster: Cluster, port: int) -> Gate:
         return Gate(cluster, port)
     except OSError as error:
         raise UserError(
-            f"node {cluster.hosts[cluster.rank]}: rank {cluster.rank} cannot listen on port {port} "
-            f"({error.strerror}); another job may use it, submit again."
+            f"{place_of(cluster, cluster.rank)} cannot listen on port {port} ({error.strerror}); another job may use "
+            "it, submit again."
         ) from None
 
 
@@ -341,8 +327,7 @@ def write_token(cluster: Cluster, folder: Path, token: str) -> Iterator[str]:
         folder.mkdir(parents=True, exist_ok=True)
         token_file(folder, token, cluster.rank).write_text(token)
     except OSError as error:
-        here = f"node {cluster.hosts[cluster.rank]}: rank {cluster.rank}"
-        yield f"{here} cannot write into the folder '{folder}' ({error.strerror})"
+        yield f"{place_of(cluster, cluster.rank)} cannot write into the folder '{folder}' ({error.strerror})"
 
 
 def read_token(file: Path, token: str) -> Iterator[str]:
@@ -366,8 +351,8 @@ def share_files(cluster: Cluster, folder: Path, token: str) -> Iterator[str]:
     """Another rank's part: reads what rank 0 has written, and writes its own."""
     for reason in read_token(token_file(folder, token, 0), token):
         yield (
-            f"node {cluster.hosts[cluster.rank]}: rank {cluster.rank} does not see in '{folder}' what rank 0 on node "
-            f"{cluster.hosts[0]} has written ({reason}); expected a folder that all nodes share"
+            f"{place_of(cluster, cluster.rank)} does not see in '{folder}' what rank 0 on node {cluster.hosts[0]} has "
+            f"written ({reason}); expected a folder that all nodes share"
         )
         return
     yield from write_token(cluster, folder, token)
@@ -435,7 +420,7 @@ def meeting(cluster: Cluster, join_seconds: float) -> Iterator[tuple[dict[int, L
                 break
             rank, connection = member
             stack.enter_context(connection)
-            lines[rank] = Line(connection, join_seconds, f"node {cluster.hosts[rank]}: rank {rank}")
+            lines[rank] = Line(connection, join_seconds, place_of(cluster, rank))
         names = ", ".join(f"rank {rank} on node {cluster.hosts[rank]}" for rank in absent)
         yield lines, f"{names} did not reach node {cluster.hosts[0]} within {join_seconds:g} s" if absent else ""
 
@@ -454,7 +439,7 @@ def measure_clock(line: Line) -> Clock:
 
 def follow(cluster: Cluster, folder: Path, join_seconds: float) -> list[str]:
     """The part of every other rank: answers rank 0's questions about time, then reports, then waits for the end."""
-    here = f"node {cluster.hosts[cluster.rank]}: rank {cluster.rank}"
+    here = place_of(cluster, cluster.rank)
     chief = f"rank 0 on node {cluster.hosts[0]}"
     try:
         connection = connect_to_chief(cluster, join_seconds)

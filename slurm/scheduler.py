@@ -1,7 +1,5 @@
 """Asks Slurm and tells it what to do, through its own commands."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import shutil

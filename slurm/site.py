@@ -1,7 +1,5 @@
 """What a site asks of every job: the defaults in site.yaml, below a file of the user's."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Mapping
@@ -79,35 +77,23 @@ def find_site_file(file: Path | None, environment: Mapping[str, str]) -> Path | 
 
 def job_environment(site: Site, container: str | None, mounts: list[str]) -> dict[str, str]:
     """Returns the variables that tell the batch files (see lib.sh) where and how their tasks start."""
-    environment = {"MNIST_DIST_HOME": str(Path(__file__).resolve().parents[1])}
-    venv = site.venv or (sys.prefix if sys.prefix != sys.base_prefix else None)
-    if venv:
-        environment["MNIST_DIST_VENV"] = venv
-    if site.modules:
-        environment["MNIST_DIST_MODULES"] = " ".join(site.modules)
-    if site.network_interface:
-        environment["MNIST_DIST_INTERFACE"] = site.network_interface
-    if site.gpu_flag == "gres":
-        environment["MNIST_DIST_GPU_FLAG"] = "gres"
+    variables = {
+        "HOME": str(Path(__file__).resolve().parents[1]),
+        "VENV": site.venv or (sys.prefix if sys.prefix != sys.base_prefix else ""),
+        "MODULES": " ".join(site.modules),
+        "INTERFACE": site.network_interface,
+        "GPU_FLAG": site.gpu_flag if site.gpu_flag == "gres" else "",
+    }
     if container:
-        environment["MNIST_DIST_CONTAINER"] = container
-        environment["MNIST_DIST_CONTAINER_RUNTIME"] = site.container_runtime
-        environment["MNIST_DIST_MOUNTS"] = ",".join(
-            mount if ":" in mount else f"{mount}:{mount}" for mount in [*mounts, *site.container_mounts]
-        )
-    return environment
+        mounted = [mount if ":" in mount else f"{mount}:{mount}" for mount in [*mounts, *site.container_mounts]]
+        variables |= {"CONTAINER": container, "CONTAINER_RUNTIME": site.container_runtime, "MOUNTS": ",".join(mounted)}
+    return {f"MNIST_DIST_{name}": value for name, value in variables.items() if value}
 
 
 def sbatch_flags(site: Site) -> list[str]:
     """Returns the site's part of every sbatch command."""
-    named = {
-        "partition": site.partition,
-        "account": site.account,
-        "qos": site.qos,
-        "constraint": site.constraint,
-        "time": site.time,
-    }
-    return [f"--{name}={value}" for name, value in named.items() if value] + site.sbatch_flags
+    named = [(name, getattr(site, name)) for name in ("partition", "account", "qos", "constraint", "time")]
+    return [f"--{name}={value}" for name, value in named if value] + site.sbatch_flags
 
 
 def gpu_flag(site: Site, per_node: int) -> str:

@@ -1,14 +1,12 @@
 """What has become of a study: the state of its jobs, and the results of its points so far."""
 
-from __future__ import annotations
-
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mnist_dist.slurm.scheduler import JobState
-from mnist_dist.slurm.submission import ENDED, Submitted, SubmittedJob, record_file
+from mnist_dist.slurm.submission import ENDED, Submitted, record_file
 
 HEADER = ("strategy", "devices", "job", "state", "time", "measured", "failed")
 
@@ -19,16 +17,12 @@ def render_status(submitted: Submitted, states: Sequence[JobState], results: Pat
     counts = count_results(results)
     rows = [HEADER]
     for job in submitted.jobs:
-        state = find_state(job, by_job)
+        state = by_job.get(job.job, JobState(job.job, "unknown", "-", "Slurm no longer knows it"))
         for point in job.points:
             measured, failed = counts.get(point, (0, 0))
             rows.append((point[0], str(point[1]), job.job, describe(state), state.elapsed, str(measured), str(failed)))
     report = by_job.get(submitted.report_job)
     return "\n".join([*_aligned(rows), "", describe_report(submitted, report, results)])
-
-
-def find_state(job: SubmittedJob, by_job: Mapping[str, JobState]) -> JobState:
-    return by_job.get(job.job, JobState(job.job, "unknown", "-", "Slurm no longer knows it"))
 
 
 def describe(state: JobState) -> str:

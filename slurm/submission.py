@@ -1,16 +1,15 @@
 """Submits a study whole or not at all, and keeps the record by which others find its jobs."""
 
-from __future__ import annotations
-
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from mnist_dist.config import explain
 from mnist_dist.errors import TrainingError, UserError
 from mnist_dist.files import write_json
 from mnist_dist.slurm import scheduler
@@ -42,11 +41,15 @@ class Submitted:
 
     jobs: tuple[SubmittedJob, ...]
     report_job: str
+    submitted_at: str = ""
 
     @property
     def ids(self) -> list[str]:
         """The numbers that scancel and squeue take, arrays once, the report last."""
         return [*dict.fromkeys(job.job.split("_")[0] for job in self.jobs), self.report_job]
+
+
+RECORD = TypeAdapter(Submitted)
 
 
 def record_file(results: Path) -> Path:
@@ -103,8 +106,8 @@ def submit_study(request: Request, jobs: Sequence[Job], environment: Mapping[str
             ids.append(scheduler.submit(job.command, environment))
         members = [member for job, number in zip(jobs, ids, strict=True) for member in _members(job, number)]
         ids.append(scheduler.submit(report_command(request, ids), environment))
-        submitted = Submitted(tuple(members), ids[-1])
-        write_json(record_file(request.results), _to_json(submitted))
+        submitted = Submitted(tuple(members), ids[-1], datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        write_json(record_file(request.results), RECORD.dump_python(submitted, mode="json"))
     except BaseException as error:  # Ctrl-C as well.
         left = _take_back(ids)
         if isinstance(error, scheduler.UnclearError):
@@ -135,29 +138,18 @@ def read_submitted(results: Path) -> Submitted:
     """
     file = record_file(results)
     try:
-        content = json.loads(file.read_text())
-        jobs = [
-            SubmittedJob(item["job"], item["name"], tuple((name, int(count)) for name, count in item["points"]))
-            for item in content["jobs"]
-        ]
-        return Submitted(tuple(jobs), content["report_job"])
+        return RECORD.validate_json(file.read_bytes())
     except FileNotFoundError:
         raise UserError(
             f"STUDY: '{results}' holds no '{file.name}', expected the results folder of a study that "
             "`mnist-dist slurm scaling` has submitted."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"STUDY: cannot read '{file}' ({error!r}); it may be damaged.") from None
+    except OSError as error:
+        raise UserError(f"STUDY: cannot read '{file}': {error.strerror}.") from None
+    except ValidationError as error:
+        raise UserError(f"STUDY: cannot read '{file}', it may be damaged: {explain(error)}") from None
 
 
 def _members(job: Job, number: str) -> list[SubmittedJob]:
     numbers = [f"{number}_{index}" for index in range(len(job.points))] if job.is_array else [number]
     return [SubmittedJob(name, job.name, points) for name, points in zip(numbers, job.points, strict=True)]
-
-
-def _to_json(submitted: Submitted) -> dict[str, Any]:
-    return {
-        "submitted_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "report_job": submitted.report_job,
-        "jobs": [{"job": job.job, "name": job.name, "points": job.points} for job in submitted.jobs],
-    }

@@ -85,17 +85,17 @@ def test_a_terminal_that_cannot_show_all_signs(encoding: str, monkeypatch: pytes
 
 OUTLIVE = """
 import sys
-from mnist_dist.benchmarks.progress import make_progress
 from mnist_dist.command import outlive_reader
-from mnist_dist.training.writers import make_console
+from mnist_dist.display import make_display
+from mnist_dist.training.writers import open_console
 outlive_reader()
-with make_progress(2) as progress, make_console(10, 1) as console:
+with make_display(2, auto_refresh=False) as display, open_console(10, 1) as console:
     console.say("begun")
     sys.stdin.readline()
     for _ in range(3):
         console.say("nobody reads this")
-        progress.begin(1, "nor this", 1.0)
-        progress.end("nor this", 1.0)
+        display.show("nor this", 1, at_once=True)
+        display.say("nor this")
         print("nor this", file=sys.stderr, flush=True)
 open(sys.argv[1], "w").close()
 """

@@ -15,7 +15,8 @@ import mnist_dist
 
 REPOSITORY = Path(mnist_dist.__file__).resolve().parents[1]
 SOURCES = ("LICENSE", "MANIFEST.in", "README.md", "benchmarks", "mnist_dist", "pyproject.toml", "setup.cfg", "slurm")
-DATA = (".yaml", ".json", ".css", ".js", ".j2", ".npz", ".cc", ".h", ".sbatch", "lib.sh", "requirements-pytorch.txt")
+DATA = (".yaml", ".json", ".css", ".js", ".j2", ".npz", ".cc", ".h", ".sbatch", "lib.sh")
+DATA += ("requirements-pytorch.txt", "environment_variables.txt")
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,6 @@ the two, Holm's the cases. No difference found is not enough to pass: the mean m
 than a margin (non-inferiority: Piaggio et al., JAMA 308, 2012).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Rates of runs that took turns, and their ratios: within a cycle, what slows the machine slows both sides alike."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

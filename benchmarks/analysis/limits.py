@@ -4,8 +4,6 @@ Latency, algorithm and bus bandwidth are as nccl-tests define them:
 https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Which cases of two studies are the same, and what else differs between their runs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal

@@ -5,8 +5,6 @@ E(N) = X(N) / (N X(1)), where X(1) is the throughput of the strategy `single` wi
 (definitions: Hoefler and Belli, "Scientific benchmarking of parallel computing systems", SC 2015).
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Whether a rank or a host is slower than the others, from step times of ranks that do not wait for each other."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

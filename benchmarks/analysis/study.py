@@ -1,7 +1,5 @@
 """The analysis of one study: everything that its records say, each part computed when it is first asked for, once."""
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ flatter the rest: if half of them or more do, the case is unstable and has no th
 A repeat too short to tell makes the case unstable, as the others are hardly longer.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence
@@ -202,7 +200,8 @@ def summarize(records: Sequence[Record], variant: str = FULL) -> CaseSummary:
     ok, failures = split_by_success(records)
     runs = tuple(RunSummary(record, variant) for record in ok)
     case = records[0].case if variant == FULL else ablated(records[0].case, variant)
-    states = [run.steady_state for run in runs] if has_windows(ok) else []
+    has_windows = all("window_steps" in (record.measurements or {}) for record in ok)
+    states = [run.steady_state for run in runs] if has_windows else []
     unstable = why_unstable(states)
     series = [run.series for run in runs] if states and not unstable else []
     images_per_second = estimate_rate(series).at_level() if series else None
@@ -232,10 +231,6 @@ def split_by_success(records: Sequence[Record]) -> tuple[tuple[Record, ...], tup
     ordered = sorted(records, key=lambda record: (record.repeat, record.started_at, record.record_id))
     ok = tuple(record for record in ordered if record.status == "ok")
     return ok, tuple(record for record in ordered if record.status != "ok")
-
-
-def has_windows(records: Sequence[Record]) -> bool:
-    return all("window_steps" in (record.measurements or {}) for record in records)
 
 
 def why_unstable(states: Sequence[SteadyState]) -> str | None:

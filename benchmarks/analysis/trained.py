@@ -1,7 +1,5 @@
 """Each case that trains, with how it relates to the others of its study."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 

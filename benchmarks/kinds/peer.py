@@ -1,7 +1,5 @@
 """What users would run instead of our training: a script of benchmarks/peers/scripts, which takes turns as ours."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -1,7 +1,5 @@
 """Measures two commits, or two configurations, against each other: in turns, on one machine."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os
@@ -13,10 +11,10 @@ from typing import Any
 
 from mnist_dist.benchmarks.measure.runner import Run, find_machine
 from mnist_dist.benchmarks.measure.study import Progress, open_study, plan_rounds, run_rounds
-from mnist_dist.benchmarks.measure.suite import Narrowing, check_settings, load_suite, plan_cases
+from mnist_dist.benchmarks.measure.suite import Narrowing, changed_settings, check_settings, load_suite, plan_cases
 from mnist_dist.benchmarks.records.environment import CODE_FOLDER
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.config import Config, get_setting, load_config, parse_assignment, setting_descriptions
+from mnist_dist.config import load_config, parse_assignment
 from mnist_dist.errors import UserError
 from mnist_dist.files import named_or_dated, writing
 
@@ -83,20 +81,13 @@ def open_arm(text: str, folder: Path) -> Iterator[Arm]:
     """
     here = CODE_FOLDER
     if "=" in text or Path(text).is_file():
-        settings = dict([parse_assignment(text)]) if "=" in text else _changes(load_config(text))
+        settings = dict([parse_assignment(text)]) if "=" in text else changed_settings(load_config(text))
         check_settings(settings)
         load_config("default", settings)
         yield Arm(text if "=" in text else Path(text).stem, here, settings)
     else:
         with _checkout(here, text, folder) as code:
             yield Arm(text, code, {})
-
-
-def _changes(config: Config) -> dict[str, Any]:
-    """Returns, by dotted key, what a configuration does other than the defaults."""
-    defaults = load_config()
-    found = {key: get_setting(config, key) for key in setting_descriptions()}
-    return {key: value for key, value in found.items() if value != get_setting(defaults, key)}
 
 
 @contextlib.contextmanager

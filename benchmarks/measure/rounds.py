@@ -7,8 +7,6 @@ within a cycle, so that whatever slows the machine for longer than that falls on
 al., ICPE 2020) with randomised multiple interleaved trials (Abedi and Brecht, ICPE 2017).
 """
 
-from __future__ import annotations
-
 import math
 import random
 import time
@@ -301,11 +299,10 @@ class Round:
 
     def _widest(self) -> float | None:
         """Returns half of the widest interval of a ratio; None where none is to be had, or not yet."""
-        widths = [self._half_width(*ratio) for ratio in self._limits.ratios if self._has_both(*ratio)]
+        alive = [each.contender.name for each in self._alive()]
+        ratios = [ratio for ratio in self._limits.ratios if all(name in alive for name, _ in ratio)]
+        widths = [self._half_width(*ratio) for ratio in ratios]
         return None if not widths or math.inf in widths else max(widths)
-
-    def _has_both(self, numerator: Key, denominator: Key) -> bool:
-        return all(self.standings[name].end is None for name, _ in (numerator, denominator))
 
     def _half_width(self, numerator: Key, denominator: Key) -> float:
         """Returns half of the 95 % interval of a ratio, as a share; inf until there are cycles enough to tell."""

@@ -3,8 +3,6 @@
 The harness sleeps while one of them computes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shlex
@@ -15,7 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -76,16 +74,6 @@ class Run:
     def name(self) -> str:
         """What tells it from all others of a round."""
         return f"{self.study.name}/{self.planned.case_id}/{self.repeat}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a run, as its record has it."""
-
-    end: End
-    measurements: dict[str, Any] | None = None
-    hosts: Sequence[str] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run_round(
@@ -165,8 +153,8 @@ def _folder_for_a_while(parent: Path) -> Iterator[Path]:
 
 def skipped(run: Run) -> Record:
     """Returns the record of a case that this machine cannot run."""
-    nothing = {"seconds": 0.0, "harness_cpu_seconds": 0.0, "telemetry": None, "turns": None}
-    return _record(run, Outcome(End("skipped", run.planned.skip_reason)), _now(), **nothing)
+    nothing: dict[str, Any] = {"seconds": 0.0, "harness_cpu_seconds": 0.0, "telemetry": None, "turns": None}
+    return _record(run, End("skipped", run.planned.skip_reason), config={}, started_at=_now(), **nothing)
 
 
 class _Start:
@@ -192,33 +180,43 @@ class _Start:
         return Running(launch_command(command, study, case), study.code, environment, _cores(case, study), log)
 
     def record(self, end: End, **measured: Any) -> Record:
-        outcome = self._collect(end)
+        measured["config"], measured["started_at"] = self._config, self._started_at
+        end, found, hosts = self._collect(end)
         try:
-            return _record(self._run, outcome, self._started_at, **measured)
+            return _record(self._run, end, measurements=found, hosts=hosts, **measured)
         except ValidationError as error:  # Such as a loss that is not a number.
             end = End("failed", f"it measured nonsense: {explain_record(error)}", end.tail)
-            return _record(self._run, replace(outcome, end=end, measurements=None), self._started_at, **measured)
+            return _record(self._run, end, hosts=hosts, **measured)
 
-    def _collect(self, end: End) -> Outcome:
+    def _collect(self, end: End) -> tuple[End, dict[str, Any] | None, Sequence[str]]:
+        """Returns how it ended after all, what it measured if that can be trusted, and the hosts of its ranks."""
         if end.status != "ok":
-            return Outcome(end, config=self._config)
+            return end, None, ()
         try:
             measurements, hosts = kind(self._run.case.kind).collect(self._scratch)
         except (OSError, ValueError, TypeError, LookupError, UserError) as error:
             reason = one_line(f"it ended well, but left no whole result: {error!r}")
-            return Outcome(End("failed", reason, end.tail), config=self._config)
+            return End("failed", reason, end.tail), None, ()
         gpus, device = self._run.study.machine.gpus, str(measurements.get("device", ""))
         if gpus and device.upper().startswith("CPU"):
             reason = one_line(
                 f"it computed on the {device}, where the study counts {gpus} GPUs; see `mnist-dist doctor`"
             )
-            end = End("failed", reason, end.tail)
-            return Outcome(end, None, hosts, self._config)
-        return Outcome(End("ok"), measurements, hosts, self._config)
+            return End("failed", reason, end.tail), None, hosts
+        return end, measurements, hosts
 
 
-def _record(run: Run, outcome: Outcome, started_at: str, **measured: Any) -> Record:
-    study, end = run.study, outcome.end
+def _record(
+    run: Run,
+    end: End,
+    *,
+    config: Mapping[str, Any],
+    started_at: str,
+    hosts: Sequence[str] = (),
+    measurements: dict[str, Any] | None = None,
+    **measured: Any,
+) -> Record:
+    study = run.study
     launcher: Literal["srun", "mnist-dist"] = "srun" if study.machine.hosts else "mnist-dist"
     return Record.new(
         run.case,
@@ -230,8 +228,8 @@ def _record(run: Run, outcome: Outcome, started_at: str, **measured: Any) -> Rec
         reason=end.reason,
         output_tail=() if end.status == "ok" else tuple(end.tail),
         started_at=started_at,
-        identity=identity(outcome.config, outcome.hosts, launcher, code=study.code),
-        measurements=outcome.measurements,
+        identity=identity(config, hosts, launcher, code=study.code),
+        measurements=measurements,
         **measured,
     )
 

@@ -1,7 +1,5 @@
 """Runs a whole suite into a results folder: round by round, resumable, and to its end whatever a case does."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path

@@ -3,10 +3,9 @@
 Imports no TensorFlow.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,13 @@ from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, fi
 from mnist_dist.benchmarks.records.case import Case, KindName
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.config import (
+    Config,
     PositiveFloat,
     PositiveInt,
     Section,
     StrategyName,
     explain,
+    get_setting,
     load_config,
     names_in,
     read_yaml,
@@ -50,10 +51,6 @@ DECIDED = {
 
 def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
-
-
-def _all_as_none(value: Any) -> Any:
-    return None if value == "all" else value
 
 
 Integers = Annotated[list[PositiveInt], Field(min_length=1), BeforeValidator(_as_list)]
@@ -98,7 +95,7 @@ class Suite(Limits):
     minutes: PositiveFloat = Field(description="What it took on two cores without a GPU.")
     repeats: PositiveInt = Field(description="Fresh processes per case.")
     strategies: Strategies = Field(default_factory=lambda: list(STRATEGIES))
-    devices: Annotated[Integers | None, BeforeValidator(_all_as_none)] = Field(
+    devices: Annotated[Integers | None, BeforeValidator(lambda value: None if value == "all" else value)] = Field(
         None, description="all, or none given: powers of two up to what the machine has."
     )
     blocks: Annotated[list[Block], Field(min_length=1)]
@@ -224,6 +221,13 @@ def training_settings(case: Case, seed: int) -> dict[str, Any]:
     }
     load_config("default", settings)
     return settings
+
+
+def changed_settings(config: Config) -> dict[str, Any]:
+    """Returns, by dotted key, what a configuration does other than the defaults, as JSON has it."""
+    defaults, content = load_config(), config.model_dump(mode="json")
+    changed = (key for key in setting_descriptions() if get_setting(config, key) != get_setting(defaults, key))
+    return {key: functools.reduce(operator.getitem, key.split("."), content) for key in changed}
 
 
 def check_settings(settings: Iterable[str]) -> None:

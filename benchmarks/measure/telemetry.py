@@ -5,8 +5,6 @@ other jobs on the same processors or GPUs, cannot be told apart: record telemetr
 shared.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 import time

@@ -1,7 +1,5 @@
 """Times what is too short for a clock: repeated as often as a turn has steps, equally often on all ranks."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

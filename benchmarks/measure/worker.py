@@ -5,8 +5,6 @@
 Started once, it starts one process per device where the strategy needs them; started by `srun`, it is one of them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -3,8 +3,6 @@
 Imports neither TensorFlow nor PyTorch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,11 +10,11 @@ from typing import Any, Literal
 from mnist_dist.benchmarks.kinds import input, matmul
 from mnist_dist.benchmarks.kinds.peer import KIND as PEER
 from mnist_dist.benchmarks.kinds.peer import PEERS, SETTING
-from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase, skip_reason
+from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase, changed_settings, skip_reason
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.config import get_setting, load_config, setting_descriptions
+from mnist_dist.config import load_config
 from mnist_dist.distributed.turns import FULL
 from mnist_dist.errors import UserError, nearest
 
@@ -117,45 +115,31 @@ def _for_goals(ours: Case, seconds: float, machine: Machine) -> list[Contestant]
         "global_batch_size": batch_size,
         "settings": {"runtime.steps_per_call": RANK_STEPS_PER_CALL},
     }
-    cases = [
-        ("input", "our input pipeline alone", Case(kind=input.KIND.name)),
-        *(
-            (
-                f"matmul-{dtype}",
-                f"{dtype} matrix product",
-                Case(kind=matmul.KIND.name, settings={"runtime.precision": precision}),
-            )
-            for dtype, precision in (("bfloat16", "mixed_bfloat16"), ("float32", "float32"))
-        ),
-        *(
-            (
-                f"ranks-{strategy}",
-                f"mnist-dist train, {strategy}, 2 ranks of {batch_size // 2} images, a core each",
-                ours.model_copy(update=ranks | {"strategy": strategy}),
-            )
-            for strategy in ("horovod", "multiworker")
-        ),
-        (
-            "independent",
+    cases = {
+        "input": ("our input pipeline alone", Case(kind=input.KIND.name)),
+        "independent": (
             f"2 trainings of ours that know nothing of one another, {batch_size // 2} images and a core each",
             independent,
         ),
-    ]
+    }
+    for dtype, precision in (("bfloat16", "mixed_bfloat16"), ("float32", "float32")):
+        product = Case(kind=matmul.KIND.name, settings={"runtime.precision": precision})
+        cases[f"matmul-{dtype}"] = f"{dtype} matrix product", product
+    for strategy in ("horovod", "multiworker"):
+        label = f"mnist-dist train, {strategy}, 2 ranks of {batch_size // 2} images, a core each"
+        cases[f"ranks-{strategy}"] = label, ours.model_copy(update=ranks | {"strategy": strategy})
     resident = "mnist-dist train, one batch that stays in memory"
     return [
         Contestant("synthetic", resident, "default CNN", ours, variant="resident", in_table=False),
-        *(Contestant(name, label, "default CNN", case, in_table=False) for name, label, case in cases),
+        *(Contestant(name, label, "default CNN", case, in_table=False) for name, (label, case) in cases.items()),
     ]
 
 
 def case_of(config: str) -> Case:
     """Returns the case that trains a shipped configuration to its end."""
-    default, wanted = load_config("default"), load_config(config)
-    settings: dict[str, Any] = {}
-    for key in setting_descriptions():
-        value = get_setting(wanted, key)
-        if value != get_setting(default, key) and key != "training.batch_size":  # That is a field of the case.
-            settings[key] = list(value) if isinstance(value, tuple) else value
+    wanted = load_config(config)
+    settings = changed_settings(wanted)
+    settings.pop("training.batch_size", None)  # That is a field of the case.
     return Case(global_batch_size=wanted.training.batch_size, settings=settings)
 
 

@@ -5,8 +5,6 @@ otherwise. Rates are compared within cycles of turns, times within repeats. With
 against each of them, so the worst decides.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Mapping, Sequence

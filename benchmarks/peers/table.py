@@ -1,7 +1,5 @@
 """The table of peers, as Markdown and JSON: throughput, time to an accuracy, and how many times ahead we are."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -148,11 +146,7 @@ def to_json(command: str, records: Sequence[Record], rows: Sequence[Standing]) -
                 "ours_over_peer": estimate_to_json(row.ratio),
                 "seconds_to_accuracy": {
                     f"{target:g}": time
-                    and {
-                        "reached": time.reached,
-                        "runs": time.runs,
-                        "expected_seconds": _finite(time.expected_seconds),
-                    }
+                    and {name: _finite(getattr(time, name)) for name in ("reached", "runs", "expected_seconds")}
                     for target, time in row.times.items()
                 },
                 "peer_over_ours_time": estimate_to_json(row.time_ratio),

@@ -1,7 +1,5 @@
 """How long contestants take to an accuracy, and how many times longer one takes than another."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Imports no TensorFlow: cases are planned, listed and compared on login nodes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from typing import Annotated, Any

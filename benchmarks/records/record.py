@@ -11,7 +11,7 @@ import json
 import operator
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -24,11 +24,6 @@ from mnist_dist.config import NonNegativeFloat, NonNegativeInt, PositiveInt, Sec
 from mnist_dist.errors import UserError, one_line
 
 SCHEMA_VERSION = 2
-
-# From an older version to the step that turns its content into the next version's.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    1: lambda content: content | {"turns": None},  # One after the other was the only way.
-}
 
 
 def _check_utc(text: str) -> str:
@@ -296,17 +291,11 @@ class _WithoutTitles(GenerateJsonSchema):
 
 
 def _migrated(content: Mapping[str, Any]) -> dict[str, Any]:
-    current = dict(content)
-    version = current.get("schema_version")
+    version = content.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool):
         raise ValueError(one_line(f"schema_version: received {version!r}, expected a whole number"))
-    while version < SCHEMA_VERSION:
-        if version not in MIGRATIONS:
-            raise ValueError(f"schema_version: received {one_line(str(version))}, from which no migration is known")
-        try:
-            current = MIGRATIONS[version](current)
-        except (LookupError, TypeError, AttributeError) as error:  # Content that is not of the version it says.
-            raise ValueError(f"not of version {version}, as it says: {type(error).__name__} {error}") from None
-        version += 1
-        current["schema_version"] = version
-    return current
+    if version == 1:  # One case after the other was the only way.
+        return {**content, "turns": None, "schema_version": SCHEMA_VERSION}
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"schema_version: received {one_line(str(version))}, from which no migration is known")
+    return dict(content)

@@ -38,15 +38,8 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
+        self.records_folder, self.study_file = self.folder / "records", self.folder / "study.json"
         self.left_out: dict[str, str] = {}
-
-    @property
-    def records_folder(self) -> Path:
-        return self.folder / "records"
-
-    @property
-    def study_file(self) -> Path:
-        return self.folder / "study.json"
 
     def add(self, record: Record) -> Path:
         """Writes a record and returns its file.

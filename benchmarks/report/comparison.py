@@ -1,7 +1,5 @@
 """A comparison in words and as a table, for the terminal and as Markdown."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Every case that trains as a line of a CSV file, ablations too, for spreadsheets and other programs."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -4,8 +4,6 @@ Records hold durations, so the times of day in both are reconstructed: the start
 Imports no TensorFlow.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import re

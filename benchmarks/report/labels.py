@@ -1,7 +1,5 @@
 """How cases, their devices and their settings are called in tables and pictures."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Sequence
 
@@ -44,7 +42,8 @@ def label_briefly(cases: Sequence[tuple[Case, bool]]) -> tuple[str, list[str]]:
     for label, name in zip(labels, kinds, strict=True):
         shared = _shared([each for each, of_kind in zip(labels, kinds, strict=True) if of_kind == name])
         brief = [part for part in label if part not in (*everywhere, *shared)] or label[:1]
-        telling.append(kind(name).prefix + ", ".join(map(_shorten, brief)))
+        short = [part.removesuffix(" per device").removeprefix("precision ") for part in brief]
+        telling.append(kind(name).prefix + ", ".join(short))
         if own := ", ".join(part for part in shared if part not in everywhere):
             said.append(f"{kind(name).description}: {own}")
     return "; ".join(filter(None, dict.fromkeys(said))), telling
@@ -52,10 +51,6 @@ def label_briefly(cases: Sequence[tuple[Case, bool]]) -> tuple[str, list[str]]:
 
 def _shared(labels: Sequence[Sequence[str]]) -> list[str]:
     return [part for part in labels[0] if all(part in label for label in labels)] if len(labels) > 1 else []
-
-
-def _shorten(part: str) -> str:
-    return part.removesuffix(" per device").removeprefix("precision ")
 
 
 def label_records(records: Sequence[Record], without: Collection[str] = ()) -> str:

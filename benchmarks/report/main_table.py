@@ -1,7 +1,5 @@
 """The main table: one row for each case that trains. Every column says whether it is meant per device or in total."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -144,7 +142,10 @@ def _terminal_columns(cases: Sequence[TrainedCase]) -> Iterator[Column[TrainedCa
     yield Column("images/s", lambda each: _per_device_cell(each).text, "/device")
     yield Column("weak", lambda each: estimate_cell(each.weak, label_percent).text, "eff. %")
     yield Column("strong", lambda each: estimate_cell(each.strong, label_percent).text, "eff. %")
-    yield Column("test accuracy", _accuracy_with_range, f"%, lowest{DASH}highest")
+    seeds = f"%, lowest{DASH}highest"
+    yield Column(
+        "test accuracy", lambda each: f"{_accuracy_cell(each).text} {_seed_range(each.summary)}".rstrip(), seeds
+    )
     yield Column(f"to {100 * TERMINAL_TARGET:g} %", _terminal_target, "s (reached)")
     yield Column("runs", lambda each: str(len(each.summary.records)))
 
@@ -166,10 +167,6 @@ def _throughput_with_margin(each: TrainedCase) -> str:
         return text
     half = max(estimate.high - estimate.value, estimate.value - estimate.low) / estimate.value
     return f"{text} ±{100 * half:.1f}%" if half < 1 else f"{text} ±>100%"
-
-
-def _accuracy_with_range(each: TrainedCase) -> str:
-    return f"{_accuracy_cell(each).text} {_seed_range(each.summary)}".rstrip()
 
 
 def _terminal_target(each: TrainedCase) -> str:

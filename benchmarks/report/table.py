@@ -1,7 +1,5 @@
 """A table, and how it looks on a terminal and as Markdown; templates/report.html.j2 shows the same on the page."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """How far the mean of a series can be trusted whose neighbouring values resemble one another."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -7,8 +7,6 @@ variance: two or three repeats of one group tell too little of it. The windows, 
 group. Intervals are Student's, with Satterthwaite's degrees of freedom.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ series in blocks). Several rounds are fresh processes each: their mean has Stude
 the cycles within them explain.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

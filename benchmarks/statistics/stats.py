@@ -17,6 +17,10 @@ from functools import cached_property
 import numpy as np
 
 from mnist_dist.benchmarks.statistics.blocks import block_length, covariance_of_means
+from mnist_dist.lazy import Lazy
+
+special = Lazy("scipy.special")
+stats = Lazy("scipy.stats")
 
 CONFIDENCE = 0.95
 FEWEST_CLUSTERED = 3  # Runs.
@@ -125,8 +129,6 @@ class LogEstimate:
 
     def p_value(self) -> float:
         """Returns the two-sided p-value of the hypothesis that the quantity is 1: its inverted interval."""
-        from scipy import special
-
         if self.variance == 0:
             return float(self.value == 0)
         return float(2 * special.stdtr(self.freedom, -abs(self.value) / math.sqrt(self.variance)))
@@ -155,7 +157,8 @@ def estimate_rate(repeats: Sequence[Series]) -> LogEstimate:
     blocks of them, less one.
     """
     within = max(series.variance for series in repeats) / len(repeats)
-    variance = _variance_of_mean([series.log_rate for series in repeats], within)
+    rates = [series.log_rate for series in repeats]
+    variance = max(float(np.var(rates, ddof=1)) / len(rates), within) if len(rates) > 1 else within
     freedom = len(repeats) - 1 if len(repeats) > 1 else repeats[0].blocks - 1
     return LogEstimate(log_total_rate(repeats), variance, freedom or math.nan, len(repeats))
 
@@ -261,8 +264,6 @@ def drop_p_value(base: Accuracy, new: Accuracy, margin: float = 0.0) -> float:
     By Welch's one-sided t-test; with a single seed on one side by Crawford and Howell's, for which that seed has the
     deviation of the others. nan with a single seed on either side.
     """
-    from scipy import stats
-
     if base.seeds + new.seeds == 2:
         return math.nan
     before, after = ((each.mean, float(np.nan_to_num(each.deviation)), each.seeds) for each in (base, new))
@@ -277,8 +278,6 @@ def drop_power(base: Accuracy, new: Accuracy, drop: float, significance: float) 
 
     From the noncentral t distribution (Cohen, "Statistical power analysis for the behavioral sciences", 1988).
     """
-    from scipy import stats
-
     freedom = base.seeds + new.seeds - 2
     squares = [np.nan_to_num(each.deviation) ** 2 * (each.seeds - 1) for each in (base, new)]
     if freedom == 0 or sum(squares) == 0:
@@ -330,14 +329,7 @@ def holm_levels(p_values: np.ndarray, significance: float = 0.05) -> np.ndarray:
 
 def student_quantile(probability: float, freedom: float) -> float:
     """Returns the quantile of Student's t distribution; nan where the degrees of freedom are."""
-    from scipy import special
-
     return float(special.stdtrit(freedom, probability))
-
-
-def _variance_of_mean(values: Sequence[float], within: float) -> float:
-    """Returns the variance of the mean of one value from each repeat, at least that `within` them."""
-    return max(float(np.var(values, ddof=1)) / len(values), within) if len(values) > 1 else within
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float, float]:

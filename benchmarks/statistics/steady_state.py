@@ -5,8 +5,6 @@ comes later counts: a clock that is throttled or a neighbour on the same host is
 leaving such stretches out would flatter it. A run that becomes slower or faster throughout is unstable.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -21,9 +21,12 @@ import numpy as np
 
 from mnist_dist.config import IMAGE_SIZE, DataConfig
 from mnist_dist.errors import UserError, one_line
+from mnist_dist.lazy import Lazy
 
 if TYPE_CHECKING:
     import tensorflow as tf
+else:
+    tf = Lazy("tensorflow")
 
 NUM_CLASSES = 10
 IMAGES_AT_ONCE = 2048  # That the training pipeline gathers in one go, as waking its threads for each batch costs more.
@@ -121,8 +124,6 @@ def make_train_dataset(
         Elements (images uint8 [b, 28, 28, 1], labels int32 [b]), where b is this process' part of a global batch:
         the parts of its replicas, one after the other.
     """
-    import tensorflow as tf
-
     steps_per_epoch = len(images) // batch_size
     start_epoch, steps_to_skip = divmod(start_step, steps_per_epoch)
     mine = shard.slice_of(batch_size)
@@ -164,8 +165,6 @@ def make_synthetic_dataset(
     images: np.ndarray, labels: np.ndarray, *, batch_size: int, shard: Shard = Shard()
 ) -> tf.data.Dataset:
     """Repeats this process' part of one resident batch: training without the cost of input, for measurements."""
-    import tensorflow as tf
-
     mine = shard.slice_of(batch_size)
     batch = (tf.constant(images[mine, ..., np.newaxis]), tf.constant(labels[mine].astype(np.int32)))
     return _untuned(tf.data.Dataset.from_tensors(batch).repeat())
@@ -182,8 +181,6 @@ def make_eval_dataset(
         Elements (images uint8 [b, 28, 28, 1], labels int32 [b], weights float32 [b]), where b is this process' part
         of the batch, the part of each replica being rounded up; `num_eval_steps` of them.
     """
-    import tensorflow as tf
-
     share = -(-min(batch_size, len(images)) // shard.num_replicas)
     steps = num_eval_steps(len(images), batch_size, shard.num_replicas)
     indices: np.ndarray = np.full(steps * share * shard.num_replicas, -1, np.int32)
@@ -209,8 +206,6 @@ def num_eval_steps(num_images: int, batch_size: int, num_replicas: int) -> int:
 
 def shift_images(images: tf.Tensor, shifts: tf.Tensor) -> tf.Tensor:
     """Shifts each image [b, h, w, 1] by its (rows, columns) int32 [b, 2], filling with black."""
-    import tensorflow as tf
-
     rows, columns = tf.cast(shifts[:, 0], tf.float32), tf.cast(shifts[:, 1], tf.float32)
     one, zero = tf.ones_like(rows), tf.zeros_like(rows)
     # The transform maps output to input coordinates, so content moves by the negative of its offset.
@@ -227,8 +222,6 @@ def shift_images(images: tf.Tensor, shifts: tf.Tensor) -> tf.Tensor:
 
 def _untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Switches tf.data's tuning off: nothing is left to it, and its thread holds a released iterator for seconds."""
-    import tensorflow as tf
-
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.with_options(options)
@@ -236,8 +229,6 @@ def _untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 def _shifts(shift_pixels: int, batch_size: int, seed: int, step: tf.Tensor) -> tf.Tensor:
     """Draws the shifts of a global batch, int32 [batch_size, 2], from seed and step alone."""
-    import tensorflow as tf
-
     return tf.random.stateless_uniform(
         [batch_size, 2],
         seed=tf.stack([~seed, step]),  # Other than the shuffle's, which takes (seed, epoch).

@@ -5,8 +5,6 @@ own, `srun`, `horovodrun`, `mpirun` (Open MPI's, MPICH's and Intel MPI's), and n
 Where another has started several processes, none of them takes itself for the only one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import fcntl
@@ -34,6 +32,7 @@ FIRST_PORT, LAST_PORT = 20_000, 32_000
 ADDRESSES_VARIABLE = "MNIST_DIST_NODE_ADDRESSES"  # From slurm/lib.sh, as in "n1=10.0.0.1 n2=10.0.0.2".
 REFUSED_SECONDS = 60.0  # Before a controller that has not answered is asked again from the same host.
 # How launchers tell a rank, the number of ranks, and the same on the rank's host.
+_OWN = tuple(f"MNIST_DIST_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
 _HOROVODRUN = ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE")
 _OPEN_MPI = tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
 _MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")  # And Intel MPI's.
@@ -87,11 +86,9 @@ class Cluster:
 
     def to_environment(self) -> dict[str, str]:
         """Returns the variables that tell a process of this package's own launcher its place."""
+        place = self.rank, self.size, self.local_rank, self.local_size
         return {
-            "MNIST_DIST_RANK": str(self.rank),
-            "MNIST_DIST_SIZE": str(self.size),
-            "MNIST_DIST_LOCAL_RANK": str(self.local_rank),
-            "MNIST_DIST_LOCAL_SIZE": str(self.local_size),
+            **dict(zip(_OWN, map(str, place), strict=True)),
             "MNIST_DIST_HOSTS": ",".join(self.hosts),
             "MNIST_DIST_PORT": str(self.port),
             SECRET_VARIABLE: self.secret,
@@ -108,12 +105,9 @@ def find_cluster(environment: Mapping[str, str]) -> Cluster:
 
 
 def _find_place(environment: Mapping[str, str]) -> Cluster:
-    if "MNIST_DIST_RANK" in environment:
-        rank, size, local_rank, local_size = _integers(
-            environment, "MNIST_DIST_RANK", "MNIST_DIST_SIZE", "MNIST_DIST_LOCAL_RANK", "MNIST_DIST_LOCAL_SIZE"
-        )
+    if _OWN[0] in environment:
+        rank, size, local_rank, local_size, port = _integers(environment, *_OWN, "MNIST_DIST_PORT")
         hosts = tuple(environment.get("MNIST_DIST_HOSTS", "").split(","))
-        (port,) = _integers(environment, "MNIST_DIST_PORT")
         return _checked(Cluster(rank, size, local_rank, local_size, hosts, port, "mnist-dist"))
     mpi = _MPICH if {"PMI_RANK", "MPI_LOCALNRANKS"} <= environment.keys() else _OPEN_MPI
     # An mpirun over several nodes of a job starts its own daemons with srun.

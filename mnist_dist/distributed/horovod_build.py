@@ -32,89 +32,10 @@ from mnist_dist.packages import TENSORFLOW, find_package
 
 VERSION = "0.28.1"
 SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
-PATCH_VERSION = 3  # Part of the wheel's key: raise it with every change to PATCHES or `build_environment`.
+PATCH_VERSION = 3  # Part of the wheel's key: raise it with every change to PATCHES_FILE or `build_environment`.
 LOCAL_VERSION = "mnistdist"
+PATCHES_FILE = Path(__file__).with_name("horovod_patches.yaml")
 
-# (file, text found exactly once, its replacement)
-PATCHES = (
-    # XLA's headers have moved. Without this file everything works but collectives inside jit_compile=True.
-    (
-        "horovod/tensorflow/CMakeLists.txt",
-        'list(APPEND TF_SOURCES "${PROJECT_SOURCE_DIR}/horovod/tensorflow/xla_mpi_ops.cc")\n',
-        "",
-    ),
-    # The vector is filled through data() and its size() stays 0, so that no stalled rank is ever reported or ended.
-    ("horovod/common/gloo/gloo_controller.cc", "global_ranks_.reserve(size_);", "global_ranks_.resize(size_);"),
-    # The second device of a rank ignores HOROVOD_GLOO_IFACE and looks its host's name up; one that has no address, as
-    # in a container without network, crashes it.
-    (
-        "horovod/common/gloo/gloo_context.cc",
-        "  device_attr.ai_family = AF_UNSPEC;\n  auto dev = CreateDevice(device_attr);\n\n  global_ctx = global",
-        "  device_attr.ai_family = AF_UNSPEC;\n  gloo_iface_ = global_context.gloo_iface_;\n"
-        "  device_attr.iface = gloo_iface_;\n  auto dev = CreateDevice(device_attr);\n\n  global_ctx = global",
-    ),
-    # Newer C++ libraries no longer include it through others.
-    (
-        "horovod/common/common.h",
-        "#include <memory>\n#include <string>\n",
-        "#include <memory>\n#include <stdexcept>\n#include <string>\n",
-    ),
-    (
-        "horovod/common/group_table.h",
-        "#include <queue>\n#include <unordered_map>\n",
-        "#include <queue>\n#include <string>\n#include <unordered_map>\n",
-    ),
-    # TensorFlow no longer exports the function that only its GPU operations need, but has a virtual one in its place.
-    (
-        "horovod/tensorflow/mpi_ops.cc",
-        "GpuStreamHandle AsGpuStreamValue(Stream* stream);",
-        "template <class S> GpuStreamHandle AsGpuStreamValue(S* stream) {\n"
-        "  return static_cast<GpuStreamHandle>(stream->platform_specific_handle().stream);\n}",
-    ),
-    # horovodrun imports distutils, which Python 3.12 no longer has.
-    ("horovod/runner/js_run.py", "distutils.spawn import find_executable", "shutil import which as find_executable"),
-    # Gloo's thread for events leaves a connection alone while another thread holds its lock, and is told of it again at
-    # once. Where the two share a core, it then spins through its time slice while the other waits to let go.
-    (
-        "third_party/gloo/gloo/transport/tcp/pair.cc",
-        "std::try_to_lock);\n  if (!lock) {\n    return;",
-        "std::try_to_lock);\n  if (!lock) {\n    std::this_thread::yield();\n    return;",
-    ),
-    ("third_party/gloo/gloo/transport/tcp/pair.cc", "#include <sstream>\n", "#include <sstream>\n#include <thread>\n"),
-    # All ranks ask one another for news in every cycle, which costs the cores that compute. A cycle now begins as soon
-    # as there is something to send, so that without news it may be long; see IDLE_CYCLE_MILLISECONDS.
-    (
-        "horovod/common/operations.cc",
-        "    std::this_thread::sleep_for(sleep_duration);\n  }\n  state.last_cycle_start",
-        "    state.process_set_table.Get(0).tensor_queue.WaitForMessages(sleep_duration);\n  }\n"
-        "  state.last_cycle_start",
-    ),
-    (
-        "horovod/common/tensor_queue.h",
-        "  void PopMessagesFromQueue(",
-        "  template <class Duration> void WaitForMessages(Duration at_most) {\n"
-        "    std::unique_lock<std::mutex> guard(mutex_);\n"
-        "    messages_added_.wait_for(guard, at_most, [this] { return !message_queue_.empty(); });\n"
-        "  }\n\n"
-        "  void PopMessagesFromQueue(",
-    ),
-    (
-        "horovod/common/tensor_queue.h",
-        "  mutable std::mutex mutex_;\n",
-        "  mutable std::mutex mutex_;\n  std::condition_variable messages_added_;\n",
-    ),
-    ("horovod/common/tensor_queue.h", "#include <iostream>\n", "#include <condition_variable>\n#include <iostream>\n"),
-    (
-        "horovod/common/tensor_queue.cc",
-        "  message_queue_.push(std::move(message));\n  return Status::OK();",
-        "  message_queue_.push(std::move(message));\n  messages_added_.notify_one();\n  return Status::OK();",
-    ),
-    (
-        "horovod/common/tensor_queue.cc",
-        "    message_queue_.push(std::move(messages[i]));\n  }\n",
-        "    message_queue_.push(std::move(messages[i]));\n  }\n  messages_added_.notify_one();\n",
-    ),
-)
 IDLE_CYCLE_MILLISECONDS = 20.0  # How often ranks that have nothing to send ask for news, such as a shutdown.
 
 RUNTIME_PACKAGES = ("cloudpickle", "psutil", "pyyaml", "packaging")
@@ -320,12 +241,15 @@ def run_rank() -> None:
 
 
 def patch_source(source: Path) -> None:
-    """Repairs the unpacked source distribution in place; see PATCHES.
+    """Repairs the unpacked source distribution in place; see PATCHES_FILE.
 
     Raises:
-        BuildError: a line to be replaced is not there exactly once.
+        BuildError: a text to be replaced is not there exactly once.
     """
-    for name, old, new in PATCHES:
+    import yaml
+
+    for patch in yaml.safe_load(PATCHES_FILE.read_text(encoding="utf-8")):
+        name, old, new = patch["file"], patch["old"], patch["new"]
         text = (source / name).read_text()
         if text.count(old) != 1:
             found = f"'{old.strip()}' {text.count(old)} times, expected once"

@@ -4,8 +4,6 @@ No ssh and no MPI: ranks find each other as their strategy says, through a rende
 under mpirun) holds where it needs one. Whatever happens to one rank, all have ended a few seconds later.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import ctypes

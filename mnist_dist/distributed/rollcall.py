@@ -4,8 +4,6 @@ Both of those wait for a missing rank in their own way: long, deaf to signals, o
 over plain sockets ends in time, and says who is missing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import sys

@@ -5,8 +5,6 @@ ratio is known far better than the pace of either. Every rank listens on a socke
 in no collective and uses neither CPU nor GPU.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import select

@@ -4,20 +4,16 @@ Guo et al., On Calibration of Modern Neural Networks, 2017, https://arxiv.org/ab
 stays the same.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from mnist_dist.data.dataset import Arrays
 from mnist_dist.inference.evaluate import SMALLEST_PROBABILITY
-
-if TYPE_CHECKING:
-    from mnist_dist.data.dataset import Arrays
 
 IMAGES = 5000
 BOUNDS = 0.2, 5.0  # Of the temperature; it has no minimum of its own where every image is read right.
 
 
-def calibration_images(arrays: "Arrays") -> tuple[np.ndarray, np.ndarray]:
+def calibration_images(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
     """Returns images uint8 [n, 28, 28] that the network was not trained on as they are, and their labels [n].
 
     These are the held-out images, or without any the last training images, a quarter each shifted by a pixel up, down,

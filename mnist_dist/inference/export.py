@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from mnist_dist.data.dataset import Arrays
 from mnist_dist.errors import UserError
+from mnist_dist.lazy import Lazy
 
 if TYPE_CHECKING:
     import keras
-
-    from mnist_dist.data.dataset import Arrays
+    import tensorflow as tf
+else:
+    keras, tf = Lazy("keras"), Lazy("tensorflow")
 
 Format = Literal["savedmodel", "tflite", "tflite-int8"]
 FILE_NAMES = {"savedmodel": "saved_model", "tflite": "model.tflite", "tflite-int8": "model-int8.tflite"}
@@ -46,7 +49,7 @@ class Exported:
     images: int
 
 
-def export(model: "keras.Model", arrays: "Arrays", destination_folder: Path, format: Format) -> Exported:
+def export(model: "keras.Model", arrays: Arrays, destination_folder: Path, format: Format) -> Exported:
     """Exports `model` below `destination_folder` and measures the accuracy of the export on all test images.
 
     An earlier export of the same name stays as it is until the new one is complete.
@@ -90,8 +93,6 @@ def render(exported: Exported) -> str:
 @contextlib.contextmanager
 def _workspace(path: Path) -> Iterator[Path]:
     """Makes a temporary folder beside `path`, so that what is made there only needs renaming."""
-    import tensorflow as tf
-
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
@@ -127,8 +128,6 @@ def _replace(path: Path, new: Path, aside: Path) -> None:
 
 
 def _save_model(model: "keras.Model", folder: Path) -> None:
-    import tensorflow as tf
-
     @tf.function(autograph=False)
     def classify(pixels: Any) -> dict[str, Any]:
         return {"probabilities": model(pixels, training=False)}
@@ -145,8 +144,6 @@ def _save_model(model: "keras.Model", folder: Path) -> None:
 
 def _convert(saved_model: Path, calibration_images: np.ndarray | None) -> bytes:
     """Returns a TensorFlow Lite file, quantised to integers if there are images uint8 [n, 28, 28] to calibrate it."""
-    import tensorflow as tf
-
     # Not from the model's concrete function: of a Keras 3 model that converts, silently, without the weights.
     signature = "uint8" if calibration_images is None else "serving_default"
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=[signature])
@@ -180,19 +177,10 @@ def _require_integers(content: bytes) -> None:
 
 
 def _interpreter(**source: Any) -> Any:
-    import tensorflow as tf
-
-    return tf.lite.Interpreter(num_threads=_usable_cores(), **source)
-
-
-def _usable_cores() -> int:
-    """Returns the cores this process may use: under Slurm or taskset fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return tf.lite.Interpreter(num_threads=len(os.sched_getaffinity(0)), **source)
 
 
 def _load_saved_model(path: Path) -> Classifier:
-    import tensorflow as tf
-
     loaded = tf.saved_model.load(str(path))  # Held by the function below: without it the weights are gone.
     return lambda pixels: loaded.signatures["uint8"](pixels=tf.constant(pixels))["probabilities"].numpy()
 

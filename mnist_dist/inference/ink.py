@@ -4,6 +4,10 @@ import itertools
 
 import numpy as np
 
+from mnist_dist.lazy import Lazy
+
+ndimage = Lazy("scipy.ndimage")
+
 MIN_CONTRAST_LEVELS = 8.0  # Of 255 grey levels, between ink and paper.
 MIN_CONTRAST_SIGMAS = 6.0  # The same contrast in standard deviations of the paper's noise.
 MIN_INK_PIXELS = 5  # Longer side of the ink.
@@ -66,8 +70,6 @@ def _ink(grey: np.ndarray) -> np.ndarray:
     The closing of a picture by a square is the picture without what is dark and narrower than the square (Serra, Image
     Analysis and Mathematical Morphology, 1982): what is wide, such as a shadow, stays as it is, sharp edges included.
     """
-    from scipy import ndimage
-
     grey = ndimage.gaussian_filter(grey, BLUR * max(grey.shape))
     if _is_light_on_dark(grey):
         grey = 255 - grey
@@ -104,8 +106,6 @@ def _is_light_on_dark(grey: np.ndarray) -> bool:
 
 def _is_paper(light: np.ndarray) -> bool:
     """Says whether light [h, w] is no stroke, but so wide or, with something inside, so rectangular as lit paper is."""
-    from scipy import ndimage
-
     light = light > 0.5 * _contrast(light)
     if ndimage.minimum_filter(light, _pixels(light, LIT), mode="constant").any():
         return True
@@ -137,8 +137,6 @@ def _without_rows(ink: np.ndarray, thickness: float) -> np.ndarray:
 
     Where a stroke crosses a line, the ink is as high as the stroke, so the opening by a low column keeps it.
     """
-    from scipy import ndimage
-
     strokes = ndimage.grey_opening(ink, (_pixels(ink, thickness), 1), mode="nearest")
     low = ndimage.grey_closing(ink - strokes, (1, _pixels(ink, LINES[-1])), mode="nearest")  # Over lines that cross it.
     lines = ndimage.grey_opening(low, (1, _pixels(ink, 0.125)), mode="nearest") > INK_FRACTION / 2
@@ -155,8 +153,6 @@ def _main_parts(ink: np.ndarray) -> np.ndarray:
     Raises:
         NotOneDigitError: two of them stand side by side.
     """
-    from scipy import ndimage
-
     strokes = ink > INK_FRACTION
     parts, _ = ndimage.label(ndimage.binary_dilation(strokes, EIGHT_NEIGHBOURS), EIGHT_NEIGHBOURS)
     boxes = ndimage.find_objects(parts)

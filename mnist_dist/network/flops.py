@@ -1,7 +1,5 @@
 """Floating-point operations of a training step, counted by hand."""
 
-from __future__ import annotations
-
 from mnist_dist.config import IMAGE_SIZE, ModelConfig
 
 NUM_CLASSES = 10

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 from mnist_dist.config import ModelConfig
 from mnist_dist.data.dataset import IMAGE_SIZE, NUM_CLASSES
 from mnist_dist.errors import UserError
+from mnist_dist.lazy import Lazy
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
+else:
+    keras, tf = Lazy("keras"), Lazy("tensorflow")
 
 # Mean and standard deviation of all pixels of MNIST's 60,000 training images (checked by a test).
 PIXEL_MEAN = 33.3184
@@ -43,7 +46,6 @@ def build_model(
     Returns:
         A model from pixels float32 [batch, 28, 28, 1] in 0 to 255 to float32 [batch, 10].
     """
-    import keras
     from keras import layers
 
     def glorot(index: int) -> keras.Initializer:
@@ -101,8 +103,6 @@ def load_model(workdir: Path) -> keras.Model:
             f"WORKDIR: '{workdir}' holds no model.keras; finish the training with "
             f"`mnist-dist train --workdir {shlex.quote(str(workdir))} --resume`."
         )
-    import keras
-
     try:
         return keras.saving.load_model(file, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises whatever its archive readers raise.
@@ -112,9 +112,6 @@ def load_model(workdir: Path) -> keras.Model:
 
 def _batch_normalization(replica_mean: Callable[[tf.Tensor], tf.Tensor] | None, **options: Any) -> keras.Layer:
     """Builds batch normalisation over all replicas; Keras' own synchronises under tf.distribute only."""
-    import keras
-    import tensorflow as tf
-
     if replica_mean is None:
         return keras.layers.BatchNormalization(**options)
 

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mnist_dist.config import OptimizerConfig
+from mnist_dist.lazy import Lazy
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
+else:
+    keras, tf = Lazy("keras"), Lazy("tensorflow")
 
 
 def build_optimizer(
@@ -21,8 +25,6 @@ def build_optimizer(
     vanish nor overflow, and leaves out a step whose gradients do overflow. With `one_operation`, Adam and AdamW update
     each variable in one instead of ten; the values are the same.
     """
-    import keras
-
     common: dict[str, Any] = {
         "learning_rate": _table(learning_rates),
         # None, because Keras spends an operation per variable on a decay of zero.
@@ -54,7 +56,6 @@ def build_optimizer(
 
 def _fused(adam: type[keras.optimizers.Adam]) -> type[keras.optimizers.Adam]:
     """Returns the class with its update done by TensorFlow's own operation for Adam, on the variables of Keras."""
-    import tensorflow as tf
 
     class FusedAdam(adam):
         def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
@@ -77,9 +78,6 @@ def _fused(adam: type[keras.optimizers.Adam]) -> type[keras.optimizers.Adam]:
 
 
 def _table(learning_rates: np.ndarray) -> keras.optimizers.schedules.LearningRateSchedule:
-    import keras
-    import tensorflow as tf
-
     class LearningRateTable(keras.optimizers.schedules.LearningRateSchedule):
         def __call__(self, step: Any) -> tf.Tensor:
             last = len(learning_rates) - 1

@@ -1,7 +1,5 @@
 """The learning rate of every step, as one array: what is logged, tested and trained with is the same number."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from mnist_dist.config import OptimizerConfig, ScheduleConfig

@@ -1,7 +1,5 @@
 """Training in turns with other groups of processes: to its end, and then, variant by variant, to be measured."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from mnist_dist.distributed.preemption import Preemption

@@ -13,11 +13,14 @@ import numpy as np
 
 from mnist_dist.distributed.strategies.interface import Strategy, all_gather
 from mnist_dist.errors import TrainingError
+from mnist_dist.lazy import Lazy
 from mnist_dist.loops import repeat
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
+else:
+    keras, tf = Lazy("keras"), Lazy("tensorflow")
 
 
 def check_shards(strategy: Strategy, batches: tf.data.Iterator, num_images: int, batch_size: int) -> None:
@@ -31,8 +34,6 @@ def check_shards(strategy: Strategy, batches: tf.data.Iterator, num_images: int,
     Raises:
         TrainingError: an image came twice or not at all, or a global batch had another size.
     """
-    import tensorflow as tf
-
     steps_per_epoch = num_images // batch_size
 
     def count(images: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
@@ -62,8 +63,6 @@ def check_learning_rate(optimizer: keras.Optimizer, learning_rates: np.ndarray, 
 
     With loss scaling it may have left steps out, and is that many entries behind in the schedule.
     """
-    import keras
-
     loss_scaling = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     inner = optimizer.inner_optimizer if loss_scaling else optimizer
     taken = int(inner.iterations.numpy())

@@ -1,7 +1,5 @@
 """A run in steps: what users say in epochs ends here."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from mnist_dist.config import Config

@@ -1,7 +1,5 @@
 """Where a training runs: in this process, or in one process per device that this one starts and watches."""
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from pathlib import Path

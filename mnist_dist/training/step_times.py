@@ -4,8 +4,6 @@ A *window* is what one call of the compiled loop trains; it lasts from the synch
 of the last step have reached the host) to its own. Evaluations and checkpoints between two windows are in neither.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import resource

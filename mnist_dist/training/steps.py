@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mnist_dist.distributed.strategies.interface import Strategy
+from mnist_dist.lazy import Lazy
 from mnist_dist.loops import repeat
 from mnist_dist.network.forward import Forward
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     import keras
     import numpy as np
     import tensorflow as tf
+else:
+    keras, tf = Lazy("keras"), Lazy("tensorflow")
 
 TrainSteps = Callable[["tf.data.Iterator", int], "tf.Tensor"]
 StepCall = Callable[[int], "np.ndarray"]  # Takes so many steps; returns float32 [steps, 2] as `TrainSteps` does.
@@ -48,9 +51,6 @@ def make_train_steps(
         `train_steps(batches, count)` takes `count` steps and returns float32 [count, 2]: for each step the mean
         cross-entropy in nats and the share of correct predictions over the global batch, before its update.
     """
-    import keras
-    import tensorflow as tf
-
     loss_scaling = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     forward = forward or Forward(model)
 
@@ -109,8 +109,6 @@ def reduce_gradients(strategy: Strategy, gradients: Sequence[tf.Tensor], compres
     This network's gradients are small: what costs is the number of messages, not their size. A gradient that
     overflowed on one replica is infinite in the sum, so with loss scaling all replicas leave out the same step.
     """
-    import tensorflow as tf
-
     if compression == "none" and any(gradient.dtype == tf.bfloat16 for gradient in gradients):
         return _sum_gathered(strategy, gradients)
     flat = tf.concat([_padded(tf.cast(gradient, tf.float32)) for gradient in gradients], axis=0)
@@ -127,7 +125,6 @@ def _sum_gathered(strategy: Strategy, gradients: Sequence[tf.Tensor]) -> list[tf
     Every replica adds up what all of them computed, in float32 and in the same order, so that the sum is no less exact
     than an all-reduce of float32. Sums on the way, in bfloat16, would be.
     """
-    import tensorflow as tf
 
     def in_pairs(flat: tf.Tensor) -> tf.Tensor:
         return tf.bitcast(tf.reshape(flat, [-1, 2]), tf.float32)
@@ -147,16 +144,12 @@ def _sum_gathered(strategy: Strategy, gradients: Sequence[tf.Tensor]) -> list[tf
 
 def _as_computed(gradient: tf.Tensor) -> tf.Tensor:
     """Returns the gradient in bfloat16 if it is no more than that made longer, as of a layer that computes in it."""
-    import tensorflow as tf
-
     source = gradient.op.inputs[0] if gradient.op.type == "Cast" else gradient
     return source if source.dtype == tf.bfloat16 else gradient
 
 
 def _padded(tensor: tf.Tensor) -> tf.Tensor:
     """Returns a tensor's elements in one row, with zeros behind them so that what follows in a message is aligned."""
-    import tensorflow as tf
-
     missing = -tensor.shape.num_elements() % ALIGNED
     flat = tf.reshape(tensor, [-1])
     return tf.pad(flat, [[0, missing]]) if missing else flat
@@ -164,8 +157,6 @@ def _padded(tensor: tf.Tensor) -> tf.Tensor:
 
 def _unpadded(message: tf.Tensor, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """Returns the parts of a message of padded tensors, in the shapes of these; nothing is copied where aligned."""
-    import tensorflow as tf
-
     parts, start = [], 0
     for tensor in tensors:
         size = tensor.shape.num_elements()
@@ -184,8 +175,6 @@ def make_eval_steps(model: keras.Model, strategy: Strategy, forward: Forward | N
         `eval_steps(batches, count)` consumes `count` batches of (images, labels, weights) and returns float32 [3]:
         the sums of cross-entropy in nats, of correct predictions and of the weights, over all replicas.
     """
-    import tensorflow as tf
-
     forward = forward or Forward(model)
 
     @tf.function(autograph=False)  # Traced once for all parts.
@@ -211,8 +200,6 @@ def make_eval_steps(model: keras.Model, strategy: Strategy, forward: Forward | N
 
 def _split(count: int, *tensors: tf.Tensor) -> Iterator[tuple[tf.Tensor, ...]]:
     """Splits tensors of one length into parts that differ by one row at most."""
-    import tensorflow as tf
-
     short, longer = divmod(tensors[0].shape[0], count)
     sizes = [short + (part < longer) for part in range(count)]
     return zip(*(tf.split(tensor, sizes) for tensor in tensors), strict=True)

@@ -27,7 +27,7 @@ from mnist_dist.data.dataset import (
 from mnist_dist.distributed.cluster import Cluster, find_cluster
 from mnist_dist.distributed.launch import join_ranks
 from mnist_dist.distributed.preemption import Preemption
-from mnist_dist.distributed.strategies.interface import Strategy, all_gather, mean_over_replicas
+from mnist_dist.distributed.strategies.interface import Strategy, all_gather
 from mnist_dist.distributed.strategies.resolve import make_strategy, resolve_strategy
 from mnist_dist.distributed.strategies.unreduced import Unreduced
 from mnist_dist.distributed.turns import FULL, Turns, join_turns
@@ -61,7 +61,7 @@ from mnist_dist.training.step_times import StepClock, gather_step_times
 from mnist_dist.training.steps import StepCall, make_eval_steps, make_train_steps
 from mnist_dist.training.variants import VARIANTS
 from mnist_dist.training.workdir import Workdir, check_workdir, claim_workdir, record_config
-from mnist_dist.training.writers import Console, JsonLines, TensorBoard, Writer, make_console
+from mnist_dist.training.writers import Console, JsonLines, TensorBoard, Writer, open_console
 
 if TYPE_CHECKING:
     import keras
@@ -109,7 +109,7 @@ def train(config: Config, workdir: Path, resume: bool = False) -> dict[str, Any]
         if cluster.is_chief:
             stack.enter_context(claim_workdir(folder, config))
         turns = stack.enter_context(join_turns(os.environ, cluster.rank, cluster.size))
-        console = stack.enter_context(make_console(plan.total_steps, config.training.batch_size, cluster.is_chief))
+        console = stack.enter_context(open_console(plan.total_steps, config.training.batch_size, cluster.is_chief))
         session = Session(
             config,
             arrays,
@@ -208,8 +208,7 @@ def build(session: Session, rates: np.ndarray) -> tuple[keras.Model, keras.Optim
     config, strategy = session.config, session.strategy
     precision = session.runtime.precision.value
     with strategy.scope():
-        replica_mean = functools.partial(mean_over_replicas, strategy)
-        model = build_model(config.model, precision=precision, seed=config.seed, replica_mean=replica_mean)
+        model = build_model(config.model, precision=precision, seed=config.seed, replica_mean=strategy.replica_mean)
         optimizer = build_optimizer(
             config.optimizer,
             rates,

@@ -1,7 +1,5 @@
 """Variants of the training step, which tell apart where its time goes: without real input, without all-reduce."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from mnist_dist.distributed.turns import FULL

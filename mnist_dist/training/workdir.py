@@ -1,13 +1,10 @@
 """The folder of one run: what it holds, whose it is, and when it may be continued."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +13,19 @@ from mnist_dist.errors import UserError
 from mnist_dist.files import cannot_write, write_text
 
 
-@dataclass(frozen=True)
 class Workdir:
     """Names of everything in a run's folder."""
 
-    path: Path
-
-    @property
-    def config_file(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def metrics_file(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def result_file(self) -> Path:
-        return self.path / "result.json"
-
-    @property
-    def step_times_file(self) -> Path:
-        return self.path / "step_times.json"
-
-    @property
-    def model_file(self) -> Path:
-        return self.path / "model.keras"
-
-    @property
-    def plots(self) -> Path:
-        return self.path / "plots"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.result_file = path / "result.json"
+        self.step_times_file = path / "step_times.json"
+        self.model_file = path / "model.keras"
+        self.plots = path / "plots"
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
 
     def read_result(self) -> dict[str, Any] | None:
         """Returns the content of result.json, or None when the run has not written one."""

@@ -3,17 +3,15 @@
 A row is a flat dictionary: `kind` ("train" or "evaluate"), `step`, `epoch`, and measured values.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from mnist_dist.command import clock
+from mnist_dist.display import Display, make_display
 from mnist_dist.errors import UserError
 from mnist_dist.files import atomic_path, atomic_write, cannot_write
 
@@ -102,90 +100,43 @@ class TensorBoard:
 
 
 class Console:
-    """The reader's view of a training run: one line per row, for files and pipes."""
+    """The view of who reads along: a line for each row, or, of training, its values in the bar if there is one."""
 
-    def __init__(self, total_steps: int, batch_size: int) -> None:
-        self.total_steps = total_steps
-        self.batch_size = batch_size
+    def __init__(self, display: Display, total_steps: int, batch_size: int) -> None:
+        self.say = display.say
+        self._display, self._total_steps, self._batch_size = display, total_steps, batch_size
+        self._values = ""
         self._step_seconds = 0.0
-
-    def __enter__(self) -> Console:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Leaves the terminal as it was."""
 
     def write(self, row: Row) -> None:
         """Shows a row of metrics."""
-        parts = [f"step {row['step']:>5}/{self.total_steps}", f"epoch {row['epoch']:.2f}"]
+        step, accuracy, loss = row["step"], f"accuracy {100 * row['accuracy']:.2f} %", f"loss {row['loss']:.4f}"
+        where = f"step {step:>5}/{self._total_steps}  epoch {row['epoch']:.2f}"
         if row["kind"] == "evaluate":
-            parts.append(f"{row['split']} accuracy {100 * row['accuracy']:.2f} %  loss {row['loss']:.4f}")
+            self.say(f"{where}  {row['split']} {accuracy}  {loss}")
+        elif self._display.has_bar:
+            self._values = f"{loss}  {accuracy}  "
+            self._display.show(self._values + self._pace(step))
         else:
-            parts.append(f"accuracy {100 * row['accuracy']:.2f} %  loss {row['loss']:.4f}")
-            parts.append(self._pace(row["step"]))
-        self.say("  ".join(parts))
-
-    def say(self, line: str) -> None:
-        """Shows a sentence."""
-        print(line, flush=True)
+            self.say(f"{where}  {accuracy}  {loss}  {self._pace(step)}")
 
     def advance(self, step: int, step_seconds: float) -> None:
         """Learns that `step` was reached and how long the latest steps took, each."""
         self._step_seconds = step_seconds
+        self._display.show(self._values + self._pace(step), step)
 
     def _pace(self, step: int) -> str:
         if not self._step_seconds:
             return ""
-        left = clock((self.total_steps - step) * self._step_seconds)
-        return f"{self.batch_size / self._step_seconds:,.0f} images/s  {left} left"
+        left = clock((self._total_steps - step) * self._step_seconds)
+        return f"{self._batch_size / self._step_seconds:,.0f} images/s  {left} left"
 
 
-class BarConsole(Console):
-    """A progress bar that carries the latest values, for a terminal; evaluations stay as lines above it."""
-
-    def __init__(self, total_steps: int, batch_size: int) -> None:
-        super().__init__(total_steps, batch_size)
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        self._bar = Progress(
-            BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.fields[values]}{task.fields[pace]}")
-        )
-        self._task = self._bar.add_task("training", total=total_steps, values="", pace="compiling the first step")
-
-    def __enter__(self) -> BarConsole:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def write(self, row: Row) -> None:
-        if row["kind"] == "evaluate":
-            super().write(row)
-        else:
-            values = f"loss {row['loss']:.4f}  accuracy {100 * row['accuracy']:.2f} %  "
-            self._bar.update(self._task, values=values)
-
-    def say(self, line: str) -> None:
-        self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-    def advance(self, step: int, step_seconds: float) -> None:
-        super().advance(step, step_seconds)
-        self._bar.update(self._task, completed=step, pace=self._pace(step))
-
-
-class SilentConsole(Console):
-    """Of a rank that is not the chief: what the chief says holds for all."""
-
-    def say(self, line: str) -> None:
-        pass
-
-
-def make_console(total_steps: int, batch_size: int, is_chief: bool = True) -> Console:
-    """Returns a progress bar on a terminal and plain lines elsewhere."""
-    if not is_chief:
-        return SilentConsole(total_steps, batch_size)
-    return (BarConsole if sys.stdout.isatty() else Console)(total_steps, batch_size)
+@contextlib.contextmanager
+def open_console(total_steps: int, batch_size: int, is_chief: bool = True) -> Iterator[Console]:
+    """Yields the console of a rank; that of the chief is the one to be seen, as what it says holds for all."""
+    with make_display(total_steps, "compiling the first step") if is_chief else Display() as display:
+        yield Console(display, total_steps, batch_size)
 
 
 def read_rows(path: Path) -> list[Row]:

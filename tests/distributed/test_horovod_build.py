@@ -10,6 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mnist_dist.distributed import horovod_build
 from mnist_dist.distributed.horovod_build import BuildError
@@ -59,9 +60,9 @@ def test_names_a_folder_that_cannot_be_written(tmp_path):
 
 def test_patches_the_source_once(tmp_path):
     before, after = defaultdict(list), defaultdict(list)
-    for name, old, new in horovod_build.PATCHES:
-        before[name].append(old)
-        after[name].append(new)
+    for patch in yaml.safe_load(horovod_build.PATCHES_FILE.read_text()):
+        before[patch["file"]].append(patch["old"])
+        after[patch["file"]].append(patch["new"])
     for name, parts in before.items():
         touch(tmp_path / name, "\n".join(parts))
     horovod_build.patch_source(tmp_path)

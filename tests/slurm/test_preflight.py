@@ -18,7 +18,9 @@ import pytest
 from mnist_dist.distributed.cluster import Cluster as Place
 from mnist_dist.distributed.cluster import free_port
 from mnist_dist.distributed.membership import make_secret
-from mnist_dist.slurm.preflight import Clock, Report, check, compare, ranges, visible_gpus
+from mnist_dist.gpus import DEVICES
+from mnist_dist.slurm.preflight import Clock, Report, ask_driver, check, compare, ranges
+from tests import nvml
 from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.conftest import ROOT
 
@@ -104,20 +106,39 @@ def test_cores_without_binding_may_be_shared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "uuids", "expected"),
+    ("environment", "expected"),
     [
-        ({}, None, []),
-        ({}, ["GPU-a", "GPU-b"], ["GPU-a", "GPU-b"]),
-        ({"CUDA_VISIBLE_DEVICES": "1,0"}, ["GPU-a", "GPU-b"], ["GPU-b", "GPU-a"]),
-        ({"CUDA_VISIBLE_DEVICES": "0,7,1"}, ["GPU-a", "GPU-b"], ["GPU-a"]),
-        ({"CUDA_VISIBLE_DEVICES": "GPU-b"}, ["GPU-a", "GPU-b"], ["GPU-b"]),
-        ({"CUDA_VISIBLE_DEVICES": ""}, ["GPU-a"], []),
-        ({"CUDA_VISIBLE_DEVICES": "0,1"}, None, ["0", "1"]),
-        ({"ROCR_VISIBLE_DEVICES": "0,1"}, None, ["0", "1"]),
+        ({}, ["GPU-0", "GPU-1"]),
+        ({"CUDA_VISIBLE_DEVICES": "1,0"}, ["GPU-1", "GPU-0"]),
+        ({"CUDA_VISIBLE_DEVICES": "0,7,1"}, ["GPU-0"]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-1"}, ["GPU-1"]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, []),
+        ({"FORBID": "nvmlDeviceGetUUID"}, ["0", "1"]),
     ],
 )
-def test_visible_gpus(environment: dict[str, str], uuids: list[str] | None, expected: list[str]) -> None:
-    assert visible_gpus(environment, uuids) == expected
+def test_what_the_driver_tells(driver: Path, environment: dict[str, str], expected: list[str]) -> None:
+    code = "import os; from mnist_dist.slurm.preflight import ask_driver; print(*ask_driver(os.environ))"
+    command, surroundings = [sys.executable, "-c", code], nvml.environment(driver, **environment)
+    done = subprocess.run(command, env=surroundings, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == f"{expected} {{'NVIDIA driver': '550.54.15'}}"
+
+
+@pytest.mark.skipif(DEVICES.joinpath("nvidia0").exists(), reason="needs a machine without a driver")
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, []),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, ["0", "1"]),
+        ({"ROCR_VISIBLE_DEVICES": "0,1"}, ["0", "1"]),
+    ],
+)
+def test_without_a_driver_variables_name_the_gpus(
+    environment: dict[str, str], expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert ask_driver(environment) == (expected, {})
+    (tmp_path / "nvidia-smi").touch(0o755)
+    assert ask_driver(environment) == ([], {}), "there should be a driver"
 
 
 @pytest.mark.parametrize(("numbers", "text"), [([], ""), ([3], "3"), ([0, 1, 2, 5, 7, 8], "0-2,5,7-8")])

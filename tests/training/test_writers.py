@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mnist_dist.training.writers import BarConsole, Console, JsonLines, TensorBoard, Writer, make_console, read_rows
+from mnist_dist.training.writers import JsonLines, TensorBoard, Writer, open_console, read_rows
 
 
 def train_row(step: int) -> dict[str, Any]:
@@ -161,9 +161,7 @@ def test_a_file_in_the_place_of_the_folder(tf: ModuleType, tmp_path: Path, user_
 
 
 def test_lines_for_files_and_pipes(capsys: pytest.CaptureFixture[str]) -> None:
-    console = make_console(total_steps=1000, batch_size=128)
-    assert type(console) is Console
-    with console:
+    with open_console(total_steps=1000, batch_size=128) as console:
         console.say("Hello [bold]")
         console.write(train_row(10))
         console.advance(20, 0.5)
@@ -181,9 +179,9 @@ def test_lines_for_files_and_pipes(capsys: pytest.CaptureFixture[str]) -> None:
     ("steps_left", "shown"), [(0, "0:00"), (9, "0:09"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00")]
 )
 def test_the_time_that_is_left(steps_left: float, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
-    console = Console(total_steps=100, batch_size=1)
-    console.advance(99, steps_left)
-    console.write(train_row(99))
+    with open_console(total_steps=100, batch_size=1) as console:
+        console.advance(99, steps_left)
+        console.write(train_row(99))
     assert capsys.readouterr().out.endswith(f"  {shown} left\n" if steps_left else "0.2500  \n")
 
 
@@ -206,9 +204,7 @@ def test_a_progress_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     with os.fdopen(writer, "w") as terminal:
         with monkeypatch.context() as patch:
             patch.setattr("sys.stdout", terminal)
-            console = make_console(total_steps=1000, batch_size=128)
-            assert isinstance(console, BarConsole)
-            with console:
+            with open_console(total_steps=1000, batch_size=128) as console:
                 console.say("Hello [bold]")
                 console.advance(20, 0.5)
                 console.write(train_row(20))

@@ -1,7 +1,5 @@
 """What the model of step times is made of, drawn from the summaries of a study."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Iterator, Sequence

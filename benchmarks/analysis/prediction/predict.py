@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -177,13 +178,9 @@ def _farthest(points: Sequence[Point]) -> tuple[int, str]:
 
 def _with_envelope(models: Sequence[FittedModel]) -> list[FittedModel]:
     """Returns the models with intervals that hold those of all."""
+    outermost: dict[str, Any] = {"low": min, "high": max, "efficiency_low": min, "efficiency_high": max}
     rows = [
-        {
-            "low": min(each.low for each in at),
-            "high": max(each.high for each in at),
-            "efficiency_low": min(each.efficiency_low for each in at),
-            "efficiency_high": max(each.efficiency_high for each in at),
-        }
+        {bound: pick(getattr(each, bound) for each in at) for bound, pick in outermost.items()}
         for at in zip(*(model.forecasts for model in models), strict=True)
     ]
     lows, _, highs = zip(*(model.worthwhile_devices for model in models), strict=True)

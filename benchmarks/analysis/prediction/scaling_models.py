@@ -4,8 +4,6 @@ Here are the scaling laws: X(N) = l N / (1 + s (N - 1) + k N (N - 1)) with s, k 
 (Gunther, "Guerrilla capacity planning", 2007), and Amdahl's law, the same with k = 0.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

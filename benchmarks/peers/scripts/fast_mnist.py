@@ -7,8 +7,6 @@ to 0.01 without momentum cycling, one epoch, one test. `--tuned` adds channels l
 recipe does not have. Where throughput is measured, the cycle is as long as a thousand epochs.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import nn

@@ -8,8 +8,6 @@ neither stops early nor evaluates; here rank 0 does, after as many steps as make
 alone.
 """
 
-from __future__ import annotations
-
 import threading
 
 import horovod

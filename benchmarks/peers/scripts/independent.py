@@ -3,8 +3,6 @@
 Each process is bound to its own equal share of the cores. They take their turns together, as if they were ranks.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -5,8 +5,6 @@ Apache-2.0), with two differences: the example holds out a tenth of the training
 trains on all of them and validates on the test set, whose accuracy is what we time; and it ends when that is reached.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import keras
@@ -28,7 +26,7 @@ def main() -> None:
     x_train, x_test = ((images[..., np.newaxis] / np.float32(255)) for images in (x_train, x_test))
     y_train, y_test = (keras.utils.to_categorical(labels, 10) for labels in (y_train, y_test))
 
-    model = build_example() if args.network == "example" else build_seed()
+    model = _build(layers.Dropout(0.5)) if args.network == "example" else build_seed()
     model.compile(loss="categorical_crossentropy", optimizer="adam", metrics=["accuracy"])
     clock = Clock(args.mode)
     model.fit(
@@ -42,10 +40,6 @@ def main() -> None:
     )
     device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     clock.write(args.out, device=device, precision="float32", tensorflow=tf.__version__, keras=keras.__version__)
-
-
-def build_example() -> keras.Model:
-    return _build(layers.Dropout(0.5))
 
 
 def build_seed() -> keras.Model:

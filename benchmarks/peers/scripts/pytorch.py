@@ -6,8 +6,6 @@ which would take most of the time. `bfloat16` is what PyTorch's performance guid
 Its compiler is left out, as it works for longer than the whole training lasts.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import nn

@@ -3,8 +3,6 @@
 Imports only numpy, as some peers have an environment without TensorFlow and what comes with it.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import platform

@@ -26,7 +26,11 @@ def draw_all_reduces(measured: Sequence[AllReduce]) -> drawing.Picture | None:
     )
     measured = [each for case in shown for each in case]
     parts: list[tuple[str, Callable[[AllReduce], tuple[float, float, float]], list[AllReduce]]] = [
-        ("latency of small messages, µs", _microseconds, [each for each in measured if each.is_latency]),
+        (
+            "latency of small messages, µs",
+            lambda each: (1e6 * each.seconds, 1e6 * each.low, 1e6 * each.high),
+            [each for each in measured if each.is_latency],
+        ),
         ("bus bandwidth of large messages, GB/s", _gigabytes, [each for each in measured if not each.is_latency]),
     ]
     parts = [part for part in parts if part[2]]
@@ -72,10 +76,6 @@ def _draw_messages(
 def _style_of_devices(devices: int, measured: Iterable[AllReduce]) -> str:
     counts = sorted({each.case.devices for each in measured})
     return drawing.LINE_STYLES[counts.index(devices) % len(drawing.LINE_STYLES)]
-
-
-def _microseconds(each: AllReduce) -> tuple[float, float, float]:
-    return 1e6 * each.seconds, 1e6 * each.low, 1e6 * each.high
 
 
 def _gigabytes(each: AllReduce) -> tuple[float, float, float]:

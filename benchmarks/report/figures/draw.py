@@ -1,18 +1,12 @@
 """The report's pictures. Each function returns one, or None where the study has no data for it."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.report.figures.accuracy import draw_accuracy, draw_time_to_accuracy
 from mnist_dist.benchmarks.report.figures.all_reduces import draw_all_reduces
 from mnist_dist.benchmarks.report.figures.drawing import Picture
 from mnist_dist.benchmarks.report.figures.losses import draw_losses
 from mnist_dist.benchmarks.report.figures.scaling import draw_efficiency, draw_predictions, draw_throughput
 from mnist_dist.benchmarks.report.figures.step_times import draw_step_times
-
-if TYPE_CHECKING:
-    from mnist_dist.benchmarks.analysis.study import Analysis
 
 
 def draw_all(analysis: Analysis) -> list[Picture]:

@@ -26,8 +26,7 @@ def draw_throughput(curves: Sequence[Curve]) -> drawing.Picture | None:
     """Total throughput against devices, with intervals and the ideal line."""
     if not curves:
         return None
-    by_kind, folded = _by_kind(curves)
-    points = [point for chosen in by_kind for curve in chosen for point in curve.points]
+    by_kind, points, folded = _by_kind(curves)
     best = max(points, key=lambda point: point.throughput.value)
     values = [
         rate for each in points for rate in (each.throughput.value, each.throughput.value / each.efficiency.value)
@@ -58,8 +57,7 @@ def draw_efficiency(curves: Sequence[Curve]) -> drawing.Picture | None:
 
     if not curves:
         return None
-    by_kind, folded = _by_kind(curves)
-    points = [point for chosen in by_kind for curve in chosen for point in curve.points]
+    by_kind, points, folded = _by_kind(curves)
     worst = min(points, key=lambda point: point.efficiency.value)
     best = max(points, key=lambda point: point.efficiency.value)
     figure, panels = drawing.new_figure(len(by_kind))
@@ -154,8 +152,8 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], value_of: Callable[[Point]
     drawing.place_labels(axes, labels)
 
 
-def _by_kind(curves: Sequence[Curve]) -> tuple[list[list[Curve]], str]:
-    """Returns the curves of weak scaling, and those of strong scaling, if there are any; and that some are left out."""
+def _by_kind(curves: Sequence[Curve]) -> tuple[list[list[Curve]], list[Point], str]:
+    """Returns curves of weak and of strong scaling, if there are any, with their points; and that some are left out."""
     kinds = group_by(sorted(curves, key=lambda curve: curve.scaling != "weak"), lambda curve: curve.scaling).values()
     folded = [
         drawing.fold(
@@ -166,7 +164,9 @@ def _by_kind(curves: Sequence[Curve]) -> tuple[list[list[Curve]], str]:
         )
         for of_kind in kinds
     ]
-    return [shown for shown, _ in folded], "".join(note for _, note in folded)
+    shown = [of_kind for of_kind, _ in folded]
+    points = [point for of_kind in shown for curve in of_kind for point in curve.points]
+    return shown, points, "".join(note for _, note in folded)
 
 
 def _devices(curves: Iterable[Curve]) -> list[int]:

@@ -33,7 +33,8 @@ def draw_step_times(summaries: Sequence[CaseSummary]) -> drawing.Picture | None:
         series = [(full, colour, "as trained")] + ([(free, drawing.MUTED, "without all-reduce")] if free else [])
         for index, (summary, shade, name) in enumerate(series):
             shift = 0.16 * (2 * index - 1) if len(series) > 1 else 0.0
-            _draw_ranks(axes, ranks + shift, _step_milliseconds(summary), shade, name)
+            milliseconds = 1000 * np.concatenate([run.step_seconds for run in summary.runs], axis=1)
+            _draw_ranks(axes, ranks + shift, milliseconds, shade, name)
         drawing.set_title(axes, label_point(full.case))
         axes.set_xlabel("rank")
         axes.set_ylabel("step time, ms")
@@ -51,11 +52,6 @@ def draw_step_times(summaries: Sequence[CaseSummary]) -> drawing.Picture | None:
         + ", ".join(f"{full.case.strategy} on {full.case.devices} devices" for full, _ in panels_of)
         + ".",
     )
-
-
-def _step_milliseconds(summary: CaseSummary) -> np.ndarray:
-    """Returns the steady step times of all repeats, float64 [ranks, windows]."""
-    return 1000 * np.concatenate([run.step_seconds for run in summary.runs], axis=1)
 
 
 def _draw_ranks(axes: Axes, places: np.ndarray, milliseconds: np.ndarray, colour: str, name: str) -> None:

@@ -129,8 +129,7 @@ class Horovod(Strategy):
     def reduce(self, tensor: tf.Tensor) -> tf.Tensor:
         return self._hvd.allreduce(tensor, op=self._hvd.Sum)
 
-    def all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
-        return self._hvd.allreduce(tensor, op=self._hvd.Sum)
+    all_reduce = reduce
 
     def broadcast(self, variables: Sequence[keras.Variable]) -> None:
         for variable in variables:  # Not all in one call: Horovod's makes a function of them, with autograph.

@@ -16,12 +16,15 @@ import numpy as np
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.data.dataset import Shard
 from mnist_dist.distributed.cluster import Cluster
+from mnist_dist.lazy import Lazy
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
     MakeDataset = Callable[[Shard], tf.data.Dataset]
+else:
+    keras, tf = Lazy("keras"), Lazy("tensorflow")
 
 
 class Strategy:
@@ -82,6 +85,10 @@ class Strategy:
         """Within `run`: sums a tensor over all replicas; differentiable."""
         return tensor
 
+    def replica_mean(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Within `run`: the mean of a tensor over all replicas; differentiable."""
+        return self.reduce(tensor) / self.shard.num_replicas
+
     def gather(self, vector: tf.Tensor) -> list[tf.Tensor]:
         """Within `run`, where `gathers`: returns the vectors of all replicas, in their order."""
         raise NotImplementedError
@@ -97,15 +104,8 @@ class Strategy:
         """Waits, at the end, until all processes have come here."""
 
 
-def mean_over_replicas(strategy: Strategy, tensor: tf.Tensor) -> tf.Tensor:
-    """Within `run`: the mean of a tensor over all replicas; differentiable."""
-    return strategy.reduce(tensor) / strategy.shard.num_replicas
-
-
 def all_gather(strategy: Strategy, values: Sequence[float]) -> np.ndarray:
     """Returns the values of every process, equally many from each, as float64 [processes, values]."""
-    import tensorflow as tf
-
     shard = strategy.shard
     table = np.zeros([shard.num_replicas // shard.local_replicas, len(values)])
     table[shard.first_replica // shard.local_replicas] = values
@@ -114,8 +114,6 @@ def all_gather(strategy: Strategy, values: Sequence[float]) -> np.ndarray:
 
 def sum_in_replica_context(tensor: tf.Tensor) -> tf.Tensor:
     """Within `run` of a strategy of tf.distribute: sums a tensor over all its replicas."""
-    import tensorflow as tf
-
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensor)
 
 
@@ -125,8 +123,6 @@ def backend_of(strategy: tf.distribute.Strategy) -> str:
     TensorFlow takes NCCL where it is told to and the devices are GPUs (AssignCollectiveType in
     core/common_runtime/collective_param_resolver_local.cc).
     """
-    import tensorflow as tf
-
     extended = strategy.extended
     implementation = extended._cross_device_ops._options.implementation
     on_gpus = all("GPU" in device for device in extended.worker_devices)

@@ -11,9 +11,12 @@ from mnist_dist.config import RuntimeConfig
 from mnist_dist.data.dataset import Shard
 from mnist_dist.distributed.cluster import Cluster
 from mnist_dist.distributed.strategies.interface import Strategy, backend_of, sum_in_replica_context
+from mnist_dist.lazy import Lazy
 
 if TYPE_CHECKING:
     import tensorflow as tf
+else:
+    tf = Lazy("tensorflow")
 
 
 class Mirrored(Strategy):
@@ -26,8 +29,6 @@ class Mirrored(Strategy):
 
     @classmethod
     def make(cls, config: RuntimeConfig, cluster: Cluster) -> Mirrored:
-        import tensorflow as tf
-
         kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
         return cls([f"{kind}:{index}" for index in range(config.devices)])
 
@@ -38,8 +39,6 @@ class Mirrored(Strategy):
     # seconds on logical CPU devices, when read or when released.
 
     def run(self, step: Callable[..., tf.Tensor], batch: Any) -> Any:
-        import tensorflow as tf
-
         def run_on_replica(*tensors: tf.Tensor) -> tf.Tensor:
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
             with tf.device("CPU:0"):  # So that only its part of the batch is copied to each GPU.
@@ -49,8 +48,6 @@ class Mirrored(Strategy):
         return self._strategy.run(run_on_replica, args=batch)
 
     def local_sum(self, per_replica: Any) -> tf.Tensor:
-        import tensorflow as tf
-
         return tf.add_n(self._strategy.experimental_local_results(per_replica))
 
     def reduce(self, tensor: tf.Tensor) -> tf.Tensor:
@@ -60,15 +57,11 @@ class Mirrored(Strategy):
 @functools.cache
 def _mirrored_strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
     """Returns one object per set of devices: a second one would reuse the first one's keys of collectives."""
-    import tensorflow as tf
-
     return tf.distribute.MirroredStrategy(devices)
 
 
 def _part(tensor: tf.Tensor, index: tf.Tensor, count: int) -> tf.Tensor:
     """Returns one of `count` equal parts of a tensor along its first axis."""
-    import tensorflow as tf
-
     rows = tensor.shape[0] // count
     begin = [index * rows, *([0] * (tensor.shape.rank - 1))]
     return tf.slice(tensor, begin, [rows, *tensor.shape[1:]])

@@ -14,10 +14,13 @@ from mnist_dist.data.dataset import Shard
 from mnist_dist.distributed.cluster import Cluster
 from mnist_dist.distributed.rollcall import roll_call
 from mnist_dist.distributed.strategies.interface import Strategy, backend_of, sum_in_replica_context
+from mnist_dist.lazy import Lazy
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
+else:
+    keras, tf = Lazy("keras"), Lazy("tensorflow")
 
 GATHER_GROUP_KEY = 1_000_000  # TensorFlow counts its own groups from 1.
 LAST_WAIT_SECONDS = 600.0  # For the chief to save, test and draw, while the others have nothing left to do.
@@ -27,8 +30,6 @@ class MultiWorker(Strategy):
     """One replica in each of several processes, joined by TensorFlow's collectives (TF_CONFIG)."""
 
     def __init__(self, cluster: Cluster) -> None:
-        import tensorflow as tf
-
         _send_whole_messages()
         on_gpus = bool(tf.config.get_visible_devices("GPU"))
         # By itself TensorFlow would take its own ring over gRPC on GPUs, too.
@@ -64,8 +65,6 @@ class MultiWorker(Strategy):
         return sum_in_replica_context(tensor)
 
     def gather(self, vector: tf.Tensor) -> list[tf.Tensor]:
-        import tensorflow as tf
-
         # Each rank sends to all. TensorFlow's gathering would ask the other rank for its vector only when the own one
         # is there; these operations wait for it from the beginning of the step.
         gathered = []
@@ -87,8 +86,6 @@ class MultiWorker(Strategy):
         return self._compiled_all_reduce(tensor)
 
     def broadcast(self, variables: Sequence[keras.Variable]) -> None:
-        import tensorflow as tf
-
         for variable in variables:
             # A sum in float64, exact for float32 and int32: the chief's value plus zeros.
             value = tf.cast(variable.value, tf.float64)
@@ -100,8 +97,6 @@ class MultiWorker(Strategy):
         roll_call(self._cluster, LAST_WAIT_SECONDS)
 
     def _all_reduce(self, tensor: tf.Tensor) -> tf.Tensor:
-        import tensorflow as tf
-
         # The copy has a device, which TensorFlow needs to choose a collective; an argument may have none.
         return self._strategy.run(lambda: sum_in_replica_context(tf.identity(tensor)))
 
@@ -129,7 +124,6 @@ def _send_whole_messages() -> None:
     An all-reduce of this network's gradients between two ranks with a core each takes a tenth less time. There is no
     public way to this setting of the servers that MultiWorkerMirroredStrategy starts.
     """
-    import tensorflow as tf
     from tensorflow.python.eager import context
 
     config = tf.compat.v1.ConfigProto()

@@ -1,7 +1,5 @@
 """From what a user and the launcher say to the strategy of a run."""
 
-from __future__ import annotations
-
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.distributed.cluster import Cluster
 from mnist_dist.distributed.strategies.interface import Strategy

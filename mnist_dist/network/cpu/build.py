@@ -3,8 +3,6 @@
 The library is kept in the user's cache folder; an image has it beside its source.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import functools

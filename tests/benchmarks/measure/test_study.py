@@ -24,11 +24,12 @@ from mnist_dist.benchmarks.measure.study import (
     run_rounds,
 )
 from mnist_dist.benchmarks.measure.suite import PlannedCase, Suite, plan_cases
-from mnist_dist.benchmarks.progress import BarProgress, Progress, RoundProgress, render_cases
+from mnist_dist.benchmarks.progress import RoundProgress, render_cases
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store
 from mnist_dist.command import clock
+from mnist_dist.display import Bar, Display
 from tests.benchmarks.factory import make_study as make_records
 from tests.benchmarks.factory import train
 from tests.benchmarks.harness import (
@@ -52,22 +53,19 @@ def planned(*cases: Case, repeats: int = 1, skip_reason: str | None = None) -> l
     return [plan_case(case, repeats=repeats, skip_reason=skip_reason) for case in cases]
 
 
-class Notes(Progress):
+class Notes(Display):
     """Keeps what would be shown."""
 
     def __init__(self) -> None:
-        super().__init__(0)
         self.lines: list[str] = []
-        self.told: list[str] = []
-        self.left: list[float] = []
 
-    def tell(self, text: str, is_news: bool = True) -> None:
-        if is_news:
-            self.told.append(text)
-
-    def end(self, line: str, left_seconds: float) -> None:
+    def say(self, line: str) -> None:
         self.lines.append(line)
-        self.left.append(left_seconds)
+
+    @property
+    def told(self) -> list[str]:
+        """What was said of the stages of rounds."""
+        return [line.strip() for line in self.lines if line.startswith("  ")]
 
 
 class TestRounds:
@@ -251,7 +249,7 @@ class TestEstimate:
         assert render_cases(rows[:1], False, 1, 0.0).endswith("1 case, 2 runs in 1 round, about 0:00")
 
 
-def test_a_failing_case_does_not_stop_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_case_does_not_stop_the_rest(tmp_path: Path) -> None:
     cases = planned(BAD, BAD.model_copy(update={"global_batch_size": 64})) + planned(
         train("mirrored", 2), skip_reason="no second GPU"
     )
@@ -260,10 +258,10 @@ def test_a_failing_case_does_not_stop_the_rest(tmp_path: Path, capsys: pytest.Ca
     records = run_rounds(rounds, [side], RoundProgress(notes, rounds))
     assert Counter(record.status for record in records) == Counter(failed=2, skipped=1)
     assert {record.record_id for record in side[1].records()} == {record.record_id for record in records}
-    assert sum("/nowhere/mnist.npz" in line for line in notes.lines) == 2
+    assert sum("/nowhere/mnist.npz" in line for line in notes.lines if line.startswith("[")) == 2
     assert sum("skipped: no second GPU" in line for line in notes.lines) == 1
-    assert notes.left[-1] == 0
-    assert capsys.readouterr().out.startswith("round 1 of 1: 2 cases in turns, about 0:")
+    assert notes.lines[-1].startswith("[3/3] single, ") and notes.lines[-1].endswith("; 0:00 left")
+    assert notes.lines[0].startswith("round 1 of 1: 2 cases in turns, about 0:")
     assert [text.split(",")[0] for text in notes.told[:2]] == ["starting single"] * 2
     left = plan_rounds([side], cases, side[1].records())
     assert sum(map(len, left)) == 2, "what failed is tried again, what is skipped is not"
@@ -272,27 +270,25 @@ def test_a_failing_case_does_not_stop_the_rest(tmp_path: Path, capsys: pytest.Ca
 class TestProgress:
     """What a person reads while a round goes on."""
 
-    def make(self, tmp_path: Path, *names: str) -> tuple[Notes, RoundProgress]:
+    def begin(self, display: Display, tmp_path: Path, *names: str) -> RoundProgress:
         settings = {"data.path": "x", "training.epochs": 3}
         case = plan_case(train("mirrored", 2, measure_seconds=1.0, settings=settings))
         other = plan_case(train("single", 1, measure_seconds=1.0, settings=settings))
         studies = [make_study(tmp_path, name=name, width=0.01) for name in names]
         rounds = [[Run(study, each, 0) for each in (other, case) for study in studies]]
-        notes = Notes()
-        progress = RoundProgress(notes, rounds)
+        progress = RoundProgress(display, rounds)
         progress.begin(rounds[0], 100.0)
-        return notes, progress
+        return progress
 
-    def test_which_contender_starts_and_how_far_the_measuring_is(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        notes, progress = self.make(tmp_path, "study")
+    def test_which_contender_starts_and_how_far_the_measuring_is(self, tmp_path: Path) -> None:
+        notes = Notes()
+        progress = self.begin(notes, tmp_path, "study")
         name = next(name for name, run in progress._runs.items() if run.case.strategy == "mirrored")
         stages = [Stage("starting", name), *[Stage("training", training=2)] * 3, Stage("warming up")]
         stages += [Stage("measuring", None, cycle, 0.1 / cycle if cycle > 9 else None) for cycle in range(20)]
         for stage in [*stages, Stage("ending")]:
             progress.tell(stage)
-        assert capsys.readouterr().out == "round 1 of 1: 2 cases in turns, about 1:40 left\n"
+        assert notes.lines[0] == "round 1 of 1: 2 cases in turns, about 1:40 left"
         assert notes.told == [
             "starting mirrored, 2 \N{MULTIPLICATION SIGN} 2 cores, 128 images per device, trained 1 s",
             "training, 2 not at their end",
@@ -307,37 +303,36 @@ class TestProgress:
         ]
 
     def test_which_of_two_sides(self, tmp_path: Path) -> None:
-        notes, progress = self.make(tmp_path, "base", "new")
+        notes = Notes()
+        progress = self.begin(notes, tmp_path, "base", "new")
         name = next(name for name in progress._runs if name.startswith("new/"))
         progress.tell(Stage("starting", name))
         assert notes.told[0].startswith("starting new: ")
 
-    def test_the_bar_says_it_too(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with BarProgress(2) as progress:
-            progress.begin(0, "round 1 of 3", 100.0)
-            progress.tell("measuring, 3 cycles", is_news=False)
+    def test_the_bar_says_it_too(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        with Bar(2, auto_refresh=False) as bar:
+            self.begin(bar, tmp_path, "study").tell(Stage("measuring", None, 3))
+        shown = capsys.readouterr().out
+        assert "round 1 of 1: measuring, 3 cycles" in shown and "1:40 left" in shown
+
+    def test_a_bar_is_not_drawn_with_each_turn(self, tmp_path: Path) -> None:
+        with Bar(2, auto_refresh=False) as bar:
+            progress = self.begin(bar, tmp_path, "study")
+            progress.tick()
+            progress._began -= 50
+            progress.tick()
+            assert bar._bar.tasks[0].description == "1:40 left  round 1 of 1"
             progress._looked = 0.0
             progress.tick()
-        shown = capsys.readouterr().out
-        assert "round 1 of 3: measuring, 3 cycles" in shown and "1:40 left" in shown
-
-    def test_a_bar_is_not_drawn_with_each_turn(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with BarProgress(2) as progress:
-            progress.begin(0, "round 1 of 3", 1e6)
-            progress.tick()
-            before = progress._bar.tasks[0].fields["left"]
-            progress._began -= 1000
-            progress.tick()
-            assert progress._bar.tasks[0].fields["left"] == before
+            assert bar._bar.tasks[0].description == "0:50 left  round 1 of 1"
 
 
-def test_the_bar_shows_labels_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    with BarProgress(2) as progress:
-        progress.begin(0, "single, filters [4, 8] [bold]", 100.0)
-        progress.tick()
-        progress.end("single [/]: failed: [red]", 5.0)
+def test_a_bar_shows_texts_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with Bar(2, auto_refresh=False) as bar:
+        bar.show("1:40 left  single, filters [4, 8] [bold]", 1, at_once=True)
+        bar.say("[1/2] single [/]: failed: [red]")
     shown = capsys.readouterr().out
-    assert "filters [4, 8] [bold]" in shown and "1:40 left" in shown
+    assert "1/2 1:40 left  single, filters [4, 8] [bold]" in shown
     assert "[1/2] single [/]: failed: [red]" in shown
 
 

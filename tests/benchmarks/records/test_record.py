@@ -11,7 +11,6 @@ import pytest
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import KINDS, kind
 from mnist_dist.benchmarks.records.record import (
-    MIGRATIONS,
     SCHEMA_VERSION,
     Record,
     json_schema,
@@ -224,45 +223,14 @@ def test_a_version_that_is_no_whole_number(
 def test_a_record_of_version_1(content: dict[str, Any]) -> None:
     """It was measured by itself."""
     older = {key: value for key, value in content.items() if key != "turns"} | {"schema_version": 1}
+    before = copy.deepcopy(older)
     assert parse_record(older, "file") == parse_record(content, "file")
+    assert older == before, "the content that was passed is changed"
 
 
-def test_older_versions_are_migrated_step_by_step(
-    content: dict[str, Any], user_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Version 0 is made up: it counted minutes; -1 had another name for them."""
-
-    def rename(older: dict[str, Any]) -> dict[str, Any]:
-        return {("minutes" if key == "duration" else key): value for key, value in older.items()}
-
-    def minutes_to_seconds(older: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in older.items() if key != "minutes"} | {"seconds": 60 * older["minutes"]}
-
-    present = parse_record(content, "file")
-    older = {key: value for key, value in content.items() if key != "seconds"} | {"schema_version": 0, "minutes": 2.5}
-    oldest = rename({}) | {("duration" if key == "minutes" else key): value for key, value in older.items()}
-    oldest["schema_version"] = -1
-    before = copy.deepcopy(oldest)
-    monkeypatch.setitem(MIGRATIONS, 0, minutes_to_seconds)
-    migrated = parse_record(older, "file")
-    assert migrated == present.model_copy(update={"seconds": 150.0})
-    assert "from which no migration is known" in user_error(parse_record, oldest, "file")
-    monkeypatch.setitem(MIGRATIONS, -1, rename)
-    assert parse_record(oldest, "file") == migrated
-    assert oldest == before, "the content that was passed is changed"
-
-
-def test_what_a_migration_leaves_is_validated(
-    content: dict[str, Any], user_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(MIGRATIONS, 0, lambda older: older | {"seed": "none"})
-    assert "seed: received 'none' (str), expected a valid" in user_error(
-        parse_record, content | {"schema_version": 0}, "file"
-    )
-    monkeypatch.setitem(MIGRATIONS, 0, lambda older: {"seed": older["number"]})
-    assert "not of version 0, as it says: KeyError 'number'" in user_error(
-        parse_record, content | {"schema_version": 0}, "file"
-    )
+def test_what_a_migration_leaves_is_validated(content: dict[str, Any], user_error: Callable[..., str]) -> None:
+    line = user_error(parse_record, content | {"schema_version": 1, "seed": "none"}, "file")
+    assert "seed: received 'none' (str), expected a valid" in line
 
 
 SCHEMAS = resources.files("mnist_dist.benchmarks.records") / "schema"
@@ -289,7 +257,7 @@ def test_the_schema_has_the_measurements_of_every_kind() -> None:
 def test_there_is_a_migration_from_every_older_version_with_a_schema() -> None:
     versions = {int(entry.name[len("record-") : -len(".json")]) for entry in SCHEMAS.iterdir()}
     assert max(versions) == SCHEMA_VERSION
-    assert versions - {SCHEMA_VERSION} == set(MIGRATIONS)
+    assert versions - {SCHEMA_VERSION} == {1}
 
 
 def test_a_large_record_is_validated_in_no_time(content: dict[str, Any]) -> None:
