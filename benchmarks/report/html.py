@@ -26,6 +26,23 @@ def render_html(findings: Findings, cases: Table, sections: Sequence[Section], p
     Args:
         cases: the main table, which the page sorts and filters; its first column names the strategy.
     """
+    return render_template(
+        "report.html.j2",
+        findings=findings,
+        cases=cases,
+        strategies=list(dict.fromkeys(row[0].text for row in cases.rows)),
+        sections=sections,
+        pictures={picture.name: picture for picture in pictures},
+        definitions=DEFINITIONS,
+        groups=_groups,
+        order=_order,
+        words=_words,
+        data_uri=_data_uri,
+    )
+
+
+def render_template(name: str, **content: Any) -> str:
+    """Returns what a template makes of the content, of the style and script of reports, and of their hashes."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -36,22 +53,8 @@ def render_html(findings: Findings, cases: Table, sections: Sequence[Section], p
         undefined=jinja2.StrictUndefined,
     )
     style, script = _read("report.css"), _read("report.js")
-    return environment.get_template("report.html.j2").render(
-        findings=findings,
-        cases=cases,
-        strategies=list(dict.fromkeys(row[0].text for row in cases.rows)),
-        sections=sections,
-        pictures={picture.name: picture for picture in pictures},
-        definitions=DEFINITIONS,
-        style=style,
-        script=script,
-        style_hash=_hash(style),
-        script_hash=_hash(script),
-        groups=_groups,
-        order=_order,
-        words=_words,
-        data_uri=_data_uri,
-    )
+    hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
+    return environment.get_template(name).render(**content, **hashes, style=style, script=script)
 
 
 def _read(name: str) -> str:
