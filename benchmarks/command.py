@@ -359,7 +359,7 @@ def add_trend(commands: Any) -> None:
         help="say since when cases of many studies are slower, and what else changed then",
         description=(
             "Follow the cases of all studies in and below some folders, and write trend.html into the first. Exits "
-            "with 1 when a case is slower than it has lastingly been, 0 when none is, 3 when none has enough studies to tell."
+            "with 1 when a case is slower than it lastingly was, 0 when none is, 3 when none has enough studies."
         ),
     )
     parser.add_argument("folders", nargs="+", type=folder_argument, metavar="DIR", help="hold studies, at any depth")

@@ -1,6 +1,6 @@
 """Since when the cases of many studies are slower or faster, and what else changed then.
 
-A case is followed on one type of machine. A study gives it one value, the logarithm of the rate of all its runs, so that
+A case is followed on one type of machine. A study gives it one value, the logarithm of the rate of all its runs, so
 days differ by noise between values. What a study says is kept in a file, and read again only if the study changed.
 """
 
@@ -25,7 +25,7 @@ from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import NoRateError, kind
 from mnist_dist.benchmarks.records.record import Record, on_gpus
 from mnist_dist.benchmarks.records.store import Store, read_json
-from mnist_dist.benchmarks.statistics.change_points import FEWEST_VALUES, find_changes, possible_places
+from mnist_dist.benchmarks.statistics.change_points import FEWEST_VALUES, find_changes, locate_change
 from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.benchmarks.statistics.stats import Estimate, log_total_rate
 from mnist_dist.config import Section
@@ -195,7 +195,13 @@ def _follow(points: Sequence[tuple[str, Point]], settings: Mapping[str, Setting]
     edges = [0, *find_changes(rates), len(rates)]
     while len(edges) > 2 and (steps := np.abs(np.diff(_levels(rates, edges)))).min() < SMALLEST_EFFECT:
         del edges[int(steps.argmin()) + 1]  # One at a time: several small ones in a row may add up.
-    changes = tuple(_describe(days, rates, facts, *each) for each in zip(edges, edges[1:], edges[2:], strict=False))
+    spans = []
+    for number, high in enumerate(edges[2:], start=1):
+        low = edges[number - 1]
+        edges[number], first, last = (low + each for each in locate_change(rates[low:high]))
+        spans.append((first, last))
+    pieces = zip(edges, edges[1:], edges[2:], spans, strict=False)
+    changes = tuple(_describe(days, rates, facts, *each) for each in pieces)
     return Trend(settings[points[-1][1][0]], days, rates, len(points) - len(rated), tuple(edges), changes)
 
 
@@ -204,17 +210,23 @@ def _levels(rates: np.ndarray, edges: Sequence[int]) -> list[float]:
 
 
 def _describe(
-    days: Sequence[str], rates: np.ndarray, facts: Sequence[Facts], low: int, place: int, high: int
+    days: Sequence[str],
+    rates: np.ndarray,
+    facts: Sequence[Facts],
+    low: int,
+    place: int,
+    high: int,
+    span: tuple[int, int],
 ) -> Change:
-    """Describes the change at `place`, between those at `low` and `high`."""
+    """Describes the change at `place`, or elsewhere in `span`, between those at `low` and `high`."""
     from scipy import stats
 
     interval = stats.ttest_ind(rates[place:high], rates[low:place], equal_var=False).confidence_interval()
     effect = rates[place:high].mean() - rates[low:place].mean()
-    value, lowest, highest = np.exp([effect, interval.low, interval.high]).tolist()
-    first, last = (low + each for each in possible_places(rates[low:high], place - low))
-    differences = tuple(_differences(facts[low:first], facts[last:high]))
-    return Change(days[place], (days[first], days[last]), Estimate(value, lowest, highest, high - low), differences)
+    value, *ends = np.exp([effect, interval.low, interval.high]).tolist()
+    differences = tuple(_differences(facts[low : span[0]], facts[span[1] : high]))
+    ratio = Estimate(value, ends[0], ends[1], high - low)
+    return Change(days[place], (days[span[0]], days[span[1]]), ratio, differences)
 
 
 def _differences(before: Sequence[Facts], after: Sequence[Facts]) -> Iterator[tuple[str, bool]]:

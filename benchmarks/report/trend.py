@@ -35,7 +35,7 @@ def _chart(trend: Trend) -> dict[str, Any]:
     """Returns where things are in a plane of WIDTH x HEIGHT: rates in percent of the first level, over the days."""
     days = np.array([date.fromisoformat(each).toordinal() for each in trend.days])
     percent = 100 * np.exp(trend.log_rates - trend.log_rates[: trend.edges[1]].mean())
-    low, high = np.quantile(percent, [0.002, 0.998]) + (-1, 1)  # A few wild ones stand on the edge.
+    low, high = np.quantile(percent, [0.002, 0.998]) + np.array([-1, 1])  # A few wild ones stand on the edge.
     step = next(each for each in PERCENTS if (high - low) / each <= 5 or each == PERCENTS[-1])
     x = WIDTH * (days - days[0]) / max(days[-1] - days[0], 1)
     y = HEIGHT * np.clip((high - percent) / (high - low), 0, 1)

@@ -19,6 +19,7 @@ SIGNIFICANCE = (
 )
 CONFIRMING = 3  # Values that a level has at least.
 FEWEST_VALUES = 20  # In fewer hardly any change could be told.
+WILD = 0.02  # Of the values on either side, which do not tell where a change is.
 LOCATION_DROP = -2 * np.log(1 - np.sqrt(0.95))  # Of twice the log likelihood, for 95 % confidence.
 
 
@@ -26,31 +27,35 @@ def find_changes(values: np.ndarray) -> list[int]:
     """Returns the places, in rising order, from which on a series, float64 [n], has another level than before."""
     if len(values) < FEWEST_VALUES or np.ptp(values) == 0:
         return []
-    scores, noise = _normal_scores(values)
+    scores = _normal_scores(values)
     quantile = student_quantile(1 - SIGNIFICANCE / 2, 2 * (len(values) - 1) / 3)
-    places = pelt(scores, noise * quantile**2, CONFIRMING)
+    places = pelt(scores, _noise_variance(scores) * quantile**2, CONFIRMING)
     pieces = pairwise([0, *places, len(values)]) if places else ()
     return sorted([*places, *(low + place for low, high in pieces for place in find_changes(values[low:high]))])
 
 
-def possible_places(values: np.ndarray, place: int) -> tuple[int, int]:
-    """Returns between which places the one change of a series, probably at `place`, lies with 95 % confidence.
+def locate_change(values: np.ndarray) -> tuple[int, int, int]:
+    """Returns the most probable place of the one change of a series, and the first and last with 95 % confidence.
 
-    By inverting the likelihood ratio (Siegmund, International Statistical Review 56, 1988).
+    By inverting the likelihood ratio (Siegmund, International Statistical Review 56, 1988), without the wildest values.
     """
-    scores, noise = _normal_scores(values)
-    before = np.arange(1, len(values))
-    explained = np.cumsum(scores)[:-1] ** 2 * (1 / before + 1 / before[::-1])  # As the scores add up to zero.
-    possible = np.flatnonzero(explained >= explained[place - 1] - LOCATION_DROP * noise) + 1
-    return int(possible[0]), int(possible[-1])
+    tame = np.clip(values, *np.quantile(values, [WILD, 1 - WILD]))
+    places = np.arange(CONFIRMING, len(values) - CONFIRMING + 1)
+    explained = np.cumsum(tame - tame.mean())[places - 1] ** 2 * (1 / places + 1 / places[::-1])
+    possible = places[explained >= explained.max() - LOCATION_DROP * _noise_variance(tame)]
+    return int(places[explained.argmax()]), int(possible[0]), int(possible[-1])
 
 
-def _normal_scores(values: np.ndarray) -> tuple[np.ndarray, float]:
-    """Returns Blom's scores and the variance of their noise, from differences, of which few are changes."""
+def _normal_scores(values: np.ndarray) -> np.ndarray:
+    """Returns Blom's scores of the ranks."""
     from scipy import special
 
-    scores = np.asarray(special.ndtri(0.5 + centred_ranks(values) / (len(values) + 1 / 4)))
-    return scores, float(np.mean(np.diff(scores) ** 2)) / 2
+    return np.asarray(special.ndtri(0.5 + centred_ranks(values) / (len(values) + 1 / 4)))
+
+
+def _noise_variance(values: np.ndarray) -> float:
+    """Returns the variance of the noise from differences, of which few are changes (von Neumann, 1941)."""
+    return float(np.mean(np.diff(values) ** 2)) / 2
 
 
 def pelt(values: np.ndarray, penalty: float, shortest: int) -> list[int]:

@@ -37,7 +37,7 @@ MACHINES = {
 
 
 def nights(rng: np.random.Generator, machine: Machine, count: int, heavy: bool = False) -> np.ndarray:
-    """Returns the log rates of studies of RUNS runs each, float64 [count]; heavy nights are Student's t with 3 freedoms."""
+    """Returns the log rates of studies of RUNS runs, float64 [count]; heavy nights are Student's t with 3 freedoms."""
     days = rng.standard_t(3, count) / np.sqrt(3) if heavy else rng.standard_normal(count)
     paces = [np.mean([_run_seconds(rng, machine) for _ in range(RUNS)]) for _ in range(count)]
     return -np.log(np.maximum(1 + DAY * days, 0.5) * paces)
@@ -57,9 +57,9 @@ def told(values: np.ndarray, first: int = 1) -> list[tuple[int, int]]:
     return found
 
 
-def false_changes(machine: Machine, years: Iterable[int], heavy: bool = False) -> int:
-    """Returns how many changes were told in so many years of nightly looks at pure noise, each a series by itself."""
-    return sum(len(told(nights(np.random.default_rng([year, 1]), machine, YEAR, heavy))) for year in years)
+def false_changes(machine: Machine, seeds: Iterable[int], heavy: bool = False, count: int = YEAR) -> int:
+    """Returns how many changes are told of in series of pure noise, of so many nights each."""
+    return sum(len(told(nights(np.random.default_rng([seed, 1]), machine, count, heavy))) for seed in seeds)
 
 
 def nights_until_told(machine: Machine, seeds: Iterable[int], before: int = YEAR, slower: float = 1.05) -> list[int]:
