@@ -47,7 +47,7 @@ def render_template(name: str, **content: Any) -> str:
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mnist_dist.benchmarks.report"),
-        autoescape=True,
+        autoescape=name.endswith(".html.j2"),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from mnist_dist.benchmarks.report.html import render_template
 from mnist_dist.benchmarks.report.labels import label_briefly
 from mnist_dist.benchmarks.statistics.change_points import FEWEST_VALUES
 
-MOST_CHARTS, MOST_MARKS = 60, 300  # Of a page, and of a chart, where a mark then spans several studies.
+MOST_CHARTS, MOST_MARKS = 60, 500  # Of a page, and of a chart, where a mark then spans several studies.
 WIDTH, HEIGHT = 560, 150  # Of a chart's plane, in units of its view box.
 PERCENTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # Between two lines of a chart, of which there are five at most.
 
@@ -25,9 +25,9 @@ def render_trends(trends: Sequence[Trend]) -> tuple[str, str]:
     shared, labels = label_briefly([(each.case, each.gpus) for each in settings])
     if len({each.machine for each in settings}) > 1:
         labels = [f"{label} ({each.machine})" for label, each in zip(labels, settings, strict=True)]
-    rows = list(zip(labels, trends, strict=True))
-    charts = {label: _chart(trend) for label, trend in rows[:MOST_CHARTS] if len(trend.days) > 1}
-    content = {"rows": rows, "shared": shared, "charts": charts, "fewest": FEWEST_VALUES}
+    charts = [_chart(trend) if trend.days[1:] else None for trend in trends[:MOST_CHARTS]]
+    rows = list(zip_longest(labels, trends, charts))
+    content = {"rows": rows, "shared": shared, "fewest": FEWEST_VALUES}
     return render_template("trend.txt.j2", **content).strip(), render_template("trend.html.j2", **content)
 
 
@@ -39,10 +39,11 @@ def _chart(trend: Trend) -> dict[str, Any]:
     step = next(each for each in PERCENTS if (high - low) / each <= 5 or each == PERCENTS[-1])
     x = WIDTH * (days - days[0]) / max(days[-1] - days[0], 1)
     y = HEIGHT * np.clip((high - percent) / (high - low), 0, 1)
-    shared = np.array_split(np.arange(len(days)), min(len(days), MOST_MARKS))
+    share = -(-len(days) // MOST_MARKS)  # Studies of one mark.
+    marks = [slice(start, start + share) for start in range(0, len(days), share)]
     lines = range(int(low // step + 1) * step, int(high) + 1, step)
     return {
         "lines": [(each, HEIGHT * (high - each) / (high - low)) for each in lines],
-        "marks": [(x[each].mean(), y[each].min(), y[each].max()) for each in shared],
+        "marks": [(x[each].mean(), y[each].min(), y[each].max()) for each in marks],
         "levels": [(x[low], x[high - 1], y[low:high].mean()) for low, high in pairwise(trend.edges)],
     }

@@ -111,6 +111,8 @@ def main(arguments: Sequence[str]) -> None:
             f"{100 * np.mean(np.array(delays) <= 10):.0f} %",
             flush=True,
         )
+    early = np.array(nights_until_told(Machine(), range(100), before=40))
+    print(f"After 40 nights only: {np.median(early):.0f}, {100 * np.mean(early <= 10):.0f} % within ten.", flush=True)
     values = nights(np.random.default_rng(3), MACHINES["3 % between nights, heavy tails"], YEARS * YEAR)
     seen = {place // NEAR for year in range(1, YEARS + 1) for place in find_changes(values[: year * YEAR])}
     print(f"One series of {YEARS} years, looked at once a year: {len(seen)} changes.")
