@@ -61,6 +61,7 @@ def make_parser() -> Parser:
     add_report(commands)
     add_compare(commands)
     add_predict(commands)
+    add_trend(commands)
     add_peers(commands)
     add_perf(commands)
     return parser
@@ -347,3 +348,28 @@ def run_predict(args: argparse.Namespace) -> int:
 
     print(render_predictions(read_records(args.results), sys.stdout.isatty()))
     return 0
+
+
+def add_trend(commands: Any) -> None:
+    parser = commands.add_parser(
+        "trend",
+        help="say since when cases of many studies are slower, and what else changed then",
+        description=(
+            "Follow the cases of all studies in and below some folders, and write trend.html into the first. Exits "
+            "with 1 when a case is slower than it lastingly was, 0 when none is, 3 when none has enough studies."
+        ),
+    )
+    parser.add_argument("folders", nargs="+", type=folder_argument, metavar="DIR", help="hold studies, at any depth")
+    parser.set_defaults(command=run_trend)
+
+
+def run_trend(args: argparse.Namespace) -> int:
+    from mnist_dist.benchmarks.analysis.trend import find_trends, keep, read_studies
+    from mnist_dist.benchmarks.report.trend import render_trends
+
+    trends = find_trends(read_studies(args.folders))
+    text, page = render_trends(trends)
+    print(text)
+    keep(args.folders[0] / "trend.html", page)
+    outcomes = {trend.outcome for trend in trends}
+    return EXIT_FAILED if "slower" in outcomes else 3 * (outcomes <= {"too few"})

@@ -12,6 +12,7 @@ from mnist_dist.strategies import STRATEGIES
 Difference = Literal["hardware", "software", "config"]
 
 MEMORY_TOLERANCE = 0.02  # Of the same memory a kernel leaves a little more or less at each boot.
+MEASURED = ("precision", "xla", "backend", "all_reduce_backend")  # What `auto` has chosen.
 WHICH_DEVICES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")  # A scheduler gives whichever are free.
 
 
@@ -70,6 +71,29 @@ def find_differences(base: Sequence[Record], new: Sequence[Record]) -> Iterator[
     memory = [record.identity.hardware.memory_bytes for record in runs]
     if max(memory) > (1 + MEMORY_TOLERANCE) * min(memory):
         yield "hardware", f"hardware differs: memory: from {min(memory) / 2**30:.1f} to {max(memory) / 2**30:.1f} GiB"
+
+
+def machine_type(record: Record) -> str:
+    """Returns what machines share on which the same case may be compared."""
+    return ", ".join(f"{name} {show_value(value)}" for name, value in _hardware(record).items() if value)
+
+
+def describe_surroundings(record: Record) -> dict[str, str]:
+    """Returns by name, in words, how and with what a record was measured, but for the machine's type."""
+    identity, told = record.identity, record.telemetry.gpus if record.telemetry else ()
+    gpus = [gpu.model_dump(exclude={"name", "memory_bytes", "uuid", "pci_id"}) for gpu in identity.hardware.gpus]
+    clocks = {round(each.sm_clock_mhz, -2) for each in told if each.sm_clock_mhz}  # Else each night has another.
+    found = {
+        "memory": f"{identity.hardware.memory_bytes / 2**30:.0f} GiB",
+        "commit": identity.git and f"{identity.git.commit[:10]}{', changed' * identity.git.dirty}",
+        "mnist_dist": identity.software.get("mnist_dist"),
+        "SM clock, MHz": sorted(clocks),
+        "throttled by": sorted({cause for each in told for cause in each.throttled_by}),
+        **{f"GPU {name}": sorted({show_value(gpu[name]) for gpu in gpus}) for name in (gpus[0] if gpus else ())},
+        **{name: (record.measurements or {}).get(name) for name in MEASURED},
+    }
+    everything = found | _software(record) | _settings(record) | _surroundings(record)
+    return {name: show_value(value) for name, value in everything.items()}
 
 
 def _hardware(record: Record) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class Store:
         Raises:
             UserError: there is none, or it is damaged.
         """
-        return _checked_study(_read_json(self.study_file), str(self.study_file))
+        return _checked_study(read_json(self.study_file), str(self.study_file))
 
     def gaps(self, records: Sequence[Record]) -> list[str]:
         """Returns what is missing from the records of the last reading, a sentence each."""
@@ -163,13 +163,13 @@ def finished(records: Iterable[Record]) -> set[tuple[str, str, int]]:
 def _read_record(path: Path) -> Record:
     if path.suffix != ".json":
         raise UserError(f"{one_line(str(path))}: not a record: expected a name that ends with .json.")
-    record = parse_record(_read_json(path), str(path))
+    record = parse_record(read_json(path), str(path))
     if path.name != file_name(record):  # A copy would count twice.
         raise UserError(f"{one_line(str(path))}: not a record: its content belongs into '{file_name(record)}'.")
     return record
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object of bounded size that holds finite numbers only."""
     name = one_line(str(path))
     try:

@@ -33,32 +33,35 @@ def render_html(
         cases: the parts of the main table. The page sorts and filters the first, whose first column names the
             strategy, and folds the others.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mnist_dist.benchmarks.report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    style, script = _read("report.css"), _read("report.js")
-    return environment.get_template("report.html.j2").render(
+    return render_template(
+        "report.html.j2",
         findings=findings,
         cases=cases,
         strategies=list(dict.fromkeys(row[0].text for table in cases[:1] for row in table.rows)),
         sections=sections,
         pictures={picture.name: picture for picture in pictures},
         definitions=definitions,
-        style=style,
-        script=script,
-        style_hash=_hash(style),
-        script_hash=_hash(script),
         groups=_groups,
         order=_order,
         words=_words,
         data_uri=_data_uri,
     )
+
+
+def render_template(name: str, **content: Any) -> str:
+    """Returns what a template makes of the content, of the style and script of reports, and of their hashes."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mnist_dist.benchmarks.report"),
+        autoescape=name.endswith(".html.j2"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    style, script = _read("report.css"), _read("report.js")
+    hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
+    return environment.get_template(name).render(**content, **hashes, style=style, script=script)
 
 
 def _read(name: str) -> str:

@@ -21,7 +21,7 @@ from mnist_dist.benchmarks.records.store import Store
 from tests.benchmarks.factory import make_study, train
 from tests.benchmarks.harness import COMMAND, REPOSITORY, environment, run, small_settings, write_suite
 
-COMMANDS = ["run", "report", "compare", "predict"]
+COMMANDS = ["run", "report", "compare", "predict", "trend"]
 
 
 class TestHelp:
@@ -91,6 +91,8 @@ class TestBadInput:
             (["run", "quick", "--set", "training.batch_size=64"], "training.batch_size: received as a setting"),
             (["run", "quick", "--set", "seed=1"], "seed: received as a setting of a case"),
             (["report", "nowhere"], "DIR: 'nowhere' holds no records"),
+            (["trend", "nowhere"], "DIR: 'nowhere' holds no studies"),
+            (["trend"], "the following arguments are required: DIR"),
             (["predict", "nowhere"], "DIR: 'nowhere' holds no records"),
             (["run", "quick", "--results", ""], "argument --results: received '', expected the name of a folder"),
             (["compare", "nowhere", "nowhere"], "BASE: 'nowhere' holds no records"),

@@ -49,7 +49,7 @@ def test_arguments_stay_arguments(submit: Submit) -> None:
     assert "mnist-dist: error: --config: there is no file 'a run's $HOME *'" in job.output
 
 
-@pytest.mark.parametrize(("script", "tasks"), [("train", 4), ("bench", 4), ("scaling", 4)])
+@pytest.mark.parametrize(("script", "tasks"), [("train", 4), ("bench", 4), ("scaling", 4), ("nightly", 4)])
 def test_the_number_of_tasks_in_total(slurm: Cluster, script: str, tasks: int) -> None:
     """Instead of `--nodes` and `--ntasks-per-node`, as people say it for MPI."""
     done = slurm.run("sbatch", "--test-only", f"--ntasks={tasks}", str(ROOT / "slurm" / f"{script}.sbatch"))
