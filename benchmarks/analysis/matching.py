@@ -11,7 +11,7 @@ from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.errors import one_line
 from mnist_dist.strategies import STRATEGIES
 
-Difference = Literal["hardware", "software", "config"]
+Difference = Literal["hardware", "software", "config", "decided"]
 
 MEMORY_TOLERANCE = 0.02  # Of the same memory a kernel leaves a little more or less at each boot.
 WHICH_DEVICES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")  # A scheduler gives whichever are free.
@@ -56,12 +56,13 @@ def _by_rest(cases: dict[str, list[Record]], subject: set[str]) -> dict[str, lis
 def find_differences(base: Sequence[Record], new: Sequence[Record]) -> Iterator[tuple[Difference, str]]:
     """Yields what is not the same in all runs of a case, in words."""
     runs = (*base, *new)
-    settings = set.intersection(*(set(_settings(record)) for record in runs))  # A commit may add some or drop some.
+    settings = set.intersection(*(set(settings_of(record)) for record in runs))  # A commit may add some or drop some.
     aspects: list[tuple[Difference, Callable[[Record], dict[str, Any]]]] = [
         ("hardware", _hardware),
         ("software", _software),
-        ("config", lambda record: {name: _settings(record)[name] for name in settings}),
+        ("config", lambda record: {name: settings_of(record)[name] for name in settings}),
         ("config", _surroundings),
+        ("decided", _decisions),
     ]
     for kind, aspect in aspects:
         sides = [[aspect(record) for record in side] for side in (base, new)]
@@ -92,15 +93,16 @@ def _software(record: Record) -> dict[str, Any]:
     return versions | {"GPU driver": record.identity.hardware.gpu_driver}
 
 
-def _settings(record: Record) -> dict[str, Any]:
+def settings_of(record: Record) -> dict[str, Any]:
     """Returns the settings of the training run by dotted key, without the seed, which repeats vary."""
-    return {name: value for name, value in _flat(record.identity.config) if name != "seed"}
+    return {name: value for name, value in flat(record.identity.config) if name != "seed"}
 
 
-def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields nested settings by dotted key."""
     for name, value in section.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
@@ -109,6 +111,12 @@ def _surroundings(record: Record) -> dict[str, Any]:
     environment = record.identity.environment
     variables = {name: value for name, value in environment.items() if name not in WHICH_DEVICES}
     return variables | {"launcher": record.identity.launcher}
+
+
+def _decisions(record: Record) -> dict[str, Any]:
+    """Returns what `auto` became, where the record tells."""
+    measured = record.measurements or {}
+    return {name: measured[name] for name in ("precision", "xla", "kernels", "all_reduce_backend") if name in measured}
 
 
 def show_value(value: Any) -> str:

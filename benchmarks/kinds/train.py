@@ -46,6 +46,7 @@ class Training(Windows):
     precision: str
     xla: str
     device: str
+    kernels: str | None = Field(None, description="The form of the network that ran: plain or fused.")
     all_reduce_backend: str | None = Field(None, description="What summed gradients: NCCL, gRPC, Gloo, MPI or memory.")
 
 

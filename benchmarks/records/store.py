@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -118,7 +118,7 @@ class Store:
         Raises:
             UserError: there is none, or it is damaged.
         """
-        return _checked_study(_read_json(self.study_file), str(self.study_file))
+        return _checked_study(read_json(self.study_file), str(self.study_file))
 
     def gaps(self, records: Sequence[Record]) -> list[str]:
         """Returns what is missing from the records of the last reading, a sentence each."""
@@ -170,23 +170,25 @@ def finished(records: Iterable[Record]) -> set[tuple[str, str, int]]:
 def _read_record(path: Path) -> Record:
     if path.suffix != ".json":
         raise UserError(f"{one_line(str(path))}: not a record: expected a name that ends with .json.")
-    record = parse_record(_read_json(path), str(path))
+    record = parse_record(read_json(path), str(path))
     if path.name != file_name(record):  # A copy would count twice.
         raise UserError(f"{one_line(str(path))}: not a record: its content belongs into '{file_name(record)}'.")
     return record
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object of bounded size that holds finite numbers only."""
+def read_json(
+    path: Path, most_bytes: int = MAX_FILE_BYTES, unpack: Callable[[bytes], bytes] = lambda data: data
+) -> dict[str, Any]:
+    """Reads a JSON object of bounded size that holds finite numbers only; `unpack` raises ValueError if it cannot."""
     name = one_line(str(path))
     try:
         if path.exists() and not path.is_file():  # A named pipe would make the reader wait for ever.
             raise UserError(f"{name}: not a file; remove it.")
         with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
-            raise UserError(f"{name}: has more than {MAX_FILE_BYTES} bytes, which no file of a study has; remove it.")
-        content = json.loads(data, parse_constant=_refuse_constant)
+            data = file.read(most_bytes + 1)
+        if len(data) > most_bytes:
+            raise UserError(f"{name}: has more than {most_bytes} bytes, which no file of a study has; remove it.")
+        content = json.loads(unpack(data), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise UserError(
             f"{name}: there is no such file; expected the folder of a study, as `mnist-dist bench run` leaves it."
