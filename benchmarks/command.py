@@ -295,7 +295,7 @@ def run_compare(args: argparse.Namespace) -> int:
     from mnist_dist.benchmarks.analysis.compare import compare
     from mnist_dist.benchmarks.report.comparison import render_comparison, render_comparison_markdown
 
-    allow = {*args.allow, "decided"}  # Of two commits, that may be the subject.
+    allow = set(args.allow)
     if args.interleave:
         from mnist_dist.benchmarks.measure.interleave import measure_both
         from mnist_dist.benchmarks.progress import show_rounds

@@ -11,7 +11,7 @@ from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.errors import one_line
 from mnist_dist.strategies import STRATEGIES
 
-Difference = Literal["hardware", "software", "config", "decided"]
+Difference = Literal["hardware", "software", "config"]
 
 MEMORY_TOLERANCE = 0.02  # Of the same memory a kernel leaves a little more or less at each boot.
 WHICH_DEVICES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")  # A scheduler gives whichever are free.
@@ -62,7 +62,6 @@ def find_differences(base: Sequence[Record], new: Sequence[Record]) -> Iterator[
         ("software", _software),
         ("config", lambda record: {name: settings_of(record)[name] for name in settings}),
         ("config", _surroundings),
-        ("decided", _decisions),
     ]
     for kind, aspect in aspects:
         sides = [[aspect(record) for record in side] for side in (base, new)]
@@ -111,12 +110,6 @@ def _surroundings(record: Record) -> dict[str, Any]:
     environment = record.identity.environment
     variables = {name: value for name, value in environment.items() if name not in WHICH_DEVICES}
     return variables | {"launcher": record.identity.launcher}
-
-
-def _decisions(record: Record) -> dict[str, Any]:
-    """Returns what `auto` became, where the record tells."""
-    measured = record.measurements or {}
-    return {name: measured[name] for name in ("precision", "xla", "kernels", "all_reduce_backend") if name in measured}
 
 
 def show_value(value: Any) -> str:

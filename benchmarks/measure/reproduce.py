@@ -89,10 +89,29 @@ def reproduce(
         ]
         with show(rounds) as progress:
             new = [scrubbed(record) for record in run_rounds(rounds, [side], progress)]
-    kept = [record for record in base if record.case_id in {each.case_id for each in planned}]
-    found = compare(kept, new, smallest_effect=smallest_effect, allow={"hardware", "software"}, judge_all=True)
-    found = replace(found, incomparable=(*found.incomparable, *refused))
-    return compare_times(found)
+    return compare_again(base, new, refused, smallest_effect)
+
+
+def compare_again(
+    base: Sequence[Record], new: Sequence[Record], refused: Sequence[Incomparable], smallest_effect: float
+) -> Comparison:
+    """Compares what was recorded with what was measured here, where `auto` became the same."""
+    others = list(refused)
+    for case_id, of_case in group_by(new, lambda record: record.case_id).items():
+        before = [record for record in base if record.case_id == case_id]
+        for name in ("precision", "xla", "kernels", "all_reduce_backend"):
+            sides = [
+                {each.measurements[name] for each in side if each.measurements and each.measurements.get(name)}
+                for side in (before, of_case)
+            ]
+            if all(sides) and sides[0] != sides[1]:
+                there, here = (" and ".join(sorted(side)) for side in sides)
+                others.append(Incomparable(tuple(of_case), f"{name}: recorded {there}, here {here}"))
+                break
+    left_out = {each.records[0].case_id for each in others}
+    chosen = [[record for record in side if record.case_id not in left_out] for side in (base, new)]
+    found = compare(*chosen, smallest_effect=smallest_effect, allow={"hardware", "software"}, judge_all=True)
+    return compare_times(replace(found, incomparable=(*found.incomparable, *others)))
 
 
 def _settings(record: Record) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def render_reproduction(comparison: Comparison) -> str:
     lines = []
     for each in comparison.verdicts:
         worst[each.case.case_id] = min(each.outcome, worst.get(each.case.case_id, each.outcome), key=OUTCOMES.index)
-        texts = [f"{each.corrected.value:.3f} ({_interval(each.corrected)})" if each.corrected else "no ratio"]
+        ratio = each.corrected or each.ratio
+        texts = [f"ratio {ratio.value:.3f}, interval {_interval(ratio)}" if ratio else "no ratio"]
         if each.accuracy and each.accuracy.outcome == "kept":
             texts.append(
                 f"test accuracy {100 * each.accuracy.base.mean:.2f} %, here {100 * each.accuracy.new.mean:.2f} %"

@@ -77,7 +77,7 @@ class TestBadInput:
             (["run"], "the following arguments are required: SUITE"),
             (["rnu"], "invalid choice: 'rnu'"),
             (["run", "qick"], "SUITE: there is no file 'qick'"),
-            (["run", "quick", "--devices", "0"], "argument --devices: received '0', expected whole numbers from 1 on"),
+            (["run", "quick", "--devices", "0"], "argument --devices: received '0', expected a whole number from 1 on"),
             (["run", "quick", "--devices", "1,,2"], "argument --devices: received ''"),
             (["run", "quick", "--repeats", "-1"], "argument --repeats: received '-1'"),
             (["run", "quick", "--cores-per-device", "half"], "argument --cores-per-device: received 'half'"),
