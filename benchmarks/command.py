@@ -348,7 +348,7 @@ def add_smallest_effect(parser: argparse.ArgumentParser) -> None:
 def add_publish(commands: Any) -> None:
     parser = commands.add_parser(
         "publish",
-        help="make one file of a study, for others to repeat, without names",
+        help="make one file of a study, without names",
         description=(
             "Write one file of at most 1 MiB with all that repeating a study takes: records, configuration, versions, "
             "commit and hardware; without users, hosts, paths, addresses and job numbers."
@@ -374,7 +374,7 @@ def run_publish(args: argparse.Namespace) -> int:
 def add_reproduce(commands: Any) -> None:
     parser = commands.add_parser(
         "reproduce",
-        help="measure here what was recorded, and say whether it comes out again",
+        help="measure recorded cases here, and compare",
         description=(
             "Measure here what records describe, in their configuration, and say of each case whether it is "
             "reproduced, faster, slower or not comparable. Exits as `compare` does."

@@ -88,7 +88,8 @@ def reproduce(
             if (each := [run for run in all_runs if (run.planned.case_id, run.repeat) in runs])
         ]
         with show(rounds) as progress:
-            new = [scrubbed(record) for record in run_rounds(rounds, [side], progress)]
+            measured = run_rounds(rounds, [side], progress)
+        new = [scrubbed(each).model_copy(update={"reason": each.reason}) for each in measured]
     return compare_again(base, new, refused, smallest_effect)
 
 

@@ -20,7 +20,7 @@ from mnist_dist.benchmarks.records.store import Store
 from tests.benchmarks.factory import make_study, train
 from tests.benchmarks.harness import COMMAND, REPOSITORY, environment, run, small_settings, write_suite
 
-COMMANDS = ["run", "report", "compare", "predict"]
+COMMANDS = ["run", "report", "compare", "predict", "publish", "reproduce"]
 
 
 class TestHelp:

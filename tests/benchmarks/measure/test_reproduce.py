@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mnist_dist.benchmarks.command import main
-from mnist_dist.benchmarks.measure.reproduce import compare_again, reproduce
+from mnist_dist.benchmarks.measure.reproduce import _settings, compare_again, reproduce
 from mnist_dist.benchmarks.progress import show_rounds
 from mnist_dist.benchmarks.records.environment import identity
 from mnist_dist.benchmarks.records.published import Published
@@ -169,3 +169,9 @@ SETTINGS = {
     "runtime.precision": "float32",
     "runtime.steps_per_call": 10,
 }
+
+
+def test_what_was_a_default_then_is_set_now() -> None:
+    """The configuration is the recorded one, whatever this version would choose; what follows from the case does not."""
+    config = {"optimizer": {"learning_rate": 0.001}, "seed": 9, "runtime": {"devices": 7}, "gone": {"x": 1}}
+    assert _settings(recorded({}, config=config)) == {"optimizer.learning_rate": 0.001}
