@@ -49,7 +49,7 @@ class TestHelp:
             main(["--help"])
         text = capsys.readouterr().out
         assert len(text.splitlines()) <= 24
-        assert all(re.search(rf"^ +{command} ", text, re.MULTILINE) for command in COMMANDS)
+        assert all(re.search(rf"^ +{command}( |$)", text, re.MULTILINE) for command in COMMANDS)
 
 
 class TestDryRun:

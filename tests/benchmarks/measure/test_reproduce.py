@@ -172,6 +172,6 @@ SETTINGS = {
 
 
 def test_what_was_a_default_then_is_set_now() -> None:
-    """The configuration is the recorded one, whatever this version would choose; what follows from the case does not."""
+    """The configuration is the recorded one, but for what follows from the case."""
     config = {"optimizer": {"learning_rate": 0.001}, "seed": 9, "runtime": {"devices": 7}, "gone": {"x": 1}}
     assert _settings(recorded({}, config=config)) == {"optimizer.learning_rate": 0.001}
