@@ -99,8 +99,9 @@ class Scrubber:
             names |= {getpass.getuser(), Path.home().name}
         jobs = {record.identity.job_id or "" for record in records}
         names |= {name.partition(".")[0] for name in names} | jobs | {job.partition("_")[0] for job in jobs}
-        # A part of a version is no number of a job.
-        ends = {name: r"[.]|[^\W_]" if name.isdigit() else r"[^\W_]" for name in names - {""}}
+        # The longest first, as others may be parts of it. A part of a version is no number of a job.
+        ordered = sorted(names - {""}, key=len, reverse=True)
+        ends = {name: r"[.]|[^\W_]" if name.isdigit() else r"[^\W_]" for name in ordered}
         bounded = [f"(?<!{end}){re.escape(name)}(?!{end})" for name, end in ends.items()]
         self._names = re.compile("|".join([r"(?<![\w.)])~?/[^\s,;:\"']+", *bounded]), re.IGNORECASE)
 

@@ -177,10 +177,10 @@ def _read_record(path: Path) -> Record:
 
 
 def read_json(
-    path: Path, most_bytes: int = MAX_FILE_BYTES, unpack: Callable[[bytes], bytes] = lambda data: data
+    path: Path, most_bytes: int | None = None, unpack: Callable[[bytes], bytes] = lambda data: data
 ) -> dict[str, Any]:
     """Reads a JSON object of bounded size that holds finite numbers only; `unpack` raises ValueError if it cannot."""
-    name = one_line(str(path))
+    name, most_bytes = one_line(str(path)), most_bytes or MAX_FILE_BYTES
     try:
         if path.exists() and not path.is_file():  # A named pipe would make the reader wait for ever.
             raise UserError(f"{name}: not a file; remove it.")
