@@ -62,6 +62,8 @@ def make_parser() -> Parser:
     add_compare(commands)
     add_predict(commands)
     add_trend(commands)
+    add_publish(commands)
+    add_reproduce(commands)
     add_peers(commands)
     add_perf(commands)
     return parser
@@ -246,9 +248,10 @@ def run_report(args: argparse.Namespace) -> int:
 
 
 def read_study(folder: Path, argument: str = "DIR") -> tuple[Store, list[Record]]:
+    from mnist_dist.benchmarks.records.published import Published
     from mnist_dist.benchmarks.records.store import Store
 
-    store = Store(folder)
+    store = Published(folder) if folder.is_file() else Store(folder)
     records = store.records()
     if not records:
         raise UserError(f"{argument}: '{folder}' holds no records; expected the folder of `mnist-dist bench run`.")
@@ -277,9 +280,7 @@ def add_compare(commands: Any) -> None:
     )
     parser.add_argument("base", metavar="BASE", help="folder of a study, or with --interleave what to measure")
     parser.add_argument("new", metavar="NEW", help="the same")
-    parser.add_argument(
-        "--smallest-effect", type=percent, default=5.0, metavar="PERCENT", help="that matters (default: %(default)g)"
-    )
+    add_smallest_effect(parser)
     parser.add_argument(
         "--allow",
         action="append",
@@ -373,3 +374,64 @@ def run_trend(args: argparse.Namespace) -> int:
     keep(args.folders[0] / "trend.html", page)
     outcomes = {trend.outcome for trend in trends}
     return EXIT_FAILED if "slower" in outcomes else 3 * (outcomes <= {"too few"})
+
+
+def add_smallest_effect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--smallest-effect", type=percent, default=5.0, metavar="PERCENT", help="that matters (default: %(default)g)"
+    )
+
+
+def add_publish(commands: Any) -> None:
+    parser = commands.add_parser(
+        "publish",
+        help="make one file of a study, without names",
+        description=(
+            "Write one file of at most 1 MiB with all that repeating a study takes: records, configuration, versions, "
+            "commit and hardware; without users, hosts, paths, addresses and job numbers."
+        ),
+    )
+    parser.add_argument("study", type=folder_argument, metavar="STUDY", help="folder of the study")
+    parser.add_argument(
+        "--out", type=folder_argument, metavar="FILE", help="ends with .json or .json.gz (default: STUDY.json.gz, here)"
+    )
+    parser.add_argument("--with-names", action="store_true", help="leave everything in, for colleagues")
+    parser.set_defaults(command=run_publish)
+
+
+def run_publish(args: argparse.Namespace) -> int:
+    from mnist_dist.benchmarks.records.published import publish
+
+    file = args.out or Path(f"{args.study.resolve().name}.json.gz")
+    left_out = publish(read_records(args.study, "STUDY"), file, args.with_names)
+    print(f"published: {file}, {file.stat().st_size:,} bytes", *(f"left out: {text}" for text in left_out), sep="\n")
+    return 0
+
+
+def add_reproduce(commands: Any) -> None:
+    parser = commands.add_parser(
+        "reproduce",
+        help="measure recorded cases here, and compare",
+        description=(
+            "Measure here what records describe, in their configuration, and say of each case whether it is "
+            "reproduced, faster, slower or not comparable. Exits as `compare` does."
+        ),
+    )
+    parser.add_argument("study", type=folder_argument, metavar="STUDY", help="a published file, a record or a folder")
+    parser.add_argument("--time", type=integer, metavar="SECONDS", help="of measuring a case (default: as recorded)")
+    add_results(parser)
+    add_smallest_effect(parser)
+    parser.set_defaults(command=run_reproduce)
+
+
+def run_reproduce(args: argparse.Namespace) -> int:
+    from mnist_dist.benchmarks.measure.reproduce import reproduce
+    from mnist_dist.benchmarks.progress import show_rounds
+    from mnist_dist.benchmarks.report.comparison import render_reproduction
+
+    store, records = read_study(args.study, "STUDY")
+    for note in getattr(store, "notes", ()):
+        print(f"left out: {note}")
+    found = reproduce(records, args.results, args.time, args.smallest_effect / 100, print, show_rounds)
+    print(render_reproduction(found))
+    return found.exit_code

@@ -29,7 +29,7 @@ import numpy as np
 from mnist_dist.benchmarks.analysis.accuracy import AccuracyChange, compare_accuracies
 from mnist_dist.benchmarks.analysis.in_turns import paired_ratio
 from mnist_dist.benchmarks.analysis.matching import Difference, find_differences, match_cases, show_value
-from mnist_dist.benchmarks.analysis.summary import split_by_success
+from mnist_dist.benchmarks.analysis.summary import ACCURACY_TARGETS, seconds_to_accuracy, split_by_success
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import NoRateError, kind
 from mnist_dist.benchmarks.records.record import Record, on_gpus
@@ -39,6 +39,7 @@ from mnist_dist.benchmarks.statistics.stats import (
     CONFIDENCE,
     Estimate,
     LogEstimate,
+    Series,
     estimate_ratio,
     holm_levels,
     log_total_rate,
@@ -278,6 +279,29 @@ def _decide_speed(each: Verdict, level: float, smallest_effect: float) -> Verdic
     else:
         return replace(found, more_runs=_more_runs(each, each.estimate, level, smallest_effect))
     return replace(found, remark="; ".join(filter(None, [each.remark, reason])))
+
+
+def compare_times(comparison: Comparison) -> Comparison:
+    """Adds a verdict on the time to the highest target of accuracy that all runs of a case reach, on both sides."""
+    found = list(comparison.verdicts)
+    for verdict in comparison.verdicts:
+        runs = (*verdict.base, *verdict.new)
+        for target in (
+            ACCURACY_TARGETS[::-1] if all((run.measurements or {}).get("evaluations") for run in runs) else ()
+        ):
+            if not (verdict.base and verdict.new and all(seconds_to_accuracy(run, target)[1] for run in runs)):
+                continue
+            sides = [[seconds_to_accuracy(run, target)[0] for run in side] for side in (verdict.base, verdict.new)]
+            series = [[Series(np.ones(1), np.array([seconds])) for seconds in side] for side in sides]
+            estimate = estimate_ratio(*series)
+            level = math.nan if math.isnan(estimate.variance) else SIGNIFICANCE
+            remark = f"pace to {100 * target:g} % test accuracy, evaluations included"
+            timed = Verdict(
+                verdict.case, verdict.on_gpus, verdict.base, verdict.new, False, remark, estimate, estimate.value
+            )
+            found.append(_decide_speed(timed, level, math.log1p(comparison.smallest_effect)))
+            break
+    return replace(comparison, verdicts=tuple(found))
 
 
 def _more_runs(each: Verdict, estimate: LogEstimate, level: float, smallest_effect: float) -> int | None:

@@ -55,11 +55,11 @@ def _by_rest(cases: dict[str, list[Record]], subject: set[str]) -> dict[str, lis
 def find_differences(base: Sequence[Record], new: Sequence[Record]) -> Iterator[tuple[Difference, str]]:
     """Yields what is not the same in all runs of a case, in words."""
     runs = (*base, *new)
-    settings = set.intersection(*(set(_settings(record)) for record in runs))  # A commit may add some or drop some.
+    settings = set.intersection(*(set(settings_of(record)) for record in runs))  # A commit may add some or drop some.
     aspects: list[tuple[Difference, Callable[[Record], dict[str, Any]]]] = [
         ("hardware", _hardware),
         ("software", _software),
-        ("config", lambda record: {name: _settings(record)[name] for name in settings}),
+        ("config", lambda record: {name: settings_of(record)[name] for name in settings}),
         ("config", _surroundings),
     ]
     for kind, aspect in aspects:
@@ -114,15 +114,16 @@ def _software(record: Record) -> dict[str, Any]:
     return versions | {"GPU driver": record.identity.hardware.gpu_driver}
 
 
-def _settings(record: Record) -> dict[str, Any]:
+def settings_of(record: Record) -> dict[str, Any]:
     """Returns the settings of the training run by dotted key, without the seed, which repeats vary."""
-    return {name: value for name, value in _flat(record.identity.config) if name != "seed"}
+    return {name: value for name, value in flat(record.identity.config) if name != "seed"}
 
 
-def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields nested settings by dotted key."""
     for name, value in section.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 

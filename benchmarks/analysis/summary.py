@@ -278,11 +278,7 @@ def _times_to_accuracy(ok: Sequence[Record], failures: Sequence[Record]) -> dict
 def _time_to_accuracy(target: float, runs: Sequence[Record], failed_seconds: Sequence[float]) -> TimeToAccuracy:
     """A run that failed, for example because it diverged, has not reached the target in all its seconds."""
     outcomes = [(seconds, False) for seconds in failed_seconds]
-    for record in runs:
-        evaluations = (record.measurements or {})["evaluations"]
-        first = next((each for each in evaluations if each["accuracy"] >= target), None)
-        decisive = first or evaluations[-1]
-        outcomes.append((decisive["training_seconds"] + decisive["evaluation_seconds"], first is not None))
+    outcomes += [seconds_to_accuracy(record, target) for record in runs]
     reached = [hit for _, hit in outcomes]
     return TimeToAccuracy(
         reached=sum(reached),
@@ -291,6 +287,14 @@ def _time_to_accuracy(target: float, runs: Sequence[Record], failed_seconds: Seq
         expected_seconds=expected_running_time([seconds for seconds, _ in outcomes], reached),
         median_tracing_seconds=_median([max(ranks) for ranks in _measured(runs, "first_step_seconds")]),
     )
+
+
+def seconds_to_accuracy(record: Record, target: float) -> tuple[float, bool]:
+    """Returns how long a run with evaluations took to reach an accuracy, or to its end, and whether it did reach it."""
+    evaluations = (record.measurements or {})["evaluations"]
+    first = next((each for each in evaluations if each["accuracy"] >= target), None)
+    decisive = first or evaluations[-1]
+    return decisive["training_seconds"] + decisive["evaluation_seconds"], first is not None
 
 
 def _median(values: Sequence[float]) -> float:

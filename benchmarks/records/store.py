@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -169,17 +169,19 @@ def _read_record(path: Path) -> Record:
     return record
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object of bounded size that holds finite numbers only."""
-    name = one_line(str(path))
+def read_json(
+    path: Path, most_bytes: int | None = None, unpack: Callable[[bytes], bytes] = lambda data: data
+) -> dict[str, Any]:
+    """Reads a JSON object of bounded size that holds finite numbers only; `unpack` raises ValueError if it cannot."""
+    name, most_bytes = one_line(str(path)), most_bytes or MAX_FILE_BYTES
     try:
         if path.exists() and not path.is_file():  # A named pipe would make the reader wait for ever.
             raise UserError(f"{name}: not a file; remove it.")
         with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
-            raise UserError(f"{name}: has more than {MAX_FILE_BYTES} bytes, which no file of a study has; remove it.")
-        content = json.loads(data, parse_constant=_refuse_constant)
+            data = file.read(most_bytes + 1)
+        if len(data) > most_bytes:
+            raise UserError(f"{name}: has more than {most_bytes} bytes, which no file of a study has; remove it.")
+        content = json.loads(unpack(data), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise UserError(
             f"{name}: there is no such file; expected the folder of a study, as `mnist-dist bench run` leaves it."

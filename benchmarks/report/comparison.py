@@ -2,13 +2,14 @@
 
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.accuracy import LARGEST_DROP, TOLD_DROP
-from mnist_dist.benchmarks.analysis.compare import OUTCOMES, WORSE, Comparison, Verdict
-from mnist_dist.benchmarks.report.labels import DASH, MISSING, label_briefly, label_records
+from mnist_dist.benchmarks.analysis.compare import DAY_DEVIATION, OUTCOMES, WORSE, Comparison, Outcome, Verdict
+from mnist_dist.benchmarks.report.labels import DASH, MISSING, label_briefly, label_records, label_with_kind
 from mnist_dist.benchmarks.report.table import (
     TERMINAL_WIDTH,
     Cell,
@@ -50,6 +51,40 @@ def render_comparison(comparison: Comparison, width: int = TERMINAL_WIDTH, colou
     for title, texts in _lists(comparison):
         lines += ["", title, *(fill(f"- {text}") for text in texts)]
     return "\n".join([*lines, "", *map(fill, _explanations(comparison))]) + "\n"
+
+
+def render_reproduction(comparison: Comparison) -> str:
+    """Returns whether recorded numbers came out again: the verdict, a line for each case, and how to read them."""
+    worst: dict[str, Outcome] = {}
+    lines = []
+    for each in comparison.verdicts:
+        worst[each.case.case_id] = min(each.outcome, worst.get(each.case.case_id, each.outcome), key=OUTCOMES.index)
+        ratio = each.corrected or each.ratio
+        texts = [f"ratio {ratio.value:.3f}, interval {_interval(ratio)}" if ratio else "no ratio"]
+        if each.accuracy and each.accuracy.outcome == "kept":
+            texts.append(
+                f"test accuracy {100 * each.accuracy.base.mean:.2f} %, here {100 * each.accuracy.new.mean:.2f} %"
+            )
+        texts += filter(None, _remarks(each))
+        lines.append(f"{_again(each.outcome)}: {label_with_kind(each.case, each.on_gpus)}: {'; '.join(texts)}")
+    lines += [f"not comparable: {label_records(each.records)}: {each.reason}" for each in comparison.incomparable]
+    lines += [f"undecided: {label_records(records)}: not measured" for records in comparison.only_in_base]
+    others = ["not comparable"] * len(comparison.incomparable) + ["undecided"] * len(comparison.only_in_base)
+    counts = Counter([*map(_again, worst.values()), *others])
+    conclusion = {0: "Reproduced", 1: "Not reproduced", 3: "Undecided"}[comparison.exit_code]
+    return "\n".join(
+        [
+            f"{conclusion}: of {counts.total()} cases {', '.join(f'{n} {word}' for word, n in counts.items())}.",
+            *(one_line(line, 2000) for line in lines),
+            "Ratio: here over recorded, above 1 where faster here, and its 95 % interval, corrected for all tests.",
+            "Nothing took turns with the record: the interval holds the level of two days, of which each is assumed to "
+            f"deviate by {100 * DAY_DEVIATION:g} %, and the ratio whatever else the machines differ by.",
+        ]
+    )
+
+
+def _again(outcome: Outcome) -> str:
+    return {"same": "reproduced", "alike": "reproduced", "inconclusive": "undecided"}.get(outcome, outcome)
 
 
 def render_comparison_markdown(comparison: Comparison) -> str:

@@ -21,7 +21,7 @@ from mnist_dist.benchmarks.records.store import Store
 from tests.benchmarks.factory import make_study, train
 from tests.benchmarks.harness import COMMAND, REPOSITORY, environment, run, small_settings, write_suite
 
-COMMANDS = ["run", "report", "compare", "predict", "trend"]
+COMMANDS = ["run", "report", "compare", "predict", "trend", "publish", "reproduce"]
 
 
 class TestHelp:
@@ -50,7 +50,7 @@ class TestHelp:
             main(["--help"])
         text = capsys.readouterr().out
         assert len(text.splitlines()) <= 24
-        assert all(re.search(rf"^ +{command} ", text, re.MULTILINE) for command in COMMANDS)
+        assert all(re.search(rf"^ +{command}( |$)", text, re.MULTILINE) for command in COMMANDS)
 
 
 class TestDryRun:
