@@ -53,7 +53,7 @@ def make_parser() -> Parser:
 
     parser = Parser(
         prog="mnist-dist bench",
-        description="Measure throughput and accuracy on 1 to N devices, explain the losses, compare two studies.",
+        description="Measure throughput and accuracy on 1 to N devices, and explain them.",
         epilog="Start with: mnist-dist bench run quick. Then: mnist-dist bench COMMAND --help.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -354,7 +354,7 @@ def run_predict(args: argparse.Namespace) -> int:
 def add_trend(commands: Any) -> None:
     parser = commands.add_parser(
         "trend",
-        help="say since when cases of many studies are slower, and what else changed then",
+        help="say since when a case is slower, and what else changed",
         description=(
             "Follow the cases of all studies in and below some folders, and write trend.html into the first. Exits "
             "with 1 when a case is slower than it lastingly was, 0 when none is, 3 when none has enough studies."

@@ -92,7 +92,7 @@ def describe_surroundings(record: Record) -> dict[str, str]:
         **{f"GPU {name}": sorted({show_value(gpu[name]) for gpu in gpus}) for name in (gpus[0] if gpus else ())},
         **{name: (record.measurements or {}).get(name) for name in MEASURED},
     }
-    everything = found | _software(record) | _settings(record) | _surroundings(record)
+    everything = found | _software(record) | settings_of(record) | _surroundings(record)
     return {name: show_value(value) for name, value in everything.items()}
 
 
