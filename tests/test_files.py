@@ -36,6 +36,21 @@ def test_readers_see_the_old_content_until_the_new_is_complete(tmp_path: Path) -
     assert names(tmp_path) == ["text"]
 
 
+def test_the_content_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut between the two would leave an empty file where the old one was; one after them, the old one."""
+    file, fsync = tmp_path / "text", os.fsync
+    synced: list[tuple[int, str]] = []
+
+    def note_and_sync(handle: int) -> None:
+        synced.append((os.fstat(handle).st_ino, file.read_text()))
+        fsync(handle)
+
+    write_text(file, "old")
+    monkeypatch.setattr(os, "fsync", note_and_sync)
+    write_text(file, "new")
+    assert synced == [(file.stat().st_ino, "old"), (tmp_path.stat().st_ino, "new")]
+
+
 def test_an_error_in_the_middle_keeps_the_old_content(tmp_path: Path) -> None:
     file = tmp_path / "text"
     write_text(file, "old")

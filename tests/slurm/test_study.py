@@ -186,6 +186,7 @@ BANNER = "-----\n  Welcome to Example3, 3 jobs wait\n-----\n--> Verifying valid 
         (BANNER + "17\n", 0, "17"),
         (BANNER + "17;cluster2\nHave a nice day.\n", 0, "17"),
         ("Submitted batch job 17 on cluster c2\n", 0, "17"),
+        ("Jobs that wait:\n3\n17\n", 0, "17"),  # The answer comes last.
         (BANNER, 1, "sbatch: -----; Welcome to Example3, 3 jobs wait; --> Verifying valid"),
         ("", 1, "sbatch: it failed without a word."),
         (BANNER, 0, "Unclear: sbatch: it ended with 0 and printed '----- Welcome to Example3, 3 jobs wait -----"),
