@@ -35,14 +35,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--faults", type=int, default=30, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument("--examples", type=int, default=5000, metavar="N", help="of inputs (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="the first one's; others follow it")
-    parser.add_argument("--only", type=int, metavar="SEED", help="the one fault of this seed, again")
+    parser.add_argument("--only", type=int, nargs="+", metavar="SEED", help="the faults of these seeds, again")
     parser.add_argument("--plan", action="store_true", help="say what would be done, and do nothing")
     args = parser.parse_args(arguments)
     if args.what == "inputs":
         from tests.campaign import inputs
 
         return inputs.run(args.examples, args.seed)
-    seeds = [args.only] if args.only is not None else list(range(args.seed, args.seed + args.faults))
+    seeds = args.only or list(range(args.seed, args.seed + args.faults))
     if args.plan:
         print(*map(faults.make_plan, seeds), sep="\n")
         return 0

@@ -42,16 +42,25 @@ def check_end(trial: Trial, run: Run, codes: Collection[int], says: str = "", on
     try:
         code = run.finish(SECONDS_TO_END)
     except subprocess.TimeoutExpired:
-        raise AssertionError(f"still there after {SECONDS_TO_END:.0f} s:\n{run.output}") from None
-    assert all_gone(trial), f"it left processes behind:\n{run.output}"
-    assert code in codes, f"it ended with {code}, expected one of {sorted(codes)}:\n{run.output}"
-    assert not NO_USER_SHOULD_SEE.search(run.output), f"a traceback:\n{run.output}"
+        raise AssertionError(f"still there after {SECONDS_TO_END:.0f} s:\n{shortened(run)}") from None
+    assert all_gone(trial), f"it left processes behind:\n{shortened(run)}"
+    assert code in codes, f"it ended with {code}, expected one of {sorted(codes)}:\n{shortened(run)}"
+    assert not NO_USER_SHOULD_SEE.search(run.output), f"a traceback:\n{shortened(run)}"
     expected = 1 if code in (1, 2) else 0
     assert not one_error or len(ERROR.findall(run.output)) == expected, (
-        f"expected {expected} lines of error with code {code}:\n{run.output}"
+        f"expected {expected} lines of error with code {code}:\n{shortened(run)}"
     )
-    assert re.search(says, run.output), f"it does not say {says!r}:\n{run.output}"
+    check_says(run, says)
     return code
+
+
+def check_says(run: Run, says: str) -> None:
+    assert re.search(says, run.output), f"it does not say {says!r}:\n{shortened(run)}"
+
+
+def shortened(run: Run) -> str:
+    """Returns what a run has said without the lines of its steps."""
+    return "\n".join(line for line in run.lines if "images/s" not in line)
 
 
 def check_kept(trial: Trial, acknowledged: Collection[int]) -> None:

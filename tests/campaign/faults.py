@@ -21,7 +21,15 @@ from pathlib import Path
 from mnist_dist.strategies import STRATEGIES, missing_packages
 from tests.benchmarks.harness import marked_processes
 from tests.campaign import studies
-from tests.campaign.checks import Reference, check_done, check_end, check_kept, check_nothing_left, check_resumed
+from tests.campaign.checks import (
+    Reference,
+    check_done,
+    check_end,
+    check_kept,
+    check_nothing_left,
+    check_resumed,
+    check_says,
+)
 from tests.campaign.damage import damage
 from tests.campaign.trial import MOMENTS, TRAINING, Plan, Trial
 from tests.processes.conftest import Run
@@ -228,10 +236,8 @@ def delete_folder(trial: Trial, reference: Reference) -> None:
 
 def _refused(trial: Trial, run: Run, says: str) -> None:
     """Checks the end of a run that may have found no need of what was taken away; if it had, it says so."""
-    code = check_end(trial, run, {0, 2})
-    trial.late = code == 0
-    if code:
-        check_end(trial, run, {2}, says)
+    trial.late = check_end(trial, run, {0, 2}) == 0
+    check_says(run, "completed" if trial.late else says)
 
 
 # --- Files that are damaged ---

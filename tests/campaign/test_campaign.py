@@ -1,0 +1,28 @@
+"""Both campaigns, as far as there is time for them in the tests; `python -m tests.campaign` goes on from there."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.campaign import faults, inputs
+from tests.campaign.__main__ import run_faults
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_seed_stands_for_one_fault() -> None:
+    plans = [faults.make_plan(seed) for seed in range(100)]
+    assert plans == [faults.make_plan(seed) for seed in range(100)]
+    assert {plan.kind for plan in plans[: len(faults.KINDS)]} == {kind.name for kind in faults.KINDS}
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(3000)
+def test_faults(tmp_path: Path) -> None:
+    assert run_faults(range(30), tmp_path) == []
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(1200)
+def test_bad_input() -> None:
+    assert inputs.run(200, 0) == 0
