@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import signal
 import sys
 import tempfile
 import time
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.plan:
         print(*map(faults.make_plan, seeds), sep="\n")
         return 0
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # Else the processes of a trial live on.
     with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
         return 1 if run_faults(seeds, Path(folder)) else 0
 

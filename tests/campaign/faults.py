@@ -227,10 +227,13 @@ def _read_only(folder: Path) -> Iterator[None]:
 
 
 def delete_folder(trial: Trial, reference: Reference) -> None:
+    """The run says so, and where nothing is left of the folder, it can begin anew."""
     run = trial.start_to_moment()
     shutil.rmtree(trial.workdir, ignore_errors=True)
     trial.release()
-    _refused(trial, run, "No such file or directory|is gone")
+    _refused(trial, run, "No such file or directory|is gone since the run began")
+    if not trial.late:
+        shutil.rmtree(trial.workdir, ignore_errors=True)  # What it wrote before it noticed.
     check_resumed(trial, reference)
 
 

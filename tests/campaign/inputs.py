@@ -24,6 +24,7 @@ import numpy as np
 import yaml
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.strategies import SearchStrategy
 from PIL import Image
 
@@ -294,6 +295,7 @@ class Place:
     """A folder for the files of examples, beside what all of them may name."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir()
         self.folder = folder / "example"
         self.names = {name: str(folder / name) for name in ("tiny", "study", "model")}
         self.names |= {"tiny": f"{folder / 'tiny'}.npz", "folder": str(self.folder)}
@@ -389,7 +391,8 @@ def run(examples: int, first_seed: int) -> int:
     good, bad = Counter[str](), Counter[str]()
     known: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
-        place = Place(Path(folder))
+        set_hypothesis_home_dir(Path(folder) / "hypothesis")
+        place = Place(Path(folder) / "place")
 
         def try_out(example: Example) -> None:
             try:
