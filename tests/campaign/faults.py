@@ -153,8 +153,8 @@ def stop_and_kill(trial: Trial, reference: Reference) -> None:
 
 
 def stop_for_good(trial: Trial, reference: Reference) -> None:
-    limits: dict[str, object] = {"runtime.stall_timeout_seconds": 20.0, "runtime.join_timeout_seconds": 20.0}
-    run = trial.start_to_moment(limits)
+    """The other rank has waited for long enough some time, and the one that is stopped is named."""
+    run = trial.start_to_moment({"runtime.stall_timeout_seconds": 30.0})
     victim = trial.plan.rank
     saved = trial.checkpoints()
     os.kill(trial.process_of(run, victim), signal.SIGSTOP)
@@ -379,7 +379,7 @@ KINDS = [
     Kind("SIGKILL of the launcher", kill_launcher, RANKS, HERE),
     Kind("two runs in one folder", start_twice, ALL, [TRAINING, CHECKPOINT, END]),
     Kind("damaged records", studies.damage_records, [], ["before a report"], ["record", "study.json"]),
-    Kind("SIGSTOP for good", stop_for_good, RANKS, HERE),
+    Kind("SIGSTOP for good", stop_for_good, RANKS, [TRAINING, CHECKPOINT, END]),
     Kind("limited files", limit_files, ALL, [TRAINING, CHECKPOINT, END]),
     Kind(
         "port taken",

@@ -21,7 +21,7 @@ from tests.processes.conftest import Run, wait_until
 if TYPE_CHECKING:
     from tests.campaign.checks import Reference
 
-PLACES = ("os.rename report.md", "os.rename report.csv", "os.rename report.html", "os.rename scaling*.png")
+PLACES = ("os.rename report.md", "os.rename report.csv", "os.rename report.html", "os.rename *.png")
 
 
 class Bench(Run):

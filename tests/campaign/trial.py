@@ -106,7 +106,7 @@ class Trial:
     @property
     def several(self) -> bool:
         """Whether a launcher starts ranks."""
-        return not STRATEGIES[self.plan.strategy].one_process
+        return bool(self.plan.strategy) and not STRATEGIES[self.plan.strategy].one_process
 
     def environment(self, place: str = "") -> dict[str, str]:
         """Returns the variables of a process of this trial, which stops at a place if one is named."""

@@ -14,6 +14,7 @@ from mnist_dist.data.dataset import Shard
 from mnist_dist.distributed.cluster import Cluster
 from mnist_dist.distributed.rollcall import roll_call
 from mnist_dist.distributed.strategies.interface import Strategy, backend_of, sum_in_replica_context
+from mnist_dist.errors import TrainingError
 
 if TYPE_CHECKING:
     import keras
@@ -34,7 +35,13 @@ class MultiWorker(Strategy):
         # By itself TensorFlow would take its own ring over gRPC on GPUs, too.
         implementation = tf.distribute.experimental.CommunicationImplementation[("AUTO", "NCCL")[on_gpus]]
         options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
-        self._strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        try:
+            self._strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        except tf.errors.UnknownError as error:  # It does not say which port, nor why.
+            raise TrainingError(
+                f"launch: rank {cluster.rank} cannot listen on port {cluster.port + 1 + cluster.rank} "
+                f"({error.message}); another program may have taken it: try again."
+            ) from None
         self.backend = backend_of(self._strategy)
         self._cluster = cluster
         self.is_chief = cluster.is_chief
