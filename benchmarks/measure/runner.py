@@ -159,9 +159,9 @@ def _folder_for_a_while(parent: Path) -> Iterator[Path]:
             parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(OSError):  # Else a folder that is new would look like one that was left.
                 turn.enter_context(_locked(parent, fcntl.LOCK_EX))
-            for left in parent.glob(f"{mine}*"):
-                with contextlib.suppress(OSError), _locked(left):
-                    shutil.rmtree(left)
+                for left in parent.glob(f"{mine}*"):
+                    with contextlib.suppress(OSError), _locked(left):
+                        shutil.rmtree(left)
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=mine, dir=parent))
             with contextlib.suppress(OSError):  # Some disks have no locks, and there nobody removes it.
                 stack.enter_context(_locked(Path(folder)))
@@ -174,11 +174,7 @@ def _folder_for_a_while(parent: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _locked(folder: Path, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> Iterator[None]:
-    """Holds the lock of a folder, which the kernel releases when this process is killed.
-
-    Raises:
-        OSError: another process has it and is not waited for, or the disk has no locks.
-    """
+    """Holds the lock of a folder until this process ends; raises OSError where it is taken, or there are none."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, how)

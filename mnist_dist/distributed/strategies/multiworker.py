@@ -37,11 +37,9 @@ class MultiWorker(Strategy):
         options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
         try:
             self._strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-        except tf.errors.UnknownError as error:  # It does not say which port, nor why.
-            raise TrainingError(
-                f"launch: rank {cluster.rank} cannot listen on port {cluster.port + 1 + cluster.rank} "
-                f"({error.message}); another program may have taken it: try again."
-            ) from None
+        except tf.errors.UnknownError as error:  # It does not say which port.
+            where = f"rank {cluster.rank} cannot listen on port {cluster.port + 1 + cluster.rank}"
+            raise TrainingError(f"launch: {where} ({error.message}); is it taken? Try again.") from None
         self.backend = backend_of(self._strategy)
         self._cluster = cluster
         self.is_chief = cluster.is_chief
