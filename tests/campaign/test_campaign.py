@@ -9,6 +9,10 @@ from tests.campaign.__main__ import run_faults
 
 pytestmark = pytest.mark.slow
 
+# Of each kind but three a fault, mostly on one device, as thirty would take too long here. Other tests play those three:
+# killed launchers, ranks that stop for good, and rounds of turns.
+SEEDS = (2, 5, 8, 10, 11, 14, 16, 18, 20, 43, 57, 139, 164, 241, 255, 287, 633)
+
 
 def test_a_seed_stands_for_one_fault() -> None:
     plans = [faults.make_plan(seed) for seed in range(100)]
@@ -19,8 +23,7 @@ def test_a_seed_stands_for_one_fault() -> None:
 @pytest.mark.thorough
 @pytest.mark.timeout(3000)
 def test_faults(tmp_path: Path) -> None:
-    """One of each kind, as thirty would take too long here."""
-    assert run_faults(range(len(faults.KINDS)), tmp_path) == []
+    assert run_faults(SEEDS, tmp_path) == []
 
 
 @pytest.mark.thorough
