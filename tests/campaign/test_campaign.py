@@ -9,7 +9,7 @@ from tests.campaign.__main__ import run_faults
 
 pytestmark = pytest.mark.slow
 
-# Of each kind but three a fault, mostly on one device, as thirty would take too long here. Other tests play those three:
+# Of each kind but three a fault, mostly on one device, as thirty would take too long. Other tests play those three:
 # killed launchers, ranks that stop for good, and rounds of turns.
 SEEDS = (2, 5, 8, 10, 11, 14, 16, 18, 20, 43, 57, 139, 164, 241, 255, 287, 633)
 
