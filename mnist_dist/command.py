@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mnist_dist.errors import EXIT_BAD_INPUT, UserError, check_local, nearest
+from mnist_dist.errors import EXIT_BAD_INPUT, UserError, check_local, nearest, without_middle
 
 # As shells say of a process that Ctrl-C ended, or that wrote to a pipe which nobody reads.
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
@@ -41,7 +41,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         see = " See" if message.endswith("?") else "; see"
-        self.exit(EXIT_BAD_INPUT, f"{self.prog.split()[0]}: error: {message}{see} `{self.prog} --help`.\n")
+        self.exit(
+            EXIT_BAD_INPUT, f"{self.prog.split()[0]}: error: {without_middle(message)}{see} `{self.prog} --help`.\n"
+        )
 
 
 def folder_argument(text: str) -> Path:
@@ -99,7 +101,7 @@ def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: st
             sys.stdout.flush()  # Also of --help, after which argparse exits.
         return code
     except UserError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {without_middle(str(error))}", *error.quoted, sep="\n", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{name}: {interrupted}", file=sys.stderr)

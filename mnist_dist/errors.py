@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILED = 1
@@ -11,10 +11,11 @@ EXIT_FAILED = 1
 class UserError(Exception):
     """Bad input: the message is one line naming field, value received, value expected and remedy.
 
-    Commands print it on stderr without a traceback and exit with `exit_code`.
+    Commands print it on stderr without a traceback and exit with `exit_code`; below it, the lines that it quotes.
     """
 
     exit_code = EXIT_BAD_INPUT
+    quoted: Sequence[str] = ()
 
 
 class TrainingError(UserError):
@@ -27,6 +28,12 @@ def one_line(text: str, limit: int = 300) -> str:
     """Returns text that may hold anything as one short line that is safe to print on a terminal."""
     line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
     return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def without_middle(text: str, limit: int = 1000) -> str:
+    """Returns a message that may quote anything as one line; of a long one, what came and what was expected is left."""
+    line = one_line(text, len(text) + 1)
+    return line if len(line) <= limit else f"{line[: limit // 2]} ... {line[5 - limit // 2 :]}"
 
 
 def check_local(name: str) -> str:

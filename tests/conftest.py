@@ -27,6 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # For the processes that tes
 TESTS = Path(__file__).parent
 # What takes longest starts first, so that none of it is left for the end, and what waits beside what computes.
 LONGEST_FIRST = (
+    "campaign",
     "slurm/test_studies",
     "training/test_trainer",
     "benchmarks/measure/test_rounds",

@@ -53,6 +53,29 @@ def test_how_a_command_may_end(capsys: pytest.CaptureFixture[str], error: BaseEx
     assert capsys.readouterr().err == line
 
 
+@pytest.mark.parametrize("received", ["a\nb", "\x1b[2J\u202e", "\udcff", "x" * 5000])
+def test_whatever_a_message_quotes_it_is_one_line_that_a_terminal_can_show(
+    capsys: pytest.CaptureFixture[str], received: str
+) -> None:
+    """And what was expected is at its end, however long what came is."""
+    line = f"--this: received '{received}', expected 2."
+    assert run_command(make_parser(raising(UserError(line))), ["do"]) == 2
+    with pytest.raises(SystemExit) as ended:
+        run_command(make_parser(lambda args: 0), [received])
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.removesuffix("\n").split("\n")
+    assert len(lines) == 2 and all(line.isprintable() and len(line) < 1100 for line in lines), lines
+    assert lines[0].startswith("tool: error: --this: received '") and lines[0].endswith("', expected 2."), lines
+    assert lines[1].endswith("see `tool group --help`."), lines
+
+
+def test_quoted_lines_stand_below_the_message(capsys: pytest.CaptureFixture[str]) -> None:
+    error = UserError("a rank ended.")
+    error.quoted = ["  [1] its  line"]
+    assert run_command(make_parser(raising(error)), ["do"]) == 2
+    assert capsys.readouterr().err == "tool: error: a rank ended.\n  [1] its  line\n"
+
+
 def test_the_commands_own_code_is_returned() -> None:
     assert run_command(make_parser(lambda args: 3), ["do"]) == 3
 

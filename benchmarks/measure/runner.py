@@ -4,6 +4,7 @@ The harness sleeps while one of them computes.
 """
 
 import contextlib
+import fcntl
 import os
 import shlex
 import shutil
@@ -139,16 +140,35 @@ def run_round(
 
 @contextlib.contextmanager
 def _folder_for_a_while(parent: Path) -> Iterator[Path]:
-    """Yields a new folder that is gone afterwards, whenever a signal comes."""
+    """Yields a new folder that is gone afterwards, whenever a signal comes; those of killed rounds go before."""
+    mine = f"round-{socket.gethostname()}-"  # Locks need not reach other hosts.
     with contextlib.ExitStack() as stack:
-        with writing(parent), signals_held():
+        with writing(parent), signals_held(), contextlib.ExitStack() as turn:
             parent.mkdir(parents=True, exist_ok=True)
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="round-", dir=parent))
+            with contextlib.suppress(OSError):  # Else a folder that is new would look like one that was left.
+                turn.enter_context(_locked(parent, fcntl.LOCK_EX))
+                for left in parent.glob(f"{mine}*"):
+                    with contextlib.suppress(OSError), _locked(left):
+                        shutil.rmtree(left)
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=mine, dir=parent))
+            with contextlib.suppress(OSError):  # Some disks have no locks, and there nobody removes it.
+                stack.enter_context(_locked(Path(folder)))
         try:
             yield Path(folder)
         finally:
             with signals_held():
                 stack.close()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> Iterator[None]:
+    """Holds the lock of a folder until this process ends; raises OSError where it is taken, or there are none."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, how)
+        yield
+    finally:
+        os.close(handle)
 
 
 def skipped(run: Run) -> Record:

@@ -181,10 +181,8 @@ class _Group:
         if code == EXIT_LOST_RANKS:
             return TrainingError(f"launch: {blame}.")
         ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        error = TrainingError(
-            f"launch: rank {failed.number} {ended}; all {self.size} ranks were stopped."
-            + "".join(f"\n  [{failed.number}] {line}" for line in ["Its last lines:", *failed.tail])
-        )
+        error = TrainingError(f"launch: rank {failed.number} {ended}; all {self.size} ranks were stopped.")
+        error.quoted = [f"  [{failed.number}] {line}" for line in ["Its last lines:", *failed.tail]]
         error.exit_code = EXIT_BAD_INPUT if code == EXIT_BAD_INPUT else EXIT_FAILED
         return error
 

@@ -107,7 +107,7 @@ def train(config: Config, workdir: Path, resume: bool = False) -> dict[str, Any]
         preemption.listen()
         watchdog.enter("preparing", config.runtime.stall_timeout_seconds)
         if cluster.is_chief:
-            stack.enter_context(claim_workdir(folder, config))
+            stack.enter_context(claim_workdir(folder, config, resume))
         turns = stack.enter_context(join_turns(os.environ, cluster.rank, cluster.size))
         console = stack.enter_context(open_console(plan.total_steps, config.training.batch_size, cluster.is_chief))
         session = Session(
@@ -188,6 +188,7 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
         measure_by_turns(session.turns, call_of, clock, session.watchdog, session.preemption)
     step_times = gather_step_times(clock, strategy, session.cluster.hosts)
     if strategy.is_chief:
+        session.folder.check_there()
         write_json(session.folder.step_times_file, step_times)
         write_json(session.folder.result_file, result)
     return result

@@ -27,6 +27,11 @@ class Workdir:
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
 
+    def check_there(self) -> None:
+        """Raises UserError where a run no longer has its folder: what it wrote there on its own nobody could use."""
+        if not self.config_file.exists():
+            raise UserError(f"workdir: '{self.path}' was deleted under the run; name another folder with --workdir.")
+
     def read_result(self) -> dict[str, Any] | None:
         """Returns the content of result.json, or None when the run has not written one."""
         try:
@@ -72,11 +77,11 @@ def check_workdir(path: Path, config: Config, resume: bool) -> Workdir:
 
 
 @contextlib.contextmanager
-def claim_workdir(folder: Workdir, config: Config) -> Iterator[None]:
+def claim_workdir(folder: Workdir, config: Config, resume: bool = False) -> Iterator[None]:
     """Makes the folder this process' own for the time of the training and records the configuration of a new run.
 
     Raises:
-        UserError: the folder cannot be written, or another process trains in it.
+        UserError: the folder cannot be written, another process trains in it, or has done so since it was checked.
     """
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -92,6 +97,7 @@ def claim_workdir(folder: Workdir, config: Config) -> Iterator[None]:
                     f"--workdir: another process is training in '{folder.path}'; wait for it or name another folder."
                 ) from None
             # Some network file systems have no locks; training without one is better than not at all.
+        check_workdir(folder.path, config, resume)  # Another run may have come and gone meanwhile.
         for place in (folder.path, folder.checkpoints, folder.plots, folder.tensorboard):
             for unfinished in place.glob(".*.tmp*"):  # Of a run that was killed while it wrote.
                 if unfinished.is_file():

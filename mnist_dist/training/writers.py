@@ -39,6 +39,7 @@ class JsonLines:
         try:
             self._file.write(_line(row))
             self._file.flush()
+            self.path.stat()  # A file that was deleted takes everything, for nobody.
         except OSError as error:
             raise cannot_write(self.path, error) from error
 

@@ -124,6 +124,17 @@ def test_a_missing_rank_ends_the_job_in_time(start: StartRun, strategy: str, ran
     assert not (run.workdir / "config.yaml").exists()
 
 
+def test_a_port_that_another_program_has_taken(start: StartRun) -> None:
+    here = Cluster(0, 1, 0, 1, ("127.0.0.1",), free_port(3), "mnist-dist")
+    port = here.port + 1  # Of TensorFlow's server.
+    with socket.create_server(("127.0.0.1", port)):
+        run = start("run", "--strategy", "multiworker", environment=here.to_environment())
+        assert run.finish() == 1
+    last = run.output.splitlines()[-1]
+    assert last.startswith(f"mnist-dist: error: launch: rank 0 cannot listen on port {port} ("), run.output
+    assert "Traceback" not in run.output
+
+
 @pytest.mark.parametrize("strategy", thorough_but_for("horovod", MULTI_PROCESS))
 def test_a_rank_that_is_lost_after_the_roll_call(start: StartRun, strategy: str) -> None:
     """It has reported, but never joins: TensorFlow and Horovod would wait in their own ways."""

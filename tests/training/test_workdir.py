@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -90,7 +91,7 @@ HOLD = """
 import pathlib, sys
 from mnist_dist.config import Config
 from mnist_dist.training.workdir import Workdir, claim_workdir
-with claim_workdir(Workdir(pathlib.Path(sys.argv[1])), Config()):
+with claim_workdir(Workdir(pathlib.Path(sys.argv[1])), Config(), resume=True):
     print("claimed", flush=True)
     sys.stdin.read()
 """
@@ -108,8 +109,24 @@ def test_two_processes_do_not_train_in_one_folder(run: Path, user_error: Callabl
     finally:
         other.kill()
         other.communicate()
-    with claim_workdir(Workdir(run), Config()):  # A killed process leaves nothing locked.
+    with claim_workdir(Workdir(run), Config(), resume=True):  # A killed process leaves nothing locked.
         pass
+
+
+def test_a_run_that_came_and_went_since_the_folder_was_checked(tmp_path: Path, user_error: Callable[..., str]) -> None:
+    folder = check_workdir(tmp_path / "run", Config(), resume=False)
+    with claim_workdir(folder, load_config("default", {"seed": 5})):
+        pass
+    line = user_error(claim_workdir(folder, Config()).__enter__)
+    assert line.startswith(f"--workdir: '{tmp_path / 'run'}' already holds a run; add --resume to continue it")
+    assert "seed: received 0, but the run in" in user_error(claim_workdir(folder, Config(), resume=True).__enter__)
+
+
+def test_a_folder_that_is_deleted_under_a_run(run: Path, user_error: Callable[..., str]) -> None:
+    Workdir(run).check_there()
+    shutil.rmtree(run)
+    line = user_error(Workdir(run).check_there)
+    assert line == f"workdir: '{run}' was deleted under the run; name another folder with --workdir."
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path, user_error: Callable[..., str]) -> None:

@@ -77,6 +77,13 @@ def test_a_torn_line_is_left_out(tmp_path: Path) -> None:
     assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [10, 20]
 
 
+def test_a_file_that_is_deleted_under_a_run(tmp_path: Path, user_error: Callable[..., str]) -> None:
+    writer = JsonLines(tmp_path / "metrics.jsonl", resume_step=0)
+    writer.write(train_row(10))
+    (tmp_path / "metrics.jsonl").unlink()
+    assert "metrics.jsonl': No such file or directory" in user_error(writer.write, train_row(20))
+
+
 def test_no_rows_yet(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "metrics.jsonl") == []
 

@@ -14,6 +14,7 @@ from mnist_dist.data.dataset import Shard
 from mnist_dist.distributed.cluster import Cluster
 from mnist_dist.distributed.rollcall import roll_call
 from mnist_dist.distributed.strategies.interface import Strategy, backend_of, sum_in_replica_context
+from mnist_dist.errors import TrainingError
 from mnist_dist.lazy import Lazy
 
 if TYPE_CHECKING:
@@ -35,7 +36,11 @@ class MultiWorker(Strategy):
         # By itself TensorFlow would take its own ring over gRPC on GPUs, too.
         implementation = tf.distribute.experimental.CommunicationImplementation[("AUTO", "NCCL")[on_gpus]]
         options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
-        self._strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        try:
+            self._strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        except tf.errors.UnknownError as error:  # It does not say which port.
+            where = f"rank {cluster.rank} cannot listen on port {cluster.port + 1 + cluster.rank}"
+            raise TrainingError(f"launch: {where} ({error.message}); is it taken? Try again.") from None
         self.backend = backend_of(self._strategy)
         self._cluster = cluster
         self.is_chief = cluster.is_chief

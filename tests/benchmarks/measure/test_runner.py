@@ -4,6 +4,7 @@ import contextlib
 import os
 import platform
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from mnist_dist.distributed.turns import connect
 from mnist_dist.errors import UserError
 from tests.benchmarks.harness import (
     MARK,
+    REPOSITORY,
     make_mark,
     make_study,
     marked_processes,
@@ -367,3 +369,23 @@ def test_a_harness_that_is_stopped_leaves_no_process(
     finally:
         for process in marked_processes(mark):
             os.kill(process, signal.SIGKILL)
+
+
+def test_what_a_killed_round_left_goes_before_the_next(tmp_path: Path) -> None:
+    """But neither what a round uses that goes on, nor what one on another host may use, whose locks do not reach."""
+    scratch = tmp_path / "scratch"
+    elsewhere = scratch / "round-another.host-x"
+    elsewhere.mkdir(parents=True)
+    program = (
+        "import os, pathlib, sys; from mnist_dist.benchmarks.measure import runner\n"
+        "with runner._folder_for_a_while(pathlib.Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'log').touch(); os._exit(9)"
+    )
+    command = [sys.executable, "-c", program, str(scratch)]
+    assert subprocess.run(command, cwd=REPOSITORY, check=False).returncode == 9
+    (left,) = set(scratch.iterdir()) - {elsewhere}
+    with runner._folder_for_a_while(scratch) as one:
+        assert not left.exists()
+        with runner._folder_for_a_while(scratch) as other:
+            assert one.is_dir() and other.is_dir() and elsewhere.is_dir()
+    assert list(scratch.iterdir()) == [elsewhere]
