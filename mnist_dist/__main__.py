@@ -58,10 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module, _ = GROUPS[arguments[0]]
         code: int = importlib.import_module(module).main(arguments[1:])
         return code
-    return run_command(make_parser(), arguments)
+    return run_command(make_parser(*arguments[:1]), arguments)
 
 
-def make_parser() -> Parser:
+def make_parser(chosen: str = "train") -> Parser:
+    """Returns a parser of all commands; the flags of `train`, which name every setting, take long unless left out."""
     parser = Parser(
         prog="mnist-dist",
         description="Train, evaluate and use a CNN on MNIST, on one device or many.",
@@ -69,7 +70,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"mnist-dist {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    add_train(commands)
+    add_train(commands, with_flags=chosen == "train")
     add_evaluate(commands)
     add_predict(commands)
     add_export(commands)
@@ -81,9 +82,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def add_train(commands: Any) -> None:
-    from mnist_dist.config import get_setting, parse_config, setting_descriptions, shipped_configs
-
+def add_train(commands: Any, with_flags: bool) -> None:
     parser = commands.add_parser(
         "train",
         help="train a model and leave metrics, plots and model.keras in a folder",
@@ -95,6 +94,10 @@ def add_train(commands: Any) -> None:
             "mnist_dist/configs/default.yaml lists every setting for --set."
         ),
     )
+    if not with_flags:
+        return
+    from mnist_dist.config import get_setting, parse_config, setting_descriptions, shipped_configs
+
     parser.add_argument(
         "--config", metavar="FILE", help=f"a YAML file, or one of: {', '.join(shipped_configs())} (default: default)"
     )
