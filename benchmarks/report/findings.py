@@ -236,7 +236,10 @@ def _identity_caveats(records: Sequence[Record]) -> Iterator[Caveat]:
     if len(hardware) > 1:
         yield Caveat("Different hardware is mixed, so cases may differ for that reason alone.", tuple(sorted(hardware)))
     software = {_software(record) for record in records}
-    if len(software) > 1:
+    versions = {pair for record in records for pair in record.identity.software.items()}
+    if len(versions) > len(
+        dict(versions)
+    ):  # What is only missing elsewhere, such as Horovod before its build, is no other.
         yield Caveat("Different versions of software are mixed.", tuple(sorted(software)))
     commits = {_commit(record) for record in records}
     if len(commits) > 1:

@@ -171,15 +171,15 @@ def _throughput_with_margin(each: TrainedCase) -> str:
 
 def _terminal_target(each: TrainedCase) -> str:
     found = each.summary.time_to_accuracy.get(TERMINAL_TARGET)
-    return f"{_time_to_accuracy(found).text} ({found.reached}/{found.runs})" if found else MISSING
+    return f"{_time_to_accuracy(found).text} ({found.reached}/{found.runs})" if found and found.runs else MISSING
 
 
 def _terminal_notes(cases: Sequence[TrainedCase]) -> Iterator[str]:
     if any(each.summary.images_per_second for each in cases):
         yield "± is the 95 % interval; efficiency is that of N devices against N times one."
-    computed = {KERNELS.get(each.summary.measured_setting("kernels"), "") for each in cases if not each.on_gpus}
-    if len(computed) == 1 and (by := computed.pop()):
-        yield f"Computed on CPUs by {by}."
+    computed = {each.summary.measured_setting("kernels") for each in cases if each.summary.records and not each.on_gpus}
+    if computed in ({"fused"}, {"plain"}):
+        yield f"Computed on CPUs by {KERNELS[computed.pop()]}."
     if any(each.oversubscribed for each in cases):
         yield "* oversubscribed: the devices were promised more cores than the host has."
 
@@ -242,7 +242,7 @@ def _seed_range(summary: CaseSummary) -> str:
 
 def _target_cell(target: float, each: TrainedCase) -> Cell:
     found = each.summary.time_to_accuracy.get(target)
-    return _time_to_accuracy(found) if found else Cell()
+    return _time_to_accuracy(found) if found and found.runs else Cell()
 
 
 def _time_to_accuracy(found: TimeToAccuracy) -> Cell:

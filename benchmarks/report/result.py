@@ -12,6 +12,7 @@ from mnist_dist.benchmarks.report.labels import label_briefly, label_count
 from mnist_dist.benchmarks.statistics.stats import Estimate
 
 MOST_EQUALS = 2  # Cases that are as fast, named beside the fastest.
+NEAR = 0.9  # Of the fastest rate: what is slower is not as fast, however wide its interval.
 
 
 def describe_result(analysis: Analysis) -> tuple[str, ...]:
@@ -27,7 +28,7 @@ def _fastest(cases: Sequence[TrainedCase]) -> Iterator[str]:
     if len(known) < 2:
         return
     (best, fastest), *others = known
-    equals = [name for rate, name in others if rate.high >= best.low]
+    equals = [name for rate, name in others if rate.high >= best.low and rate.value >= NEAR * best.value]
     beside = f"; as fast within noise: {'; '.join(equals[:MOST_EQUALS])}" if equals else ""
     more = f" and {len(equals) - MOST_EQUALS} more" if len(equals) > MOST_EQUALS else ""
     factor = best.value / known[-1][0].value

@@ -122,8 +122,21 @@ def test_what_was_skipped_is_not_called_failed_and_says_what_it_would_have_been(
     skipped = make_record(case, status="skipped", reason="the CPU has no float16 arithmetic")
     lines = render_terminal_table(Analysis([*make_study([SINGLE], 2), skipped]).trained).splitlines()
     (line,) = [line for line in lines if "skipped" in line]
-    assert "float16, XLA" in line
+    assert "float16, XLA" in line and "(0/0)" not in line
     assert not any("failed" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "said"),
+    [("fused", "Computed on CPUs by custom kernels."), ("plain", "Computed on CPUs by TensorFlow's layers.")],
+)
+def test_what_computed_is_said(kernels: str, said: str) -> None:
+    measured = [
+        record.model_copy(update={"measurements": dict(record.measurements or {}) | {"kernels": kernels}})
+        for record in make_study([SINGLE, HOROVOD], 2)
+    ]
+    skipped = make_record(train("multiworker", 2), status="skipped", reason="no second core")
+    assert said in render_terminal_table(Analysis([*measured, skipped]).trained).splitlines()
 
 
 def test_accuracy_has_the_range_of_the_seeds(study: Analysis) -> None:
