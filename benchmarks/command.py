@@ -94,7 +94,7 @@ def add_run(commands: Any) -> None:
     add_results(parser)
     add_narrowing(parser)
     parser.add_argument(
-        "--only", type=integers, metavar="N,...", help="of the study, measure only the cases with so many devices now"
+        "--only", type=integers, metavar="N,...", help="measure only the study's cases with so many devices now"
     )
     parser.add_argument(
         "--devices-per-host", type=integer, metavar="N", help="in a Slurm job (default: its GPUs, else its cores)"
@@ -254,7 +254,8 @@ def read_study(folder: Path, argument: str = "DIR") -> tuple[Store, list[Record]
     store = Published(folder) if folder.is_file() else Store(folder)
     records = store.records()
     if not records:
-        raise UserError(f"{argument}: '{folder}' holds no records; expected the folder of `mnist-dist bench run`.")
+        what = "holds no records" if folder.exists() else "does not exist"
+        raise UserError(f"{argument}: '{folder}' {what}; expected the folder of `mnist-dist bench run`.")
     return store, records
 
 
@@ -322,6 +323,8 @@ def run_compare(args: argparse.Namespace) -> int:
         base, new = read_records(Path(args.base), "BASE"), read_records(Path(args.new), "NEW")
         if Path(args.base).resolve() == Path(args.new).resolve():
             raise UserError(f"BASE, NEW: received '{args.base}' twice, expected the folders of two studies.")
+        if {record.record_id for record in base} & {record.record_id for record in new}:
+            raise UserError(f"BASE, NEW: '{args.base}' and '{args.new}' hold the same records, expected two studies.")
     effect, judge_all = args.smallest_effect / 100, args.judge == "all"
     comparison = compare(base, new, smallest_effect=effect, allow=frozenset(allow), judge_all=judge_all)
     if args.markdown:
@@ -378,7 +381,11 @@ def run_trend(args: argparse.Namespace) -> int:
 
 def add_smallest_effect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--smallest-effect", type=percent, default=5.0, metavar="PERCENT", help="that matters (default: %(default)g)"
+        "--smallest-effect",
+        type=percent,
+        default=5.0,
+        metavar="PERCENT",
+        help="smallest change that matters, in percent (default: %(default)g)",
     )
 
 

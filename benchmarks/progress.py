@@ -69,7 +69,7 @@ class RoundProgress:
     def end(self, record: Record, left_seconds: float) -> None:
         self._done += 1
         what = f"{self._side(record.study)}{self._name(record.case)}, repeat {record.repeat + 1}: {describe(record)}"
-        left = "" if self._display.has_bar else f"; {clock(left_seconds)} left"
+        left = f"; {clock(left_seconds)} left" if left_seconds and not self._display.has_bar else ""
         self._display.say(f"[{self._done}/{self._total}] {what}{left}")
         self._note(left_seconds)
 
@@ -90,11 +90,11 @@ class RoundProgress:
             run = self._runs[stage.contender]
             return f"starting {self._side(run.study.name)}{self._name(run.case)}"
         if stage.training:
-            return f"training, {stage.training} not at their end"
+            return f"{stage.training} still training"
         if not stage.cycle:
             return stage.name
         width = "" if stage.half_width is None else f", the widest interval ±{100 * stage.half_width:.1f} %"
-        wanted = f" of ±{100 * self._width:.1f} %" if width else ""
+        wanted = f", wanted ±{100 * self._width:.1f} %" if width else ""
         return f"{stage.name}, {stage.cycle} cycle{'s' if stage.cycle > 1 else ''}{width}{wanted}"
 
     def _name(self, case: Case) -> str:
@@ -125,7 +125,7 @@ def render_cases(cases: Iterable[tuple[Case, int, str]], gpus: bool, rounds: int
         f"{case.case_id}  {repeats} x  {label_with_kind(case, gpus, HOW_LONG)}" + (f"  ({remark})" if remark else "")
         for case, repeats, remark in cases
     ]
-    runs = sum(repeats for _, repeats, _ in cases)
+    runs = sum(repeats for _, repeats, remark in cases if not remark.startswith("skipped"))
     parts = f"{_count(len(cases), 'case')}, {_count(runs, 'run')} in {_count(rounds, 'round')}"
     return "\n".join([*lines, f"{parts}, about {clock(seconds)}"])
 

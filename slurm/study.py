@@ -107,7 +107,9 @@ def describe_study(request: Request, jobs: Sequence[Job]) -> str:
     hours = devices * seconds_of(request.site.time) / 3600
     lines = [
         f"# {members} job{'s' if members > 1 else ''} and one for the report: at most {hours:,.1f} {kind} hours within "
-        f"the time limit of {request.site.time}, {f'{cores} cores' if cores else 'the default number of cores'} a task."
+        f"the time limit of {request.site.time}; cores per task: {cores or 'the default of Slurm'}.",
+        f"# {kind}s: {', '.join(f'{count} on {nodes_of(request, count)} node(s)' for count in request.devices)}"
+        f"{'; one is the baseline' * (1 in request.devices)}.",
     ]
     for name in request.strategies:
         beyond = [count for count in request.devices if name not in strategies_on(request, count)]

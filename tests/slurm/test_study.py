@@ -233,9 +233,10 @@ def test_what_a_study_asks_for_is_said_before_its_commands() -> None:
     done = run("scaling", "--nodes", "2,4", "--gpus-per-node", "4", "--dry-run", "--time", "1-00:00:00")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[:2] == [
-        "# 3 jobs and one for the report: at most 600.0 GPU hours within the time limit of 1-00:00:00, the default "
-        "number of cores a task.",
+    assert lines[:3] == [
+        "# 3 jobs and one for the report: at most 600.0 GPU hours within the time limit of 1-00:00:00; cores per task: "
+        "the default of Slurm.",
+        "# GPUs: 1 on 1 node(s), 8 on 2 node(s), 16 on 4 node(s); one is the baseline.",
         "# Not measured: mirrored on 8, 16, as it is one process on one node.",
     ]
     asked = [shlex.split(line)[-1] for line in lines if "bench.sbatch" in line]

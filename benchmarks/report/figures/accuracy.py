@@ -43,7 +43,9 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
         for trained, throughput, accuracies in group:
             mean = float(accuracies.mean())
             upright = [[mean - accuracies.min()], [accuracies.max() - mean]]
-            drawing.draw_point(axes, trained.summary, throughput.value, mean, upright, drawing.error_bars(throughput))
+            # Two runs tell so little that their interval would cross the picture; the table has it.
+            level = drawing.error_bars(throughput) if throughput.high < 2 * throughput.value else None
+            drawing.draw_point(axes, trained.summary, throughput.value, mean, upright, level)
             is_last = trained is group[-1][0]
             name = _short_name(trained, [each[0] for each in shown]) if is_last else f"{TIMES} {trained.case.devices}"
             if is_last or not any(_is_twin(label, throughput.value, mean) for label in labels):
