@@ -323,8 +323,6 @@ def run_compare(args: argparse.Namespace) -> int:
         base, new = read_records(Path(args.base), "BASE"), read_records(Path(args.new), "NEW")
         if Path(args.base).resolve() == Path(args.new).resolve():
             raise UserError(f"BASE, NEW: received '{args.base}' twice, expected the folders of two studies.")
-        if {record.record_id for record in base} & {record.record_id for record in new}:
-            raise UserError(f"BASE, NEW: '{args.base}' and '{args.new}' hold the same records, expected two studies.")
     effect, judge_all = args.smallest_effect / 100, args.judge == "all"
     comparison = compare(base, new, smallest_effect=effect, allow=frozenset(allow), judge_all=judge_all)
     if args.markdown:
