@@ -395,17 +395,20 @@ class TestHonesty:
     @pytest.mark.slow
     @pytest.mark.parametrize("devices", [(1, 2, 4, 8), (1, 2, 3, 4, 6, 8)])
     def test_intervals_hold_the_measurements_to_come(self, devices: tuple[int, ...]) -> None:
-        """Nominally 95 of 100; the model is trusted for its held-out error, as a user would."""
+        """Nominally 95 of 100; the model is trusted for its held-out error, as a user would. Noise refuses a few."""
         targets, deviation, studies = (16, 32), 0.02, 25
         held, widths = np.zeros(2), []
         for seed in range(studies):
             prediction = predict_from(points(LAW, devices, deviation, seed), devices=targets, seed=seed)
+            if not prediction.models:
+                continue
             rows = [at(prediction.models[0], each) for each in targets]
             noise = np.exp(deviation * np.random.default_rng([1, seed]).standard_normal(2))
             truth = LAW.images_per_second(np.array(targets, float)) * noise
             held += [row.low <= value <= row.high for row, value in zip(rows, truth, strict=True)]
             widths.append([row.high / row.low for row in rows])
-        assert (held / studies >= 0.88).all()
+        assert len(widths) >= 0.9 * studies, "foretold, as a law is behind them that the models know"
+        assert (held / len(widths) >= 0.88).all()
         assert np.median(widths, axis=0)[0] < (
             4.0 if len(devices) == 4 else 2.0
         )  # Sure of everything by saying nothing?
