@@ -12,14 +12,18 @@ import numpy as np
 
 from mnist_dist.distributed.strategies.interface import Strategy
 from mnist_dist.errors import TrainingError
+from mnist_dist.lazy import Lazy
 from mnist_dist.training import guard
 from mnist_dist.training.checkpoint import Checkpoints, read_variables
+from mnist_dist.training.plan import PROFILED_STEPS
 from mnist_dist.training.steps import EvalSteps
 from mnist_dist.training.writers import Writer
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
+else:
+    tf = Lazy("tensorflow")
 
 
 @dataclass
@@ -198,12 +202,10 @@ class Profile:
 
     folder: Path | None
     say: Callable[[str], None]
-    period: int = 20
+    period: int = PROFILED_STEPS // 2
     times_called: int = 0
 
     def __call__(self, progress: Progress) -> None:
-        import tensorflow as tf
-
         self.times_called += 1
         if self.folder is None:
             return

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from mnist_dist.config import Config
 from mnist_dist.errors import UserError
 
+PROFILED_STEPS = 40  # Half of them, in which everything gets compiled, and then as many that are recorded.
 MAX_STEPS = 10_000_000  # The table of learning rates has an entry for each.
 
 
@@ -20,7 +21,7 @@ def make_plan(config: Config, train_images: int) -> Plan:
 
     Raises:
         UserError: the batch is larger than the training set or does not divide over the replicas, or the run would
-            have too many steps, or replicas would learn apart in a run that leaves a model.
+            have too many steps, or too few for a profile, or replicas would learn apart in a run that leaves a model.
     """
     batch_size, replicas = config.training.batch_size, config.runtime.devices
     if batch_size > train_images:
@@ -45,4 +46,6 @@ def make_plan(config: Config, train_images: int) -> Plan:
     total_steps = config.training.steps or config.training.epochs * steps_per_epoch
     if total_steps > MAX_STEPS:
         raise UserError(f"training: {total_steps:,} steps were asked for, expected at most {MAX_STEPS:,}.")
+    if config.logging.profile and total_steps < PROFILED_STEPS:
+        raise UserError(f"logging.profile: received for {total_steps} steps, expected at least {PROFILED_STEPS}.")
     return Plan(train_images, steps_per_epoch, total_steps)

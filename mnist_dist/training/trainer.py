@@ -55,7 +55,7 @@ from mnist_dist.training.actions import (
 )
 from mnist_dist.training.by_turns import Ration, measure_by_turns
 from mnist_dist.training.checkpoint import Checkpoints, assign_variables, variables_by_name
-from mnist_dist.training.plan import Plan, make_plan
+from mnist_dist.training.plan import PROFILED_STEPS, Plan, make_plan
 from mnist_dist.training.results import library_versions, save_deliverables
 from mnist_dist.training.step_times import StepClock, gather_step_times
 from mnist_dist.training.steps import StepCall, make_eval_steps, make_train_steps
@@ -423,7 +423,7 @@ def make_actions(
     ]
     if config.training.measure_seconds is None:
         actions.append(make_evaluate(session, model, writers))
-    if config.logging.profile:
+    if config.logging.profile and plan.total_steps - progress.step >= PROFILED_STEPS:
         actions.append(Profile(session.folder.tensorboard if strategy.is_chief else None, session.console.say))
     if config.runtime.guard:
         actions.append(Guard(plan.steps_per_epoch, model, optimizer, rates, strategy))

@@ -5,7 +5,7 @@ import pytest
 
 from mnist_dist.config import Config, load_config
 from mnist_dist.errors import UserError
-from mnist_dist.training.plan import MAX_STEPS, Plan, make_plan
+from mnist_dist.training.plan import MAX_STEPS, PROFILED_STEPS, Plan, make_plan
 
 
 def configure(**settings: Any) -> Config:
@@ -73,3 +73,13 @@ def test_replicas_that_share_nothing_leave_no_model() -> None:
     with pytest.raises(UserError, match=r"^runtime\.all_reduce: received false, expected it together with training\."):
         make_plan(load_config("default", apart), 60_000)
     assert make_plan(load_config("default", apart | {"training.measure_seconds": 1.0}), 60_000).steps_per_epoch == 468
+
+
+@pytest.mark.parametrize(("steps", "is_enough"), [(PROFILED_STEPS, True), (PROFILED_STEPS - 1, False)])
+def test_a_profile_takes_steps_enough_for_its_second_half(steps: int, is_enough: bool) -> None:
+    config = load_config("default", {"training.steps": steps, "logging.profile": True})
+    if is_enough:
+        assert make_plan(config, 1000).total_steps == steps
+    else:
+        with pytest.raises(UserError, match=r"logging\.profile: received for 39 steps, expected at least 40\."):
+            make_plan(config, 1000)
