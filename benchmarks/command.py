@@ -372,7 +372,9 @@ def run_trend(args: argparse.Namespace) -> int:
     trends = find_trends(read_studies(args.folders))
     text, page = render_trends(trends)
     print(text)
-    keep(args.folders[0] / "trend.html", page)
+    file = args.folders[0] / "trend.html"
+    if keep(file, page):
+        print(f"page: {file}")
     outcomes = {trend.outcome for trend in trends}
     return EXIT_FAILED if "slower" in outcomes else 3 * (outcomes <= {"too few"})
 
@@ -410,6 +412,7 @@ def run_publish(args: argparse.Namespace) -> int:
     file = args.out or Path(f"{args.study.resolve().name}.json.gz")
     left_out = publish(read_records(args.study, "STUDY"), file, args.with_names)
     print(f"published: {file}, {file.stat().st_size:,} bytes", *(f"left out: {text}" for text in left_out), sep="\n")
+    print(f"next, on another machine: mnist-dist bench reproduce {shlex.quote(file.name)}")
     return 0
 
 

@@ -144,12 +144,14 @@ def find_studies(roots: Sequence[Path]) -> list[Path]:
     return sorted(found)
 
 
-def keep(file: Path, text: str) -> None:
-    """Writes a file that the verdict does not need, or says in a line why it cannot be written."""
+def keep(file: Path, text: str) -> bool:
+    """Writes a file that the verdict does not need, and returns whether; else it says in a line why not."""
     try:
         write_text(file, text)
     except UserError as error:
         print(f"{file}: not written: {error.__cause__}", file=sys.stderr)
+        return False
+    return True
 
 
 def _summarize(records: Sequence[Record], stamp: str, settings: dict[str, Setting]) -> Study:

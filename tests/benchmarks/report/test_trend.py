@@ -89,3 +89,8 @@ def test_the_command(levels: list[float], code: int, tmp_path: Path, capsys: pyt
     (tmp_path / "trend.html").mkdir()
     assert main(["trend", str(tmp_path)]) == code, "the verdict needs no page"
     assert "trend.html: not written: " in capsys.readouterr().err
+
+
+def test_many_cases_without_studies_enough_take_one_line() -> None:
+    text, _ = render_trends(trends([[1.0] * 3] * 4 + [[1.0] * 30]))
+    assert text == "0 of 5 cases changed\n4 cases not judged: rates in at most 3 of at least 20 studies"
