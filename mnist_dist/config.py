@@ -80,6 +80,9 @@ class DataConfig(Section):
     shift_pixels: Annotated[int, Field(ge=0, le=8)] = Field(
         0, description="Augmentation: shift each training image by up to this many pixels, both ways."
     )
+    resident: Switch = Field(
+        "auto", description="Keep the training images on each device and send only indices: on, off or auto."
+    )
     holdout_images: NonNegativeInt = Field(
         0, description="Training images held out; evaluations between epochs then use them, not the test set."
     )
@@ -212,6 +215,7 @@ class Config(Section):
 # What may change between a run and its resumption: where and how it runs, not what it computes.
 # (The checkpoint holds the precision that `auto` decided, and the trainer compares with that.)
 RESUMABLE_CHANGES = (
+    "data.resident",
     "runtime.precision",
     "runtime.strategy",
     "runtime.devices",

@@ -63,6 +63,7 @@ def check_devices() -> Iterator[Finding]:
     from mnist_dist.network.forward import compile_kernels, decide_kernels
     from mnist_dist.runtime import (
         decide_precision,
+        decide_resident,
         decide_xla,
         find_device,
         import_tensorflow,
@@ -87,6 +88,8 @@ def check_devices() -> Iterator[Finding]:
     device = find_device()
     precision, xla = decide_precision("auto", device), decide_xla("auto", device)
     yield Finding("precision", OK, f"auto picks {precision.value}: {precision.reason}")
+    resident = decide_resident("auto", device)
+    yield Finding("resident", OK, f"auto picks {resident.value}: {resident.reason}")
     yield Finding("XLA", OK, f"auto picks {xla.value}: {xla.reason}")
     kernels = compile_kernels("auto", decide_kernels("auto", device, precision.value, xla.value))
     yield Finding("kernels", OK, f"auto picks {kernels.value}: {kernels.reason}")

@@ -239,6 +239,15 @@ def decide_xla(requested: str, device: Device, exchanges_in_model: bool = False)
     return Decision("off", "XLA's CPU convolutions are slower than oneDNN's")
 
 
+def decide_resident(requested: str, device: Device) -> Decision:
+    """Decides whether the training images live on the devices, and each step is told which of them it takes."""
+    if requested != "auto":
+        return Decision(requested, "as configured")
+    if device.kind == "GPU":
+        return Decision("on", "a GPU takes images from its own memory while a copy of them from the host would begin")
+    return Decision("off", "a CPU gathers the next images from the same memory while it trains")
+
+
 def _prefer_onednn() -> None:
     """TensorFlow takes oneDNN by itself where the CPU has VNNI, bfloat16 or AMX; with AVX2 alone it is faster too.
 

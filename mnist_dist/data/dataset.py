@@ -107,6 +107,7 @@ def make_train_dataset(
     start_step: int = 0,
     shard: Shard = Shard(),
     shift_pixels: int = 0,
+    resident: bool = False,
 ) -> tf.data.Dataset:
     """Builds the endless training pipeline of one process, from `start_step` on.
 
@@ -119,16 +120,18 @@ def make_train_dataset(
         batch_size: global; a multiple of `shard.num_replicas` and at most n.
         start_step: steps already trained, so that a resumed run continues with the next image.
         shift_pixels: each image is shifted by up to this many pixels in both directions, the same in every run.
+        resident: the images live on the devices already; see `Resident`.
 
     Returns:
         Elements (images uint8 [b, 28, 28, 1], labels int32 [b]), where b is this process' part of a global batch:
-        the parts of its replicas, one after the other.
+        the parts of its replicas, one after the other. With `resident` (indices int64 [b], shifts int64 [b, 2]), or
+        (indices,) without shifts.
     """
     steps_per_epoch = len(images) // batch_size
     start_epoch, steps_to_skip = divmod(start_step, steps_per_epoch)
     mine = shard.slice_of(batch_size)
-    resident_images = tf.constant(images[..., np.newaxis])
-    resident_labels = tf.constant(labels.astype(np.int32))
+    if not resident:
+        all_images, all_labels = tf.constant(images[..., np.newaxis]), tf.constant(labels.astype(np.int32))
 
     @tf.autograph.experimental.do_not_convert
     def batches_of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -138,13 +141,17 @@ def make_train_dataset(
         return tf.data.Dataset.from_tensor_slices((indices, steps))
 
     @tf.autograph.experimental.do_not_convert
-    def gather(indices: tf.Tensor, steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        images = tf.gather(resident_images, indices)  # [steps, b, 28, 28, 1]
+    def gather(indices: tf.Tensor, steps: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        chosen = [indices]
         if shift_pixels:
-            shifts = tf.map_fn(lambda step: _shifts(shift_pixels, batch_size, seed, step)[mine], steps)
+            chosen.append(tf.map_fn(lambda step: _shifts(shift_pixels, batch_size, seed, step)[mine], steps))
+        if resident:
+            return tuple(tf.cast(each, tf.int64) for each in chosen)
+        images = tf.gather(all_images, indices)  # [steps, b, 28, 28, 1]
+        for shifts in chosen[1:]:
             shifted = shift_images(tf.reshape(images, [-1, *images.shape[2:]]), tf.reshape(shifts, [-1, 2]))
             images = tf.reshape(shifted, images.shape)
-        return images, tf.gather(resident_labels, indices)
+        return images, tf.gather(all_labels, indices)
 
     @tf.autograph.experimental.do_not_convert
     def one_by_one(*steps: tf.Tensor) -> tf.data.Dataset:
@@ -162,11 +169,15 @@ def make_train_dataset(
 
 
 def make_synthetic_dataset(
-    images: np.ndarray, labels: np.ndarray, *, batch_size: int, shard: Shard = Shard()
+    images: np.ndarray, labels: np.ndarray, *, batch_size: int, shard: Shard = Shard(), resident: bool = False
 ) -> tf.data.Dataset:
     """Repeats this process' part of one resident batch: training without the cost of input, for measurements."""
     mine = shard.slice_of(batch_size)
-    batch = (tf.constant(images[mine, ..., np.newaxis]), tf.constant(labels[mine].astype(np.int32)))
+    batch = (
+        (np.arange(mine.start, mine.stop),)
+        if resident
+        else (images[mine, ..., np.newaxis], labels[mine].astype(np.int32))
+    )
     return _untuned(tf.data.Dataset.from_tensors(batch).repeat())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,8 @@ def build_optimizer(
     vanish nor overflow, and leaves out a step whose gradients do overflow. With `one_operation`, Adam and AdamW update
     each variable in one instead of ten; the values are the same.
     """
+    from keras.src.optimizers.base_optimizer import BaseOptimizer
+
     common: dict[str, Any] = {
         "learning_rate": _table(learning_rates),
         # None, because Keras spends an operation per variable on a decay of zero.
@@ -48,10 +51,17 @@ def build_optimizer(
     optimizer = make(**(common | own))
     if config.weight_decay:
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    # Keras would sum the gradients over the replicas of tf.distribute. The training step has done that already, in
-    # the same way under every strategy.
-    optimizer._all_reduce_sum_gradients = list
-    return keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale") if loss_scaling else optimizer
+    # Keras would sum the gradients over the replicas of tf.distribute, and merge their calls for each update, which no
+    # compiled function can do. The training step has done the former already, in the same way under every strategy, so
+    # every replica makes the same update of its own copies.
+    for update in ("_backend_update_step", "_apply_weight_decay"):
+        setattr(optimizer, update, functools.partial(getattr(BaseOptimizer, update), optimizer))
+    optimizer.iterations.value._aggregation = tf.VariableAggregation.NONE
+    if not loss_scaling:
+        return optimizer
+    scaled = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale")
+    scaled._tf_apply = scaled._common_apply
+    return scaled
 
 
 def _fused(adam: type[keras.optimizers.Adam]) -> type[keras.optimizers.Adam]:
@@ -80,8 +90,9 @@ def _fused(adam: type[keras.optimizers.Adam]) -> type[keras.optimizers.Adam]:
 def _table(learning_rates: np.ndarray) -> keras.optimizers.schedules.LearningRateSchedule:
     class LearningRateTable(keras.optimizers.schedules.LearningRateSchedule):
         def __call__(self, step: Any) -> tf.Tensor:
-            last = len(learning_rates) - 1
-            return tf.gather(tf.constant(learning_rates), tf.minimum(tf.cast(step, tf.int32), last))
+            # TensorFlow computes int32 on the host, for which each step would wait.
+            step = tf.minimum(tf.cast(step, tf.int64), len(learning_rates) - 1)
+            return tf.gather(tf.constant(learning_rates), step)
 
         def get_config(self) -> dict[str, Any]:
             return {}

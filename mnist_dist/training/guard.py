@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mnist_dist.data.resident import Resident
 from mnist_dist.distributed.strategies.interface import Strategy, all_gather
 from mnist_dist.errors import TrainingError
 from mnist_dist.lazy import Lazy
@@ -23,28 +24,34 @@ else:
     keras, tf = Lazy("keras"), Lazy("tensorflow")
 
 
-def check_shards(strategy: Strategy, batches: tf.data.Iterator, num_images: int, batch_size: int) -> None:
+def check_shards(
+    strategy: Strategy, batches: tf.data.Iterator, num_images: int, batch_size: int, resident: Resident | None = None
+) -> None:
     """Checks that one epoch shows each replica other images, and all but the remainder to some replica.
 
     Args:
         batches: the training pipeline over images whose label is their own index.
         num_images: in the training set.
         batch_size: global.
+        resident: what the batches refer to.
 
     Raises:
         TrainingError: an image came twice or not at all, or a global batch had another size.
     """
     steps_per_epoch = num_images // batch_size
 
-    def count(images: tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
+    def count(*batch: tf.Tensor) -> tf.Tensor:
+        _, indices = resident.take(strategy.local_replica(), *batch) if resident else batch
         # A replica's tensor reaches local_sum as float32, exact for counts below 2^24.
         with tf.device("CPU:0"):  # GPUs have no deterministic kernel for it.
-            return tf.math.bincount(indices, minlength=num_images, maxlength=num_images, dtype=tf.float32)
+            return tf.math.bincount(
+                tf.cast(indices, tf.int32), minlength=num_images, maxlength=num_images, dtype=tf.float32
+            )
 
     @tf.function(autograph=False)
     def count_steps(steps: tf.Tensor) -> tf.Tensor:
         def step(_: tf.Tensor, seen: tf.Tensor) -> tf.Tensor:
-            return seen + strategy.local_sum(strategy.run(count, batches.get_next()))
+            return seen + strategy.local_sum(strategy.run(count, batches.get_next(), whole=bool(resident)))
 
         return strategy.all_reduce(repeat(steps, step, tf.zeros([num_images])))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
+from mnist_dist.data.resident import Resident
 from mnist_dist.distributed.strategies.interface import Strategy
 from mnist_dist.lazy import Lazy
 from mnist_dist.loops import repeat
@@ -34,6 +35,7 @@ def make_train_steps(
     gradient_compression: str = "none",
     xla: bool = False,
     forward: Forward | None = None,
+    resident: Resident | None = None,
 ) -> TrainSteps:
     """Compiles a call that trains several steps without returning to Python.
 
@@ -44,8 +46,9 @@ def make_train_steps(
         accumulation_steps: parts into which each replica's batch is divided; the update stays the same, but for
             batch normalisation, which sees the parts one by one.
         gradient_compression: "float16" to halve what travels between replicas, or "none".
-        xla: compile the computation of the gradients with XLA.
+        xla: compile the step with XLA, as one function, or as one before and one after the all-reduce.
         forward: how to compute the model, if not layer by layer.
+        resident: where to take the images from, if the batches only say which.
 
     Returns:
         `train_steps(batches, count)` takes `count` steps and returns float32 [count, 2]: for each step the mean
@@ -53,6 +56,12 @@ def make_train_steps(
     """
     loss_scaling = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     forward = forward or Forward(model)
+    alone = strategy.shard.num_replicas == 1
+    message = Message(gradient_compression)
+
+    def split(*batch: tf.Tensor) -> list[tuple[tf.Tensor, ...]]:
+        images, labels = resident.take(strategy.local_replica(), *batch) if resident else batch
+        return _split(max(accumulation_steps, forward.count_parts(images.shape[0])), images, labels)
 
     def compute_gradients(images: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
         with tf.GradientTape() as tape:
@@ -66,35 +75,48 @@ def make_train_steps(
         gradients = tape.gradient(scaled_loss, [variable.value for variable in model.trainable_variables])
         if strategy.gathers:
             gradients = [_as_computed(gradient) for gradient in gradients]
-        correct = tf.equal(tf.argmax(log_probabilities, axis=1, output_type=tf.int32), labels)
+        correct = tf.equal(tf.argmax(log_probabilities, axis=1, output_type=labels.dtype), labels)
         sums = tf.stack([-tf.reduce_sum(true_class), tf.reduce_sum(tf.cast(correct, tf.float32))])
         return gradients, sums / batch_size
 
-    if xla or forward.traced_apart:
-        compute_gradients = tf.function(compute_gradients, jit_compile=xla or None, autograph=False)
-
-    def sum_gradients(images: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
-        count = max(accumulation_steps, forward.count_parts(images.shape[0]))
-        if count == 1:
-            return compute_gradients(images, labels)
-        parts = [compute_gradients(*part) for part in _split(count, images, labels)]
-        gradients = [
-            tf.add_n([tf.cast(of_part, tf.float32) for of_part in slices])
-            for slices in zip(*(gradients for gradients, _ in parts), strict=True)
-        ]
-        return gradients, tf.add_n([metrics for _, metrics in parts])
-
-    def replica_step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        gradients, metrics = sum_gradients(images, labels)
-        if strategy.shard.num_replicas > 1:
-            gradients = reduce_gradients(strategy, gradients, gradient_compression)
+    def finish(parts: Sequence[tuple[list[tf.Tensor], tf.Tensor]]) -> tuple[tf.Tensor | None, tf.Tensor]:
+        """Sums the parts, and updates the weights or returns what to send to the other replicas."""
+        gradients, metrics = _sum_parts(parts)
+        if not alone:
+            return message.pack(gradients), metrics
         optimizer.apply(gradients, model.trainable_variables)
+        return None, metrics
+
+    def contribute(*batch: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor]:
+        return finish([compute_gradients(*part) for part in split(*batch)])
+
+    def update(received: list[tf.Tensor]) -> None:
+        optimizer.apply(message.unpack(received), model.trainable_variables)
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        return tf.function(function, jit_compile=xla or None, autograph=False)
+
+    if xla and accumulation_steps == 1:
+        contribute = compiled(contribute)
+    elif xla:  # Apart, as XLA would compile the same part again and again, and may hold several in memory at once.
+        split, compute_gradients, finish = compiled(split), compiled(compute_gradients), compiled(finish)
+    elif forward.traced_apart:
+        compute_gradients = compiled(compute_gradients)
+    if xla:
+        update = compiled(update)
+
+    def replica_step(*batch: tf.Tensor) -> tf.Tensor:
+        sent, metrics = contribute(*batch)
+        if not alone:
+            update(message.exchange(strategy, sent))
         return metrics
 
     @tf.function(autograph=False)
     def train_steps(batches: tf.data.Iterator, count: tf.Tensor) -> tf.Tensor:
         def step(index: tf.Tensor, metrics: tf.TensorArray) -> tf.TensorArray:
-            return metrics.write(index, strategy.local_sum(strategy.run(replica_step, batches.get_next())))
+            # The compiled step takes a replica's part of indices by itself, where there are resident images.
+            of_replicas = strategy.run(replica_step, batches.get_next(), whole=bool(resident))
+            return metrics.write(index, strategy.local_sum(of_replicas))
 
         metrics = repeat(count, step, tf.TensorArray(tf.float32, size=count, element_shape=[2]))
         return strategy.all_reduce(metrics.stack())
@@ -103,43 +125,69 @@ def make_train_steps(
     return lambda batches, count: train_steps(batches, tf.constant(count))
 
 
-def reduce_gradients(strategy: Strategy, gradients: Sequence[tf.Tensor], compression: str) -> list[tf.Tensor]:
-    """Sums gradients over all replicas in one message of one flat tensor, optionally of float16; returns float32.
+class Message:
+    """What replicas send to one another: all gradients in one flat tensor, optionally of float16.
 
     This network's gradients are small: what costs is the number of messages, not their size. A gradient that
     overflowed on one replica is infinite in the sum, so with loss scaling all replicas leave out the same step.
-    """
-    if compression == "none" and any(gradient.dtype == tf.bfloat16 for gradient in gradients):
-        return _sum_gathered(strategy, gradients)
-    flat = tf.concat([_padded(tf.cast(gradient, tf.float32)) for gradient in gradients], axis=0)
-    if compression == "float16":
-        total = tf.cast(strategy.reduce(tf.cast(flat, tf.float16)), flat.dtype)
-    else:
-        total = strategy.reduce(flat)
-    return _unpadded(total, gradients)
 
-
-def _sum_gathered(strategy: Strategy, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Sums gradients, some of which are bfloat16 and travel as such: about half of the bytes for this network.
-
-    Every replica adds up what all of them computed, in float32 and in the same order, so that the sum is no less exact
-    than an all-reduce of float32. Sums on the way, in bfloat16, would be.
+    Where gradients are gathered, those in bfloat16 travel as such: about half of the bytes for this network. Every
+    replica adds up what all of them computed, in float32 and in the same order, so that the sum is no less exact than
+    an all-reduce of float32. Sums on the way, in bfloat16, would be.
     """
 
-    def in_pairs(flat: tf.Tensor) -> tf.Tensor:
-        return tf.bitcast(tf.reshape(flat, [-1, 2]), tf.float32)
+    def __init__(self, compression: str = "none") -> None:
+        self._dtype = "float16" if compression == "float16" else "float32"
+        self._gradients: list[
+            tf.TensorSpec
+        ] = []  # What the message holds; known when it was packed for the first time.
 
-    def from_pairs(flat: tf.Tensor) -> tf.Tensor:
-        return tf.cast(tf.reshape(tf.bitcast(flat, tf.bfloat16), [-1]), tf.float32)
+    @property
+    def _gathered(self) -> bool:
+        return self._dtype == "float32" and any(each.dtype == tf.bfloat16 for each in self._gradients)
 
-    long, short = ([each for each in gradients if each.dtype == dtype] for dtype in (tf.float32, tf.bfloat16))
-    longs, shorts = [_padded(each) for each in long], [in_pairs(_padded(each)) for each in short]
-    messages = strategy.gather(tf.concat([*longs, *shorts], axis=0))
-    middle = sum(each.shape[0] for each in longs)
-    sum_of_longs = tf.add_n([message[:middle] for message in messages])
-    sum_of_shorts = tf.add_n([from_pairs(message[middle:]) for message in messages])
-    of_long, of_short = iter(_unpadded(sum_of_longs, long)), iter(_unpadded(sum_of_shorts, short))
-    return [next(of_short if each.dtype == tf.bfloat16 else of_long) for each in gradients]
+    def pack(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Returns the message, float32 or float16 [n]."""
+        self._gradients = [tf.TensorSpec(each.shape, each.dtype) for each in gradients]
+        if not self._gathered:
+            flat = tf.concat([_padded(tf.cast(gradient, tf.float32)) for gradient in gradients], axis=0)
+            return tf.cast(flat, self._dtype)
+
+        def in_pairs(flat: tf.Tensor) -> tf.Tensor:
+            return tf.bitcast(tf.reshape(flat, [-1, 2]), tf.float32)
+
+        long, short = ([each for each in gradients if each.dtype == dtype] for dtype in (tf.float32, tf.bfloat16))
+        return tf.concat([*(_padded(each) for each in long), *(in_pairs(_padded(each)) for each in short)], axis=0)
+
+    def exchange(self, strategy: Strategy, message: tf.Tensor) -> list[tf.Tensor]:
+        """Returns the sum of all replicas' messages, or each of them where they have to be added up."""
+        return strategy.gather(message) if self._gathered else [strategy.reduce(message)]
+
+    def unpack(self, messages: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Returns the gradients in what `exchange` returned, as float32."""
+        if not self._gathered:
+            return _unpadded(tf.cast(messages[0], tf.float32), self._gradients)
+
+        def from_pairs(flat: tf.Tensor) -> tf.Tensor:
+            return tf.cast(tf.reshape(tf.bitcast(flat, tf.bfloat16), [-1]), tf.float32)
+
+        long, short = ([each for each in self._gradients if each.dtype == dtype] for dtype in (tf.float32, tf.bfloat16))
+        middle = sum(each.shape.num_elements() + -each.shape.num_elements() % ALIGNED for each in long)
+        sum_of_longs = tf.add_n([message[:middle] for message in messages])
+        sum_of_shorts = tf.add_n([from_pairs(message[middle:]) for message in messages])
+        of_long, of_short = iter(_unpadded(sum_of_longs, long)), iter(_unpadded(sum_of_shorts, short))
+        return [next(of_short if each.dtype == tf.bfloat16 else of_long) for each in self._gradients]
+
+
+def _sum_parts(parts: Sequence[tuple[list[tf.Tensor], tf.Tensor]]) -> tuple[list[tf.Tensor], tf.Tensor]:
+    """Adds up gradients, in float32, and metrics of the parts of a batch."""
+    if len(parts) == 1:
+        return parts[0]
+    gradients = [
+        tf.add_n([tf.cast(of_part, tf.float32) for of_part in slices])
+        for slices in zip(*(gradients for gradients, _ in parts), strict=True)
+    ]
+    return gradients, tf.add_n([metrics for _, metrics in parts])
 
 
 def _as_computed(gradient: tf.Tensor) -> tf.Tensor:
@@ -198,8 +246,10 @@ def make_eval_steps(model: keras.Model, strategy: Strategy, forward: Forward | N
     return lambda batches, count: eval_steps(batches, tf.constant(count))
 
 
-def _split(count: int, *tensors: tf.Tensor) -> Iterator[tuple[tf.Tensor, ...]]:
+def _split(count: int, *tensors: tf.Tensor) -> list[tuple[tf.Tensor, ...]]:
     """Splits tensors of one length into parts that differ by one row at most."""
+    if count == 1:
+        return [tensors]
     short, longer = divmod(tensors[0].shape[0], count)
     sizes = [short + (part < longer) for part in range(count)]
-    return zip(*(tf.split(tensor, sizes) for tensor in tensors), strict=True)
+    return list(zip(*(tf.split(tensor, sizes) for tensor in tensors), strict=True))

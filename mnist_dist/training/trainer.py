@@ -24,6 +24,7 @@ from mnist_dist.data.dataset import (
     make_train_dataset,
     num_eval_steps,
 )
+from mnist_dist.data.resident import Resident
 from mnist_dist.distributed.cluster import Cluster, find_cluster
 from mnist_dist.distributed.launch import join_ranks
 from mnist_dist.distributed.preemption import Preemption
@@ -38,7 +39,7 @@ from mnist_dist.network.forward import Form, choose_form
 from mnist_dist.network.model import build_model
 from mnist_dist.network.optimizers import build_optimizer
 from mnist_dist.network.schedule import doubt_peak, learning_rates
-from mnist_dist.runtime import Runtime, configure_runtime
+from mnist_dist.runtime import Decision, Runtime, configure_runtime, decide_resident
 from mnist_dist.training import guard
 from mnist_dist.training.actions import (
     Action,
@@ -150,6 +151,11 @@ class Session:
     turns: Turns | None  # With other groups of processes, where a harness of benchmarks grants them.
     started: float  # time.perf_counter() when the process' part began.
 
+    @property
+    def resident(self) -> Decision:
+        """Whether the images live on the devices."""
+        return decide_resident(self.config.data.resident, self.runtime.device)
+
 
 def run_session(session: Session, resume: bool) -> dict[str, Any]:
     """Builds everything, trains to the last step or to a signal, and leaves the results."""
@@ -225,12 +231,13 @@ def make_step_calls(
 ) -> Callable[[str], StepCall]:
     """Returns a function from a variant's name to the call that takes steps of it, built when first asked for."""
     config, strategy = session.config, session.strategy
+    resident = make_resident(session, session.arrays.train_labels)
 
     @functools.cache
     def call_of(name: str) -> StepCall:
         variant = VARIANTS[name]
-        resident = variant.resident or config.data.kind == "synthetic"
-        batches = make_batches(session, session.arrays.train_labels, start_step, resident)
+        synthetic = variant.resident or config.data.kind == "synthetic"
+        batches = make_batches(session, session.arrays.train_labels, start_step, synthetic)
         train_steps = make_train_steps(
             model,
             optimizer,
@@ -241,6 +248,7 @@ def make_step_calls(
             gradient_compression=config.optimizer.gradient_compression,
             xla=session.runtime.xla.value == "on",
             forward=session.form.make_forward(model),
+            resident=resident,
         )
         return lambda count: train_steps(batches, count).numpy()
 
@@ -343,6 +351,7 @@ def introduce(session: Session, peak_learning_rate: float) -> Iterator[str]:
     yield f"strategy   {config.runtime.strategy}, {replicas} replica{'s' if replicas > 1 else ''}"
     yield f"precision  {runtime.precision.value} ({runtime.precision.reason})"
     yield f"XLA        {runtime.xla.value} ({runtime.xla.reason})"
+    yield f"resident   {session.resident.value} ({session.resident.reason})"
     yield f"kernels    {session.form.kernels.value} ({session.form.kernels.reason})"
     yield (
         f"training   {session.plan.total_steps:,} steps of {config.training.batch_size} images (all replicas), "
@@ -377,18 +386,25 @@ def restore(session: Session, checkpoints: Checkpoints, variables: dict[str, ker
     return progress
 
 
-def make_batches(session: Session, labels: np.ndarray, start_step: int, resident: bool = False) -> tf.data.Iterator:
+def make_resident(session: Session, labels: np.ndarray) -> Resident | None:
+    """Brings the training images with these labels, integers [train_images], to the devices if they live there."""
+    if session.resident.value == "off":
+        return None
+    return Resident(session.arrays.train_images, labels, session.strategy.devices)
+
+
+def make_batches(session: Session, labels: np.ndarray, start_step: int, synthetic: bool = False) -> tf.data.Iterator:
     """Returns the endless iterator over training batches from `start_step` on; labels are integers [train_images].
 
     Args:
-        resident: over one batch that stays in memory, and is on the device already.
+        synthetic: over one batch that stays in memory.
     """
     config, images = session.config, session.arrays.train_images
-    batch_size = config.training.batch_size
+    batch_size, resident = config.training.batch_size, session.resident.value == "on"
 
     def make_dataset(shard: Shard) -> tf.data.Dataset:
-        if resident:
-            return make_synthetic_dataset(images, labels, batch_size=batch_size, shard=shard)
+        if synthetic:
+            return make_synthetic_dataset(images, labels, batch_size=batch_size, shard=shard, resident=resident)
         return make_train_dataset(
             images,
             labels,
@@ -397,6 +413,7 @@ def make_batches(session: Session, labels: np.ndarray, start_step: int, resident
             start_step=start_step,
             shard=shard,
             shift_pixels=config.data.shift_pixels,
+            resident=resident,
         )
 
     return session.strategy.distribute(make_dataset)
@@ -459,7 +476,8 @@ def check_shards(session: Session) -> None:
         return  # Every replica repeats one batch, on purpose.
     indices = np.arange(session.plan.train_images, dtype=np.int32)
     batches = make_batches(session, indices, start_step=0)
-    guard.check_shards(session.strategy, batches, session.plan.train_images, session.config.training.batch_size)
+    resident, batch_size = make_resident(session, indices), session.config.training.batch_size
+    guard.check_shards(session.strategy, batches, session.plan.train_images, batch_size, resident)
 
 
 def stop_unless_finite(losses: np.ndarray, progress: Progress) -> None:
@@ -506,6 +524,7 @@ def describe_run(session: Session, progress: Progress) -> dict[str, Any]:
         "device": f"{session.runtime.device.kind}, {session.runtime.device.name}",
         "precision": session.runtime.precision.value,
         "xla": session.runtime.xla.value,
+        "resident": session.resident.value,
         "kernels": session.form.kernels.value,
         "flops_per_image": session.form.flops_per_image(session.config.model),
         "versions": library_versions(),

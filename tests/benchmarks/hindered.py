@@ -82,8 +82,8 @@ def hinder_all_reduce(rank: int) -> None:
 def lengthen_steps(strategy: type, seconds: float = STEP_SECONDS) -> None:
     original = strategy.run
 
-    def run(self: Any, step: Callable[..., Any], batch: Any) -> Any:
-        return original(self, step, late(batch, seconds))
+    def run(self: Any, step: Callable[..., Any], batch: Any, **options: Any) -> Any:
+        return original(self, step, late(batch, seconds), **options)
 
     strategy.run = run
 

@@ -62,7 +62,7 @@ def test_images_are_counted_on_the_cpu() -> None:
     places: list[str] = []
 
     class Audited(Single):
-        def run(self, step: Any, batch: Any) -> Any:
+        def run(self, step: Any, batch: Any, **options: Any) -> Any:
             result = step(*batch)
             places.extend(each.device for each in result.graph.get_operations() if "Bincount" in each.type)
             return result

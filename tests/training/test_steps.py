@@ -19,7 +19,7 @@ from mnist_dist.network.forward import Form, decide_kernels
 from mnist_dist.network.model import build_model
 from mnist_dist.network.optimizers import build_optimizer
 from mnist_dist.runtime import find_device
-from mnist_dist.training.steps import ALIGNED, make_eval_steps, make_train_steps, reduce_gradients
+from mnist_dist.training.steps import ALIGNED, Message, make_eval_steps, make_train_steps
 
 SMALL = ModelConfig(filters=(3, 4), dense_units=6)
 BATCH_SIZE = 8
@@ -222,9 +222,9 @@ def test_it_compiles_once(arrays: Arrays, tf: ModuleType) -> None:
     traces = []
 
     class Counting(Single):
-        def run(self, step: Any, batch: Any) -> Any:
+        def run(self, step: Any, batch: Any, **options: Any) -> Any:
             traces.append(step)  # While tracing only: a compiled call does not come here.
-            return super().run(step, batch)
+            return super().run(step, batch, **options)
 
     training = Training(arrays, strategy=Counting())
     training.take(1, 5, 2)
@@ -298,6 +298,11 @@ class TwoReplicas(Single):
     def reduce(self, tensor: Any) -> Any:
         self.sent.append(tensor)
         return 2 * tensor
+
+
+def reduce_gradients(strategy: Strategy, gradients: list[Any], compression: str) -> list[Any]:
+    message = Message(compression)
+    return message.unpack(message.exchange(strategy, message.pack(gradients)))
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ class Strategy:
     shard = Shard()
     is_chief = True  # Whether this process reads and writes the workdir.
     backend = "none"  # What sums the gradients, such as NCCL.
+    devices: Sequence[str | None] = (None,)  # Of this process' replicas; None is TensorFlow's choice.
     gathers = False  # Whether `gather` of a message takes less time than `reduce` of one twice as long.
 
     @classmethod
@@ -73,9 +74,13 @@ class Strategy:
         """Returns an iterator over what `run` takes, from the pipeline of this process' replicas."""
         return iter(make_dataset(self.shard))
 
-    def run(self, step: Callable[..., tf.Tensor], batch: Any) -> Any:
-        """Runs `step(*batch)` on every replica of this process."""
+    def run(self, step: Callable[..., tf.Tensor], batch: Any, *, whole: bool = False) -> Any:
+        """Runs `step(*batch)` on every replica of this process, with its part of the batch or, all, with the whole."""
         return step(*batch)
+
+    def local_replica(self) -> int:
+        """Within `run`: which of this process' replicas this one is."""
+        return 0
 
     def local_sum(self, per_replica: Any) -> tf.Tensor:
         """Adds up what `run` returned over the replicas of this process."""

@@ -26,6 +26,7 @@ class Mirrored(Strategy):
         self._strategy = _mirrored_strategy(tuple(devices))
         self.backend = backend_of(self._strategy)
         self.shard = Shard(0, len(devices), len(devices))
+        self.devices = devices
 
     @classmethod
     def make(cls, config: RuntimeConfig, cluster: Cluster) -> Mirrored:
@@ -38,14 +39,17 @@ class Mirrored(Strategy):
     # The plain iterator of `distribute` serves: TensorFlow's own over several devices now and then blocks for tens of
     # seconds on logical CPU devices, when read or when released.
 
-    def run(self, step: Callable[..., tf.Tensor], batch: Any) -> Any:
+    def run(self, step: Callable[..., tf.Tensor], batch: Any, *, whole: bool = False) -> Any:
         def run_on_replica(*tensors: tf.Tensor) -> tf.Tensor:
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
             with tf.device("CPU:0"):  # So that only its part of the batch is copied to each GPU.
                 parts = [_part(tensor, replica, self.shard.local_replicas) for tensor in tensors]
             return step(*parts)
 
-        return self._strategy.run(run_on_replica, args=batch)
+        return self._strategy.run(step if whole else run_on_replica, args=batch)
+
+    def local_replica(self) -> int:
+        return int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group))
 
     def local_sum(self, per_replica: Any) -> tf.Tensor:
         return tf.add_n(self._strategy.experimental_local_results(per_replica))

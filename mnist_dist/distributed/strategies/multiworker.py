@@ -63,7 +63,7 @@ class MultiWorker(Strategy):
     # With one replica in each process, the plain iterator of `distribute` serves. TensorFlow's distributed one would
     # add a collective to each step, to ask all workers whether they still have data.
 
-    def run(self, step: Callable[..., tf.Tensor], batch: Any) -> Any:
+    def run(self, step: Callable[..., tf.Tensor], batch: Any, *, whole: bool = False) -> Any:
         return self._strategy.run(step, args=batch)
 
     def reduce(self, tensor: tf.Tensor) -> tf.Tensor:
