@@ -111,7 +111,7 @@ def configure_runtime(
     if device.kind == "CPU" and (problem := why_no_gpu()):
         raise UserError(f"runtime.devices: {problem}; to train on the CPU all the same, set CUDA_VISIBLE_DEVICES=-1.")
     precision = decide_precision(config.precision, device)
-    xla = decide_xla(config.xla, device, batch_norm and config.devices > 1)
+    xla = decide_xla(config.xla, device, batch_norm and config.devices > 1, config.deterministic)
     return Runtime(device, replicas, precision, xla)
 
 
@@ -216,22 +216,26 @@ def decide_precision(requested: str, device: Device) -> Decision:
     return Decision("float32", "the CPU has no native 16-bit arithmetic")
 
 
-def decide_xla(requested: str, device: Device, exchanges_in_model: bool = False) -> Decision:
+def decide_xla(
+    requested: str, device: Device, exchanges_in_model: bool = False, deterministic: bool = False
+) -> Decision:
     """XLA fuses this small network well on GPUs; on CPUs it loses oneDNN's convolutions and is slower.
 
     Args:
         exchanges_in_model: replicas exchange values within the model, which XLA cannot compile.
+        deterministic: XLA refuses the gradient of max pooling.
 
     Raises:
-        UserError: XLA was requested for a model that exchanges values.
+        UserError: XLA was requested for what it cannot compile.
     """
-    if exchanges_in_model:
-        if requested == "on":
-            raise UserError(
-                "runtime.xla: received 'on' with model.batch_norm on several replicas, expected off or auto; "
-                "XLA cannot compile the exchange of batch statistics."
-            )
-        return Decision("off", "XLA cannot compile the exchange of batch statistics between replicas")
+    for forbids, setting, reason in (
+        (exchanges_in_model, "model.batch_norm on several replicas", "XLA cannot compile the exchange of statistics"),
+        (deterministic, "runtime.deterministic", "XLA has no deterministic gradient of max pooling"),
+    ):
+        if forbids and requested == "on":
+            raise UserError(f"runtime.xla: received 'on' with {setting}, expected off or auto; {reason}.")
+        if forbids:
+            return Decision("off", reason)
     if requested != "auto":
         return Decision(requested, "as configured")
     if device.kind == "GPU":

@@ -18,6 +18,7 @@ from mnist_dist.runtime import (
     choose_gpus,
     configure_runtime,
     decide_precision,
+    decide_resident,
     decide_xla,
     find_device,
     import_tensorflow,
@@ -91,6 +92,23 @@ def test_xla(requested: str, device: Device, value: str) -> None:
     decision = decide_xla(requested, device)
     assert decision.value == value
     assert (decision.reason == "as configured") == (requested != "auto")
+
+
+@pytest.mark.parametrize(
+    ("requested", "device", "value"),
+    [("auto", K80, "on"), ("auto", AMX_CPU, "off"), ("on", AMX_CPU, "on"), ("off", A100, "off")],
+)
+def test_images_live_on_a_gpu(requested: str, device: Device, value: str) -> None:
+    decision = decide_resident(requested, device)
+    assert decision.value == value
+    assert (decision.reason == "as configured") == (requested != "auto")
+
+
+def test_xla_of_a_deterministic_run(user_error: Callable[..., str]) -> None:
+    for requested in ("auto", "off"):
+        assert decide_xla(requested, A100, deterministic=True).value == "off"
+    line = user_error(decide_xla, "on", A100, deterministic=True)
+    assert line.startswith("runtime.xla: received 'on' with runtime.deterministic")
 
 
 def test_xla_of_a_model_that_exchanges_statistics(user_error: Callable[..., str]) -> None:

@@ -16,10 +16,11 @@ from mnist_dist.benchmarks.report.sections import Section
 from mnist_dist.benchmarks.report.table import Cell, Column, estimate_cell, make_table
 from mnist_dist.config import Config
 from mnist_dist.data.dataset import load_arrays, make_train_dataset
+from mnist_dist.data.resident import Resident
 from mnist_dist.distributed.strategies.interface import Strategy, all_gather
 from mnist_dist.distributed.turns import FULL, Turns
 from mnist_dist.loops import repeat
-from mnist_dist.runtime import Runtime
+from mnist_dist.runtime import Runtime, decide_resident
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -40,6 +41,9 @@ class Input(WindowsKind, WorkerKind):
         import tensorflow as tf
 
         arrays = load_arrays(config.data)
+        resident = None
+        if decide_resident(config.data.resident, runtime.device).value == "on":
+            resident = Resident(arrays.train_images, arrays.train_labels, strategy.devices)
         batches = strategy.distribute(
             lambda shard: make_train_dataset(
                 arrays.train_images,
@@ -48,16 +52,23 @@ class Input(WindowsKind, WorkerKind):
                 seed=config.seed,
                 shard=shard,
                 shift_pixels=config.data.shift_pixels,
+                resident=resident is not None,
             )
         )
+
+        def use(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+            return tf.cast(labels[0], tf.float32) + tf.cast(images[0, 0, 0, 0], tf.float32)  # Not optimised away.
+
+        def take(*batch: tf.Tensor) -> tf.Tensor:
+            return use(*resident.take(strategy.local_replica(), *batch))
 
         @tf.function(autograph=False)
         def read(count: tf.Tensor) -> tf.Tensor:
             def step(_: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
-                images, labels = batches.get_next()
-                return total + labels[0] + tf.cast(images[0, 0, 0, 0], tf.int32)  # So that it is not optimised away.
+                batch = batches.get_next()
+                return total + (strategy.local_sum(strategy.run(take, batch, whole=True)) if resident else use(*batch))
 
-            return repeat(count, step, tf.constant(0))
+            return repeat(count, step, tf.constant(0.0))
 
         def run(count: int) -> Any:
             return read(tf.constant(count)).numpy()

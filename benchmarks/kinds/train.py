@@ -45,6 +45,7 @@ class Training(Windows):
     )
     precision: str
     xla: str
+    resident: str | None = Field(None, description="Whether images lived on the devices: on or off.")
     device: str
     kernels: str | None = Field(None, description="Of a CPU: fused, custom kernels; plain, TensorFlow's layers.")
     all_reduce_backend: str | None = Field(None, description="What summed gradients: NCCL, gRPC, Gloo, MPI or memory.")

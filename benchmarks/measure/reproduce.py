@@ -100,7 +100,7 @@ def compare_again(
     others = list(refused)
     for case_id, of_case in group_by(new, lambda record: record.case_id).items():
         before = [record for record in base if record.case_id == case_id]
-        for name in ("precision", "xla", "kernels", "all_reduce_backend"):
+        for name in ("precision", "xla", "resident", "kernels", "all_reduce_backend"):
             sides = [
                 {each.measurements[name] for each in side if each.measurements and each.measurements.get(name)}
                 for side in (before, of_case)

@@ -35,7 +35,7 @@ FEWEST_WINDOWS = 40  # That thinning leaves of a run.
 SOFTWARE = ("os", "kernel", "python", "mnist_dist", "torch", *PACKAGES)
 TEXTS = {  # All others are withheld, unless they are words of the schemas, numbers or hexadecimal.
     *("started_at", "architecture", "cpu_model", "gpu_driver", "name", "throttled_by", *SOFTWARE),
-    *("precision", "xla", "kernels", "device", "all_reduce_backend", "backend", "dtype"),
+    *("precision", "xla", "resident", "kernels", "device", "all_reduce_backend", "backend", "dtype"),
 }
 LEFT_OUT = (
     "names of hosts and of the study, job numbers, paths, serial numbers and addresses of GPUs, Slurm's variables, "

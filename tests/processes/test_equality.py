@@ -23,6 +23,27 @@ def test_equal_weights(start: StartRun, start_once: StartRun, strategy: str, dev
     assert actual.result["test_accuracy"] == pytest.approx(expected.result["test_accuracy"], abs=1.01 / TEST_IMAGES)
 
 
+@pytest.mark.parametrize("strategy", thorough_but_for("mirrored", STRATEGIES))
+def test_resident_images_train_to_the_same_weights(start: StartRun, strategy: str) -> None:
+    """Each replica takes its own part of the indices, from its own copy of the images."""
+    settings = ["--set", "data.shift_pixels=2", "--strategy", strategy, "--devices", "2"]
+    delivered, resident = (
+        start(where, *settings, "--set", f"data.resident={where}").succeed() for where in ("off", "on")
+    )
+    assert resident.result["resident"] == "on"
+    assert all(np.array_equal(array, resident.weights[name]) for name, array in delivered.weights.items())
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_xla_before_and_after_the_all_reduce(start: StartRun, start_once: StartRun, strategy: str) -> None:
+    settings = [*SGD, "--set", "data.shift_pixels=2"]
+    expected = start_once("single", *settings)
+    compiled = ["--xla", "on", "--set", "runtime.deterministic=false", "--set", "data.resident=on"]
+    actual = start("several", *settings, *compiled, "--strategy", strategy, "--devices", "2").succeed()
+    assert_close(actual.weights, expected.weights, tolerance=1e-4)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("devices", [2, 3])
 def test_multiworker_gathers_what_horovod_sums(start: StartRun, devices: int) -> None:

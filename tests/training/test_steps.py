@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -13,6 +14,7 @@ import pytest
 
 from mnist_dist.config import ModelConfig, OptimizerConfig
 from mnist_dist.data.dataset import Arrays, Shard, make_eval_dataset, make_train_dataset
+from mnist_dist.data.resident import Resident
 from mnist_dist.distributed.strategies.interface import Strategy
 from mnist_dist.distributed.strategies.single import Single
 from mnist_dist.network.forward import Form, decide_kernels
@@ -45,6 +47,7 @@ class Training:
     batch_size: int = BATCH_SIZE  # Of the loss; the pipeline gives BATCH_SIZE or `images`.
     images: int = BATCH_SIZE
     form: Form | None = None
+    resident: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -59,12 +62,17 @@ class Training:
             batch_size=self.batch_size,
             forward=self.form and self.form.make_forward(self.model),
             **self.options,
+            **({"resident": Resident(*self.data, self.strategy.devices)} if self.resident else {}),
         )
         self.batches = self.make_batches()
 
+    @property
+    def data(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.arrays.train_images[:200], self.arrays.train_labels[:200]
+
     def make_batches(self) -> Iterator[Any]:
-        images, labels = self.arrays.train_images[:200], self.arrays.train_labels[:200]
-        return iter(make_train_dataset(images, labels, batch_size=self.images, seed=0))
+        options: dict[str, Any] = {"resident": True} if self.resident else {}
+        return iter(make_train_dataset(*self.data, batch_size=self.images, seed=0, **options))
 
     def take(self, *counts: int) -> np.ndarray:
         """Takes the steps in calls of so many; returns the metrics of all, float32 [steps, 2]."""
@@ -158,6 +166,98 @@ def test_xla_computes_the_same(arrays: Arrays) -> None:
     metrics = [training.take(2) for training in (plain, compiled)]
     np.testing.assert_allclose(metrics[0], metrics[1], rtol=1e-4)
     assert_same_weights(plain, compiled, 1e-4)
+
+
+# Of the loop itself: its counters and the list of metrics.
+LOOP = {"AddV2", "Const", "Identity", "NoOp", "TensorListSetItem"}
+ADAMW = OptimizerConfig(name="adamw", weight_decay=0.1)
+
+
+def operations_of_a_step(training: Training, tf: ModuleType) -> Counter[str]:
+    """Counts, by the graph, what the loop runs in each step; a function that XLA compiles is one operation."""
+    traced = tf.function(lambda: training.steps(training.batches, 3), autograph=False).get_concrete_function()
+    graph = traced.graph.as_graph_def()
+    library = {function.signature.name: function for function in graph.library.function}
+
+    def functions_in(nodes: Any) -> Iterator[str]:
+        for node in nodes:
+            for attribute in node.attr.values():
+                yield from (each.name for each in (attribute.func, *attribute.list.func) if each.name in library)
+
+    def is_compiled(name: str) -> bool:
+        return library[name].attr["_XlaMustCompile"].b
+
+    def count(nodes: Any) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for node in nodes:
+            called = list(functions_in([node]))
+            if called and all(map(is_compiled, called)):
+                found["compiled"] += 1
+            elif called:
+                found += sum((count(library[name].node_def) for name in called), Counter())
+            else:
+                found[node.op] += 1
+        return found
+
+    loops = [
+        node
+        for nodes in (graph.node, *(function.node_def for function in library.values()))
+        for node in nodes
+        if node.op in ("While", "StatelessWhile")
+    ]
+    (loop,) = loops
+    return count(library[loop.attr["body"].func.name].node_def)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_xla_compiles_all_of_a_step_but_the_all_reduce(
+    arrays: Arrays, tf: ModuleType, replicas: int, resident: bool, precision: str
+) -> None:
+    """Nothing is left that a GPU would have to wait for, nor an int32, which TensorFlow computes on the host."""
+    training = Training(
+        arrays,
+        config=ModelConfig(filters=(3, 4), dense_units=6, dropout=0.5),
+        optimizer_config=ADAMW,
+        precision=precision,
+        loss_scaling=precision == "mixed_float16",
+        strategy=Single() if replicas == 1 else TwoReplicas(),
+        resident=resident,
+        options={"xla": True, "label_smoothing": 0.1},
+    )
+    operations = operations_of_a_step(training, tf)
+    reduce = {"Mul"} if replicas == 2 else set()  # Of `TwoReplicas`.
+    assert set(operations) - LOOP == {"IteratorGetNext", "compiled"} | reduce, operations
+    assert operations["compiled"] == replicas and operations["IteratorGetNext"] == 1 and operations["Mul"] < 2
+    assert operations["AddV2"] == 2, "more than the counters of the loop"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_xla_trains_the_same_on_resident_images(arrays: Arrays, replicas: int, accumulation_steps: int) -> None:
+    delivered, resident = (
+        Training(
+            arrays,
+            optimizer_config=ADAMW,
+            strategy=Single() if replicas == 1 else TwoReplicas(),
+            resident=resident,
+            options={"xla": True, "accumulation_steps": accumulation_steps},
+        )
+        for resident in (False, True)
+    )
+    metrics = [training.take(3) for training in (delivered, resident)]
+    assert np.array_equal(*metrics)
+    assert all(np.array_equal(*pair) for pair in zip(delivered.weights, resident.weights, strict=True))
+
+
+def test_the_learning_rate_is_looked_up_without_an_int32(tf: ModuleType) -> None:
+    """Which TensorFlow computes on the host, for which each step of a GPU would wait."""
+    optimizer = build_optimizer(SGD, np.full(10, RATE, np.float32), loss_scaling=False)
+    graph = tf.function(lambda: optimizer.learning_rate, autograph=False).get_concrete_function().graph
+    computed = [each for each in graph.get_operations() if each.type not in ("Const", "Placeholder")]
+    assert {tensor.dtype for each in computed for tensor in each.outputs} == {tf.int64, tf.float32}
 
 
 @pytest.fixture

@@ -121,7 +121,7 @@ def assert_same_run(actual: Path, expected: Path) -> None:
     assert [name for name in arrays if arrays[name].tobytes() != others[name].tobytes()] == []
     rows = [[untimed(row) for row in read_rows(workdir / "metrics.jsonl")] for workdir in (actual, expected)]
     assert rows[0] == rows[1]
-    results = [json.loads((workdir / "result.json").read_text()) for workdir in (actual, expected)]
+    results = [json.loads((workdir / "result.json").read_text()) | {"resident": ""} for workdir in (actual, expected)]
     assert untimed(results[0]) == untimed(results[1])
 
 
@@ -148,7 +148,7 @@ def test_the_result_is_what_train_returns(finished: tuple[Path, dict[str, Any]])
     assert list(result) == [
         *("status", "epochs", "steps", "global_batch_size", "images_per_second", "training_seconds"),
         *("first_step_seconds", "strategy", "replicas", "all_reduce_backend", "device", "precision", "xla"),
-        *("kernels", "flops_per_image", "versions"),
+        *("resident", "kernels", "flops_per_image", "versions"),
         *("test_accuracy", "test_loss", "seconds"),
     ]
     expected = {
@@ -251,7 +251,7 @@ def test_the_configuration_is_written_complete(finished: tuple[Path, dict[str, A
 def test_what_is_said(short: tuple[Path, dict[str, Any], list[str]], configure: Configure) -> None:
     workdir, _, lines = short
     assert [line.split()[0] for line in lines] == [
-        *("device", "strategy", "precision", "XLA", "kernels", "training", "workdir", "No", "step", "step")
+        *("device", "strategy", "precision", "XLA", "resident", "kernels", "training", "workdir", "No", "step", "step")
     ]
     assert lines[1:3] == ["strategy   single, 1 replica", "precision  float32 (as configured)"]
     config = configure()
@@ -381,6 +381,10 @@ def test_a_run_that_was_interrupted_twice_is_the_same_run(
 ) -> None:
     config = configure(RANDOM | {"logging.every_steps": 5, "runtime.steps_per_call": 1})
     train(config, tmp_path / "whole")
+    # Where the images are changes nothing either; the guard looks at each of them.
+    resident = config.data.model_copy(update={"resident": "on"})
+    guarded = config.runtime.model_copy(update={"guard": True})
+    config = config.model_copy(update={"data": resident, "runtime": guarded})
     for step in (1, 13):  # After the first of all steps; then in the middle of an epoch and of a row of metrics.
         signal_at(step, signal.SIGUSR1)
         result = train(config, tmp_path / "parts", resume=step > 1)
@@ -389,7 +393,7 @@ def test_a_run_that_was_interrupted_twice_is_the_same_run(
         assert json.loads((tmp_path / "parts" / "result.json").read_text()) == result
         assert saved_steps(tmp_path / "parts")[-1] == step
     result = train(config, tmp_path / "parts", resume=True)
-    assert result["status"] == "completed"
+    assert (result["status"], result["resident"]) == ("completed", "on")
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
@@ -407,7 +411,7 @@ def test_resuming_a_finished_run_returns_its_result_at_once(
 
 def test_resuming_a_new_folder_starts_anew(short: tuple[Path, dict[str, Any], list[str]]) -> None:
     _, result, lines = short
-    assert lines[7] == "No checkpoint to resume from: starting anew."
+    assert lines[8] == "No checkpoint to resume from: starting anew."
     assert result["steps"] == 7
 
 
