@@ -138,9 +138,7 @@ class Message:
 
     def __init__(self, compression: str = "none") -> None:
         self._dtype = "float16" if compression == "float16" else "float32"
-        self._gradients: list[
-            tf.TensorSpec
-        ] = []  # What the message holds; known when it was packed for the first time.
+        self._gradients: list[tf.TensorSpec] = []  # What is in it, known once it was packed.
 
     @property
     def _gathered(self) -> bool:

@@ -209,9 +209,10 @@ def operations_of_a_step(training: Training, tf: ModuleType) -> Counter[str]:
     return count(library[loop.attr["body"].func.name].node_def)
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
-@pytest.mark.parametrize("resident", [False, True])
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize(
+    ("replicas", "resident", "precision"),
+    [(1, True, "float32"), (2, True, "mixed_float16"), (1, False, "mixed_float16"), (2, False, "float32")],
+)
 def test_xla_compiles_all_of_a_step_but_the_all_reduce(
     arrays: Arrays, tf: ModuleType, replicas: int, resident: bool, precision: str
 ) -> None:
@@ -234,8 +235,10 @@ def test_xla_compiles_all_of_a_step_but_the_all_reduce(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulation_steps", [1, 2])
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize(
+    ("replicas", "accumulation_steps"),
+    [(1, 1), *(pytest.param(*each, marks=pytest.mark.thorough) for each in [(1, 2), (2, 1), (2, 2)])],
+)
 def test_xla_trains_the_same_on_resident_images(arrays: Arrays, replicas: int, accumulation_steps: int) -> None:
     delivered, resident = (
         Training(
@@ -368,8 +371,9 @@ def test_small_gradients_survive_in_float16(arrays: Arrays) -> None:
     assert gained[0] == 0 < gained[1]
 
 
-def test_an_overflow_leaves_the_step_out_and_halves_the_scale(arrays: Arrays) -> None:
-    training = Training(arrays, precision="mixed_float16", loss_scaling=True)
+@pytest.mark.parametrize("xla", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_an_overflow_leaves_the_step_out_and_halves_the_scale(arrays: Arrays, xla: bool) -> None:
+    training = Training(arrays, precision="mixed_float16", loss_scaling=True, options={"xla": xla})
     scale = 2.0**100
     training.optimizer.dynamic_scale.assign(scale)
     before = training.weights
