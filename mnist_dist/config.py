@@ -80,9 +80,7 @@ class DataConfig(Section):
     shift_pixels: Annotated[int, Field(ge=0, le=8)] = Field(
         0, description="Augmentation: shift each training image by up to this many pixels, both ways."
     )
-    resident: Switch = Field(
-        "auto", description="Keep the training images on each device and send only indices: on, off or auto."
-    )
+    resident: Switch = Field("auto", description="Keep the training images on the devices: on, off or auto.")
     holdout_images: NonNegativeInt = Field(
         0, description="Training images held out; evaluations between epochs then use them, not the test set."
     )

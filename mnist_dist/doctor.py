@@ -87,10 +87,8 @@ def check_devices() -> Iterator[Finding]:
     select_devices()  # What follows needs one, and no more of its memory than it takes.
     device = find_device()
     precision, xla = decide_precision("auto", device), decide_xla("auto", device)
-    yield Finding("precision", OK, f"auto picks {precision.value}: {precision.reason}")
-    resident = decide_resident("auto", device)
-    yield Finding("resident", OK, f"auto picks {resident.value}: {resident.reason}")
-    yield Finding("XLA", OK, f"auto picks {xla.value}: {xla.reason}")
+    for name, auto in (("precision", precision), ("XLA", xla), ("resident", decide_resident("auto", device))):
+        yield Finding(name, OK, f"auto picks {auto.value}: {auto.reason}")
     kernels = compile_kernels("auto", decide_kernels("auto", device, precision.value, xla.value))
     yield Finding("kernels", OK, f"auto picks {kernels.value}: {kernels.reason}")
     yield Finding("ranks", OK, explain_ranks(len(gpus), usable))

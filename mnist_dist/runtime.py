@@ -228,14 +228,13 @@ def decide_xla(
     Raises:
         UserError: XLA was requested for what it cannot compile.
     """
-    for forbids, setting, reason in (
-        (exchanges_in_model, "model.batch_norm on several replicas", "XLA cannot compile the exchange of statistics"),
-        (deterministic, "runtime.deterministic", "XLA has no deterministic gradient of max pooling"),
-    ):
-        if forbids and requested == "on":
+    if exchanges_in_model or deterministic:
+        setting, reason = "runtime.deterministic", "XLA has no deterministic gradient of max pooling"
+        if exchanges_in_model:
+            setting, reason = "model.batch_norm on several replicas", "XLA cannot compile their exchange of statistics"
+        if requested == "on":
             raise UserError(f"runtime.xla: received 'on' with {setting}, expected off or auto; {reason}.")
-        if forbids:
-            return Decision("off", reason)
+        return Decision("off", reason)
     if requested != "auto":
         return Decision(requested, "as configured")
     if device.kind == "GPU":
@@ -248,8 +247,8 @@ def decide_resident(requested: str, device: Device) -> Decision:
     if requested != "auto":
         return Decision(requested, "as configured")
     if device.kind == "GPU":
-        return Decision("on", "a GPU takes images from its own memory while a copy of them from the host would begin")
-    return Decision("off", "a CPU gathers the next images from the same memory while it trains")
+        return Decision("on", "a GPU reads images faster from its own memory than from the host's")
+    return Decision("off", "a CPU gathers the next images while it trains, from the same memory")
 
 
 def _prefer_onednn() -> None:

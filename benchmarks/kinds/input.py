@@ -56,17 +56,14 @@ class Input(WindowsKind, WorkerKind):
             )
         )
 
-        def use(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        def use(*batch: Any) -> tf.Tensor:
+            images, labels = resident.take(*batch) if resident else batch
             return tf.cast(labels[0], tf.float32) + tf.cast(images[0, 0, 0, 0], tf.float32)  # Not optimised away.
-
-        def take(*batch: tf.Tensor) -> tf.Tensor:
-            return use(*resident.take(strategy.local_replica(), *batch))
 
         @tf.function(autograph=False)
         def read(count: tf.Tensor) -> tf.Tensor:
             def step(_: tf.Tensor, total: tf.Tensor) -> tf.Tensor:
-                batch = batches.get_next()
-                return total + (strategy.local_sum(strategy.run(take, batch, whole=True)) if resident else use(*batch))
+                return total + strategy.local_sum(strategy.run(use, batches.get_next(), whole=bool(resident)))
 
             return repeat(count, step, tf.constant(0.0))
 

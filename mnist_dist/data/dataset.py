@@ -124,8 +124,7 @@ def make_train_dataset(
 
     Returns:
         Elements (images uint8 [b, 28, 28, 1], labels int32 [b]), where b is this process' part of a global batch:
-        the parts of its replicas, one after the other. With `resident` (indices int64 [b], shifts int64 [b, 2]), or
-        (indices,) without shifts.
+        the parts of its replicas, one after the other. With `resident` (indices int64 [b], any shifts int64 [b, 2]).
     """
     steps_per_epoch = len(images) // batch_size
     start_epoch, steps_to_skip = divmod(start_step, steps_per_epoch)
@@ -142,13 +141,13 @@ def make_train_dataset(
 
     @tf.autograph.experimental.do_not_convert
     def gather(indices: tf.Tensor, steps: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        chosen = [indices]
+        shifts = None
         if shift_pixels:
-            chosen.append(tf.map_fn(lambda step: _shifts(shift_pixels, batch_size, seed, step)[mine], steps))
-        if resident:
-            return tuple(tf.cast(each, tf.int64) for each in chosen)
+            shifts = tf.map_fn(lambda step: _shifts(shift_pixels, batch_size, seed, step)[mine], steps)
+        if resident:  # As int64, because TensorFlow keeps int32 on the host.
+            return tuple(tf.cast(each, tf.int64) for each in (indices, shifts) if each is not None)
         images = tf.gather(all_images, indices)  # [steps, b, 28, 28, 1]
-        for shifts in chosen[1:]:
+        if shift_pixels:
             shifted = shift_images(tf.reshape(images, [-1, *images.shape[2:]]), tf.reshape(shifts, [-1, 2]))
             images = tf.reshape(shifted, images.shape)
         return images, tf.gather(all_labels, indices)
@@ -173,11 +172,9 @@ def make_synthetic_dataset(
 ) -> tf.data.Dataset:
     """Repeats this process' part of one resident batch: training without the cost of input, for measurements."""
     mine = shard.slice_of(batch_size)
-    batch = (
-        (np.arange(mine.start, mine.stop),)
-        if resident
-        else (images[mine, ..., np.newaxis], labels[mine].astype(np.int32))
-    )
+    batch: tuple[np.ndarray, ...] = (images[mine, ..., np.newaxis], labels[mine].astype(np.int32))
+    if resident:
+        batch = (np.arange(mine.start, mine.stop),)
     return _untuned(tf.data.Dataset.from_tensors(batch).repeat())
 
 

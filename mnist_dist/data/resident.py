@@ -20,20 +20,18 @@ class Resident:
 
     The copies are variables: a loop of TensorFlow's hands tensors from step to step through its own device, from which
     each other one would fetch its copy in every step.
+
+    Args:
+        images: uint8 [n, 28, 28].
+        labels: integers [n].
+        devices: of the replicas; None is TensorFlow's choice.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, devices: Sequence[str | None]) -> None:
-        """
-        Args:
-            images: uint8 [n, 28, 28].
-            labels: integers [n].
-            devices: of the replicas; None is TensorFlow's choice.
-        """
         self._copies = []
         for device in devices:
-            with tf.device(device):  # As int64, because TensorFlow keeps int32 on the host.
-                copy = tf.Variable(images, trainable=False), tf.Variable(labels.astype(np.int64), trainable=False)
-            self._copies.append(copy)
+            with tf.device(device):
+                self._copies.append([tf.Variable(array) for array in (images, labels.astype(np.int64))])
         # On a GPU, XLA alone gathers uint8; TensorFlow would copy all images to the host for it.
         self.take = tf.function(self._take, jit_compile=True, autograph=False)
 
@@ -48,12 +46,11 @@ class Resident:
         images, labels = self._copies[replica]
         size = indices.shape[0] // len(self._copies)
         mine = slice(replica * size, (replica + 1) * size)
-        indices = indices[mine]
-        taken = tf.gather(images, indices) if shifts is None else _gather_shifted(images, indices, shifts[mine])
-        return taken[..., tf.newaxis], tf.gather(labels, indices)
+        taken = tf.gather(images, indices[mine]) if shifts is None else _shifted(images, indices[mine], shifts[mine])
+        return taken[..., tf.newaxis], tf.gather(labels, indices[mine])
 
 
-def _gather_shifted(images: tf.Variable, indices: tf.Tensor, shifts: tf.Tensor) -> tf.Tensor:
+def _shifted(images: tf.Variable, indices: tf.Tensor, shifts: tf.Tensor) -> tf.Tensor:
     """Returns what `shift_images` does, uint8 [b, h, w], pixel by pixel: XLA has no projective transform."""
     _, height, width = images.shape
     rows = tf.range(height, dtype=tf.int64)[tf.newaxis, :, tf.newaxis] - shifts[:, 0, tf.newaxis, tf.newaxis]

@@ -57,11 +57,10 @@ def build_optimizer(
     for update in ("_backend_update_step", "_apply_weight_decay"):
         setattr(optimizer, update, functools.partial(getattr(BaseOptimizer, update), optimizer))
     optimizer.iterations.value._aggregation = tf.VariableAggregation.NONE
-    if not loss_scaling:
-        return optimizer
-    scaled = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale")
-    scaled._tf_apply = scaled._common_apply
-    return scaled
+    if loss_scaling:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale")
+        optimizer._tf_apply = optimizer._common_apply
+    return optimizer
 
 
 def _fused(adam: type[keras.optimizers.Adam]) -> type[keras.optimizers.Adam]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,13 +40,12 @@ def check_shards(
     """
     steps_per_epoch = num_images // batch_size
 
-    def count(*batch: tf.Tensor) -> tf.Tensor:
-        _, indices = resident.take(strategy.local_replica(), *batch) if resident else batch
+    def count(*batch: Any) -> tf.Tensor:
+        _, indices = resident.take(*batch) if resident else batch
         # A replica's tensor reaches local_sum as float32, exact for counts below 2^24.
         with tf.device("CPU:0"):  # GPUs have no deterministic kernel for it.
-            return tf.math.bincount(
-                tf.cast(indices, tf.int32), minlength=num_images, maxlength=num_images, dtype=tf.float32
-            )
+            indices = tf.cast(indices, tf.int32)
+            return tf.math.bincount(indices, minlength=num_images, maxlength=num_images, dtype=tf.float32)
 
     @tf.function(autograph=False)
     def count_steps(steps: tf.Tensor) -> tf.Tensor:

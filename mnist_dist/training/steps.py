@@ -56,11 +56,9 @@ def make_train_steps(
     """
     loss_scaling = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     forward = forward or Forward(model)
-    alone = strategy.shard.num_replicas == 1
-    message = Message(gradient_compression)
 
-    def split(*batch: tf.Tensor) -> list[tuple[tf.Tensor, ...]]:
-        images, labels = resident.take(strategy.local_replica(), *batch) if resident else batch
+    def split(*batch: Any) -> list[tuple[tf.Tensor, ...]]:
+        images, labels = resident.take(*batch) if resident else batch
         return _split(max(accumulation_steps, forward.count_parts(images.shape[0])), images, labels)
 
     def compute_gradients(images: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
@@ -79,36 +77,43 @@ def make_train_steps(
         sums = tf.stack([-tf.reduce_sum(true_class), tf.reduce_sum(tf.cast(correct, tf.float32))])
         return gradients, sums / batch_size
 
-    def finish(parts: Sequence[tuple[list[tf.Tensor], tf.Tensor]]) -> tuple[tf.Tensor | None, tf.Tensor]:
+    def finish(parts: Sequence[tuple[list[tf.Tensor], tf.Tensor]]) -> tuple[Any, tf.Tensor]:
         """Sums the parts, and updates the weights or returns what to send to the other replicas."""
-        gradients, metrics = _sum_parts(parts)
-        if not alone:
-            return message.pack(gradients), metrics
+        gradients, metrics = parts[0]
+        if len(parts) > 1:
+            gradients = [
+                tf.add_n([tf.cast(of_part, tf.float32) for of_part in slices])
+                for slices in zip(*(gradients for gradients, _ in parts), strict=True)
+            ]
+            metrics = tf.add_n([metrics for _, metrics in parts])
+        if strategy.shard.num_replicas > 1:
+            return gradients if strategy.gathers else _pack(gradients, gradient_compression), metrics
         optimizer.apply(gradients, model.trainable_variables)
         return None, metrics
 
-    def contribute(*batch: tf.Tensor) -> tuple[tf.Tensor | None, tf.Tensor]:
+    def contribute(*batch: Any) -> tuple[Any, tf.Tensor]:
         return finish([compute_gradients(*part) for part in split(*batch)])
 
-    def update(received: list[tf.Tensor]) -> None:
-        optimizer.apply(message.unpack(received), model.trainable_variables)
+    def update(total: Any) -> None:
+        gradients = total if strategy.gathers else _unpadded(total, model.trainable_variables)
+        optimizer.apply(gradients, model.trainable_variables)
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return tf.function(function, jit_compile=xla or None, autograph=False)
 
     if xla and accumulation_steps == 1:
-        contribute = compiled(contribute)
+        contribute, update = compiled(contribute), compiled(update)
     elif xla:  # Apart, as XLA would compile the same part again and again, and may hold several in memory at once.
-        split, compute_gradients, finish = compiled(split), compiled(compute_gradients), compiled(finish)
+        split, compute_gradients, finish, update = map(compiled, (split, compute_gradients, finish, update))
     elif forward.traced_apart:
         compute_gradients = compiled(compute_gradients)
-    if xla:
-        update = compiled(update)
 
-    def replica_step(*batch: tf.Tensor) -> tf.Tensor:
+    def replica_step(*batch: Any) -> tf.Tensor:
         sent, metrics = contribute(*batch)
-        if not alone:
-            update(message.exchange(strategy, sent))
+        if strategy.gathers:
+            update(reduce_gradients(strategy, sent, gradient_compression))
+        elif sent is not None:
+            update(strategy.reduce(sent))
         return metrics
 
     @tf.function(autograph=False)
@@ -125,67 +130,43 @@ def make_train_steps(
     return lambda batches, count: train_steps(batches, tf.constant(count))
 
 
-class Message:
-    """What replicas send to one another: all gradients in one flat tensor, optionally of float16.
+def reduce_gradients(strategy: Strategy, gradients: Sequence[tf.Tensor], compression: str) -> list[tf.Tensor]:
+    """Sums gradients over all replicas in one message of one flat tensor, optionally of float16; returns float32.
 
     This network's gradients are small: what costs is the number of messages, not their size. A gradient that
     overflowed on one replica is infinite in the sum, so with loss scaling all replicas leave out the same step.
+    """
+    if compression == "none" and any(gradient.dtype == tf.bfloat16 for gradient in gradients):
+        return _sum_gathered(strategy, gradients)
+    return _unpadded(strategy.reduce(_pack(gradients, compression)), gradients)
 
-    Where gradients are gathered, those in bfloat16 travel as such: about half of the bytes for this network. Every
-    replica adds up what all of them computed, in float32 and in the same order, so that the sum is no less exact than
-    an all-reduce of float32. Sums on the way, in bfloat16, would be.
+
+def _pack(gradients: Sequence[tf.Tensor], compression: str) -> tf.Tensor:
+    flat = tf.concat([_padded(tf.cast(gradient, tf.float32)) for gradient in gradients], axis=0)
+    return tf.cast(flat, tf.float16 if compression == "float16" else tf.float32)
+
+
+def _sum_gathered(strategy: Strategy, gradients: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Sums gradients, some of which are bfloat16 and travel as such: about half of the bytes for this network.
+
+    Every replica adds up what all of them computed, in float32 and in the same order, so that the sum is no less exact
+    than an all-reduce of float32. Sums on the way, in bfloat16, would be.
     """
 
-    def __init__(self, compression: str = "none") -> None:
-        self._dtype = "float16" if compression == "float16" else "float32"
-        self._gradients: list[tf.TensorSpec] = []  # What is in it, known once it was packed.
+    def in_pairs(flat: tf.Tensor) -> tf.Tensor:
+        return tf.bitcast(tf.reshape(flat, [-1, 2]), tf.float32)
 
-    @property
-    def _gathered(self) -> bool:
-        return self._dtype == "float32" and any(each.dtype == tf.bfloat16 for each in self._gradients)
+    def from_pairs(flat: tf.Tensor) -> tf.Tensor:
+        return tf.cast(tf.reshape(tf.bitcast(flat, tf.bfloat16), [-1]), tf.float32)
 
-    def pack(self, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Returns the message, float32 or float16 [n]."""
-        self._gradients = [tf.TensorSpec(each.shape, each.dtype) for each in gradients]
-        if not self._gathered:
-            flat = tf.concat([_padded(tf.cast(gradient, tf.float32)) for gradient in gradients], axis=0)
-            return tf.cast(flat, self._dtype)
-
-        def in_pairs(flat: tf.Tensor) -> tf.Tensor:
-            return tf.bitcast(tf.reshape(flat, [-1, 2]), tf.float32)
-
-        long, short = ([each for each in gradients if each.dtype == dtype] for dtype in (tf.float32, tf.bfloat16))
-        return tf.concat([*(_padded(each) for each in long), *(in_pairs(_padded(each)) for each in short)], axis=0)
-
-    def exchange(self, strategy: Strategy, message: tf.Tensor) -> list[tf.Tensor]:
-        """Returns the sum of all replicas' messages, or each of them where they have to be added up."""
-        return strategy.gather(message) if self._gathered else [strategy.reduce(message)]
-
-    def unpack(self, messages: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """Returns the gradients in what `exchange` returned, as float32."""
-        if not self._gathered:
-            return _unpadded(tf.cast(messages[0], tf.float32), self._gradients)
-
-        def from_pairs(flat: tf.Tensor) -> tf.Tensor:
-            return tf.cast(tf.reshape(tf.bitcast(flat, tf.bfloat16), [-1]), tf.float32)
-
-        long, short = ([each for each in self._gradients if each.dtype == dtype] for dtype in (tf.float32, tf.bfloat16))
-        middle = sum(each.shape.num_elements() + -each.shape.num_elements() % ALIGNED for each in long)
-        sum_of_longs = tf.add_n([message[:middle] for message in messages])
-        sum_of_shorts = tf.add_n([from_pairs(message[middle:]) for message in messages])
-        of_long, of_short = iter(_unpadded(sum_of_longs, long)), iter(_unpadded(sum_of_shorts, short))
-        return [next(of_short if each.dtype == tf.bfloat16 else of_long) for each in self._gradients]
-
-
-def _sum_parts(parts: Sequence[tuple[list[tf.Tensor], tf.Tensor]]) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """Adds up gradients, in float32, and metrics of the parts of a batch."""
-    if len(parts) == 1:
-        return parts[0]
-    gradients = [
-        tf.add_n([tf.cast(of_part, tf.float32) for of_part in slices])
-        for slices in zip(*(gradients for gradients, _ in parts), strict=True)
-    ]
-    return gradients, tf.add_n([metrics for _, metrics in parts])
+    long, short = ([each for each in gradients if each.dtype == dtype] for dtype in (tf.float32, tf.bfloat16))
+    longs, shorts = [_padded(each) for each in long], [in_pairs(_padded(each)) for each in short]
+    messages = strategy.gather(tf.concat([*longs, *shorts], axis=0))
+    middle = sum(each.shape[0] for each in longs)
+    sum_of_longs = tf.add_n([message[:middle] for message in messages])
+    sum_of_shorts = tf.add_n([from_pairs(message[middle:]) for message in messages])
+    of_long, of_short = iter(_unpadded(sum_of_longs, long)), iter(_unpadded(sum_of_shorts, short))
+    return [next(of_short if each.dtype == tf.bfloat16 else of_long) for each in gradients]
 
 
 def _as_computed(gradient: tf.Tensor) -> tf.Tensor:
@@ -201,9 +182,9 @@ def _padded(tensor: tf.Tensor) -> tf.Tensor:
     return tf.pad(flat, [[0, missing]]) if missing else flat
 
 
-def _unpadded(message: tf.Tensor, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+def _unpadded(message: tf.Tensor, tensors: Sequence[tf.Tensor | keras.Variable]) -> list[tf.Tensor]:
     """Returns the parts of a message of padded tensors, in the shapes of these; nothing is copied where aligned."""
-    parts, start = [], 0
+    message, parts, start = tf.cast(message, tf.float32), [], 0
     for tensor in tensors:
         size = tensor.shape.num_elements()
         parts.append(tf.reshape(message[start : start + size], tensor.shape))

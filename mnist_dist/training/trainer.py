@@ -231,13 +231,12 @@ def make_step_calls(
 ) -> Callable[[str], StepCall]:
     """Returns a function from a variant's name to the call that takes steps of it, built when first asked for."""
     config, strategy = session.config, session.strategy
-    resident = make_resident(session, session.arrays.train_labels)
 
     @functools.cache
     def call_of(name: str) -> StepCall:
         variant = VARIANTS[name]
         synthetic = variant.resident or config.data.kind == "synthetic"
-        batches = make_batches(session, session.arrays.train_labels, start_step, synthetic)
+        batches, resident = make_batches(session, session.arrays.train_labels, start_step, synthetic)
         train_steps = make_train_steps(
             model,
             optimizer,
@@ -386,17 +385,13 @@ def restore(session: Session, checkpoints: Checkpoints, variables: dict[str, ker
     return progress
 
 
-def make_resident(session: Session, labels: np.ndarray) -> Resident | None:
-    """Brings the training images with these labels, integers [train_images], to the devices if they live there."""
-    if session.resident.value == "off":
-        return None
-    return Resident(session.arrays.train_images, labels, session.strategy.devices)
-
-
-def make_batches(session: Session, labels: np.ndarray, start_step: int, synthetic: bool = False) -> tf.data.Iterator:
-    """Returns the endless iterator over training batches from `start_step` on; labels are integers [train_images].
+def make_batches(
+    session: Session, labels: np.ndarray, start_step: int, synthetic: bool = False
+) -> tuple[tf.data.Iterator, Resident | None]:
+    """Returns the endless iterator over training batches from `start_step` on, and the images that it only refers to.
 
     Args:
+        labels: integers [train_images].
         synthetic: over one batch that stays in memory.
     """
     config, images = session.config, session.arrays.train_images
@@ -416,7 +411,8 @@ def make_batches(session: Session, labels: np.ndarray, start_step: int, syntheti
             resident=resident,
         )
 
-    return session.strategy.distribute(make_dataset)
+    batches = session.strategy.distribute(make_dataset)
+    return batches, Resident(images, labels, session.strategy.devices) if resident else None
 
 
 def make_actions(
@@ -475,8 +471,8 @@ def check_shards(session: Session) -> None:
     if session.config.data.kind == "synthetic":
         return  # Every replica repeats one batch, on purpose.
     indices = np.arange(session.plan.train_images, dtype=np.int32)
-    batches = make_batches(session, indices, start_step=0)
-    resident, batch_size = make_resident(session, indices), session.config.training.batch_size
+    batches, resident = make_batches(session, indices, start_step=0)
+    batch_size = session.config.training.batch_size
     guard.check_shards(session.strategy, batches, session.plan.train_images, batch_size, resident)
 
 

@@ -21,7 +21,7 @@ from mnist_dist.network.forward import Form, decide_kernels
 from mnist_dist.network.model import build_model
 from mnist_dist.network.optimizers import build_optimizer
 from mnist_dist.runtime import find_device
-from mnist_dist.training.steps import ALIGNED, Message, make_eval_steps, make_train_steps
+from mnist_dist.training.steps import ALIGNED, make_eval_steps, make_train_steps, reduce_gradients
 
 SMALL = ModelConfig(filters=(3, 4), dense_units=6)
 BATCH_SIZE = 8
@@ -402,11 +402,6 @@ class TwoReplicas(Single):
     def reduce(self, tensor: Any) -> Any:
         self.sent.append(tensor)
         return 2 * tensor
-
-
-def reduce_gradients(strategy: Strategy, gradients: list[Any], compression: str) -> list[Any]:
-    message = Message(compression)
-    return message.unpack(message.exchange(strategy, message.pack(gradients)))
 
 
 @pytest.mark.parametrize(

@@ -75,12 +75,11 @@ class Strategy:
         return iter(make_dataset(self.shard))
 
     def run(self, step: Callable[..., tf.Tensor], batch: Any, *, whole: bool = False) -> Any:
-        """Runs `step(*batch)` on every replica of this process, with its part of the batch or, all, with the whole."""
-        return step(*batch)
+        """Runs `step(*batch)` on every replica of this process with its part of the batch.
 
-    def local_replica(self) -> int:
-        """Within `run`: which of this process' replicas this one is."""
-        return 0
+        With `whole` it is `step(replica, *batch)` with all of the batch; `replica` counts those of this process.
+        """
+        return step(0, *batch) if whole else step(*batch)
 
     def local_sum(self, per_replica: Any) -> tf.Tensor:
         """Adds up what `run` returned over the replicas of this process."""

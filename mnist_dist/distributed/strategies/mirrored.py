@@ -42,14 +42,13 @@ class Mirrored(Strategy):
     def run(self, step: Callable[..., tf.Tensor], batch: Any, *, whole: bool = False) -> Any:
         def run_on_replica(*tensors: tf.Tensor) -> tf.Tensor:
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            if whole:
+                return step(int(tf.get_static_value(replica)), *tensors)
             with tf.device("CPU:0"):  # So that only its part of the batch is copied to each GPU.
                 parts = [_part(tensor, replica, self.shard.local_replicas) for tensor in tensors]
             return step(*parts)
 
-        return self._strategy.run(step if whole else run_on_replica, args=batch)
-
-    def local_replica(self) -> int:
-        return int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group))
+        return self._strategy.run(run_on_replica, args=batch)
 
     def local_sum(self, per_replica: Any) -> tf.Tensor:
         return tf.add_n(self._strategy.experimental_local_results(per_replica))

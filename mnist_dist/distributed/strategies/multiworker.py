@@ -64,7 +64,7 @@ class MultiWorker(Strategy):
     # add a collective to each step, to ask all workers whether they still have data.
 
     def run(self, step: Callable[..., tf.Tensor], batch: Any, *, whole: bool = False) -> Any:
-        return self._strategy.run(step, args=batch)
+        return self._strategy.run(step, args=(0, *batch) if whole else batch)
 
     def reduce(self, tensor: tf.Tensor) -> tf.Tensor:
         return sum_in_replica_context(tensor)

@@ -12,4 +12,3 @@ class Unreduced(Strategy):
     def __init__(self, strategy: Strategy) -> None:
         self.shard, self.is_chief = strategy.shard, strategy.is_chief
         self.run, self.local_sum = strategy.run, strategy.local_sum  # type: ignore[method-assign]
-        self.local_replica = strategy.local_replica  # type: ignore[method-assign]
