@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -98,9 +99,7 @@ def make_train_steps(
         gradients = total if strategy.gathers else _unpadded(total, model.trainable_variables)
         optimizer.apply(gradients, model.trainable_variables)
 
-    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-        return tf.function(function, jit_compile=xla or None, autograph=False)
-
+    compiled: Any = functools.partial(tf.function, jit_compile=xla or None, autograph=False)
     if xla and accumulation_steps == 1:
         contribute, update = compiled(contribute), compiled(update)
     elif xla:  # Apart, as XLA would compile the same part again and again, and may hold several in memory at once.
