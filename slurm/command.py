@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_dist.command import Parser, folder_argument, integer, integers, run_command
-from mnist_dist.errors import UserError
+from mnist_dist.errors import EXIT_FAILED, UserError
 from mnist_dist.strategies import BASELINE, beside_the_baseline
 
 
@@ -100,20 +100,20 @@ def add_survey(commands: Any) -> None:
             "out, 1 when somebody does, 3 when nothing can be judged."
         ),
         epilog=(
-            "Examples: `mnist-dist slurm survey --partition a100 --results results/a100`; then, at any time, "
-            "`mnist-dist slurm survey --report results/a100`."
+            "Examples: `mnist-dist slurm survey --partition a100`; then, at any time, "
+            "`mnist-dist slurm survey --report results/survey-a100`."
         ),
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--partition", metavar="PARTITION", help="whose nodes are measured")
     what.add_argument("--report", type=folder_argument, metavar="DIR", help="instead: name who stands out so far")
     parser.add_argument("--devices-per-node", type=integer, metavar="N", help="shares of a node's cores, not its GPUs")
-    parser.add_argument("--pairs", type=int, default=3, metavar="N", help="pairs of a node (default: 3; 0: none)")
+    parser.add_argument("--pairs", type=int, default=3, metavar="N", help="of each node, 0 for none (default: 3)")
     parser.add_argument("--wait", type=integer, default=60, metavar="MINUTES", help="for busy nodes (default: 60)")
     parser.add_argument("--suite", default="survey", metavar="SUITE", help="what is measured (default: survey)")
     parser.add_argument("--results", type=folder_argument, metavar="DIR", help="default: results/survey-PARTITION")
     for flag in ("--account", "--qos", "--time", "--container"):
-        parser.add_argument(flag, metavar=flag.removeprefix("--").upper(), help="instead of what the site's file says")
+        parser.add_argument(flag, metavar=flag.removeprefix("--").upper(), help="instead of the site's")
     parser.add_argument("--site", type=Path, metavar="FILE", help="a YAML file like slurm/site.yaml")
     parser.add_argument("--dry-run", action="store_true", help="print the commands")
     parser.set_defaults(command=run_survey)
@@ -127,23 +127,23 @@ def run_survey(args: argparse.Namespace) -> int:
 
     if args.report:
         return report_survey(args.report)
-    flags = {name: getattr(args, name) for name in ("partition", "account", "qos", "time")}
-    site = load_site(args.site, flags, os.environ)
+    site = load_site(
+        args.site, {name: getattr(args, name) for name in ("partition", "account", "qos", "time")}, os.environ
+    )
     results = (args.results or Path("results") / f"survey-{args.partition}").absolute()
     request = Request(args.partition, results, args.suite, args.devices_per_node, args.pairs, args.wait, site)
     scheduler.require_sbatch()
     scheduler.check_partition(args.partition, 0)
     nodes = scheduler.nodes_of(args.partition)
     jobs = plan_jobs(request, nodes)
-    if not jobs:
-        print("nothing is left to be measured, of the nodes that can be")
-        return report_survey(results)
-    if args.dry_run:
-        print("\n".join(shlex.join(command) for _, command, _ in jobs))
+    if args.dry_run or not jobs:
+        print(
+            "\n".join(shlex.join(job.command) for job in jobs) or "nothing is left to be measured on nodes that are up"
+        )
         return 0
     environment = os.environ | job_environment(site, args.container, [str(results)])
     check_results(results)
-    scheduler.test_submission(jobs[0][1], environment)
+    scheduler.test_submission(jobs[0].command, environment)
     submitted = submit_survey(request, nodes, environment)
     print(f"jobs:    {len(submitted.jobs)}, {submitted.jobs[0].job} to {submitted.jobs[-1].job}, and the report")
     print(f"report:  mnist-dist slurm survey --report {results}")
@@ -151,30 +151,27 @@ def run_survey(args: argparse.Namespace) -> int:
 
 
 def report_survey(results: Path) -> int:
-    from mnist_dist.benchmarks.analysis.survey import find, judge, read_surveyed, units_of
+    from mnist_dist.benchmarks.analysis.survey import PAIR, find, judge, read_surveyed, units_of
     from mnist_dist.benchmarks.report.survey import render_survey
     from mnist_dist.files import write_json, write_text
     from mnist_dist.slurm.scheduler import job_states
-    from mnist_dist.slurm.submission import read_submitted, record_file
-    from mnist_dist.slurm.survey import follow
+    from mnist_dist.slurm.survey import follow, read_plan, submitted_jobs
 
-    submitted = read_submitted(results).ids if record_file(results).exists() else []
+    plan, jobs, surveyed = read_plan(results), submitted_jobs(results), read_surveyed(results)
     try:
-        states = {state.job: state for state in job_states(submitted)} if submitted else {}
-    except UserError as error:  # The results are there without it.
+        states = {state.job: state for state in job_states(list(jobs.values()))} if jobs else {}
+    except UserError as error:  # What was measured is there without Slurm.
         print(f"{error} What is under way is not known.", file=sys.stderr)
         states = {}
-    surveyed, progress = read_surveyed(results), follow(results, states)
+    lost, missing = follow(results, plan, states)
     judged = judge(units_of(surveyed))
-    findings = find(surveyed, judged, progress.lost)
-    nodes = [node.name for node in progress.plan.nodes]
-    text, page, told = render_survey(
-        progress.plan.partition, nodes, list(surveyed), progress.pairs, progress.missing, judged, findings
-    )
+    findings = find(surveyed, judged, lost)
+    pairs = sum(PAIR in name for name in {*jobs, *map(PAIR.join, surveyed)})
+    text, page, told = render_survey(plan.partition, list(plan.nodes), list(surveyed), pairs, missing, judged, findings)
     write_text(results / "survey.html", page)
     write_json(results / "verdict.json", told)
     print(f"{text}\npage: {results / 'survey.html'}, for tools: {results / 'verdict.json'}")
-    return 1 if findings else 0 if judged else 3
+    return EXIT_FAILED if findings else 0 if judged else 3
 
 
 def run_scaling(args: argparse.Namespace) -> int:

@@ -8,9 +8,12 @@ repeats' own spread makes of a median.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -33,25 +36,24 @@ RARE_SHARE = 0.1  # Of the fleet; what more devices have is how the fleet is.
 PAIR = "+"  # Between the names of two nodes.
 WHOLE = "all"  # Instead of a device: all of a node or of a pair.
 NETWORK = "network"
+NO_FAILURE = ("ok", "skipped")
+
+Nodes = tuple[str, ...]  # One, or the two of a link.
+Findings = dict[tuple[Nodes, str], list[str]]  # In which ways, in words, whom: a node or link (WHOLE), or a device.
+Model = TypeVar("Model", bound=Section)
 
 
 class Part(Section):
-    """What was measured of a device, by its number, or of all that a node or a pair has.
+    """What was measured of a device or of all: log rates by aspect and repeat, failures, and what the driver told."""
 
-    Attributes:
-        log_rates: by aspect, of each repeat that has one.
-        failures: in words, of the repeats that have none.
-    """
-
-    log_rates: dict[str, list[float]] = Field(default_factory=dict)
+    log_rates: dict[str, list[float]]
     failures: list[str] = Field(default_factory=list)
-    uuid: str | None = None
     throttled_by: list[str] | None = None
     ecc_errors: NonNegativeInt = 0
 
 
 class Surveyed(Section):
-    """What a job leaves of a node or of a pair: `nodes/NODE.json` or `pairs/NODE+NODE.json`."""
+    """What a job leaves of a node, in `nodes/NODE.json`, or a pair, in `pairs/NODE+NODE.json`; by device, or WHOLE."""
 
     machine: str
     parts: dict[str, Part]
@@ -63,183 +65,147 @@ class Unit:
 
     Attributes:
         aspect: compute, memory, copies, training, all-reduce, or network, which is that between nodes.
-        log_rates: of a node's network, of its links.
+        log_rates: of the repeats; of a node's network, of its links.
+        effect: log ratio of its rate to the fleet's median; negative where it is slower.
     """
 
-    nodes: tuple[str, ...]
+    nodes: Nodes
     part: str
     aspect: str
     machine: str
     log_rates: tuple[float, ...]
+    effect: float = 0.0
+    z: float = 0.0
+    is_slow: bool = False
 
     @property
     def is_link(self) -> bool:
         return len(self.nodes) > 1
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A unit beside its fleet.
-
-    Attributes:
-        effect: log ratio of its rate to the fleet's median; negative where it is slower.
-        p_value: of being so much slower by chance.
-    """
-
-    unit: Unit
-    effect: float
-    z: float
-    p_value: float
-    is_slow: bool = False
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Who stands out: a node, a device of it, or the link of two nodes; and in which ways, in words."""
-
-    nodes: tuple[str, ...]
-    part: str
-    ways: tuple[str, ...]
-
-
 def summarize(folder: Path) -> Surveyed:
-    """Keeps, in a file beside the folder, what the studies in it say: of each device, or of all."""
-    parts, machine = {}, ""
-    for study in sorted(file.parent for file in folder.glob("*/records")):
-        records = Store(study).records()
-        parts[study.name] = _summarize(records)
-        machine = machine or next((machine_type(each) for each in records), "")
-    surveyed = Surveyed(machine=machine, parts=parts)
-    write_json(folder.with_name(f"{folder.name}.json"), surveyed.model_dump(mode="json"))
-    return surveyed
+    """Keeps, in a file beside the folder, what the studies in it say, each of a device or of all."""
+    studies = {file.parent.name: Store(file.parent).records() for file in sorted(folder.glob("*/records"))}
+    machine = next((machine_type(each) for records in studies.values() for each in records), "")
+    found = Surveyed(machine=machine, parts={name: _summarize(records) for name, records in studies.items()})
+    write_json(folder.with_name(f"{folder.name}.json"), found.model_dump(mode="json"))
+    return found
 
 
 def _summarize(records: Sequence[Record]) -> Part:
-    log_rates: dict[str, list[float]] = {}
-    for record in (each for each in records if each.status == "ok"):
-        for aspect, rate in kind(record.case.kind).aspects(record).items():
-            log_rates.setdefault(aspect, []).append(rate)
-    failures = [f"{each.case.kind}: {each.reason}" for each in records if each.status not in ("ok", "skipped")]
+    told = [item for each in records if each.status == "ok" for item in kind(each.case.kind).aspects(each).items()]
     gpus = [gpu for each in records if each.telemetry for gpu in each.telemetry.gpus]
     return Part(
-        log_rates=log_rates,
-        failures=sorted(set(failures)),
-        uuid=next((gpu.uuid for gpu in gpus), None),
+        log_rates={name: [rate for _, rate in rates] for name, rates in group_by(told, lambda item: item[0]).items()},
+        failures=sorted({f"{each.case.kind}: {each.reason}" for each in records if each.status not in NO_FAILURE}),
         throttled_by=sorted({reason for gpu in gpus for reason in gpu.throttled_by}) if gpus else None,
         ecc_errors=max((gpu.ecc_errors or 0 for gpu in gpus), default=0),
     )
 
 
-def read_surveyed(results: Path) -> dict[tuple[str, ...], Surveyed]:
-    """Returns what was measured, by node (a tuple of one) or pair.
-
-    Raises:
-        UserError: a file is damaged.
-    """
-    found = {}
-    for file in sorted([*results.glob("nodes/*.json"), *results.glob("pairs/*.json")]):
-        try:
-            found[tuple(file.stem.split(PAIR))] = Surveyed.model_validate(read_json(file))
-        except ValidationError as error:
-            raise UserError(f"{file}: {explain(error)} Remove it, and survey again.") from None
-    return found
+def read_model(model: type[Model], file: Path) -> Model:
+    """Reads a file of a survey, or says in a UserError what is wrong with it."""
+    try:
+        return model.model_validate(read_json(file))
+    except ValidationError as error:
+        raise UserError(f"{file}: {explain(error)} Remove it, and survey again.") from None
 
 
-def units_of(surveyed: Mapping[tuple[str, ...], Surveyed]) -> Iterator[Unit]:
+def read_surveyed(results: Path) -> dict[Nodes, Surveyed]:
+    files = sorted([*results.glob("nodes/*.json"), *results.glob("pairs/*.json")])
+    return {tuple(file.stem.split(PAIR)): read_model(Surveyed, file) for file in files}
+
+
+def units_of(surveyed: Mapping[Nodes, Surveyed]) -> Iterator[Unit]:
     """Yields all that can be compared."""
     links: dict[tuple[str, str], list[float]] = {}
-    for nodes, of_nodes in surveyed.items():
-        for name, part in of_nodes.parts.items():
+    for nodes, found in surveyed.items():
+        for name, part in found.parts.items():
             for aspect, rates in part.log_rates.items():
-                is_link = len(nodes) > 1
-                yield Unit(nodes, name, NETWORK if is_link else aspect, of_nodes.machine, tuple(rates))
-                for node in nodes if is_link else ():
-                    links.setdefault((node, of_nodes.machine), []).append(float(np.median(rates)))
+                yield Unit(nodes, name, NETWORK if len(nodes) > 1 else aspect, found.machine, tuple(rates))
+                for node in nodes if len(nodes) > 1 else ():
+                    links.setdefault((node, found.machine), []).append(float(np.median(rates)))
     for (node, machine), rates in links.items():
         if len(rates) > 1:  # With one, the other end might be to blame.
             yield Unit((node,), WHOLE, NETWORK, machine, tuple(rates))
 
 
-def judge(units: Iterable[Unit], significance: float = 0.05) -> list[Judged]:
-    """Compares each unit with its like, the slowest first; where there are too few of a sort, they are left out.
+def judge(units: Iterable[Unit], significance: float = 0.05) -> list[Unit]:
+    """Compares each unit with its like, and returns them, the slowest first; of too few of a sort, none.
 
     A unit is slow if that is no chance (Holm's correction over all of them), the smallest effect that matters or more,
     and true of each of its repeats at least half as much: one that was disturbed is not.
     """
+    sorts = group_by(units, lambda each: (each.aspect, each.machine, each.is_link, each.part == WHOLE)).values()
+    fleets = [fleet for fleet in sorts if len(fleet) >= FEWEST_UNITS]
+    if not fleets:
+        return []
+    effects, best, z, p_values = np.concatenate([_compare(fleet) for fleet in fleets], axis=1)
+    slow = (p_values <= holm_levels(p_values, significance)) & (effects <= -SMALLEST_EFFECT) & (best < effects / 2)
+    each = zip(chain(*fleets), effects.tolist(), z.tolist(), slow.tolist(), strict=True)
+    found = [replace(unit, effect=effect, z=z, is_slow=is_slow) for unit, effect, z, is_slow in each]
+    return sorted(found, key=lambda unit: unit.z)
+
+
+def _compare(fleet: Sequence[Unit]) -> np.ndarray:
+    """Returns of each unit its effect, that of its fastest repeat, z and the p-value, float64 [4, units]."""
     from scipy import special
 
-    judged, slow = [], []
-    for fleet in group_by(units, lambda each: (each.aspect, each.machine, each.is_link, each.part == WHOLE)).values():
-        if len(fleet) < FEWEST_UNITS:
-            continue
-        values = np.array([np.median(each.log_rates) for each in fleet])
-        best = np.array([max(each.log_rates) for each in fleet])
-        spread = _spread_of_repeats(fleet)
-        effects = values - np.median(values)
-        distances = np.abs(effects)
-        scale = max(1.4826 * float(np.median(distances)), spread, SMALLEST_SPREAD)
-        z = effects / scale
-        # Student's t for its tails, which are heavy in a small fleet, whose spread is hardly known.
-        p_values = special.stdtr(_freedoms(distances), np.minimum(z, 0.0))
-        agree = (best - np.median(values)) < effects / 2
-        slow += ((effects <= -SMALLEST_EFFECT) & agree).tolist()
-        judged += [Judged(*each) for each in zip(fleet, effects.tolist(), z.tolist(), p_values.tolist(), strict=True)]
-    p_values = np.array([each.p_value for each in judged])
-    slow = (p_values <= holm_levels(p_values, significance)) & np.array(slow, bool)
-    found = [
-        Judged(each.unit, each.effect, each.z, each.p_value, bool(is_slow))
-        for each, is_slow in zip(judged, slow, strict=True)
-    ]
-    return sorted(found, key=lambda each: each.z)
+    values = np.array([np.median(each.log_rates) for each in fleet])
+    middle = np.median(values)
+    effects, best = values - middle, np.array([max(each.log_rates) for each in fleet]) - middle
+    distances = np.abs(effects)
+    z = effects / max(1.4826 * float(np.median(distances)), _spread_of_repeats(fleet), SMALLEST_SPREAD)
+    return np.stack([effects, best, z, special.stdtr(_freedoms(distances), np.minimum(z, 0.0))])
 
 
 def _spread_of_repeats(fleet: Sequence[Unit]) -> float:
-    """Returns the standard deviation that the fleet's repeats give the median of one unit's, 0 where none repeats."""
-    repeated = [each.log_rates for each in fleet if len(each.log_rates) > 1]
-    if not repeated or (fleet[0].aspect == NETWORK and not fleet[0].is_link):  # A node's links are no repeats.
+    """Returns the standard deviation that the repeats of a typical unit give their median; 0 where none repeats."""
+    if fleet[0].aspect == NETWORK and not fleet[0].is_link:  # A node's links are no repeats.
         return 0.0
+    repeated = [each.log_rates for each in fleet if each.log_rates[1:]]
     spreads = [np.std(each, ddof=1) / math.sqrt(2 * len(each) / math.pi) for each in repeated]
-    return float(np.median(spreads))
+    return float(np.median(spreads)) if spreads else 0.0
 
 
 def _freedoms(distances: np.ndarray) -> float:
-    """Returns the degrees of freedom of Student's t with such tails: the 95th percentile over the median of |t|."""
+    """Returns the degrees of freedom of Student's t with such tails: the 95th percentile over the median of |t|.
+
+    Of a small fleet, whose spread is hardly known, they are few.
+    """
     from scipy import special
 
-    if len(distances) < FEWEST_FOR_TAILS or not (middle := float(np.median(distances))):
+    if len(distances) < FEWEST_FOR_TAILS or not np.median(distances):
         return FEW_FREEDOMS
     freedoms = np.geomspace(2.0, MOST_FREEDOMS, 100)
     ratios = special.stdtrit(freedoms, 0.975) / special.stdtrit(freedoms, 0.75)
-    return float(np.interp(-float(np.quantile(distances, 0.95)) / middle, -ratios, freedoms))
+    return float(np.interp(-np.quantile(distances, 0.95) / np.median(distances), -ratios, freedoms))
 
 
-def find(
-    surveyed: Mapping[tuple[str, ...], Surveyed], judged: Sequence[Judged], lost: Mapping[str, str]
-) -> list[Finding]:
+def find(surveyed: Mapping[Nodes, Surveyed], judged: Sequence[Unit], lost: Mapping[str, str]) -> Findings:
     """Returns who stands out, nodes first. A slow link is one of two nodes that do not stand out themselves.
 
     Args:
         lost: by nodes, why a measurement that began has left nothing.
     """
-    ways: dict[tuple[tuple[str, ...], str], list[str]] = {}
-    for each in judged:
-        if each.is_slow:
-            words = f"{each.unit.aspect} {100 * math.expm1(each.effect):.0f} % (z {each.z:.1f})"
-            ways.setdefault((each.unit.nodes, each.unit.part), []).append(words)
-    devices = [(nodes, name, part) for nodes, of_nodes in surveyed.items() for name, part in of_nodes.parts.items()]
-    throttled = [part.throttled_by for _, _, part in devices if part.throttled_by is not None]
-    shares = {
-        reason: sum(reason in each for each in throttled) / len(throttled) for each in throttled for reason in each
+    ways: Findings = {
+        (tuple(name.split(PAIR)), WHOLE): [f"lost while it was measured: {why}"] for name, why in lost.items()
     }
-    for nodes, name, part in devices:
-        told = ways.get((nodes, name), [])
-        told += [f"no {failure}" for failure in part.failures]
-        held = [each for each in part.throttled_by or () if told or shares[each] <= RARE_SHARE]
+    for each in (each for each in judged if each.is_slow):
+        words = f"{each.aspect} {100 * math.expm1(each.effect):.0f} % (z {each.z:.1f})"
+        ways.setdefault((each.nodes, each.part), []).append(words)
+    parts = {(nodes, name): part for nodes, found in surveyed.items() for name, part in found.parts.items()}
+    throttled = [part.throttled_by for part in parts.values() if part.throttled_by is not None]
+    counts = Counter(chain(*throttled))
+    for key, part in parts.items():
+        slow = ways.get(key, [])
+        told = slow + [f"failed: {failure}" for failure in part.failures]
+        held = [each for each in part.throttled_by or () if slow or counts[each] <= max(RARE_SHARE * len(throttled), 1)]
         told += [f"throttled: {' and '.join(held)}"] * bool(held)
         told += [f"ECC: {part.ecc_errors} uncorrected errors"] * bool(part.ecc_errors)
-        if told:
-            ways[nodes, name] = told
-    ways |= {(tuple(name.split(PAIR)), WHOLE): [f"lost while it was measured: {why}"] for name, why in lost.items()}
+        ways |= {key: told} if told else {}
     named = {nodes[0] for nodes, _ in ways if len(nodes) == 1}
-    findings = [Finding(*key, tuple(told)) for key, told in ways.items() if len(key[0]) == 1 or not named & {*key[0]}]
-    return sorted(findings, key=lambda each: (len(each.nodes), each.nodes, each.part))
+    keys = sorted(
+        (key for key in ways if len(key[0]) == 1 or not named & {*key[0]}), key=lambda key: (len(key[0]), key)
+    )
+    return {key: ways[key] for key in keys}

@@ -24,7 +24,7 @@ from mnist_dist.files import write_json
 from mnist_dist.slurm.command import main as slurm
 from mnist_dist.slurm.scheduler import Node
 from mnist_dist.slurm.site import load_site
-from mnist_dist.slurm.survey import PLAN, Plan, Request, plan_file, plan_jobs, tournament
+from mnist_dist.slurm.survey import Plan, Request, plan_file, plan_jobs, tournament
 
 ASPECTS = {"compute": 30.0, "memory": 28.0, "copies": 24.0, "training": 12.0}  # Log rates.
 REPEATS = 3
@@ -73,13 +73,12 @@ def fleet(
 def named(surveyed: dict[tuple[str, ...], Surveyed]) -> set[tuple[str, ...]]:
     """Returns nodes with their device, and links, as `slow` has them."""
     findings = find(surveyed, judge(units_of(surveyed)), {})
-    return {each.nodes if each.part == WHOLE else (*each.nodes, each.part) for each in findings}
+    return {nodes if part == WHOLE else (*nodes, part) for nodes, part in findings}
 
 
 def write_survey(folder: Path, surveyed: dict[tuple[str, ...], Surveyed], lost: Sequence[str] = ()) -> None:
-    names = [key[0] for key in surveyed if len(key) == 1]
-    plan = Plan("gpu", tuple(Node(name, "idle", 8) for name in names))
-    write_json(plan_file(folder), PLAN.dump_python(plan, mode="json"))
+    plan = Plan(partition="gpu", nodes={key[0]: "idle" for key in surveyed if len(key) == 1})
+    write_json(plan_file(folder), plan.model_dump())
     for name in lost:
         (folder / "nodes" / name).mkdir(parents=True)
     for key, each in surveyed.items():
@@ -98,12 +97,10 @@ def main(arguments: Sequence[str]) -> None:
     if arguments[:1] == ["scale"]:
         measure_scale()
         return
-    print(
-        "Share of 200 equal fleets of which somebody is named; that of those with a device 10 % slow that name it alone"
-    )
+    print("Equal fleets that name somebody; of those with a device that is 10 % slow, who name it, and it alone")
     for nodes in (8, 32, 200, 1000):
         for noise, between in ((0.01, 0.005), (0.02, 0.01), (0.03, 0.0)):
-            count = 200 if nodes < 1000 else 40
+            count = max(3200 // nodes, 20) if nodes > 8 else 200
             equal = [
                 named(fleet(np.random.default_rng([seed, 1]), nodes, noise=noise, between=between))
                 for seed in range(count)
@@ -133,19 +130,20 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def measure_scale() -> None:
-    began, names = time.monotonic(), [Node(f"n{number}", "idle", 8) for number in range(1, 1001)]
+    names = [Node(f"n{number}", "idle", 8) for number in range(1, 1001)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         request = Request("gpu", folder, "survey", None, 3, 60, load_site(None, {}, {}))
-        print(f"{len(plan_jobs(request, names)):,} jobs planned after {time.monotonic() - began:.1f} s")
+        began, spent = time.monotonic(), time.process_time()
+        print(f"{len(plan_jobs(request, names)):,} jobs planned in {time.process_time() - spent:.1f} s")
         write_survey(folder, fleet(np.random.default_rng(0), 1000, 8, slow={("n7", "2"): 0.12}))
-        began = time.monotonic()
+        began, spent = time.monotonic(), time.process_time()
         code = slurm(["survey", "--report", name])
         size = (folder / "survey.html").stat().st_size
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"code {code}, judged and drawn in {time.monotonic() - began:.1f} s, at most {most:.2f} GiB; "
-        f"a page of {size:,} bytes"
+        f"code {code}; judged and drawn in {time.process_time() - spent:.1f} s of processor time, "
+        f"{time.monotonic() - began:.0f} s in all, at most "
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB; a page of {size:,} bytes"
     )
 
 
