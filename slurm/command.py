@@ -120,6 +120,7 @@ def add_survey(commands: Any) -> None:
 
 
 def run_survey(args: argparse.Namespace) -> int:
+    from mnist_dist.benchmarks.measure.suite import load_suite
     from mnist_dist.slurm import scheduler
     from mnist_dist.slurm.site import job_environment, load_site
     from mnist_dist.slurm.submission import check_results
@@ -127,9 +128,9 @@ def run_survey(args: argparse.Namespace) -> int:
 
     if args.report:
         return report_survey(args.report)
-    site = load_site(
-        args.site, {name: getattr(args, name) for name in ("partition", "account", "qos", "time")}, os.environ
-    )
+    load_suite(args.suite)  # A mistake in it shows before anything is submitted.
+    flags = {name: getattr(args, name) for name in ("partition", "account", "qos", "time")}
+    site = load_site(args.site, flags, os.environ)
     results = (args.results or Path("results") / f"survey-{args.partition}").absolute()
     request = Request(args.partition, results, args.suite, args.devices_per_node, args.pairs, args.wait, site)
     scheduler.require_sbatch()
@@ -137,9 +138,7 @@ def run_survey(args: argparse.Namespace) -> int:
     nodes = scheduler.nodes_of(args.partition)
     jobs = plan_jobs(request, nodes)
     if args.dry_run or not jobs:
-        print(
-            "\n".join(shlex.join(job.command) for job in jobs) or "nothing is left to be measured on nodes that are up"
-        )
+        print(*([shlex.join(job.command) for job in jobs] or ["nothing is left to be measured"]), sep="\n")
         return 0
     environment = os.environ | job_environment(site, args.container, [str(results)])
     check_results(results)
@@ -154,15 +153,16 @@ def report_survey(results: Path) -> int:
     from mnist_dist.benchmarks.analysis.survey import PAIR, find, judge, read_surveyed, units_of
     from mnist_dist.benchmarks.report.survey import render_survey
     from mnist_dist.files import write_json, write_text
-    from mnist_dist.slurm.scheduler import job_states
+    from mnist_dist.slurm.scheduler import JobState, job_states
     from mnist_dist.slurm.survey import follow, read_plan, submitted_jobs
 
     plan, jobs, surveyed = read_plan(results), submitted_jobs(results), read_surveyed(results)
+    states: dict[str, JobState] | None = {}
     try:
         states = {state.job: state for state in job_states(list(jobs.values()))} if jobs else {}
     except UserError as error:  # What was measured is there without Slurm.
         print(f"{error} What is under way is not known.", file=sys.stderr)
-        states = {}
+        states = None
     lost, missing = follow(results, plan, states)
     judged = judge(units_of(surveyed))
     findings = find(surveyed, judged, lost)

@@ -1,5 +1,6 @@
 """A survey of a partition: which nodes are measured, each by itself and then in pairs, and a job for each."""
 
+import math
 import re
 import sys
 import time
@@ -17,7 +18,7 @@ from mnist_dist.slurm.scheduler import JobState, Node
 from mnist_dist.slurm.site import Site, gpu_flag, sbatch_flags
 from mnist_dist.slurm.status import describe
 from mnist_dist.slurm.study import SBATCH, SCRIPTS, log_pattern, seconds_of
-from mnist_dist.slurm.submission import ENDED, RECORD, Submitted, SubmittedJob, read_submitted, record_file
+from mnist_dist.slurm.submission import RECORD, Submitted, SubmittedJob, read_submitted, record_file
 
 PACE_SECONDS = 0.05  # Between two submissions: a controller takes tens in a second.
 NOT_USABLE = re.compile(r"drain|down|fail|maint|unk|reboot|inval|.*\*$")
@@ -90,28 +91,26 @@ def plan_jobs(request: Request, nodes: Sequence[Node]) -> list[SurveyJob]:
         for key in [*((name,) for name in names), *pairs]:
             if key not in done:
                 behind = list(dict.fromkeys(last[name] for name in key if name in last))
-                jobs.append(SurveyJob(key, _command(request, key, devices), behind))
+                jobs.append(SurveyJob(key, _job_command(request, key, devices), behind))
                 last |= dict.fromkeys(key, jobs[-1].name)
     return jobs
 
 
-def _command(request: Request, nodes: Nodes, devices: int) -> list[str]:
+def _job_command(request: Request, nodes: Nodes, devices: int) -> list[str]:
     has_gpus = request.devices_per_node is None
     cores = request.site.cpus_per_task or (None if has_gpus else 1)
     limit = seconds_of(request.site.time) + 60 * request.wait_minutes
-    return [
-        *_head(request),
-        *(f"--nodes={len(nodes)}", f"--nodelist={','.join(nodes)}", f"--ntasks-per-node={devices}"),
-        *([gpu_flag(request.site, devices)] if has_gpus else []),
-        *([f"--cpus-per-task={cores}"] if cores else []),
-        *([f"--deadline=now+{limit:.0f}"] if limit < float("inf") else []),
-        *("--no-requeue", str(SCRIPTS / "survey.sbatch"), str(request.results), request.suite, str(devices)),
-    ]
+    flags = [f"--nodes={len(nodes)}", f"--nodelist={','.join(nodes)}", f"--ntasks-per-node={devices}", "--no-requeue"]
+    flags += [gpu_flag(request.site, devices)] if has_gpus else []
+    flags += [f"--cpus-per-task={cores}"] if cores else []
+    flags += [f"--deadline=now+{limit:.0f}"] if limit < math.inf else []
+    return [*_command(request, flags), request.suite, str(devices)]
 
 
-def _head(request: Request, *flags: str) -> list[str]:
-    name = f"--job-name=survey-{request.results.name}"
-    return [*SBATCH, name, *sbatch_flags(request.site), f"--output={log_pattern(request.results)}", *flags]
+def _command(request: Request, flags: Sequence[str], *mode: str) -> list[str]:
+    head = [*SBATCH, f"--job-name=survey-{request.results.name}", *sbatch_flags(request.site), *flags]
+    script = [str(SCRIPTS / "survey.sbatch"), *mode, str(request.results)]
+    return [*head, f"--output={log_pattern(request.results)}", *script]
 
 
 def submit_survey(request: Request, nodes: Sequence[Node], environment: Mapping[str, str]) -> Submitted:
@@ -123,25 +122,23 @@ def submit_survey(request: Request, nodes: Sequence[Node], environment: Mapping[
     plan = Plan(partition=request.partition, nodes={node.name: node.state for node in nodes})
     write_json(plan_file(request.results), plan.model_dump())
     numbers: dict[str, str] = {}
-    # A dependency on the name, as there may be too many jobs to count them up.
-    report = _head(request, "--dependency=singleton", "--ntasks=1", str(SCRIPTS / "survey.sbatch"), "--report")
+    last = ""
     try:
         for job in plan_jobs(request, nodes):
             behind = [f"--dependency=afterany:{':'.join(numbers[name] for name in job.behind)}"] if job.behind else []
             command = [*job.command[:3], *behind, *job.command[3:]]
-            numbers[job.name] = scheduler.submit(command, environment)
+            numbers[job.name] = last = scheduler.submit(command, environment)
             time.sleep(PACE_SECONDS)
-        last = scheduler.submit([*report, str(request.results)], environment)
+        # By a dependency on the name, as there may be too many jobs to count them up.
+        last = scheduler.submit(_command(request, ["--dependency=singleton", "--ntasks=1"], "--report"), environment)
     except TrainingError as error:
         if not numbers:
             raise
         print(f"{error} The same command goes on with the rest when these jobs have ended.", file=sys.stderr)
-        last = list(numbers.values())[-1]
-    finally:
+    finally:  # When interrupted as well, so that `cancel` finds them.
         jobs = tuple(SubmittedJob(number, name, ()) for name, number in numbers.items())
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        if jobs:  # When interrupted as well, so that `cancel` finds them.
-            submitted = Submitted(jobs, locals().get("last", jobs[-1].job), now)
+        submitted = Submitted(jobs, last, datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        if jobs:
             write_json(record_file(request.results), RECORD.dump_python(submitted, mode="json"))
     return submitted
 
@@ -159,17 +156,20 @@ def submitted_jobs(results: Path) -> dict[str, str]:
     return {job.name: job.job for job in read_submitted(results).jobs}
 
 
-def follow(results: Path, plan: Plan, states: Mapping[str, JobState]) -> tuple[dict[str, str], dict[str, str]]:
-    """Says of each that is not measured why: of what was lost on the way, pairs too, and of nodes that are missing."""
+def follow(results: Path, plan: Plan, states: Mapping[str, JobState] | None) -> tuple[dict[str, str], dict[str, str]]:
+    """Says of each that is not measured why: of what was lost on the way, pairs too, and of nodes that are missing.
+
+    Args:
+        states: of jobs that Slurm knows; None where it cannot be asked.
+    """
     done, jobs = read_surveyed(results), submitted_jobs(results)
     lost, missing = {}, {}
-    for name in dict.fromkeys([*plan.nodes, *jobs]):
-        if tuple(name.split(PAIR)) in done:
-            continue
-        state = states.get(jobs.get(name, ""))
+    for name in (each for each in dict.fromkeys([*plan.nodes, *jobs]) if tuple(each.split(PAIR)) not in done):
+        state = (states or {}).get(jobs.get(name, ""))
         told = f"job {state.job}: {describe(state)}" if state else f"it is {plan.nodes.get(name, 'no longer known')}"
         began = (results / ("pairs" if PAIR in name else "nodes") / name).exists()
-        if (state.state in BROKEN or (began and state.state in ENDED)) if state else began:
+        has_ended = state.state in BROKEN if state else states is not None
+        if (began and has_ended) or (state and state.state == "NODE_FAIL"):
             lost[name] = told
         elif PAIR not in name:
             missing[name] = told

@@ -7,11 +7,10 @@ import numpy as np
 
 from mnist_dist.benchmarks.analysis.survey import FEWEST_UNITS, WHOLE, Findings, Nodes, Unit
 from mnist_dist.benchmarks.report.html import render_template
+from mnist_dist.benchmarks.report.trend import HEIGHT, MOST_MARKS, PERCENTS, WIDTH
 from mnist_dist.benchmarks.statistics.grouping import group_by
 
-WIDTH, HEIGHT = 560, 150  # Of a chart's plane, in units of its view box.
-MOST_MARKS, MOST_NAMES = 500, 5  # Of a chart; a mark then spans several units.
-PERCENTS = (2, 5, 10, 20, 50, 100, 1000)  # Between two lines of a chart.
+MOST_NAMES = 5  # Below a chart.
 
 
 def render_survey(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mnist_dist.slurm.submission import read_submitted
-from tests.slurm.cluster import ALL, NODES, FEW_AT_A_TIME, Cluster, wait_until
+from tests.slurm.cluster import ALL, FEW_AT_A_TIME, NODES, Cluster, wait_until
 from tests.slurm.conftest import ROOT
 
 SUITE = """

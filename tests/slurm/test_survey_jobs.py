@@ -44,9 +44,9 @@ def test_a_job_for_each_node_and_pair(tmp_path: Path) -> None:
     assert all(len(job.nodes) == 2 for job in jobs[5:]) and len(jobs) == 7
     assert jobs[0].command == [
         *("sbatch", "--parsable", "--export=ALL", f"--job-name=survey-{tmp_path.name}"),
-        *("--partition=gpu", "--time=00:30:00", f"--output={tmp_path}/logs/%x-%j.out"),
-        *("--nodes=1", "--nodelist=n1", "--ntasks-per-node=4", "--gpus-per-node=4", "--deadline=now+5400"),
-        *("--no-requeue", str(ROOT / "slurm" / "survey.sbatch"), str(tmp_path), "survey", "4"),
+        *("--partition=gpu", "--time=00:30:00", "--nodes=1", "--nodelist=n1", "--ntasks-per-node=4", "--no-requeue"),
+        *("--gpus-per-node=4", "--deadline=now+5400", f"--output={tmp_path}/logs/%x-%j.out"),
+        *(str(ROOT / "slurm" / "survey.sbatch"), str(tmp_path), "survey", "4"),
     ]
     assert {"--nodes=2", f"--nodelist={','.join(jobs[5].nodes)}"} < set(jobs[5].command)
     cores = plan_jobs(make_request(tmp_path, devices_per_node=2), NODES)[0].command
@@ -104,7 +104,10 @@ def test_those_before_a_refusal_stay_and_are_followed(
     )
     lost, missing = follow(tmp_path, plan, {"101": JobState("101", "RUNNING", "1:00")})
     assert lost == {} and missing["n1"] == "job 101: RUNNING"
+    assert follow(tmp_path, plan, {"101": JobState("101", "CANCELLED", "1:00")})[0] == {}, "nobody's fault"
+    assert follow(tmp_path, plan, {"103": JobState("103", "FAILED", "0:00")})[0] == {"n1": "it is idle"}
     assert follow(tmp_path, plan, {})[0] == {"n1": "it is idle"}, "Slurm has forgotten the job"
+    assert follow(tmp_path, plan, None)[0] == {}, "Slurm cannot be asked whether it runs"
 
 
 def test_a_device_sees_itself() -> None:

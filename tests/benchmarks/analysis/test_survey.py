@@ -10,7 +10,6 @@ import pytest
 
 from mnist_dist.benchmarks.analysis.survey import (
     WHOLE,
-    Nodes,
     Part,
     Surveyed,
     find,
