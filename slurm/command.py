@@ -254,6 +254,8 @@ def run_status(args: argparse.Namespace) -> int:
     from mnist_dist.slurm.submission import read_submitted
 
     results = find_study(args.study)
+    if (results / "survey.json").exists():
+        return report_survey(results)
     submitted = read_submitted(results)
     print(render_status(submitted, job_states(submitted.ids), results))
     return 0

@@ -115,11 +115,16 @@ def test_a_device_sees_itself() -> None:
     assert visible(1, 4, {"CUDA_VISIBLE_DEVICES": "2,5"}) == visible(0, 1, {}) == {}
 
 
+def test_a_suite_that_is_none_is_told_of_before_slurm_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["survey", "--partition", "gpu", "--suite", "surwey"]) == 2
+    assert "SUITE: " in capsys.readouterr().err
+
+
 def test_a_report_of_too_little_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["survey", "--report", str(tmp_path)]) == 2
     assert "holds no 'survey.json'; expected the folder of `mnist-dist slurm survey`" in capsys.readouterr().err
     (tmp_path / "survey.json").write_text('{"partition": "gpu", "nodes": {"n1": "drained"}}')
-    assert main(["survey", "--report", str(tmp_path)]) == 3
+    assert main(["survey", "--report", str(tmp_path)]) == main(["status", str(tmp_path)]) == 3
     assert capsys.readouterr().out.startswith("Nothing can be judged: of 1 node 0 are measured")
     told = json.loads((tmp_path / "verdict.json").read_text())
     assert told["exclude"] == [] and told["missing"] == {"n1": "it is drained"}
