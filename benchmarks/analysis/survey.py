@@ -30,7 +30,7 @@ from mnist_dist.files import write_json
 
 SMALLEST_EFFECT = -math.log1p(-0.05)  # Of the log rate; smaller differences do not matter.
 SMALLEST_SPREAD = 0.003  # Of log rates, however much the units resemble one another.
-FEWEST_UNITS, FEWEST_FOR_TAILS = 5, 40
+FEWEST_UNITS, FEWEST_REPEATS, FEWEST_FOR_TAILS = 5, 2, 40
 FEW_FREEDOMS, MOST_FREEDOMS = 5.0, 50.0
 RARE_SHARE = 0.1  # Of the fleet; what more devices have is how the fleet is.
 PAIR = "+"  # Between the names of two nodes.
@@ -126,8 +126,7 @@ def units_of(surveyed: Mapping[Nodes, Surveyed]) -> Iterator[Unit]:
                 for node in nodes if len(nodes) > 1 else ():
                     links.setdefault((node, found.machine), []).append(float(np.median(rates)))
     for (node, machine), rates in links.items():
-        if len(rates) > 1:  # With one, the other end might be to blame.
-            yield Unit((node,), WHOLE, NETWORK, machine, tuple(rates))
+        yield Unit((node,), WHOLE, NETWORK, machine, tuple(rates))
 
 
 def judge(units: Iterable[Unit], significance: float = 0.05) -> list[Unit]:
@@ -137,7 +136,8 @@ def judge(units: Iterable[Unit], significance: float = 0.05) -> list[Unit]:
     and true of each of its repeats at least half as much: one that was disturbed is not.
     """
     sorts = group_by(units, lambda each: (each.aspect, each.machine, each.is_link, each.part == WHOLE)).values()
-    fleets = [fleet for fleet in sorts if len(fleet) >= FEWEST_UNITS]
+    repeated = ([unit for unit in fleet if len(unit.log_rates) >= FEWEST_REPEATS] for fleet in sorts)
+    fleets = [fleet for fleet in repeated if len(fleet) >= FEWEST_UNITS]
     if not fleets:
         return []
     effects, best, z, p_values = np.concatenate([_compare(fleet) for fleet in fleets], axis=1)
@@ -160,12 +160,11 @@ def _compare(fleet: Sequence[Unit]) -> np.ndarray:
 
 
 def _spread_of_repeats(fleet: Sequence[Unit]) -> float:
-    """Returns the standard deviation that the repeats of a typical unit give their median; 0 where none repeats."""
+    """Returns the standard deviation that the repeats of a typical unit give their median; 0 of a node's network."""
     if fleet[0].aspect == NETWORK and not fleet[0].is_link:  # A node's links are no repeats.
         return 0.0
-    repeated = [each.log_rates for each in fleet if each.log_rates[1:]]
-    spreads = [np.std(each, ddof=1) / math.sqrt(2 * len(each) / math.pi) for each in repeated]
-    return float(np.median(spreads)) if spreads else 0.0
+    rates = [each.log_rates for each in fleet]
+    return float(np.median([np.std(each, ddof=1) / math.sqrt(2 * len(each) / math.pi) for each in rates]))
 
 
 def _freedoms(distances: np.ndarray) -> float:

@@ -330,7 +330,7 @@ def write_configuration(folder: Path, task_plugin: str) -> None:
     for name, nodes in PARTITIONS.items():
         default = " Default=YES GraceTime=30" if name == "cpu" else ""
         lines.append(f"PartitionName={name} Nodes={','.join(nodes)} MaxTime=60 DefaultTime=5{default}")
-    lines += ["Licenses=few:3", f"PartitionName={ALL} Nodes=ALL MaxTime=60 DefaultTime=5"]
+    lines += ["Licenses=few:4", f"PartitionName={ALL} Nodes=ALL MaxTime=60 DefaultTime=5"]
     shared = f"Nodes={','.join(PARTITIONS['cpu'])} MaxTime=60 DefaultTime=5"
     lines += [f"PartitionName={PAID} {shared}", f"PartitionName={URGENT} {shared} PriorityTier=10"]
     (folder / "slurm.conf").write_text("\n".join(lines) + "\n")

@@ -15,10 +15,10 @@ from tests.slurm.conftest import ROOT
 SUITE = """
 description: Short measurements.
 minutes: 1
-repeats: 1
+repeats: 2
 devices: all
 blocks:
-  - {kind: bandwidth, strategies: single, devices: 1}
+  - {kind: matmul, strategies: single, devices: 1}
   - {kind: collectives, strategies: [mirrored, multiworker]}
 """
 SLOW_NODE, SLOW_LINK, LOST = "n2-ib", ("n10", "rack2n1"), "rack1n1"
@@ -27,7 +27,7 @@ SLOW_NODE, SLOW_LINK, LOST = "n2-ib", ("n10", "rack2n1"), "rack1n1"
 # it starts, but no other variable.
 PLANT = f"""
 import os, sys, time
-node = os.environ.setdefault("PLANTED_NODE", os.environ.get("SLURMD_NODENAME", ""))
+node = os.environ["PLANTED_NODE"] = os.environ.get("SLURMD_NODENAME") or os.environ.get("PLANTED_NODE", "")
 if "mnist_dist.benchmarks.measure.worker" in sys.orig_argv:
     from mnist_dist.distributed.cluster import expand_node_list
     nodes = set(expand_node_list(os.environ.get("SLURM_JOB_NODELIST", "")))
