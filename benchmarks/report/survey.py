@@ -10,8 +10,6 @@ from mnist_dist.benchmarks.report.html import render_template
 from mnist_dist.benchmarks.report.trend import HEIGHT, MOST_MARKS, PERCENTS, WIDTH
 from mnist_dist.benchmarks.statistics.grouping import group_by
 
-MOST_NAMES = 5  # Below a chart.
-
 
 def render_survey(
     partition: str,
@@ -31,6 +29,7 @@ def render_survey(
         missing: why, in words, by node.
     """
     fleets = group_by(judged, lambda each: (each.aspect, each.is_link, each.machine)).values()
+    charts = [_chart(fleet, len({each.machine for each in judged}) > 1) for fleet in fleets]
     told = {
         "partition": partition,
         "nodes": len(nodes),
@@ -38,11 +37,11 @@ def render_survey(
         "missing": dict(missing),
         "exclude": sorted({of[0] for of, _ in findings if len(of) == 1}),
         "findings": [{"nodes": of, "part": part, "ways": ways} for (of, part), ways in findings.items()],
+        "ranking": {chart["title"]: chart["ranking"] for chart in charts},
     }
     named = [(name_of(*whom), "; ".join(ways)) for whom, ways in findings.items()]
     content = {**told, "findings": named, "links": sum(len(each) > 1 for each in seen), "pairs": pairs}
     content |= {"judged": len(judged), "fewest": FEWEST_UNITS, "missing": sorted(missing.items())}
-    charts = [_chart(fleet, len({each.machine for each in judged}) > 1) for fleet in fleets]
     return (
         render_template("survey.txt.j2", **content).strip(),
         render_template("survey.html.j2", **content, charts=charts),
@@ -68,9 +67,9 @@ def _chart(fleet: Sequence[Unit], with_machine: bool) -> dict[str, Any]:
     what = "link" if unit.is_link else "node" if unit.part == WHOLE else "device"
     lines = range(int(low // step + 1) * step, int(high) + 1, step)
     return {
-        "title": f"{unit.aspect} of {len(fleet):,} {what}s" + f" ({unit.machine})" * with_machine,
+        "title": f"{unit.aspect.capitalize()} of {len(fleet):,} {what}s" + f" ({unit.machine})" * with_machine,
         "lines": [(each, HEIGHT * (high - each) / (high - low)) for each in lines],
         "marks": [(x[each].mean(), y[each].min(), y[each].max()) for each in marks],
         "slow": [each for unit, *each in zip(ranked, x, y, names, strict=True) if unit.is_slow],
-        "slowest": [(names[place], percent[place] - 100, each.z) for place, each in enumerate(ranked[:MOST_NAMES])],
+        "ranking": [(name, value - 100, each.z) for each, name, value in zip(ranked, names, percent, strict=True)],
     }

@@ -56,6 +56,14 @@ def test_what_disturbs_one_repeat_names_nobody() -> None:
     assert named(found) == set()
 
 
+def test_nothing_is_judged_by_a_single_repeat() -> None:
+    found = fleet(rng(0), 8, rounds=0, slow={("n3", "0"): 2.0})
+    for each in found.values():
+        for rates in each.parts["0"].log_rates.values():
+            del rates[1:]
+    assert judge(units_of(found)) == []
+
+
 def test_a_slow_link_is_told_from_a_node_with_a_slow_network() -> None:
     pairs = [key for key in fleet(rng(0), 8) if len(key) > 1]
     assert named(fleet(rng(0), 8, slow={pairs[0]: 0.5})) == {pairs[0]}
@@ -128,15 +136,16 @@ def test_the_text_begins_with_the_finding_and_the_page_holds_names_as_text() -> 
     judged = judge(units_of(found))
     nodes = [key[0] for key in found if len(key) == 1]
     findings = find(found, judged, {"<n9>": "job 3: NODE_FAIL"})
-    text, page, told = render_survey(
-        "gpu", [*nodes, "n10"], list(found), 12, {"n10": "it is drained"}, judged, findings
-    )
+    missing = {"N10": "it is drained"}
+    text, page, told = render_survey("gpu", [*nodes, "N10"], list(found), 12, missing, judged, findings)
     first, *others = text.splitlines()
     assert first == f"3 stand out, of 8 of 9 nodes: <n9>, n3 device 0, link of {' and '.join(pairs[0])}"
-    assert "surveyed: 8 of 9 nodes of gpu, 12 of 12 links; not seen: n10 (it is drained)" in others
+    assert "surveyed: 8 of 9 nodes of gpu, 12 of 12 links; not seen: N10 (it is drained)" in others
     assert others[-1] == "--exclude=<n9>,n3"
-    assert told["exclude"] == ["<n9>", "n3"] and told["missing"] == {"n10": "it is drained"}
+    assert told["exclude"] == ["<n9>", "n3"] and told["missing"] == missing and "N10 (it is drained)" in page
     assert {(each["nodes"], each["part"]) for each in told["findings"]} == {*findings}
+    (name, percent, z), *_ = told["ranking"]["Compute of 8 devices"]
+    assert name == "n3 device 0" and -30 < percent < -20 and z < -5
     assert "&lt;n9&gt;" in page and "<n9>" not in page and page.count('class="slow"') >= 2
     text, *_ = render_survey("gpu", nodes, list(found), 12, {}, judged, {})
     assert text.startswith("Nobody stands out, of 8 of 8 nodes\n")
