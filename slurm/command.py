@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mnist_dist.command import Parser, folder_argument, integer, integers, run_command
-from mnist_dist.errors import UserError
+from mnist_dist.errors import EXIT_FAILED, UserError
 from mnist_dist.strategies import BASELINE, beside_the_baseline
 
 
@@ -23,6 +25,7 @@ def make_parser() -> Parser:
     parser = Parser(prog="mnist-dist slurm", description="Scaling studies on a Slurm cluster.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_scaling(commands)
+    add_survey(commands)
     for name, function, text in (
         ("status", run_status, "show the points of a study, their state and results so far"),
         ("cancel", run_cancel, "end what is left of a study"),
@@ -85,6 +88,90 @@ def add_scaling(commands: Any) -> None:
     site.add_argument("--site", type=Path, metavar="FILE", help="a YAML file like slurm/site.yaml")
     parser.add_argument("--dry-run", action="store_true", help="print the commands; needs no Slurm")
     parser.set_defaults(command=run_scaling)
+
+
+def add_survey(commands: Any) -> None:
+    parser = commands.add_parser(
+        "survey",
+        help="find the device, node or link of a partition that is slower than the others",
+        description=(
+            "Submit a small job to each node of a partition, then to pairs of nodes, and behind them one that names "
+            "who stands out. Into the same folder it goes on with what is missing. Exits with 0 when nobody stands "
+            "out, 1 when somebody does, 3 when nothing can be judged."
+        ),
+        epilog=(
+            "Examples: `mnist-dist slurm survey --partition a100`; then, at any time, "
+            "`mnist-dist slurm survey --report results/survey-a100`."
+        ),
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--partition", metavar="PARTITION", help="whose nodes are measured")
+    what.add_argument("--report", type=folder_argument, metavar="DIR", help="instead: name who stands out so far")
+    parser.add_argument("--devices-per-node", type=integer, metavar="N", help="shares of a node's cores, not its GPUs")
+    parser.add_argument("--pairs", type=int, default=3, metavar="N", help="of each node, 0 for none (default: 3)")
+    parser.add_argument("--wait", type=integer, default=60, metavar="MINUTES", help="for busy nodes (default: 60)")
+    parser.add_argument("--suite", default="survey", metavar="SUITE", help="what is measured (default: survey)")
+    parser.add_argument("--results", type=folder_argument, metavar="DIR", help="default: results/survey-PARTITION")
+    for flag in ("--account", "--qos", "--time", "--container"):
+        parser.add_argument(flag, metavar=flag.removeprefix("--").upper(), help="instead of the site's")
+    parser.add_argument("--site", type=Path, metavar="FILE", help="a YAML file like slurm/site.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands")
+    parser.set_defaults(command=run_survey)
+
+
+def run_survey(args: argparse.Namespace) -> int:
+    from mnist_dist.benchmarks.measure.suite import load_suite
+    from mnist_dist.slurm import scheduler
+    from mnist_dist.slurm.site import job_environment, load_site
+    from mnist_dist.slurm.submission import check_results
+    from mnist_dist.slurm.survey import Request, plan_jobs, submit_survey
+
+    if args.report:
+        return report_survey(args.report)
+    load_suite(args.suite)  # A mistake in it shows before anything is submitted.
+    flags = {name: getattr(args, name) for name in ("partition", "account", "qos", "time")}
+    site = load_site(args.site, flags, os.environ)
+    results = (args.results or Path("results") / f"survey-{args.partition}").absolute()
+    request = Request(args.partition, results, args.suite, args.devices_per_node, args.pairs, args.wait, site)
+    scheduler.require_sbatch()
+    scheduler.check_partition(args.partition, 0)
+    nodes = scheduler.nodes_of(args.partition)
+    jobs = plan_jobs(request, nodes)
+    if args.dry_run or not jobs:
+        print(*([shlex.join(job.command) for job in jobs] or ["nothing is left to be measured"]), sep="\n")
+        return 0
+    environment = os.environ | job_environment(site, args.container, [str(results)])
+    check_results(results)
+    scheduler.test_submission(jobs[0].command, environment)
+    submitted = submit_survey(request, nodes, environment)
+    print(f"jobs:    {len(submitted.jobs)}, {submitted.jobs[0].job} to {submitted.jobs[-1].job}, and the report")
+    print(f"report:  mnist-dist slurm survey --report {results}")
+    return 0
+
+
+def report_survey(results: Path) -> int:
+    from mnist_dist.benchmarks.analysis.survey import PAIR, find, judge, read_surveyed, units_of
+    from mnist_dist.benchmarks.report.survey import render_survey
+    from mnist_dist.files import write_json, write_text
+    from mnist_dist.slurm.scheduler import JobState, job_states
+    from mnist_dist.slurm.survey import follow, read_plan, submitted_jobs
+
+    plan, jobs, surveyed = read_plan(results), submitted_jobs(results), read_surveyed(results)
+    states: dict[str, JobState] | None = {}
+    try:
+        states = {state.job: state for state in job_states(list(jobs.values()))} if jobs else {}
+    except UserError as error:  # What was measured is there without Slurm.
+        print(f"{error} What is under way is not known.", file=sys.stderr)
+        states = None
+    lost, missing = follow(results, plan, states)
+    judged = judge(units_of(surveyed))
+    findings = find(surveyed, judged, lost)
+    pairs = sum(PAIR in name for name in {*jobs, *map(PAIR.join, surveyed)})
+    text, page, told = render_survey(plan.partition, list(plan.nodes), list(surveyed), pairs, missing, judged, findings)
+    write_text(results / "survey.html", page)
+    write_json(results / "verdict.json", told)
+    print(f"{text}\npage: {results / 'survey.html'}, for tools: {results / 'verdict.json'}")
+    return EXIT_FAILED if findings else 0 if judged else 3
 
 
 def run_scaling(args: argparse.Namespace) -> int:
@@ -167,6 +254,8 @@ def run_status(args: argparse.Namespace) -> int:
     from mnist_dist.slurm.submission import read_submitted
 
     results = find_study(args.study)
+    if (results / "survey.json").exists():
+        return report_survey(results)
     submitted = read_submitted(results)
     print(render_status(submitted, job_states(submitted.ids), results))
     return 0

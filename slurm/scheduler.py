@@ -24,6 +24,15 @@ class Partition:
 
 
 @dataclass(frozen=True)
+class Node:
+    """A node as `sinfo` tells of it; the state is Slurm's word, such as idle, or down*, which does not answer."""
+
+    name: str
+    state: str
+    gpus: int
+
+
+@dataclass(frozen=True)
 class JobState:
     """What Slurm says of a job or of a member of an array.
 
@@ -53,6 +62,12 @@ def partitions() -> list[Partition]:
         gpus = max(count_gpus(gres), found[plain].gpus_per_node if plain in found else 0)
         found[plain] = Partition(plain, name.endswith("*"), gpus)
     return list(found.values())
+
+
+def nodes_of(partition: str) -> list[Node]:
+    """Asks once for all nodes of a partition."""
+    rows = _rows(_ask("sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N|%T|%G"), 3)
+    return [Node(name, state, count_gpus(gres)) for name, state, gres in rows]
 
 
 def count_gpus(gres: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,6 +91,9 @@ class Collectives(WorkerKind):
             cycles = [each.cycle for each in timings]
             messages.append({"bytes": int(name), "calls": 1, "seconds": seconds, "cycles": cycles})
         return {"messages": messages, "backend": strategy.backend}
+
+    def aspects(self, record: Record) -> Mapping[str, float]:
+        return {"all-reduce": self.series([record], [record])[0].log_rate}
 
     def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:
         """The rate is that of all-reduces, as the geometric mean over the message sizes of all runs."""

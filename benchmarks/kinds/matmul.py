@@ -84,6 +84,9 @@ class Matmul(WorkerKind):
         measured = record.measurements or {}
         return [f"{math.exp(matmul_series(record).log_rate) / 1e9:,.0f} GFLOP/s in {measured['dtype']}"]
 
+    def aspects(self, record: Record) -> Mapping[str, float]:
+        return {"compute": matmul_series(record).log_rate}
+
     def rates_by_cycle(self, record: Record, variant: str = FULL) -> Mapping[int, float]:
         """In floating-point operations per second."""
         measured = record.measurements or {}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
+from mnist_dist.benchmarks.analysis.summary import RunSummary
 from mnist_dist.benchmarks.kinds.windows import TimedAccuracy, Windows, WindowsKind
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import STARTUP_SECONDS
@@ -83,6 +84,9 @@ class Train(WindowsKind):
         ]
         hosts = [platform.node() if host == "127.0.0.1" else host for host in times["hosts"]]
         return {name: found.get(name) for name in Training.model_fields}, hosts
+
+    def aspects(self, record: Record) -> Mapping[str, float]:
+        return {"training": RunSummary(record).series.log_rate}
 
     def describe(self, record: Record) -> Sequence[str]:
         accuracy = (record.measurements or {})["test_accuracy"]

@@ -28,6 +28,7 @@ KINDS = {
     "train": "mnist_dist.benchmarks.kinds.train",
     "collectives": "mnist_dist.benchmarks.kinds.collectives",
     "matmul": "mnist_dist.benchmarks.kinds.matmul",
+    "bandwidth": "mnist_dist.benchmarks.kinds.bandwidth",
     "input": "mnist_dist.benchmarks.kinds.input",
     "peer": "mnist_dist.benchmarks.kinds.peer",
 }
@@ -124,6 +125,10 @@ class Kind(ABC):
     def describe(self, record: Record) -> Sequence[str]:
         """Says in a few words what was measured, where a few words can."""
         return ()
+
+    def aspects(self, record: Record) -> Mapping[str, float]:
+        """Returns the log rates of a run by what they say of its devices, such as compute or memory."""
+        return {}
 
     def rates_by_cycle(self, record: Record, variant: str = FULL) -> Mapping[int, float]:
         """Returns the work per second that a run did in each cycle of turns, where it has a rate."""

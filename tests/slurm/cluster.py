@@ -32,6 +32,8 @@ PARTITIONS = {
 # More partitions of the first one's nodes.
 PAID = "paid"  # Asks for an account, as many a site does.
 URGENT = "urgent"  # Its jobs preempt those of the others.
+ALL = "all"  # All nodes.
+FEW_AT_A_TIME = "--licenses=few"  # As all nodes share this machine.
 JOB_SUBMIT = f"""
 function slurm_job_submit(job, partitions, user)
     if job.partition == "{PAID}" and job.account == nil then
@@ -328,6 +330,7 @@ def write_configuration(folder: Path, task_plugin: str) -> None:
     for name, nodes in PARTITIONS.items():
         default = " Default=YES GraceTime=30" if name == "cpu" else ""
         lines.append(f"PartitionName={name} Nodes={','.join(nodes)} MaxTime=60 DefaultTime=5{default}")
+    lines += ["Licenses=few:4", f"PartitionName={ALL} Nodes=ALL MaxTime=60 DefaultTime=5"]
     shared = f"Nodes={','.join(PARTITIONS['cpu'])} MaxTime=60 DefaultTime=5"
     lines += [f"PartitionName={PAID} {shared}", f"PartitionName={URGENT} {shared} PriorityTier=10"]
     (folder / "slurm.conf").write_text("\n".join(lines) + "\n")

@@ -99,7 +99,11 @@ def test_a_new_record_has_an_identifier_of_its_own(content: dict[str, Any]) -> N
         ("measurements", None, "measurements: expected some with status ok"),
         ("measurements", {"messages": []}, "measurements.window_steps: is missing"),
         ("measurements/messages", [], "measurements.messages: no such field"),
-        ("case/kind", "sleep", "case.kind: received 'sleep' (str), expected one of train, collectives, matmul, input"),
+        (
+            "case/kind",
+            "sleep",
+            "case.kind: received 'sleep' (str), expected one of train, collectives, matmul, bandwidth, inp",
+        ),
         ("status", "failed", "reason: received None with status failed"),
         ("reason", "because", "reason: received 'because' with status ok"),
         ("status", "lost", "status: received 'lost' (str), expected 'ok', 'failed'"),
