@@ -30,12 +30,16 @@ def run() -> int:
     """Prints one line for each finding; returns 1 when something that training needs is broken, else 0."""
     findings = []
     for check in CHECKS:
-        for finding in _guarded(check):
-            print(f"{finding.status:<7} {finding.subject:<12} {finding.detail}", flush=True)
+        for finding in guarded(check, check.__name__.removeprefix("check_")):
+            show(finding)
             findings.append(finding)
     broken = [finding.subject for finding in findings if finding.status == BROKEN]
     print(f"\nBroken: {', '.join(broken)}." if broken else "\nReady to train: `mnist-dist train`.")
     return 1 if broken else 0
+
+
+def show(finding: Finding) -> None:
+    print(f"{finding.status:<7} {finding.subject:<12} {finding.detail}", flush=True)
 
 
 def check_versions() -> Iterator[Finding]:
@@ -188,9 +192,8 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 )
 
 
-def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def guarded(check: Callable[[], Iterator[Finding]], subject: str) -> Iterator[Finding]:
     """A check that breaks is a finding, not the end of the others."""
-    subject = check.__name__.removeprefix("check_")
     try:
         yield from check()
     except UserError as error:
