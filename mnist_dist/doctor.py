@@ -78,12 +78,12 @@ def check_devices() -> Iterator[Finding]:
     usable = len(os.sched_getaffinity(0))
     yield Finding("CPU", OK, f"{cpu_name()}, {usable} of {os.cpu_count()} cores usable by this process")
     gpus, cudnn = tf.config.list_physical_devices("GPU"), find_package("nvidia-cudnn-cu12")
-    for gpu in gpus:
+    for index, gpu in enumerate(gpus):
         details = tf.config.experimental.get_device_details(gpu)
         capability = details.get("compute_capability", ())
         shown = f"{details.get('device_name', gpu.name)}, compute capability {'.'.join(map(str, capability))}"
         problem = outdated_gpu(capability, tf.sysconfig.get_build_info(), (cudnn or ("", None))[1])
-        yield Finding("GPU", BROKEN if problem else OK, f"{shown}: {problem}" if problem else shown)
+        yield Finding(f"GPU:{index}", BROKEN if problem else OK, f"{shown}: {problem}" if problem else shown)
     if not gpus:
         problem = why_no_gpu()
         yield Finding("GPU", BROKEN if problem else ABSENT, problem or "none; training runs on the CPU")

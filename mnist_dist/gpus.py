@@ -116,6 +116,13 @@ def driver_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
     return [uuids[index] for index in visible_gpus(uuids, environment)]
 
 
+def least_capability() -> tuple[int, int] | None:
+    """Returns the compute capability of the GPU that has the least, or None without one that tells it."""
+    with open_nvml() as nvml:
+        told = [nvml.ask("DeviceGetCudaComputeCapability", each) for each in nvml.handles] if nvml else []
+    return min((tuple(each) for each in told if each), default=None)
+
+
 def own_gpu(local_rank: int) -> str:
     """Returns the UUID of the GPU that a rank will take, as `runtime.choose_gpus` has it; "" where it is not known."""
     uuids = driver_gpus()

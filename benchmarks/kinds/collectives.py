@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mnist_dist.benchmarks.analysis.study import Analysis
 
 MESSAGE_BYTES = tuple(4 * 8**exponent for exponent in range(9))  # 4 B to 64 MiB.
+GPU_MESSAGE_BYTES = (*MESSAGE_BYTES, 2**28, 2**30)  # Links of GPUs are at their fastest with the largest alone.
 
 
 def make_reduce_many(strategy: Strategy, size: int) -> Callable[[int], Any]:
@@ -85,12 +86,16 @@ class Collectives(WorkerKind):
     seconds = 0.8
     variants = tuple(map(str, MESSAGE_BYTES))
 
+    def variants_on(self, gpus: bool) -> tuple[str, ...]:
+        return tuple(map(str, GPU_MESSAGE_BYTES if gpus else MESSAGE_BYTES))
+
     def fits(self, strategy: str, devices: int) -> bool:
         return devices > 1
 
     def measure(self, config: Config, strategy: Strategy, runtime: Runtime, turns: Turns) -> dict[str, Any]:
         """Sums messages of growing sizes over all replicas, one all-reduce after the other."""
-        runs = {name: make_reduce_many(strategy, int(name)) for name in self.variants}
+        names = self.variants_on(runtime.device.kind == "GPU")
+        runs = {name: make_reduce_many(strategy, int(name)) for name in names}
         messages = []
         for name, timings in take_timings(runs, turns).items():
             seconds = all_gather(strategy, [each.seconds / each.count for each in timings]).tolist()
