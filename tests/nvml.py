@@ -2,11 +2,11 @@
 
 Beside it, in a folder `cuda`, libraries by the names of CUDA's, which open and do nothing.
 
-GPU i of two, or of GPUS, idles with 100 (i + 1) W, counts its energy, and is busy to 10 (i + 1) %. GPU 1 shares the host's memory
-and is held down by its temperature; GPU 0 now and then by its power, as its counter says. Variables of the environment:
-BROKEN: it does not start. FORBID: names of functions that this user may not call, of GPU 0 with OF0. LOST: GPU 0 is.
-MIG: GPU 0 is divided into two parts. HEALTHY: no errors of memory, and nothing holds a clock down. CAPABILITY: its major
-number. USED: bytes of memory that are taken.
+GPU i of two, or of GPUS, idles with 100 (i + 1) W, counts its energy, and is busy to 10 (i + 1) %. GPU 1 shares the
+host's memory and is held down by its temperature; GPU 0 now and then by its power, as its counter says. Variables of
+the environment: BROKEN: it does not start. FORBID: names of functions that this user may not call, of GPU 0 with OF0.
+LOST: GPU 0 is. MIG: GPU 0 is divided into two parts. HEALTHY: no errors of memory, and nothing holds a clock down.
+CAPABILITY: its major number.
 """
 
 import os
@@ -50,7 +50,7 @@ int nvmlDeviceGetName(int *gpu, char *out, unsigned size) { MAY(*gpu); return te
 int nvmlDeviceGetMemoryInfo(int *gpu, u64 *memory) {
     MAY(*gpu);
     memory[0] = 80ULL << 30;
-    memory[2] = getenv("USED") ? strtoull(getenv("USED"), NULL, 10) : 0;
+    memory[2] = nanoseconds() / 1000 * (getenv("FILLS") ? 1000000 : 1);  // Of bytes, taken by others.
     return *gpu == 1 ? 3 : 0;
 }
 int nvmlDeviceGetCudaComputeCapability(int *gpu, int *major, int *minor) {

@@ -8,7 +8,6 @@ from types import ModuleType
 
 import pytest
 
-from mnist_dist import cuda
 from mnist_dist.cuda import LIBRARIES, try_libraries
 from tests import nvml
 
@@ -29,7 +28,7 @@ def test_each_is_opened_and_the_first_place_counts(driver: Path, tmp_path: Path)
     done = subprocess.run(command, env=nvml.environment(driver, **places), check=True, capture_output=True, text=True)
     found = json.loads(done.stdout)
     assert {name: opens for name, (opens, _) in found.items()} == {name: name != "libcudnn.so.9" for name in LIBRARIES}
-    assert found["libnccl.so.2"][1] == "from LD_LIBRARY_PATH" and "invalid ELF header" in found["libcudnn.so.9"][1]
+    assert found["libnccl.so.2"][1] == "from LD_LIBRARY_PATH" and str(tmp_path) in found["libcudnn.so.9"][1]
 
 
 def test_a_process_that_ends_or_hangs_by_it_is_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +36,7 @@ def test_a_process_that_ends_or_hangs_by_it_is_an_answer(tmp_path: Path, monkeyp
         python = tmp_path / "python"
         python.write_text(f"#!/bin/sh\nexec /bin/sh -c '{script}'\n")
         python.chmod(0o755)
-        monkeypatch.setattr(cuda.sys, "executable", str(python))
+        monkeypatch.setattr(sys, "executable", str(python))
         found = try_libraries(0.5)
         assert set(found) == set(LIBRARIES)
         assert all(not opens and text.startswith(reason) for opens, text in found.values())

@@ -152,7 +152,7 @@ def gradient(device: str, form: Form, batch_size: int = BATCH_SIZE) -> np.ndarra
                 loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
             return tape.gradient(loss, [variable.value for variable in model.trainable_variables])
 
-        parts = compute(tf.constant(arrays.train_images[rows]), tf.constant(arrays.train_labels[rows]))
+        parts = compute(tf.constant(arrays.train_images[rows]), tf.constant(arrays.train_labels[rows], tf.int32))
     return np.concatenate([np.asarray(part, np.float64).ravel() for part in parts])
 
 
@@ -210,7 +210,7 @@ def check_batch(devices: Sequence[str], first: int = 4096, last: int = 2**20) ->
 
     for batch in (first << doublings for doublings in range((last // first).bit_length())):
         try:
-            gradient(devices[0], COMPILED["XLA"], batch)
+            gradient(devices[0], ARITHMETIC["float32"], batch)
         except (tf.errors.ResourceExhaustedError, MemoryError):
             yield Finding("batch", ABSENT, f"{batch:,} images at once are more than {devices[0]} has memory for")
             return
