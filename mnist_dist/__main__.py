@@ -259,12 +259,22 @@ def add_doctor(commands: Any) -> None:
         help="check this machine: versions, devices, what `auto` picks, Horovod, Slurm, disk",
         description="Check what this machine offers. Exits with 1 when something that training needs is broken.",
     )
+    parser.add_argument(
+        "--gpu",
+        action="store_true",
+        help="check GPUs instead, in at most five minutes: driver, CUDA, arithmetic, links, strategies, step times; "
+        "leaves one file to send",
+    )
     parser.set_defaults(command=run_doctor)
 
 
 def run_doctor(args: argparse.Namespace) -> int:
     from mnist_dist import doctor
 
+    if args.gpu:
+        from mnist_dist.gpu_doctor import run as gpu_doctor
+
+        return gpu_doctor.run()
     return doctor.run()
 
 

@@ -30,12 +30,16 @@ def run() -> int:
     """Prints one line for each finding; returns 1 when something that training needs is broken, else 0."""
     findings = []
     for check in CHECKS:
-        for finding in _guarded(check):
-            print(f"{finding.status:<7} {finding.subject:<12} {finding.detail}", flush=True)
+        for finding in guarded(check, check.__name__.removeprefix("check_")):
+            show(finding)
             findings.append(finding)
     broken = [finding.subject for finding in findings if finding.status == BROKEN]
     print(f"\nBroken: {', '.join(broken)}." if broken else "\nReady to train: `mnist-dist train`.")
     return 1 if broken else 0
+
+
+def show(finding: Finding) -> None:
+    print(f"{finding.status:<7} {finding.subject:<12} {finding.detail}", flush=True)
 
 
 def check_versions() -> Iterator[Finding]:
@@ -75,12 +79,12 @@ def check_devices() -> Iterator[Finding]:
     usable = len(os.sched_getaffinity(0))
     yield Finding("CPU", OK, f"{cpu_name()}, {usable} of {os.cpu_count()} cores usable by this process")
     gpus, cudnn = tf.config.list_physical_devices("GPU"), find_package("nvidia-cudnn-cu12")
-    for gpu in gpus:
+    for index, gpu in enumerate(gpus):
         details = tf.config.experimental.get_device_details(gpu)
         capability = details.get("compute_capability", ())
         shown = f"{details.get('device_name', gpu.name)}, compute capability {'.'.join(map(str, capability))}"
         problem = outdated_gpu(capability, tf.sysconfig.get_build_info(), (cudnn or ("", None))[1])
-        yield Finding("GPU", BROKEN if problem else OK, f"{shown}: {problem}" if problem else shown)
+        yield Finding(f"GPU:{index}", BROKEN if problem else OK, f"{shown}: {problem}" if problem else shown)
     if not gpus:
         problem = why_no_gpu()
         yield Finding("GPU", BROKEN if problem else ABSENT, problem or "none; training runs on the CPU")
@@ -189,9 +193,8 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 )
 
 
-def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def guarded(check: Callable[[], Iterator[Finding]], subject: str) -> Iterator[Finding]:
     """A check that breaks is a finding, not the end of the others."""
-    subject = check.__name__.removeprefix("check_")
     try:
         yield from check()
     except UserError as error:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 DEVICES = Path("/dev")
+# What holds a clock down at the moment, as bits of nvmlClocksThrottleReason...
+THROTTLE_REASONS = {"power": 0x04, "hardware slowdown": 0x08, "temperature": 0x60, "power brake": 0x80}
 
 
 class Nvml:
@@ -37,6 +39,23 @@ class Nvml:
 
     def is_mig(self, handle: Any) -> bool:
         return bool((self.ask("DeviceGetMigMode", handle) or [0])[0])
+
+    def throttled_by(self, handle: Any) -> frozenset[str]:
+        """Returns what holds the clock of a GPU down now."""
+        bits = self.ask("DeviceGetCurrentClocksThrottleReasons", handle) or 0
+        return frozenset(name for name, mask in THROTTLE_REASONS.items() if bits & mask)
+
+    def ecc_errors(self, handle: Any) -> int | None:
+        """Returns how many errors of its memory could not be corrected since the driver was loaded."""
+        kind = ("NVML_MEMORY_ERROR_TYPE_UNCORRECTED", "NVML_VOLATILE_ECC")
+        return self.ask("DeviceGetTotalEccErrors", handle, *kind)
+
+    def troubles(self, handle: Any) -> Iterator[str]:
+        """Says what is wrong with a GPU before anything runs on it; that power limits its clock under load is not."""
+        if errors := self.ecc_errors(handle):
+            yield f"its memory had {errors} errors that ECC could not correct; reset it, or leave its node out"
+        if causes := sorted(self.throttled_by(handle) - {"power"}):
+            yield f"its clock is held down by {' and '.join(causes)} before anything runs; see its cooling and supply"
 
     def _devices(self) -> Iterator[Any]:
         """Yields what CUDA would count: GPUs that this user may use, or, of one that is divided, its parts."""
@@ -95,6 +114,13 @@ def driver_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
             return [nvml.ask("DeviceGetUUID", handle) or "" for handle in nvml.handles]
     uuids = [""] * sum(map(_opens, DEVICES.glob("nvidia[0-9]*")))
     return [uuids[index] for index in visible_gpus(uuids, environment)]
+
+
+def least_capability() -> tuple[int, int] | None:
+    """Returns the compute capability of the GPU that has the least, or None without one that tells it."""
+    with open_nvml() as nvml:
+        told = [nvml.ask("DeviceGetCudaComputeCapability", each) for each in nvml.handles] if nvml else []
+    return min((tuple(each) for each in told if each), default=None)
 
 
 def own_gpu(local_rank: int) -> str:

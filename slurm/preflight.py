@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import mnist_dist
+from mnist_dist.cuda import try_libraries
 from mnist_dist.distributed.cluster import Cluster, find_cluster
 from mnist_dist.distributed.membership import Gate, connect
 from mnist_dist.errors import EXIT_FAILED, UserError
@@ -31,6 +32,7 @@ from mnist_dist.packages import TENSORFLOW, find_package
 
 JOIN_SECONDS = 60.0  # For all ranks to start: a shared disk may be slow to deliver Python to many nodes.
 CONNECT_SECONDS = 5.0
+LIBRARY_SECONDS = 30.0  # For CUDA's libraries to open: they are large, and a disk may be slow.
 FILE_SECONDS = 5.0  # For a file to appear on another node.
 CLOCK_SECONDS = 1.0  # Beyond it, times in logs and file dates mislead.
 LIBRARIES = (TENSORFLOW, ("keras",), ("numpy",), ("horovod",))
@@ -124,8 +126,22 @@ def look_around(cluster: Cluster, environment: Mapping[str, str], troubles: Iter
         gpus=tuple(gpus),
         promised_gpus=int(environment.get("SLURM_GPUS_ON_NODE") or 0),
         versions=versions() | driver,
-        troubles=tuple(troubles),
+        troubles=(*troubles, *gpu_troubles(cluster, environment)),
     )
+
+
+def gpu_troubles(cluster: Cluster, environment: Mapping[str, str]) -> Iterator[str]:
+    """Says what is wrong with this rank's GPUs, and the first rank of a node also which CUDA libraries do not open."""
+    here = f"node {cluster.hosts[cluster.rank]}"
+    with open_nvml(environment) as nvml:
+        if nvml is None or not nvml.handles:
+            return
+        for handle in nvml.handles:
+            yield from (f"{here}: {nvml.ask('DeviceGetUUID', handle)}: {each}" for each in nvml.troubles(handle))
+    if cluster.local_rank == 0:
+        closed = [name for name, (opens, _) in try_libraries(LIBRARY_SECONDS).items() if not opens]
+        if closed:
+            yield f"{here}: {', '.join(closed)} cannot be opened; `pip install 'mnist-dist[gpu]'` has CUDA's libraries"
 
 
 def versions() -> dict[str, str]:
@@ -247,7 +263,7 @@ def describe(reports: Sequence[Report], clocks: Mapping[int, Clock], seconds: fl
 
 def compare(reports: Sequence[Report], clocks: Mapping[int, Clock]) -> list[str]:
     """Returns what is wrong in the ranks' reports, a line each."""
-    findings = [trouble for report in reports for trouble in report.troubles]
+    findings = list(dict.fromkeys(trouble for report in reports for trouble in report.troubles))
     for report in reports:
         findings += wrong_cores(report)
         findings += wrong_clock(report, clocks[report.rank])

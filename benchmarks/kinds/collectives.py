@@ -30,6 +30,33 @@ if TYPE_CHECKING:
     from mnist_dist.benchmarks.analysis.study import Analysis
 
 MESSAGE_BYTES = tuple(4 * 8**exponent for exponent in range(9))  # 4 B to 64 MiB.
+GPU_MESSAGE_BYTES = (*MESSAGE_BYTES, 2**28, 2**30)  # Links of GPUs are at their fastest with the largest alone.
+
+
+def make_reduce_many(strategy: Strategy, size: int) -> Callable[[int], Any]:
+    """Returns a function that sums a message of ones so often; of n replicas on this host, it returns n squared.
+
+    Args:
+        size: in bytes, of the float32 message of each replica.
+    """
+    import tensorflow as tf
+
+    with strategy.scope():  # So that each replica finds the message on its own device.
+        message = tf.Variable(tf.ones([size // 4]), trainable=False)
+
+    def reduce_once(before: tf.Tensor) -> tf.Tensor:
+        with tf.control_dependencies([before]):  # Each begins when the one before has ended.
+            return strategy.reduce(tf.identity(message))[0]
+
+    def step(_: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
+        befores = tf.fill([strategy.shard.local_replicas], last)
+        return strategy.local_sum(strategy.run(reduce_once, (befores,)))
+
+    @tf.function(autograph=False)
+    def reduce_many(calls: tf.Tensor) -> tf.Tensor:
+        return repeat(calls, step, tf.zeros([]))
+
+    return lambda calls: reduce_many(tf.constant(calls)).numpy()
 
 
 class Message(Fields):
@@ -59,32 +86,16 @@ class Collectives(WorkerKind):
     seconds = 0.8
     variants = tuple(map(str, MESSAGE_BYTES))
 
+    def variants_on(self, gpus: bool) -> tuple[str, ...]:
+        return tuple(map(str, GPU_MESSAGE_BYTES if gpus else MESSAGE_BYTES))
+
     def fits(self, strategy: str, devices: int) -> bool:
         return devices > 1
 
     def measure(self, config: Config, strategy: Strategy, runtime: Runtime, turns: Turns) -> dict[str, Any]:
         """Sums messages of growing sizes over all replicas, one all-reduce after the other."""
-        import tensorflow as tf
-
-        def make_reduce_many(size: int) -> Callable[[int], Any]:
-            with strategy.scope():  # So that each replica finds the message on its own device.
-                message = tf.Variable(tf.ones([size // 4]), trainable=False)
-
-            def reduce_once(before: tf.Tensor) -> tf.Tensor:
-                with tf.control_dependencies([before]):  # Each begins when the one before has ended.
-                    return strategy.reduce(tf.identity(message))[0]
-
-            def step(_: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
-                befores = tf.fill([strategy.shard.local_replicas], last)
-                return strategy.local_sum(strategy.run(reduce_once, (befores,)))
-
-            @tf.function(autograph=False)
-            def reduce_many(calls: tf.Tensor) -> tf.Tensor:
-                return repeat(calls, step, tf.zeros([]))
-
-            return lambda calls: reduce_many(tf.constant(calls)).numpy()
-
-        runs = {name: make_reduce_many(int(name)) for name in self.variants}
+        names = self.variants_on(runtime.device.kind == "GPU")
+        runs = {name: make_reduce_many(strategy, int(name)) for name in names}
         messages = []
         for name, timings in take_timings(runs, turns).items():
             seconds = all_gather(strategy, [each.seconds / each.count for each in timings]).tolist()

@@ -25,7 +25,7 @@ from mnist_dist.benchmarks.measure.suite import (
     skip_reason,
     training_settings,
 )
-from mnist_dist.benchmarks.records.environment import identity
+from mnist_dist.benchmarks.records.environment import find_hardware, identity
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.published import scrubbed
 from mnist_dist.benchmarks.records.record import Record
@@ -136,7 +136,10 @@ def _plan(records: Sequence[Record], seconds: float | None) -> PlannedCase:
     measured = [record.measurements or {} for record in records]
     took_turns = any(max(each.get("window_cycles") or [-1]) >= 0 for each in measured)
     variants = {name for each in measured for name in each.get("window_variants") or ()}
-    names = (*of_kind.variants, *(name for name in of_kind.ablations(case) if name in variants))
+    names = (
+        *of_kind.variants_on(bool(find_hardware().gpus)),
+        *(name for name in of_kind.ablations(case) if name in variants),
+    )
     each_seconds = of_kind.measuring_seconds(case) or ABLATION_SECONDS * took_turns
     each_seconds = min(seconds or each_seconds, LONGEST_SECONDS) if each_seconds else 0.0
     repeats = max(record.repeat for record in records) + 1

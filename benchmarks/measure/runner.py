@@ -35,6 +35,7 @@ from mnist_dist.distributed.cluster import expand_node_list, find_cluster, node_
 from mnist_dist.distributed.membership import SECRET_VARIABLE, make_secret
 from mnist_dist.errors import UserError, one_line
 from mnist_dist.files import writing
+from mnist_dist.gpus import least_capability
 from mnist_dist.strategies import STRATEGIES, missing_packages
 
 
@@ -335,4 +336,5 @@ def find_machine(devices_per_host: int | None = None) -> Machine:
     hosts = int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) if in_job else None
     cores = int(os.environ.get("SLURM_CPUS_ON_NODE", hardware.cores)) if in_job else hardware.cores
     has_float16 = gpus > 0 or cpu_has_float16()
-    return Machine(cores, gpus, devices_per_host or gpus or cores, hosts, missing, has_float16)
+    capability = least_capability() if gpus else None
+    return Machine(cores, gpus, devices_per_host or gpus or cores, hosts, missing, has_float16, capability)

@@ -19,6 +19,7 @@ from mnist_dist.strategies import BASELINE, STRATEGIES
 
 VARIANT_SECONDS = 2.0  # To compile a variant, and to learn how long its steps take.
 PROCESS_BYTES, GPU_PROCESS_BYTES = 1.2e9, 2e9  # What a process of this network may take, of the host's and a GPU's.
+IMAGE_BYTES = 4e5  # Of a GPU's, for each image of a step: two sets of the activations, 0.14 MB in float32, and copies.
 Side = tuple[Study, Store]
 Ratios = Callable[[Sequence[Run]], Sequence[tuple[Run, Run]]]
 
@@ -142,10 +143,12 @@ def most_processes() -> int:
 
 
 def _processes(run: Run) -> int:
-    """Returns how many processes a run has on each host."""
+    """Returns how many processes a run has on each host; on GPUs one of a large batch counts as several."""
     if run.planned.skip_reason is not None:
         return 0
-    return 1 if STRATEGIES[run.case.strategy].one_process else -(-run.case.devices // run.case.hosts)
+    processes = 1 if STRATEGIES[run.case.strategy].one_process else -(-run.case.devices // run.case.hosts)
+    large = run.case.images_per_device * IMAGE_BYTES / GPU_PROCESS_BYTES if run.study.machine.gpus else 0.0
+    return int(processes * (1 + large))
 
 
 def run_rounds(

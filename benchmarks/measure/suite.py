@@ -9,7 +9,7 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 
@@ -34,7 +34,7 @@ from mnist_dist.strategies import STRATEGIES
 
 SUITES = Path(__file__).with_name("suites")
 MAX_CASES, MAX_RUNS = 2000, 100_000
-DEFAULT_IMAGES_PER_DEVICE = 128
+DEFAULT_IMAGES_PER_DEVICE, MNIST_IMAGES = 128, 60_000
 ABLATION_SECONDS = 4.0  # For which each variant of a training to its end is measured, when it has ended.
 
 # Settings of a training run that follow from its case, and what says them instead.
@@ -66,6 +66,7 @@ class Block(Section):
     devices: Integers | None = Field(None, description="Instead of the suite's.")
     images_per_device: Integers | None = Field(None, description="Weak scaling: this many images of each device.")
     global_batch_size: Integers | None = Field(None, description="Strong scaling: this many images of all devices.")
+    only_on: Literal["CPU", "GPU"] | None = Field(None, description="Left out where the devices are others.")
     whole_machine: bool = Field(False, description="Use all cores, however few the devices.")
     ablations: bool = Field(False, description="Also without input and without all-reduce, to tell where time goes.")
     measure_seconds: PositiveFloat | None = Field(None, description="See mnist_dist.benchmarks.records.case.Case.")
@@ -111,6 +112,7 @@ class Machine:
     hosts: int | None = None  # Of a job in which `srun` starts the ranks; None: this host alone.
     missing_packages: frozenset[str] = frozenset()  # Of those that strategies need.
     has_float16: bool = True  # Arithmetic, not only storage.
+    compute_capability: tuple[int, int] | None = None  # Of the GPU that has the least, where it is known.
 
 
 @dataclass(frozen=True)
@@ -169,12 +171,13 @@ def plan_cases(suite: Suite, machine: Machine, narrowing: Narrowing = Narrowing(
     Raises:
         UserError: a setting is not accepted, nothing is left, or a number of devices does not fit the machine.
     """
-    counts = [_device_counts(block, suite, machine, narrowing) for block in suite.blocks]
+    blocks = [each for each in suite.blocks if each.only_on in (None, "GPU" if machine.gpus else "CPU")]
+    counts = [_device_counts(block, suite, machine, narrowing) for block in blocks]
     most_devices = max((devices for of_block in counts for devices in of_block), default=1)
     cores_per_device = _cores_per_device(machine, narrowing, most_devices)
     all_cores = _all_cores(machine, cores_per_device, most_devices)
     planned: dict[str, PlannedCase] = {}
-    for block, of_block in zip(suite.blocks, counts, strict=True):
+    for block, of_block in zip(blocks, counts, strict=True):
         for case in _expand(block, suite, machine, narrowing, of_block, cores_per_device, all_cores):
             repeats = narrowing.repeats or block.repeats or suite.repeats
             variants, seconds = _variants(block, case, machine)
@@ -299,7 +302,7 @@ def _variants(block: Block, case: Case, machine: Machine) -> tuple[tuple[str, ..
     """Returns what of a case is measured in turns, and for how long altogether; a GPU trains too fast for a rate."""
     of_kind = kind(case.kind)
     seconds = of_kind.measuring_seconds(case) or (ABLATION_SECONDS if block.ablations or machine.gpus else 0.0)
-    variants = of_kind.variants + (of_kind.ablations(case) if block.ablations else ())
+    variants = of_kind.variants_on(bool(machine.gpus)) + (of_kind.ablations(case) if block.ablations else ())
     return (variants, seconds * len(variants)) if seconds else ((), 0.0)
 
 
@@ -371,6 +374,10 @@ def skip_reason(case: Case, machine: Machine) -> str | None:
         )
     if case.settings.get("runtime.precision") == "mixed_float16" and not machine.has_float16:
         return "the CPU has no float16 arithmetic"
+    if case.settings.get("runtime.precision") == "mixed_bfloat16" and (machine.compute_capability or (8, 0)) < (8, 0):
+        return "bfloat16 needs GPUs of compute capability 8.0 or more"
+    if case.global_batch_size > MNIST_IMAGES and "data.path" not in case.settings:
+        return f"a global batch of {case.global_batch_size:,} images, of which MNIST has {MNIST_IMAGES:,}"
     row = STRATEGIES[case.strategy]
     if row.package in machine.missing_packages:
         return row.missing

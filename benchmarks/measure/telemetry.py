@@ -19,9 +19,7 @@ from mnist_dist.gpus import Nvml, open_nvml
 POWERCAP = Path("/sys/class/powercap")
 
 
-# What holds a GPU's clock down: bits of the moment (nvmlClocksThrottleReason...), and counters of the time.
-REASONS = {"power": 0x04, "hardware slowdown": 0x08, "temperature": 0x60, "power brake": 0x80}
-POLICIES = {
+POLICIES = {  # Counters of the time for which something has held a GPU's clock down.
     "power": "NVML_PERF_POLICY_POWER",
     "temperature": "NVML_PERF_POLICY_THERMAL",
     "board limit": "NVML_PERF_POLICY_BOARD_LIMIT",
@@ -125,15 +123,14 @@ class Gpus:
 
     def _read_gpu(self, handle: Any) -> GpuSample:
         ask = self._nvml.ask
-        bits = ask("DeviceGetCurrentClocksThrottleReasons", handle) or 0
         violations = {name: ask("DeviceGetViolationStatus", handle, policy) for name, policy in POLICIES.items()}
         return GpuSample(
             ask("DeviceGetUUID", handle),
             ask("DeviceGetClockInfo", handle, "NVML_CLOCK_SM"),
             ask("DeviceGetTemperature", handle, "NVML_TEMPERATURE_GPU"),
-            frozenset(name for name, mask in REASONS.items() if bits & mask),
+            self._nvml.throttled_by(handle),
             {name: each.violationTime / 1e9 for name, each in violations.items() if each is not None},
-            ask("DeviceGetTotalEccErrors", handle, "NVML_MEMORY_ERROR_TYPE_UNCORRECTED", "NVML_VOLATILE_ECC"),
+            self._nvml.ecc_errors(handle),
         )
 
 

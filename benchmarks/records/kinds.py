@@ -92,6 +92,10 @@ class Kind(ABC):
         """Returns why this machine, a measure.suite.Machine, cannot run a case that others of this kind might be."""
         return None
 
+    def variants_on(self, gpus: bool) -> tuple[str, ...]:
+        """Returns the variants that GPUs, or else CPUs, have."""
+        return self.variants
+
     def ablations(self, case: Case) -> tuple[str, ...]:
         """Returns the variants from which something is left out, to tell where time goes."""
         return ()

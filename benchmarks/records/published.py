@@ -108,6 +108,9 @@ class Scrubber:
     def holds_name(self, text: str) -> bool:
         return text not in self._known and self._names.search(text) is not None
 
+    def without_names(self, text: str) -> str:
+        return self._names.sub(WITHHELD, text)
+
     def scrub(self, record: Record) -> dict[str, Any]:
         """Returns what is published of a record: a record, too."""
         found, of_kind = self._clean(record.to_json()), kind(record.case.kind)
@@ -126,7 +129,7 @@ class Scrubber:
         if not isinstance(value, str) or value in self._known or re.fullmatch("([0-9a-f]{8}){4,5}", value):
             return value
         is_public = field in TEXTS or re.fullmatch(r"-?\d{1,9}(\.\d{1,9})?", value)
-        return self._names.sub(WITHHELD, one_line(value)) if is_public else WITHHELD
+        return self.without_names(one_line(value)) if is_public else WITHHELD
 
 
 def scrubbed(record: Record) -> Record:

@@ -18,6 +18,7 @@ from mnist_dist.benchmarks.command import exit_code, main
 from mnist_dist.benchmarks.measure.suite import shipped_suites
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store
+from tests import nvml
 from tests.benchmarks.factory import make_study, train
 from tests.benchmarks.harness import COMMAND, REPOSITORY, environment, run, small_settings, write_suite
 
@@ -65,6 +66,23 @@ class TestDryRun:
         pattern = rf"{len(cases)} cases, {3 * len(possible)} runs in \d+ rounds, about (\d+):\d\d"
         assert (found := re.fullmatch(pattern, total)) and 1 <= int(found[1]) < 20
         assert not list(tmp_path.iterdir())
+
+    @pytest.mark.slow
+    def test_plans_of_all_suites_for_eight_gpus(self, driver: Path, tmp_path: Path) -> None:
+        """As a driver tells of them, which is made up; Volta has no bfloat16."""
+        for capability, skipped in (("9", 0), ("7", 5)):
+            code = "from mnist_dist.benchmarks.command import main\n"
+            code += "".join(
+                f"print('#', {name!r}); main(['run', {name!r}, '--dry-run'])\n" for name in shipped_suites()
+            )
+            surroundings = nvml.environment(driver, GPUS="8", CAPABILITY=capability, FORBID="DeviceGetMemoryInfo")
+            command = [sys.executable, "-c", code]
+            done = subprocess.run(command, env=surroundings, cwd=tmp_path, capture_output=True, text=True, check=True)
+            plans = {part.split()[0]: part for part in done.stdout.split("# ")[1:]}
+            assert list(plans) == shipped_suites() and all("cases, " in plan for plan in plans.values())
+            assert all(" 8 GPUs" in plans[name] for name in ("scaling", "collectives", "accuracy"))
+            assert "32,768 images per device" in plans["single"]
+            assert done.stdout.count("(skipped: bfloat16 needs GPUs of compute capability 8.0 or more)") == skipped
 
     def test_only_some_devices(self, capsys: pytest.CaptureFixture[str]) -> None:
         main(["run", "quick", "--dry-run", "--only", "2"])

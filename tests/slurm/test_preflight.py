@@ -123,6 +123,34 @@ def test_what_the_driver_tells(driver: Path, environment: dict[str, str], expect
     assert done.stdout.strip() == f"{expected} {{'NVIDIA driver': '550.54.15'}}"
 
 
+@pytest.mark.parametrize(
+    ("cuda", "variables", "expected"),
+    [
+        (True, {"HEALTHY": "1"}, []),
+        (False, {"CUDA_VISIBLE_DEVICES": "-1"}, []),
+        (False, {"HEALTHY": "1"}, ["libcudart.so.12, libcublas.so.12, libcudnn.so.9, libnccl.so.2, "]),
+        (True, {"CUDA_VISIBLE_DEVICES": "0"}, ["GPU-0: its memory had 3 errors that ECC could not correct"]),
+        (
+            True,
+            {"FORBID": "nvmlDeviceGetTotalEccErrors"},
+            ["GPU-1: its clock is held down by temperature before anything runs"],
+        ),
+    ],
+)
+def test_gpus_that_are_not_well(
+    driver: Path, tmp_path: Path, cuda: bool, variables: dict[str, str], expected: list[str]
+) -> None:
+    """The driver answers in all cases; the libraries are those that the real loader finds."""
+    environment = {name: each for name, each in os.environ.items() if not name.startswith("SLURM")}
+    environment |= nvml.environment(driver, cuda=cuda, SLURMD_NODENAME="n7", **variables)
+    command = [sys.executable, "-m", "mnist_dist.slurm.preflight", str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    assert done.returncode == bool(expected) and len(lines) == len(expected), done
+    for line, text in zip(lines, expected, strict=True):
+        assert line.startswith(f"pre-flight: node n7: {text}")
+
+
 @pytest.mark.skipif(DEVICES.joinpath("nvidia0").exists(), reason="needs a machine without a driver")
 @pytest.mark.parametrize(
     ("environment", "expected"),

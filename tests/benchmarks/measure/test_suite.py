@@ -386,3 +386,57 @@ class TestShipped:
         planned = [item for item in plan(load_suite("quick")) if item.case.kind == "train"]
         assert places(planned) == several | {("single", 1)}
         assert all(item.skip_reason is None for item in planned)
+
+
+class TestGpus:
+    """What suites plan where a driver shows GPUs, which no machine of the tests has."""
+
+    V100 = Machine(cores=96, gpus=8, devices_per_host=8, compute_capability=(7, 0))
+    H100 = Machine(cores=96, gpus=8, devices_per_host=8, compute_capability=(9, 0))
+
+    def test_batches_fill_a_gpu(self) -> None:
+        images = {
+            name: {
+                item.case.images_per_device for item in plan(load_suite(name), self.H100) if item.case.kind == "train"
+            }
+            for name in ("single", "scaling", "input")
+        }
+        assert images["single"] == {256, 1024, 4096, 16384, 32768}
+        assert images["scaling"] == {4096, 8192, 16384, 32768}
+        assert images["input"] >= {4096, 32768}
+
+    def test_scaling_is_weak_and_strong(self) -> None:
+        cases = [case for case in cases_of(plan(load_suite("scaling"), self.H100)) if case.kind == "train"]
+        for strategy in ("mirrored", "multiworker", "horovod"):
+            found = {(case.devices, case.global_batch_size) for case in cases if case.strategy == strategy}
+            counts = (1, 2, 4, 8)
+            assert found == {(n, 4096 * n) for n in counts} | {(n, 32768) for n in counts}
+        alone = {case.global_batch_size for case in cases if case.strategy == "single"}
+        assert alone == {32768 // n for n in (1, 2, 4, 8)}, "each strong case has a single device with its images"
+
+    def test_messages_reach_a_gibibyte(self) -> None:
+        planned = plan(load_suite("collectives"), self.H100)
+        assert {(max(map(int, item.variants)), len(item.variants)) for item in planned} == {(2**30, 11)}
+        cpus = plan(load_suite("collectives"), LAPTOP)
+        assert {max(map(int, item.variants)) for item in cpus} == {2**26}
+
+    @pytest.mark.parametrize(("machine", "skipped"), [(V100, True), (H100, False), (MACHINES["8 GPUs"], False)])
+    def test_bfloat16_needs_tensor_cores_that_have_it(self, machine: Machine, skipped: bool) -> None:
+        planned = plan(load_suite("single"), machine)
+        reasons = {
+            item.skip_reason for item in planned if item.case.settings.get("runtime.precision") == "mixed_bfloat16"
+        }
+        assert reasons == ({"bfloat16 needs GPUs of compute capability 8.0 or more"} if skipped else {None})
+        others = [item for item in planned if item.case.settings.get("runtime.precision") == "mixed_float16"]
+        assert others and not any(item.skip_reason for item in others)
+
+    def test_a_batch_is_no_larger_than_the_data(self) -> None:
+        block = {"images_per_device": 8192, "strategies": "horovod", "devices": [4, 8]}
+        reasons = {item.case.devices: item.skip_reason for item in plan(make_suite(block), self.H100)}
+        assert reasons == {4: None, 8: "a global batch of 65,536 images, of which MNIST has 60,000"}
+        (own,) = plan(make_suite({**block, "devices": 8}), self.H100, settings={"data.path": "own.npz"})
+        assert own.skip_reason is None
+
+    @pytest.mark.parametrize("name", ["single", "scaling", "input"])
+    def test_cpus_have_their_own_batches(self, name: str) -> None:
+        assert max(case.images_per_device for case in cases_of(plan(load_suite(name)))) <= 512

@@ -1,0 +1,102 @@
+"""The command with checks that hang or abort, without a GPU, and with a driver that alone answers."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mnist_dist.doctor import BROKEN, OK, Finding
+from mnist_dist.gpu_doctor import run
+from mnist_dist.gpu_doctor.run import Examination
+from tests import nvml
+
+
+def findings_of(file: Path) -> dict[str, tuple[str, str]]:
+    content = json.loads(file.read_text())
+    assert content["format"] == "mnist-dist doctor --gpu 1"
+    return {each["subject"]: (each["status"], each["detail"]) for each in content["findings"]}
+
+
+def test_what_hangs_or_aborts_is_a_finding_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A program in Python's place has the name of the check as its third argument, and a file as its fourth."""
+    python = tmp_path / "python"
+    line = json.dumps({"subject": "first", "status": "ok", "detail": "fine"})
+    python.write_text(f"""#!/bin/sh
+echo '{line}' > $4
+case $3 in
+    hangs) sleep 60 & sleep 60;;
+    aborts) echo "Fatal: Xid 79" >&2; kill -ABRT $$;;
+    fails) exit 3;;
+esac
+""")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    examination = Examination(tmp_path / "found.json")
+    for name in ("hangs", "aborts", "fails", "works"):
+        examination.check(name, 1.0)
+    assert [(each.subject, each.status, each.detail) for each in examination.findings] == [
+        ("first", OK, "fine"),
+        ("hangs", BROKEN, "no answer within 1 s; it said at last: nothing"),
+        ("first", OK, "fine"),
+        ("aborts", BROKEN, "ended with code -6; it said at last: Fatal: Xid 79"),
+        ("first", OK, "fine"),
+        ("fails", BROKEN, "ended with code 3; it said at last: nothing"),
+        ("first", OK, "fine"),
+    ]
+    assert "        works (at most 1 s)\n" in capsys.readouterr().out, "a line of progress"
+
+
+def test_when_all_time_is_over_nothing_is_started(tmp_path: Path) -> None:
+    examination = Examination(tmp_path / "found.json", total_seconds=0.0)
+    examination.check("driver", 20.0)
+    assert findings_of(examination.file) == {
+        "driver": (BROKEN, "not tried, as the time of all checks together is over")
+    }
+
+
+def test_the_file_is_whole_at_any_time_and_without_names(tmp_path: Path) -> None:
+    examination = Examination(tmp_path / "found.json")
+    text = f"/home/{getpass.getuser()}/x.so on {platform.node()} failed"
+    for count in (1, 2):
+        examination.add(Finding(f"check {count}", BROKEN, text))
+        assert len(findings_of(examination.file)) == count
+    (detail,) = {detail for _, detail in findings_of(examination.file).values()}
+    assert detail == "(withheld) on (withheld) failed"
+    assert [each.name for each in tmp_path.iterdir()] == ["found.json"]
+
+
+@pytest.mark.slow
+def test_without_a_gpu_and_with_one_that_tensorflow_does_not_find(driver: Path, tmp_path: Path) -> None:
+    """The driver's library is made up; CUDA's are not there, as where a GPU was added to a machine for CPUs."""
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.parent.mkdir()
+    smi.write_text("#!/bin/sh\nprintf '\\033[4mGPU0\\033[0m X NV18\\n\\nLegend:\\n'\n")
+    smi.chmod(0o755)
+    with_driver = dict(nvml.environment(driver, HEALTHY="1", PATH=f"{smi.parent}:{os.environ['PATH']}"))
+    for environment, said in ((dict(os.environ), ""), (with_driver, "Look at: libcudart.so.12 (broken)")):
+        command = [sys.executable, "-m", "mnist_dist", "doctor", "--gpu"]
+        environment["PYTHONPATH"] = str(Path(run.__file__).parents[2])
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (1, "")
+        last = done.stdout.splitlines()[-1]
+        assert last.startswith(said) and "There is no GPU here that TensorFlow can use. All findings are in " in last
+        (file,) = tmp_path.glob("gpu-doctor-*.json")
+        assert re.search(r"gpu-doctor-[\d-]+-[0-9a-f]{4}\.json", last)[0] == file.name  # type: ignore[index]
+        found = findings_of(file)
+        assert "tensorflow 2." in found["software"][1]
+        file.unlink()
+        if said:
+            assert found["topology"][1].endswith("\nGPU0 X NV18") and found["topology"][0] == OK
+            assert found["GPU"][0] == BROKEN and "TensorFlow finds none" in found["GPU"][1]
+        else:
+            assert found["driver"] == ("-", "NVIDIA's driver shows no GPU to this process")
