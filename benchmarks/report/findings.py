@@ -140,6 +140,13 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
     yield from _unstable_caveats(summaries, name)
     for summary in summaries:
         yield from _cluster_caveats(summary, name)
+    apart = [each for each in summaries if each.images_per_second and each.records[0].turns is None]
+    uneven = [each for each in apart if any(run.series.has_long_stretches for run in each.runs)]
+    if uneven:
+        yield Caveat(
+            f"The pace changes for so long that a run meets few such stretches: {_list(uneven, name)}. Runs that met "
+            "none, of any case, are too fast, and their intervals do not know: measure longer, or in turns."
+        )
     yield from _gpu_caveats(summaries, name)
     restless = [each for each in summaries if any(map(_is_restless, each.records))]
     if restless:
