@@ -220,7 +220,8 @@ def _means_in_turns(summaries: Mapping[str, CaseSummary], left_out: Sequence[int
         cycles = sorted(set.intersection(*map(set, groups)))
         if len(cycles) >= FEWEST_CYCLES:
             rounds.append(np.array([[times[cycle] for cycle in cycles] for times in groups]).transpose(0, 2, 1))
-    return CycleMeans(rounds) if rounds else None
+    _, processes = np.unique([each.runs[0].record.case_id for each in summaries.values()], return_inverse=True)
+    return CycleMeans(rounds, processes) if rounds else None
 
 
 def _times_by_cycle(run: RunSummary, is_free: bool, left_out: Sequence[int]) -> dict[int, np.ndarray]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import mnist_dist
 from mnist_dist.benchmarks.records.record import Git, Gpu, Hardware, Identity
-from mnist_dist.cpuinfo import cpu_name
+from mnist_dist.cpuinfo import cpu_name, thread_siblings
 from mnist_dist.gpus import Nvml, open_nvml
 from mnist_dist.packages import TENSORFLOW, find_package
 
@@ -71,6 +71,7 @@ def find_hardware() -> Hardware:
         architecture=platform.machine(),
         cpu_model=cpu_name(),
         cores=usable_cores(),
+        threads_per_core=max(len(thread_siblings(core)) for core in os.sched_getaffinity(0)),
         memory_bytes=usable_memory_bytes(),
         gpus=gpus,
         gpu_driver=driver,

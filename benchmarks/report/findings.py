@@ -103,7 +103,9 @@ def describe_hardware(hardware: Hardware) -> str:
     """Returns, for example, `8 cores of AMD EPYC 9654, x86_64, 32 GiB, no GPU`."""
     gpus = Counter(f"{gpu.name} ({label_bytes(gpu.memory_bytes)})" for gpu in hardware.gpus)
     driver = f", driver {hardware.gpu_driver}" if hardware.gpu_driver else ""
-    processor = f"{label_cores(hardware.cores)} of {hardware.cpu_model}, {hardware.architecture}"
+    several = (hardware.threads_per_core or 1) > 1
+    threads = f", {hardware.threads_per_core} hardware threads per physical core" if several else ""
+    processor = f"{label_cores(hardware.cores)} of {hardware.cpu_model}{threads}, {hardware.architecture}"
     devices = ", ".join(f"{count} {TIMES} {name}" for name, count in gpus.items()) or "no GPU"
     return f"{processor}, {label_bytes(hardware.memory_bytes)}, {devices}{driver}"
 
@@ -138,6 +140,13 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
     yield from _unstable_caveats(summaries, name)
     for summary in summaries:
         yield from _cluster_caveats(summary, name)
+    apart = [each for each in summaries if each.images_per_second and each.records[0].turns is None]
+    uneven = [each for each in apart if any(run.series.has_long_stretches for run in each.runs)]
+    if uneven:
+        yield Caveat(
+            f"The pace changes for so long that a run meets few such stretches: {_list(uneven, name)}. Runs that met "
+            "none, of any case, are too fast, and their intervals do not know: measure longer, or in turns."
+        )
     yield from _gpu_caveats(summaries, name)
     restless = [each for each in summaries if any(map(_is_restless, each.records))]
     if restless:

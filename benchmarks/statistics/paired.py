@@ -51,12 +51,15 @@ def mean_of_cycles(values: np.ndarray, trimmed: float = TRIMMED) -> CycleMean:
     return CycleMean(float(kept.mean()), variance if blocks > 1 else math.nan, blocks)
 
 
-def mean_of_rounds(rounds: Sequence[np.ndarray], trimmed: float = TRIMMED) -> tuple[float, float, float]:
+def mean_of_rounds(
+    rounds: Sequence[np.ndarray], trimmed: float = TRIMMED, apart: tuple[float, float] = (math.nan, math.nan)
+) -> tuple[float, float, float]:
     """Estimates the centre of what several rounds measured, each by its cycles.
 
     Args:
         rounds: float64 [cycles] of each.
         trimmed: see `mean_of_cycles`.
+        apart: the variance and its degrees of freedom were the sides independent; they serve where pairing gains nothing.
 
     Returns:
         The mean, its variance, and the degrees of freedom of that; nan where too few cycles tell nothing about it.
@@ -67,9 +70,11 @@ def mean_of_rounds(rounds: Sequence[np.ndarray], trimmed: float = TRIMMED) -> tu
     within = sum(each.variance for each in means) / count**2
     freedom = sum(each.blocks - 1 for each in means) or math.nan
     if count > 1:
-        between = float(np.var([each.value for each in means], ddof=1)) / count
+        between, between_freedom = float(np.var([each.value for each in means], ddof=1)) / count, float(count - 1)
+        if apart[0] <= between:
+            between, between_freedom = apart
         if not between <= within:  # Or what is within is not known.
-            return value, between, count - 1
+            return value, between, between_freedom
     return value, within, freedom
 
 

@@ -25,6 +25,7 @@ stats = Lazy("scipy.stats")
 CONFIDENCE = 0.95
 FEWEST_CLUSTERED = 3  # Runs.
 NOTABLE_GAP = 0.1  # Between two clusters of runs.
+FEWEST_STRETCHES = 6  # Nearly independent ones, in a run.
 MOST_REPEATS = 10_000  # Nobody plans more; `repeats_needed` stops there.
 
 
@@ -95,6 +96,11 @@ class Series:
     def blocks(self) -> int:
         """How many blocks of windows are nearly independent."""
         return len(self.work) // self._block_length
+
+    @property
+    def has_long_stretches(self) -> bool:
+        """Whether its pace changes for stretches so long that a run like it meets few of them, and another none."""
+        return len(self.work) >= 5 * FEWEST_STRETCHES and self.blocks < FEWEST_STRETCHES
 
     @cached_property
     def _block_length(self) -> int:
@@ -181,9 +187,14 @@ def estimate_ratio(base: Sequence[Series], new: Sequence[Series]) -> LogEstimate
         several = int(counts[1] > 1)
         variances[1 - several] = max(variances[1 - several], variances[several] * counts[several])
         return LogEstimate(value, sum(variances), counts[several] - 1, repeats)
-    squares = sum(variance**2 / (count - 1) for variance, count in zip(variances, counts, strict=True))
-    freedom = sum(variances) ** 2 / squares if squares else sum(counts) - 2
-    return LogEstimate(value, sum(variances), freedom, repeats)
+    return LogEstimate(value, *sum_of_variances(np.array(variances), np.array(counts) - 1), repeats)
+
+
+def sum_of_variances(variances: np.ndarray, freedoms: np.ndarray | int) -> tuple[float, float]:
+    """Returns the sum of the variances of independent estimates, and Satterthwaite's degrees of freedom of that."""
+    squares = float(np.sum(variances**2 / freedoms))
+    total = float(variances.sum())
+    return total, total**2 / squares if squares else float(np.sum(freedoms))
 
 
 def log_total_rate(repeats: Sequence[Series]) -> float:

@@ -321,6 +321,19 @@ def cores_of(
     return [core for core in cores if physical[core] in parts[first : max(last, first + 1)]]
 
 
+def shared_cores(
+    local_size: int, cores: Sequence[int], siblings: Callable[[int], Sequence[int]] = thread_siblings
+) -> str | None:
+    """Returns a line where the ranks of a host must share its physical cores."""
+    physical = len({min(siblings(core)) for core in cores})
+    if local_size <= physical:
+        return None
+    return (
+        f"cores: {local_size} ranks share {physical} physical core{'s' * (physical > 1)} of this host and are slower "
+        f"for it; {physical} would have one each."
+    )
+
+
 def _checked(cluster: Cluster) -> Cluster:
     if not 0 <= cluster.rank < cluster.size or not 0 <= cluster.local_rank < cluster.local_size:
         raise UserError(

@@ -20,7 +20,7 @@ from typing import IO
 
 from mnist_dist.command import EXIT_INTERRUPTED
 from mnist_dist.config import RuntimeConfig
-from mnist_dist.distributed.cluster import Cluster, cores_of, free_port
+from mnist_dist.distributed.cluster import Cluster, cores_of, free_port, shared_cores
 from mnist_dist.distributed.membership import make_secret
 from mnist_dist.distributed.preemption import SIGNALS, catchable
 from mnist_dist.distributed.rollcall import roll_call
@@ -87,6 +87,8 @@ def bind_cores(cluster: Cluster) -> None:
     if is_bound:
         return
     os.sched_setaffinity(0, cores_of(cluster.local_rank, cluster.local_size, mine))
+    if cluster.local_rank == 0 and (line := shared_cores(cluster.local_size, mine)):
+        print(line, file=sys.stderr)
 
 
 @dataclass

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mnist_dist.benchmarks.analysis.study import Analysis
+from mnist_dist.benchmarks.analysis.summary import summarize
 from mnist_dist.benchmarks.report.explanation import explain
 from mnist_dist.benchmarks.report.findings import collect_findings
 from tests.benchmarks.adversary import FULL, Costs, Machine, rounds, runs_apart, true_rate
@@ -103,6 +104,32 @@ def test_runs_in_two_clusters_are_told_of_and_others_are_not() -> None:
     assert "of 5 at 9,8" in caveat and "the others at 12,8" in caveat
     alike = runs_apart(np.random.default_rng(3), Machine(level=0.02), 5)
     assert not any("clusters" in each.text for each in collect_findings(Analysis(alike)).caveats)
+
+
+def test_long_stretches_of_another_pace_are_told_of_where_runs_were_apart() -> None:
+    throttled, calm = MACHINES["20 %, 3 s"], Machine(level=0.02, stalls=0.02)
+    for measure, machine, expected in (
+        (runs_apart, throttled, True),
+        (runs_in_turns, throttled, False),
+        (runs_apart, calm, False),
+    ):
+        told = 0
+        for seed in range(10):
+            caveats = collect_findings(Analysis(measure(np.random.default_rng([5, seed]), machine, 5))).caveats
+            told += any(each.text.startswith("The pace changes for so long") for each in caveats)
+        assert told >= 3 if expected else told == 0
+
+
+def test_what_short_runs_miss_is_that_the_machine_is_slower() -> None:
+    """Hence no interval could be mended by what they saw: those that miss lie above the truth, and long runs hold it."""
+    machine, sides = MACHINES["20 %, 3 s"], {"above": 0, "below": 0}
+    truth = true_rate(machine)
+    for seed in range(30):
+        found = summarize(runs_apart(np.random.default_rng([5, seed]), machine, 5)).images_per_second
+        if found:
+            sides["above"] += found.low > truth
+            sides["below"] += found.high < truth
+    assert sides["above"] >= 2 and sides["below"] == 0
 
 
 @pytest.mark.thorough
