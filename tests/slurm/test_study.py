@@ -359,6 +359,7 @@ def test_a_damaged_record_of_jobs_is_named(tmp_path: Path) -> None:
     assert "jobs.0.job: received {} (dict), expected " in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [(), ("scaling",), ("status",), ("cancel",)])
 def test_help_is_quick(command: tuple[str, ...], is_quick: Callable[[Callable[[], object]], bool]) -> None:
     def show_help() -> None:
@@ -369,6 +370,7 @@ def test_help_is_quick(command: tuple[str, ...], is_quick: Callable[[Callable[[]
     assert is_quick(show_help)
 
 
+@pytest.mark.slow
 def test_tensorflow_is_not_imported() -> None:
     script = "import sys; from mnist_dist.slurm import command, preflight, site, status, submission; "
     script += "print([name for name in ('tensorflow', 'keras', 'numpy', 'matplotlib') if name in sys.modules])"
