@@ -11,6 +11,8 @@ EXTRAS ?= dev$(shell { command -v nvidia-smi || ls /dev/nvidia0; } >/dev/null 2>
 # Side by side, a file each; many of them wait for others, so a third process keeps two cores busy.
 BESIDE = $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 TEST_PROCESSES ?= 3
+# Else each of the hundreds of processes of the tests compiles the same modules again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help bench train peers test test-all test-fast lint lock image image-test clean
 

@@ -341,6 +341,7 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "line"),
     [
@@ -379,16 +380,19 @@ def test_a_folder_of_something_else(resume: list[str], refused: Refused, tmp_pat
     assert refused("train", "--workdir", tmp_path / "thesis" / "thesis.tex", *resume).startswith("--workdir: '")
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_run(refused: Refused, run: Path) -> None:
     line = refused("train", "--workdir", run, watch=run)
     assert line.startswith(f"--workdir: '{run}' already holds a run; add --resume to continue it, or name another")
 
 
+@pytest.mark.slow
 def test_a_run_of_another_configuration(refused: Refused, run: Path, tiny_mnist: Path) -> None:
     line = refused("train", *learning(tiny_mnist), "--seed", "1", "--workdir", run, "--resume", watch=run)
     assert line.startswith(f"seed: received 1, but the run in '{run}' was started with 0; resume with the same value")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["evaluate"], ["predict", "--json"], ["export", "--format", "tflite"]])
 def test_a_run_without_a_model(command: list[str], refused: Refused, run: Path, tmp_path: Path) -> None:
     pictures = ["seven.png"] if command[0] == "predict" else []
@@ -403,6 +407,7 @@ def test_a_run_without_a_model(command: list[str], refused: Refused, run: Path, 
     assert line.startswith(f"WORKDIR: cannot load '{unfinished / 'model.keras'}' (") and "train again" in line
 
 
+@pytest.mark.slow
 def test_an_export_that_cannot_be_written(refused: Refused, run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     line = refused("export", run, "--format", "tflite", "--output", tmp_path / "file" / "below")
@@ -436,6 +441,7 @@ def test_defaults_give_way_to_the_file_and_the_file_to_flags(
     assert following == f"next: mnist-dist evaluate {workdir}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [learning, lambda data: []])
 def test_a_finished_run_tells_its_result_again(
     settings: Callable[[Path], list[str]], run: Path, tiny_mnist: Path, capsys: pytest.CaptureFixture[str]
@@ -459,6 +465,7 @@ def test_a_run_that_fails_ends_with_one_line_and_code_1(
     assert re.fullmatch(r"mnist-dist: error: training: the loss at step 2 is (nan|inf), .*\n", errors)
 
 
+@pytest.mark.slow
 def test_evaluating_gives_the_accuracy_of_the_result(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     accuracy = json.loads((run / "result.json").read_text())["test_accuracy"]
     assert main(["evaluate", str(run)]) == 0
@@ -469,6 +476,7 @@ def test_evaluating_gives_the_accuracy_of_the_result(run: Path, capsys: pytest.C
     assert evaluation["accuracy"] == accuracy and np.sum(evaluation["confusion"]) == 500
 
 
+@pytest.mark.slow
 def test_predictions_as_lines_of_json(run: Path, digits: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", str(run), *map(str, digits), "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -479,6 +487,7 @@ def test_predictions_as_lines_of_json(run: Path, digits: list[Path], capsys: pyt
     )
 
 
+@pytest.mark.slow
 def test_one_bad_picture_among_good_ones(
     run: Path, digits: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

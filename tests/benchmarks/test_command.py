@@ -26,6 +26,7 @@ COMMANDS = ["run", "report", "compare", "predict", "trend", "publish", "reproduc
 
 
 class TestHelp:
+    @pytest.mark.slow
     @pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)])
     def test_it_comes_at_once_and_imports_no_giants(
         self, arguments: list[str], is_quick: Callable[[Callable[[], object]], bool]
@@ -202,6 +203,7 @@ def test_a_second_signal_does_not_end_the_interpreter_before_its_exit_code(monke
     assert {number: signal.getsignal(number) for number in command.ENDING} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["run", "quick", "--dry-run"], ["run", "--help"]])
 def test_a_reader_that_leaves_early_ends_it_quietly(arguments: list[str]) -> None:
     done = subprocess.run(

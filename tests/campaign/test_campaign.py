@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.campaign import faults, inputs
+from tests.campaign import faults
 from tests.campaign.__main__ import run_faults
 
 pytestmark = pytest.mark.slow
@@ -29,4 +29,6 @@ def test_faults(tmp_path: Path) -> None:
 @pytest.mark.thorough
 @pytest.mark.timeout(1200)
 def test_bad_input() -> None:
+    from tests.campaign import inputs  # Hypothesis takes its time, and all runs of the tests collect this.
+
     assert inputs.run(200, 0) == 0

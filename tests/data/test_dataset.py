@@ -63,6 +63,7 @@ def test_the_embedded_arrays_are_those_of_the_readme(arrays: Arrays) -> None:
     assert MNIST_SHA256 in README
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "line"),
     [

@@ -221,6 +221,7 @@ def test_a_second_builder_waits(tmp_path, capsys):
     assert "waiting for it" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_failing_pip_is_one_line_that_names_its_log(tmp_path):
     log = touch(tmp_path / "build.log", "ERROR: of an earlier step\n")
     with pytest.raises(BuildError) as error:
@@ -232,6 +233,7 @@ def test_a_failing_pip_is_one_line_that_names_its_log(tmp_path):
     assert error.value.exit_code == 1
 
 
+@pytest.mark.slow
 def test_says_how_far_a_long_build_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(horovod_build, "PROGRESS_SECONDS", 0.05)
     log = touch(tmp_path / "build.log", "  [ 7%] Building CXX object a/b.dir/c.cc.o\n  cd /tmp && c++ -c c.cc\n")

@@ -37,7 +37,7 @@ SECONDS_TO_END = 60  # On a busy machine; nobody who did not miss a rank would e
     [
         ("multiworker", "float32"),
         pytest.param("multiworker", "mixed_bfloat16", marks=pytest.mark.thorough),  # It gathers.
-        ("horovod", "float32"),
+        pytest.param("horovod", "float32", marks=pytest.mark.thorough),
     ],
 )
 def test_a_killed_rank_ends_all_and_is_named(start: StartRun, strategy: str, precision: str) -> None:

@@ -178,6 +178,7 @@ def preflight_of_two(folder: Path, node: str, before: tuple[str, ...] = ()) -> l
     return [(rank.returncode, *texts) for rank, texts in zip(ranks, said, strict=True)]
 
 
+@pytest.mark.slow
 def test_names_serve_where_scontrol_reaches_no_controller(tmp_path: Path) -> None:
     """As in a container; the pre-flight then says whether they lead anywhere, and one rank says why."""
     (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'scontrol: fatal: No configuration' >&2; exit 1\n")
@@ -190,6 +191,7 @@ def test_names_serve_where_scontrol_reaches_no_controller(tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.slow
 def test_a_node_that_has_an_ipv6_address_only(tmp_path: Path) -> None:
     if (
         subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode

@@ -105,6 +105,7 @@ def test_cores_without_binding_may_be_shared() -> None:
     assert compare(unbound, CLOCKS) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import json
 import math
@@ -12,9 +14,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from mnist_dist.__main__ import main
 from mnist_dist.errors import TrainingError
 from mnist_dist.slurm import scheduler
 from mnist_dist.slurm.scheduler import JobState, Partition, check_partition, count_gpus
@@ -208,10 +212,20 @@ def test_the_number_among_all_that_sbatch_prints(printed: str, code: int, expect
 # --- The command line, without Slurm ---
 
 
-def run(*arguments: str, path: str = "/nowhere") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mnist_dist", "slurm", *arguments]
-    environment = {"PATH": path, "PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": "/nowhere"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command within this process, where neither Slurm nor a site's file is to be found."""
+    said, errors = io.StringIO(), io.StringIO()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(
+            mock.patch.dict(os.environ, {"PATH": "/nowhere", "XDG_CONFIG_HOME": "/nowhere"}, clear=True)
+        )
+        stack.enter_context(contextlib.redirect_stdout(said))
+        stack.enter_context(contextlib.redirect_stderr(errors))
+        try:
+            code = main(["slurm", *arguments])
+        except SystemExit as ended:  # Of the parser.
+            code = int(ended.code or 0)
+    return subprocess.CompletedProcess(arguments, code, said.getvalue(), errors.getvalue())
 
 
 POINTS = ("scaling", "--gpus", "1,2,4", "--gpus-per-node", "2")
@@ -345,15 +359,18 @@ def test_a_damaged_record_of_jobs_is_named(tmp_path: Path) -> None:
     assert "jobs.0.job: received {} (dict), expected " in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [(), ("scaling",), ("status",), ("cancel",)])
 def test_help_is_quick(command: tuple[str, ...], is_quick: Callable[[Callable[[], object]], bool]) -> None:
     def show_help() -> None:
-        done = run(*command, "--help")
+        called = [sys.executable, "-m", "mnist_dist", "slurm", *command, "--help"]
+        done = subprocess.run(called, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0 and done.stdout.startswith("usage: ")
 
     assert is_quick(show_help)
 
 
+@pytest.mark.slow
 def test_tensorflow_is_not_imported() -> None:
     script = "import sys; from mnist_dist.slurm import command, preflight, site, status, submission; "
     script += "print([name for name in ('tensorflow', 'keras', 'numpy', 'matplotlib') if name in sys.modules])"

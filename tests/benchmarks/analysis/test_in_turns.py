@@ -131,6 +131,7 @@ def test_efficiency_is_taken_within_cycles() -> None:
     assert point.value == pytest.approx(0.8, abs=0.02) and point.high - point.low < 0.06
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("planted", "name", "share"),
     [
@@ -163,6 +164,7 @@ def test_the_loss_is_that_of_the_efficiency_and_what_its_causes_leave_is_unexpla
     assert unexplained.value == pytest.approx(found.loss.value - 0.2, abs=0.03) and unexplained.low > 0
 
 
+@pytest.mark.slow
 def test_nothing_is_named_where_nothing_is_planted() -> None:
     for seed in range(10):
         assert not only(study(seed)).is_significant

@@ -61,8 +61,10 @@ def test_the_variants_are_what_attribution_needs(cases: list[PlannedCase]) -> No
 @pytest.mark.parametrize(
     ("what", "cause", "label"),
     [
-        ("input", "input", "Against input, try "),
-        ("all-reduce", "communication", "Against exposed communication, try "),
+        pytest.param("input", "input", "Against input, try ", marks=pytest.mark.thorough),
+        pytest.param(
+            *("all-reduce", "communication", "Against exposed communication, try "), marks=pytest.mark.thorough
+        ),
         ("rank", "stragglers", "Against stragglers, try "),
     ],
 )

@@ -85,6 +85,7 @@ def memory_group() -> Iterator[Path]:
     group.rmdir()
 
 
+@pytest.mark.slow
 class TestFailures:
     """The programs are small; that they fail, and how the harness sees it, is real."""
 
@@ -207,6 +208,7 @@ class TestFailures:
 
 
 class TestPlace:
+    @pytest.mark.slow
     @pytest.mark.parametrize(("devices", "cores_per_device"), [(1, 1), (2, 1), (1, None)])
     def test_a_case_is_bound_to_the_cores_of_its_devices(
         self,
@@ -371,6 +373,7 @@ def test_a_harness_that_is_stopped_leaves_no_process(
             os.kill(process, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_what_a_killed_round_left_goes_before_the_next(tmp_path: Path) -> None:
     """But neither what a round uses that goes on, nor what one on another host may use, whose locks do not reach."""
     scratch = tmp_path / "scratch"

@@ -249,6 +249,7 @@ class TestEstimate:
         assert render_cases(rows[:1], False, 1, 0.0).endswith("1 case, 2 runs in 1 round, about 0:00")
 
 
+@pytest.mark.slow
 def test_a_failing_case_does_not_stop_the_rest(tmp_path: Path) -> None:
     cases = planned(BAD, BAD.model_copy(update={"global_batch_size": 64})) + planned(
         train("mirrored", 2), skip_reason="no second GPU"

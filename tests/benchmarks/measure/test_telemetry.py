@@ -246,6 +246,7 @@ def measure_gpus(driver: Path, **variables: str) -> dict[str, Any]:
     return json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", [{}, {"OLD": "1"}], ids=["counter", "momentary power"])
 def test_gpus_through_nvml(driver: Path, variables: dict[str, str]) -> None:
     found = measure_gpus(driver, **variables)
@@ -281,18 +282,21 @@ def test_gpus_through_nvml(driver: Path, variables: dict[str, str]) -> None:
         assert telemetry["gpu_utilisation_percent"] == pytest.approx(percent)
 
 
+@pytest.mark.slow
 def test_gpus_of_other_jobs_do_not_count(driver: Path) -> None:
     found = measure_gpus(driver, CUDA_VISIBLE_DEVICES="GPU-1")
     assert [gpu["name"] for gpu in found["hardware"]["gpus"]] == ["Stand-in 1"]
     assert [found[name]["power_watts"] for name in ("all", "first")] == pytest.approx([200, 200], rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_broken_driver_is_no_driver(driver: Path) -> None:
     found = measure_gpus(driver, BROKEN="1")
     assert found["hardware"]["gpus"] == [] and found["hardware"]["gpu_driver"] is None
     assert (found["all"] is None) == (not has_rapl())
 
 
+@pytest.mark.slow
 def test_what_is_forbidden_costs_nothing_else(driver: Path) -> None:
     """One field of one GPU at a time, or a GPU as a whole."""
     everything = measure_gpus(driver)["hardware"]["gpus"]
@@ -319,6 +323,7 @@ def test_what_is_forbidden_costs_nothing_else(driver: Path) -> None:
     assert [gpu["uuid"] for gpu in found["hardware"]["gpus"]] == ["GPU-1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("visible", "uuids"),
     [

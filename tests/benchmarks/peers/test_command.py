@@ -78,6 +78,7 @@ def test_perf_judges_from_two_rounds(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert len({record.turns.round_id for record in records if record.turns}) == 2
 
 
+@pytest.mark.slow
 def test_imports_are_quick() -> None:
     script = (
         "import sys\nfrom mnist_dist.benchmarks.peers import command, goals\n"

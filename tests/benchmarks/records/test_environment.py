@@ -117,6 +117,7 @@ def test_the_software_is_what_is_installed() -> None:
     assert ("nccl" in software) == any(name.startswith("nvidia-nccl-cu") for name in installed)
 
 
+@pytest.mark.slow
 def test_nothing_here_starts_tensorflow() -> None:
     modules = ("records.record", "records.store", "records.environment", "measure.telemetry", "report.exports")
     code = f"import sys, {', '.join(f'mnist_dist.benchmarks.{name}' for name in modules)}\n"

@@ -225,6 +225,7 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
                 assert read == values
 
 
+@pytest.mark.slow
 def test_nothing_here_starts_tensorflow(tmp_path: Path) -> None:
     code = (
         "import sys\n"

@@ -331,6 +331,7 @@ def test_nothing_to_report(tmp_path: Path, user_error: Callable[..., str]) -> No
     assert not (tmp_path / "empty").exists()
 
 
+@pytest.mark.slow
 def test_heavy_libraries_wait_until_they_are_needed() -> None:
     heavy = "{'tensorflow', 'matplotlib', 'jinja2', 'scipy', 'ruptures', 'rich'}"
     command = f"import sys, mnist_dist.benchmarks.report.write; print({heavy} & set(sys.modules))"
