@@ -11,22 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
-from pydantic import ValidationError
 
 from mnist_dist.benchmarks.analysis.in_turns import paired_ratio, rate_in_turns
 from mnist_dist.benchmarks.peers.contestants import Contestant, Mode
-from mnist_dist.benchmarks.peers.table import at_level, estimate_to_json, head, reasons
+from mnist_dist.benchmarks.peers.table import at_level, head, reasons, write_both
 from mnist_dist.benchmarks.peers.times import TimeTo, time_ratio, time_to
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.labels import MISSING, label_count
 from mnist_dist.benchmarks.report.table import Cell, Column, estimate_cell, make_table, render_markdown
 from mnist_dist.benchmarks.statistics.stats import Estimate, LogEstimate
-from mnist_dist.config import PositiveFloat, Section, explain
+from mnist_dist.config import PositiveFloat, Section
 from mnist_dist.errors import EXIT_FAILED, UserError, nearest
-from mnist_dist.files import write_json, write_text
 
 EXIT_OPEN = 3
 TARGET = 0.99
@@ -84,13 +82,10 @@ def load_goals(only: Sequence[str] | None = None) -> list[Goal]:
     """Returns the goals, or those that a user names.
 
     Raises:
-        UserError: a name is not known, or the file is not accepted.
+        UserError: a name is not known.
     """
     text = (resources.files("mnist_dist.benchmarks.peers") / "goals.yaml").read_text(encoding="utf-8")
-    try:
-        goals = {content["name"]: Goal.model_validate(content) for content in yaml.safe_load(text)}
-    except ValidationError as error:
-        raise UserError(f"goals.yaml: {explain(error)}") from None
+    goals = {content["name"]: Goal.model_validate(content) for content in yaml.safe_load(text)}
     for name in only or ():
         if name not in goals:
             raise UserError(f"--only: received '{name}', expected some of {','.join(goals)}." + nearest(name, goals))
@@ -194,24 +189,17 @@ def exit_code(judged: Sequence[JudgedGoal]) -> int:
 
 def write_goals(folder: Path, command: str, records: Sequence[Record], judged: Sequence[JudgedGoal]) -> str:
     """Writes perf.md and perf.json into a folder and returns the Markdown."""
-    text = render(command, records, judged)
-    write_text(folder / "perf.md", text)
-    content: dict[str, Any] = {
-        "command": command,
-        "measured": head(command, records),
-        "goals": [
-            {
-                **each.goal.model_dump(mode="json"),
-                "outcome": each.status,
-                "against": each.against,
-                "ratio": estimate_to_json(each.ratio),
-                "detail": each.detail,
-            }
-            for each in judged
-        ],
-    }
-    write_json(folder / "perf.json", content)
-    return text
+    goals = [
+        {
+            **each.goal.model_dump(),
+            "outcome": each.status,
+            "against": each.against,
+            "ratio": each.ratio,
+            "detail": each.detail,
+        }
+        for each in judged
+    ]
+    return write_both(folder / "perf", render(command, records, judged), command, records, {"goals": goals})
 
 
 def render(command: str, records: Sequence[Record], judged: Sequence[JudgedGoal]) -> str:
