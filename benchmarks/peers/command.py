@@ -124,10 +124,10 @@ def run_perf(args: argparse.Namespace) -> int:
         judged = [goals.judge(goal, contestants, records, on_gpus=on_gpus) for goal in able]
         missing = {record.case_id for record in records if record.status == "skipped"}
         left = [
-            each.goal
+            each
             for each in judged
-            if repeat < FEWEST_ROUNDS or each.status == "open"
-            if repeat == 0 or not missing & {case.case_id for case in cases_of([each.goal], each.goal.mode)}
+            if repeat < FEWEST_ROUNDS or each.outcome == "open"
+            if repeat == 0 or not missing & {case.case_id for case in cases_of([each], each.mode)}
         ]
         for group in goals.groups(left):
             mode = group[0].mode
