@@ -58,9 +58,7 @@ PEERS = {
     "pytorch-bfloat16": Script("pytorch", ("--precision", "bfloat16"), "pytorch"),
     "fast-mnist": Script("pytorch", ("--recipe", "fast-mnist"), "pytorch", 256),
     "fast-mnist-bfloat16": Script("pytorch", ("--recipe", "fast-mnist", "--precision", "bfloat16"), "pytorch", 256),
-    "independent": Script(
-        "independent", ("--processes", "2", "--batch-size", "256", "--steps-per-call", "20"), batch_size=256, devices=2
-    ),
+    "independent": Script("independent", batch_size=256, devices=2),
 }
 
 
