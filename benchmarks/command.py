@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mnist_dist.command import Parser, folder_argument, integer, integers, run_command
+from mnist_dist.command import Parser, add_command, folder_argument, integer, integers, run_command
 from mnist_dist.distributed.preemption import catchable
 from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError
 from mnist_dist.files import named_or_dated
@@ -72,14 +72,10 @@ def make_parser() -> Parser:
 def add_run(commands: Any) -> None:
     # Not by shipped_suites, whose module takes long to import.
     suites = sorted(file.stem for file in (Path(__file__).parent / "measure" / "suites").glob("*.yaml"))
-    parser = commands.add_parser(
-        "run",
-        help="measure the cases of a suite and write a report",
-        description=(
-            "Measure the cases of a suite in turns: alive at once, one computing at a time. Repeat that with fresh "
-            "processes, and write a record of each, then a report. Within a Slurm job the ranks are started by srun. "
-            "Exits with 1 when a case failed, ran out of time or memory; the others are measured all the same."
-        ),
+    parser = add_command(
+        commands,
+        run_run,
+        "measure the cases of a suite and write a report",
         epilog=(
             "Examples: `mnist-dist bench run quick`; `mnist-dist bench run scaling --devices 1,2,4 "
             "--strategies horovod --repeats 5 --results results/node7`; the same with --resume after an interruption."
@@ -102,7 +98,6 @@ def add_run(commands: Any) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the study in DIR; finished cases stay")
     parser.add_argument("--dry-run", action="store_true", help="list the cases and the estimated time, run nothing")
     parser.add_argument("--no-report", action="store_true", help="only measure; `report DIR` writes it later")
-    parser.set_defaults(command=run_run)
 
 
 def add_results(parser: argparse._ActionsContainer) -> None:
@@ -146,6 +141,10 @@ def names(text: str) -> list[str]:
 
 
 def run_run(args: argparse.Namespace) -> int:
+    """Measure the cases of a suite in turns: alive at once, one computing at a time. Repeat that with fresh processes,
+    and write a record of each, then a report. Within a Slurm job the ranks are started by srun. Exits with 1 when a
+    case failed, ran out of time or memory; the others are measured all the same.
+    """
     from mnist_dist.benchmarks.measure.runner import Study, find_machine
     from mnist_dist.benchmarks.measure.study import (
         choose,
@@ -220,18 +219,14 @@ def show_report(store: Store, records: Sequence[Record]) -> None:
 
 
 def add_report(commands: Any) -> None:
-    parser = commands.add_parser(
-        "report",
-        help="write report.md, report.csv, report.html and figures of a study",
-        description="Write the report of the records in a folder, complete or not, and print its table.",
-    )
+    parser = add_command(commands, run_report, "write report.md, report.csv, report.html and figures of a study")
     parser.add_argument("results", type=folder_argument, metavar="DIR", help="folder of the study")
     parser.add_argument("--mlperf", action="store_true", help="also MLPerf log lines, in DIR/mlperf")
     parser.add_argument("--tensorboard", action="store_true", help="also TensorBoard scalars, in DIR/tensorboard")
-    parser.set_defaults(command=run_report)
 
 
 def run_report(args: argparse.Namespace) -> int:
+    """Write the report of the records in a folder, complete or not, and print its table."""
     store, records = read_study(args.results)
     show_report(store, records)
     if args.mlperf:
@@ -264,15 +259,10 @@ def read_records(folder: Path, argument: str = "DIR") -> list[Record]:
 
 
 def add_compare(commands: Any) -> None:
-    parser = commands.add_parser(
-        "compare",
-        help="say of each case whether NEW is faster, slower or the same as BASE",
-        description=(
-            "Compare two studies case by case. Exits with 0 when every case of BASE was judged and none is worse, 1 "
-            "when one is slower, less accurate or fails more often, 3 when that cannot be told. With --interleave, "
-            "BASE and NEW are measured here, in turns: each is a commit, or a configuration (a YAML file, or "
-            "KEY=VALUE)."
-        ),
+    parser = add_command(
+        commands,
+        run_compare,
+        "say of each case whether NEW is faster, slower or the same as BASE",
         epilog=(
             "Examples: `mnist-dist bench compare results/monday results/tuesday`; "
             "`mnist-dist bench compare --interleave v0.1 HEAD --suite quick --repeats 5`; "
@@ -301,10 +291,13 @@ def add_compare(commands: Any) -> None:
     add_results(measured)
     add_narrowing(measured)
     measured.add_argument("--resume", action="store_true", help="go on with the comparison in DIR; finished cases stay")
-    parser.set_defaults(command=run_compare)
 
 
 def run_compare(args: argparse.Namespace) -> int:
+    """Compare two studies case by case. Exits with 0 when every case of BASE was judged and none is worse, 1 when one
+    is slower, less accurate or fails more often, 3 when that cannot be told. With --interleave, BASE and NEW are
+    measured here, in turns: each is a commit, or a configuration (a YAML file, or KEY=VALUE).
+    """
     from mnist_dist.benchmarks.analysis.compare import compare
     from mnist_dist.benchmarks.report.comparison import render_comparison, render_comparison_markdown
 
@@ -334,18 +327,14 @@ def run_compare(args: argparse.Namespace) -> int:
 
 
 def add_predict(commands: Any) -> None:
-    parser = commands.add_parser(
-        "predict",
-        help="predict throughput at numbers of devices that were not measured",
-        description="Fit scaling models to a study and print throughput and efficiency, with intervals, far beyond it.",
-    )
+    parser = add_command(commands, run_predict, "predict throughput at numbers of devices that were not measured")
     parser.add_argument(
         "results", type=folder_argument, metavar="DIR", help="folder of a study with several numbers of devices"
     )
-    parser.set_defaults(command=run_predict)
 
 
 def run_predict(args: argparse.Namespace) -> int:
+    """Fit scaling models to a study and print throughput and efficiency, with intervals, far beyond it."""
     from mnist_dist.benchmarks.report.write import render_predictions
 
     print(render_predictions(read_records(args.results), sys.stdout.isatty()))
@@ -353,19 +342,14 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 def add_trend(commands: Any) -> None:
-    parser = commands.add_parser(
-        "trend",
-        help="say since when a case is slower, and what else changed",
-        description=(
-            "Follow the cases of all studies in and below some folders, and write trend.html into the first. Exits "
-            "with 1 when a case is slower than it lastingly was, 0 when none is, 3 when none has enough studies."
-        ),
-    )
+    parser = add_command(commands, run_trend, "say since when a case is slower, and what else changed")
     parser.add_argument("folders", nargs="+", type=folder_argument, metavar="DIR", help="hold studies, at any depth")
-    parser.set_defaults(command=run_trend)
 
 
 def run_trend(args: argparse.Namespace) -> int:
+    """Follow the cases of all studies in and below some folders, and write trend.html into the first. Exits with 1 when
+    a case is slower than it lastingly was, 0 when none is, 3 when none has enough studies.
+    """
     from mnist_dist.benchmarks.analysis.trend import find_trends, keep, read_studies
     from mnist_dist.benchmarks.report.trend import render_trends
 
@@ -390,23 +374,18 @@ def add_smallest_effect(parser: argparse.ArgumentParser) -> None:
 
 
 def add_publish(commands: Any) -> None:
-    parser = commands.add_parser(
-        "publish",
-        help="make one file of a study, without names",
-        description=(
-            "Write one file of at most 1 MiB with all that repeating a study takes: records, configuration, versions, "
-            "commit and hardware; without users, hosts, paths, addresses and job numbers."
-        ),
-    )
+    parser = add_command(commands, run_publish, "make one file of a study, without names")
     parser.add_argument("study", type=folder_argument, metavar="STUDY", help="folder of the study")
     parser.add_argument(
         "--out", type=folder_argument, metavar="FILE", help="ends with .json or .json.gz (default: STUDY.json.gz, here)"
     )
     parser.add_argument("--with-names", action="store_true", help="leave everything in, for colleagues")
-    parser.set_defaults(command=run_publish)
 
 
 def run_publish(args: argparse.Namespace) -> int:
+    """Write one file of at most 1 MiB with all that repeating a study takes: records, configuration, versions, commit
+    and hardware; without users, hosts, paths, addresses and job numbers.
+    """
     from mnist_dist.benchmarks.records.published import publish
 
     file = args.out or Path(f"{args.study.resolve().name}.json.gz")
@@ -417,22 +396,17 @@ def run_publish(args: argparse.Namespace) -> int:
 
 
 def add_reproduce(commands: Any) -> None:
-    parser = commands.add_parser(
-        "reproduce",
-        help="measure recorded cases here, and compare",
-        description=(
-            "Measure here what records describe, in their configuration, and say of each case whether it is "
-            "reproduced, faster, slower or not comparable. Exits as `compare` does."
-        ),
-    )
+    parser = add_command(commands, run_reproduce, "measure recorded cases here, and compare")
     parser.add_argument("study", type=folder_argument, metavar="STUDY", help="a published file, a record or a folder")
     parser.add_argument("--time", type=integer, metavar="SECONDS", help="of measuring a case (default: as recorded)")
     add_results(parser)
     add_smallest_effect(parser)
-    parser.set_defaults(command=run_reproduce)
 
 
 def run_reproduce(args: argparse.Namespace) -> int:
+    """Measure here what records describe, in their configuration, and say of each case whether it is reproduced,
+    faster, slower or not comparable. Exits as `compare` does.
+    """
     from mnist_dist.benchmarks.measure.reproduce import reproduce
     from mnist_dist.benchmarks.progress import show_rounds
     from mnist_dist.benchmarks.report.comparison import render_reproduction

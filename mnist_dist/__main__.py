@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_dist import __version__
-from mnist_dist.command import EXIT_INTERRUPTED, Parser, folder_argument, outlive_reader, run_command
+from mnist_dist.command import EXIT_INTERRUPTED, Parser, add_command, folder_argument, outlive_reader, run_command
 from mnist_dist.errors import UserError
 from mnist_dist.strategies import STRATEGIES
 
@@ -78,15 +78,16 @@ def make_parser(chosen: str = "train") -> Parser:
     add_install_horovod(commands)
     for name, (_, text) in GROUPS.items():
         commands.add_parser(name, help=text)
-    add_completion(commands)
+    completion = add_command(commands, run_completion, "print what makes a shell complete commands and flags")
+    completion.add_argument("shell", choices=SHELLS)
     return parser
 
 
 def add_train(commands: Any, with_flags: bool) -> None:
-    parser = commands.add_parser(
-        "train",
-        help="train a model and leave metrics, plots and model.keras in a folder",
-        description="Train the CNN. Settings come from the defaults, then --config, then flags.",
+    parser = add_command(
+        commands,
+        run_train,
+        "train a model and leave metrics, plots and model.keras in a folder",
         epilog=(
             "Examples: `mnist-dist train` (the defaults: 3 epochs, above 99 %); "
             "`mnist-dist train --epochs 1 --optimizer sgd --learning-rate 0.05 --workdir runs/sgd`; "
@@ -117,10 +118,10 @@ def add_train(commands: Any, with_flags: bool) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, e.g. model.filters=[16,32]"
     )
-    parser.set_defaults(command=run_train)
 
 
 def run_train(args: argparse.Namespace) -> int:
+    """Train the CNN. Settings come from the defaults, then --config, then flags."""
     from mnist_dist.config import load_config, parse_assignment
 
     flags = {key: getattr(args, key) for key, _ in FLAGS.values() if getattr(args, key) is not None}
@@ -179,17 +180,15 @@ def add_workdir(parser: argparse.ArgumentParser) -> None:
 
 
 def add_evaluate(commands: Any) -> None:
-    parser = commands.add_parser(
-        "evaluate",
-        help="accuracy, precision/recall/F1 per digit and confusion matrix of a trained model",
-        description="Evaluate the model of a finished run on the test set it was trained beside.",
+    parser = add_command(
+        commands, run_evaluate, "accuracy, precision/recall/F1 per digit and confusion matrix of a trained model"
     )
     add_workdir(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-    parser.set_defaults(command=run_evaluate)
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
+    """Evaluate the model of a finished run on the test set it was trained beside."""
     import json
 
     from mnist_dist.inference import evaluate
@@ -202,24 +201,19 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 
 def add_predict(commands: Any) -> None:
-    parser = commands.add_parser(
-        "predict",
-        help="read the digit on your own pictures",
-        description=(
-            "Read one digit per picture: PNG, JPEG and others, any size, grey, colour or transparent, dark on light or "
-            "light on dark. Pictures are cropped, scaled and centred as MNIST's makers did; a digit that is unlike "
-            "MNIST's, or less probable than 0.95, is called uncertain."
-        ),
-    )
+    parser = add_command(commands, run_predict, "read the digit on your own pictures")
     add_workdir(parser)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="picture files")
     parser.add_argument(
         "--json", action="store_true", help='print lines of {"file", "digit", "probability", "uncertain"}'
     )
-    parser.set_defaults(command=run_predict)
 
 
 def run_predict(args: argparse.Namespace) -> int:
+    """Read one digit per picture: PNG, JPEG and others, any size, grey, colour or transparent, dark on light or light
+    on dark. Pictures are cropped, scaled and centred as MNIST's makers did; a digit that is unlike MNIST's, or less
+    probable than 0.95, is called uncertain.
+    """
     from mnist_dist.inference import predict
     from mnist_dist.network import model
     from mnist_dist.runtime import select_devices
@@ -229,23 +223,18 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 def add_export(commands: Any) -> None:
-    parser = commands.add_parser(
-        "export",
-        help="write the model as a SavedModel or TensorFlow Lite file",
-        description=(
-            "Export the model of a finished run and measure, by running the exported file, the accuracy it keeps. "
-            "All formats take raw pixels (0 to 255)."
-        ),
-    )
+    parser = add_command(commands, run_export, "write the model as a SavedModel or TensorFlow Lite file")
     add_workdir(parser)
     parser.add_argument("--format", required=True, choices=["savedmodel", "tflite", "tflite-int8"])
     parser.add_argument(
         "--output", type=folder_argument, metavar="DIR", help="folder to write into (default: WORKDIR/export)"
     )
-    parser.set_defaults(command=run_export)
 
 
 def run_export(args: argparse.Namespace) -> int:
+    """Export the model of a finished run and measure, by running the exported file, the accuracy it keeps. All formats
+    take raw pixels (0 to 255).
+    """
     from mnist_dist.inference import export
 
     model, arrays = load_run(args.workdir)
@@ -254,10 +243,8 @@ def run_export(args: argparse.Namespace) -> int:
 
 
 def add_doctor(commands: Any) -> None:
-    parser = commands.add_parser(
-        "doctor",
-        help="check this machine: versions, devices, what `auto` picks, Horovod, Slurm, disk",
-        description="Check what this machine offers. Exits with 1 when something that training needs is broken.",
+    parser = add_command(
+        commands, run_doctor, "check this machine: versions, devices, what `auto` picks, Horovod, Slurm, disk"
     )
     parser.add_argument(
         "--gpu",
@@ -265,10 +252,10 @@ def add_doctor(commands: Any) -> None:
         help="check GPUs instead, in at most five minutes: driver, CUDA, arithmetic, links, strategies, step times; "
         "leaves one file to send",
     )
-    parser.set_defaults(command=run_doctor)
 
 
 def run_doctor(args: argparse.Namespace) -> int:
+    """Check what this machine offers. Exits with 1 when something that training needs is broken."""
     from mnist_dist import doctor
 
     if args.gpu:
@@ -279,40 +266,28 @@ def run_doctor(args: argparse.Namespace) -> int:
 
 
 def add_install_horovod(commands: Any) -> None:
-    parser = commands.add_parser(
-        "install-horovod",
-        help="build Horovod for the installed TensorFlow, and prove it with two ranks",
-        description=(
-            "Build Horovod 0.28.1 for the TensorFlow of this environment, which upstream does not offer, with NCCL "
-            "where CUDA is found and Gloo otherwise. The wheel is kept, so that a second time takes seconds."
-        ),
+    parser = add_command(
+        commands, run_install_horovod, "build Horovod for the installed TensorFlow, and prove it with two ranks"
     )
     parser.add_argument("--mpi", action="store_true", help="build the MPI operations as well (needs mpicxx)")
     parser.add_argument(
         "--wheel-dir", type=folder_argument, metavar="DIR", help="where wheels are kept (default: user's cache)"
     )
     parser.add_argument("--force", action="store_true", help="build even if a fitting wheel is there")
-    parser.set_defaults(command=run_install_horovod)
 
 
 def run_install_horovod(args: argparse.Namespace) -> int:
+    """Build Horovod 0.28.1 for the TensorFlow of this environment, which upstream does not offer, with NCCL where CUDA
+    is found and Gloo otherwise. The wheel is kept, so that a second time takes seconds.
+    """
     from mnist_dist.distributed import horovod_build
 
     horovod_build.install(mpi=args.mpi, wheel_dir=args.wheel_dir, force=args.force)
     return 0
 
 
-def add_completion(commands: Any) -> None:
-    parser = commands.add_parser(
-        "completion",
-        help="print what makes a shell complete commands and flags",
-        description='Print a script for a shell: `eval "$(mnist-dist completion bash)"` in ~/.bashrc.',
-    )
-    parser.add_argument("shell", choices=SHELLS)
-    parser.set_defaults(command=run_completion)
-
-
 def run_completion(args: argparse.Namespace) -> int:
+    """Print a script for a shell: `eval "$(mnist-dist completion bash)"` in ~/.bashrc."""
     import shtab
 
     parser = make_parser()

@@ -8,7 +8,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,6 +44,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(
             EXIT_BAD_INPUT, f"{self.prog.split()[0]}: error: {without_middle(message)}{see} `{self.prog} --help`.\n"
         )
+
+
+def add_command(commands: Any, function: Callable[[argparse.Namespace], int], help: str, **options: Any) -> Parser:
+    """Adds the command that a function `run_NAME` is; its docstring describes the command to users."""
+    name = function.__name__.removeprefix("run_").replace("_", "-")
+    description = " ".join((function.__doc__ or "").split())
+    parser: Parser = commands.add_parser(name, help=help, description=description, **options)
+    parser.set_defaults(command=function)
+    return parser
 
 
 def folder_argument(text: str) -> Path:

@@ -1,14 +1,15 @@
 """What a run is: validated settings, read from YAML files and flags. Imports no TensorFlow.
 
-`Config` is a tree of frozen sections. Users name a setting by its dotted key (`optimizer.learning_rate`);
-precedence is defaults < YAML file < flags. Every rejected value becomes one line that names the key.
+`Config` is a tree of frozen sections, which configs/default.yaml explains. Users name a setting by its dotted key
+(`optimizer.learning_rate`); precedence is defaults < YAML file < flags. Every rejected value becomes one line that
+names the key.
 """
 
 import functools
 import os
 import re
 import reprlib
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -71,134 +72,85 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    kind: Literal["mnist", "synthetic"] = Field(
-        "mnist", description="mnist, or synthetic: random images made once in memory, to measure without input."
-    )
-    path: Annotated[str, AfterValidator(check_local)] | None = Field(
-        None, description="An own mnist.npz or a folder of idx(.gz) files; empty: the embedded MNIST."
-    )
-    shift_pixels: Annotated[int, Field(ge=0, le=8)] = Field(
-        0, description="Augmentation: shift each training image by up to this many pixels, both ways."
-    )
-    resident: Switch = Field("auto", description="Keep the training images on the devices: on, off or auto.")
-    holdout_images: NonNegativeInt = Field(
-        0, description="Training images held out; evaluations between epochs then use them, not the test set."
-    )
+    kind: Literal["mnist", "synthetic"] = "mnist"
+    path: Annotated[str, AfterValidator(check_local)] | None = None
+    shift_pixels: Annotated[int, Field(ge=0, le=8)] = 0
+    resident: Switch = "auto"
+    holdout_images: NonNegativeInt = 0
 
 
 class ModelConfig(Section):
-    filters: Pair = Field((32, 64), description="Output channels of the two convolutions.")
-    kernel_sizes: Annotated[Pair, AfterValidator(_check_windows_fit)] = Field(
-        (3, 3), description="Edge of the two convolution windows, in pixels."
-    )
-    dense_units: Units = Field(128, description="Units of the hidden dense layer.")
-    dropout: Fraction = Field(0.0, description="Fraction of the hidden units dropped while training.")
-    batch_norm: bool = Field(False, description="Batch normalisation between convolution and ReLU.")
+    filters: Pair = (32, 64)
+    kernel_sizes: Annotated[Pair, AfterValidator(_check_windows_fit)] = (3, 3)
+    dense_units: Units = 128
+    dropout: Fraction = 0.0
+    batch_norm: bool = False
 
 
 class OptimizerConfig(Section):
-    name: Literal["adam", "adamw", "rmsprop", "sgd", "lamb"] = Field(
-        "adam", description="adam, adamw, rmsprop, sgd (with momentum) or lamb (for large batches)."
-    )
-    learning_rate: PositiveFloat = Field(
-        0.004, description="Peak learning rate at schedule.reference_batch_size images per step."
-    )
-    beta_1: Fraction = Field(0.8, description="Decay of the first moment (adam, adamw, lamb).")
-    beta_2: Fraction = Field(0.95, description="Decay of the second moment (adam, adamw, lamb).")
-    epsilon: PositiveFloat = Field(1e-7, description="Added to the denominator (all but sgd).")
-    momentum: Fraction = Field(0.9, description="Momentum (sgd, rmsprop).")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="Decoupled weight decay per step, as a multiple of the learning rate."
-    )
-    gradient_compression: Literal["none", "float16"] = Field(
-        "none", description="Type in which gradients travel between replicas."
-    )
+    name: Literal["adam", "adamw", "rmsprop", "sgd", "lamb"] = "adam"
+    learning_rate: PositiveFloat = 0.004
+    beta_1: Fraction = 0.8
+    beta_2: Fraction = 0.95
+    epsilon: PositiveFloat = 1e-7
+    momentum: Fraction = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    gradient_compression: Literal["none", "float16"] = "none"
 
 
 class ScheduleConfig(Section):
-    name: Literal["constant", "cosine", "one_cycle"] = Field(
-        "one_cycle", description="constant, cosine (to zero) or one_cycle (linear up, linear down to zero)."
-    )
-    warmup_percent: Annotated[float, Field(ge=0, lt=100)] = Field(
-        20.0, description="Share of all steps in which the learning rate rises from 1/25 of its peak."
-    )
-    scaling: Literal["none", "sqrt", "linear"] = Field(
-        "linear", description="How the peak follows batch_size / reference_batch_size."
-    )
-    reference_batch_size: PositiveInt = Field(
-        128, description="Global batch size for which optimizer.learning_rate is meant."
-    )
+    name: Literal["constant", "cosine", "one_cycle"] = "one_cycle"
+    warmup_percent: Annotated[float, Field(ge=0, lt=100)] = 20.0
+    scaling: Literal["none", "sqrt", "linear"] = "linear"
+    reference_batch_size: PositiveInt = 128
 
 
 class TrainingConfig(Section):
-    epochs: PositiveInt = Field(3, description="Passes over the training images.")
-    steps: PositiveInt | None = Field(None, description="Train exactly this many steps instead of epochs.")
-    measure_seconds: PositiveFloat | None = Field(
-        None, description="Measure only: stop after so many seconds of steps, test nothing and leave no model."
-    )
-    batch_size: PositiveInt = Field(128, description="Global batch size: images of all replicas in one step.")
-    accumulation_steps: PositiveInt = Field(
-        1, description="Parts in which each replica computes its share of a batch, to save memory."
-    )
-    label_smoothing: Fraction = Field(0.1, description="Probability mass spread evenly over all ten digits.")
+    epochs: PositiveInt = 3
+    steps: PositiveInt | None = None
+    measure_seconds: PositiveFloat | None = None
+    batch_size: PositiveInt = 128
+    accumulation_steps: PositiveInt = 1
+    label_smoothing: Fraction = 0.1
 
 
 class EvaluationConfig(Section):
-    every_epochs: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="Evaluate after every so many epochs, such as 0.25; 0: only once, at the end."
-    )
-    batch_size: PositiveInt = Field(1000, description="Images of all replicas in one evaluation step.")
+    every_epochs: Annotated[float, Field(ge=0)] = 1.0
+    batch_size: PositiveInt = 1000
 
 
 class RuntimeConfig(Section):
-    strategy: StrategySetting = Field(
-        "auto", description="How the devices work together; auto decides by their number and the launcher."
-    )
-    devices: PositiveInt = Field(1, description="Devices (replicas) in total: GPUs, or shares of the CPU's cores.")
-    precision: Precision = Field(
-        "auto",
-        description="float32 (fp32), mixed_float16 (fp16), mixed_bfloat16 (bf16) or auto; weights are always float32.",
-    )
-    xla: Switch = Field("auto", description="Compile the training step with XLA: on, off or auto.")
-    kernels: Literal["auto", "plain", "fused"] = Field(
-        "auto", description="plain: the layers of Keras; fused: the same function in a form that suits CPUs; or auto."
-    )
-    tf32: bool = Field(True, description="Let float32 matrix products use TF32 on GPUs that have it.")
-    intra_op_threads: Threads = Field(0, description="Threads within one operation; 0: TensorFlow decides.")
-    inter_op_threads: Threads = Field(0, description="Operations run at once; 0: TensorFlow decides.")
-    deterministic: bool = Field(False, description="Same weights, bit for bit, at every run; slower.")
-    steps_per_call: PositiveInt = Field(
-        50, description="At most this many training steps in one call of the compiled loop."
-    )
-    guard: bool = Field(False, description="Check that shards, batch, learning rate, weights and evaluation are right.")
-    all_reduce: bool = Field(
-        True, description="Sum gradients over replicas; false, with measure_seconds, shows what that costs."
-    )
-    join_timeout_seconds: Timeout = Field(120.0, description="Longest wait for all ranks to start and find each other.")
-    stall_timeout_seconds: Timeout = Field(
-        600.0, description="Longest wait for the other ranks in one call, compiling included, before the job ends."
-    )
+    strategy: StrategySetting = "auto"
+    devices: PositiveInt = 1
+    precision: Precision = "auto"
+    xla: Switch = "auto"
+    kernels: Literal["auto", "plain", "fused"] = "auto"
+    tf32: bool = True
+    intra_op_threads: Threads = 0
+    inter_op_threads: Threads = 0
+    deterministic: bool = False
+    steps_per_call: PositiveInt = 50
+    guard: bool = False
+    all_reduce: bool = True
+    join_timeout_seconds: Timeout = 120.0
+    stall_timeout_seconds: Timeout = 600.0
 
 
 class CheckpointConfig(Section):
-    every_steps: NonNegativeInt = Field(0, description="Save after every so many steps; 0: at the end of each epoch.")
-    keep: PositiveInt = Field(3, description="Newest checkpoints kept.")
+    every_steps: NonNegativeInt = 0
+    keep: PositiveInt = 3
 
 
 class LoggingConfig(Section):
-    every_steps: PositiveInt = Field(50, description="Steps between two lines in metrics.jsonl.")
-    tensorboard: bool = Field(True, description="Write TensorBoard event files into the workdir.")
-    profile: bool = Field(
-        False, description="Record steps 21 to 40 of rank 0 with TensorFlow's profiler, for TensorBoard."
-    )
+    every_steps: PositiveInt = 50
+    tensorboard: bool = True
+    profile: bool = False
 
 
 class Config(Section):
     """All settings of one training run."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
-        0, description="Seed of the initial weights, the order of images, augmentation and dropout."
-    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -212,34 +164,23 @@ class Config(Section):
 
 # What may change between a run and its resumption: where and how it runs, not what it computes.
 # (The checkpoint holds the precision that `auto` decided, and the trainer compares with that.)
-RESUMABLE_CHANGES = (
-    "data.resident",
-    "runtime.precision",
-    "runtime.strategy",
-    "runtime.devices",
-    "runtime.xla",
-    "runtime.kernels",
-    "runtime.tf32",
-    "runtime.intra_op_threads",
-    "runtime.inter_op_threads",
-    "runtime.steps_per_call",
-    "runtime.deterministic",
-    "runtime.guard",
-    "runtime.join_timeout_seconds",
-    "runtime.stall_timeout_seconds",
-    "training.accumulation_steps",
-    "optimizer.gradient_compression",
-    "checkpoint.every_steps",
-    "checkpoint.keep",
-    "logging.every_steps",
-    "logging.tensorboard",
-)
+RESUMABLE_CHANGES = {
+    *(f"runtime.{name}" for name in RuntimeConfig.model_fields if name != "all_reduce"),
+    *(f"checkpoint.{name}" for name in CheckpointConfig.model_fields),
+    *("logging.every_steps", "logging.tensorboard", "training.accumulation_steps", "optimizer.gradient_compression"),
+}
 
 
 @functools.cache
 def setting_descriptions() -> dict[str, str]:
-    """Returns every dotted key with the sentence that explains it, in the order of the file."""
-    return {key: field.description or "" for key, field in _fields(Config)}
+    """Returns every dotted key with the sentence that explains it, as default.yaml has them behind the values."""
+    section, found = "", {}
+    for line in (CONFIGS / "default.yaml").read_text(encoding="utf-8").splitlines():
+        if match := re.fullmatch(r"(\w+):", line):
+            section = f"{match[1]}."
+        elif match := re.fullmatch(r"( *)(\w+): .*? +# (.*)", line):
+            found[f"{section if match[1] else ''}{match[2]}"] = match[3]
+    return found
 
 
 @functools.cache
@@ -309,7 +250,7 @@ def read_config(path: Path) -> Config:
 
 def changed_setting(before: Config, after: Config) -> tuple[str, Any, Any] | None:
     """Returns the first setting that differs and must not differ when a run resumes, with both values."""
-    for key, _ in _fields(Config):
+    for key in setting_descriptions():
         old, new = get_setting(before, key), get_setting(after, key)
         if old != new and key not in RESUMABLE_CHANGES:
             return key, old, new
@@ -321,14 +262,6 @@ def get_setting(config: Config, key: str) -> Any:
     for part in key.split("."):
         value = getattr(value, part)
     return value
-
-
-def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from _fields(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
 
 
 def text_of(name: str, folder: Path, argument: str) -> str:

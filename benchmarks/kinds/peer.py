@@ -56,11 +56,9 @@ PEERS = {
     "horovod-example": Script("horovod_example", by_horovod=True, devices=None),
     "pytorch-float32": Script("pytorch", ("--precision", "float32"), "pytorch"),
     "pytorch-bfloat16": Script("pytorch", ("--precision", "bfloat16"), "pytorch"),
-    "fast-mnist": Script("fast_mnist", (), "pytorch", 256),
-    "fast-mnist-bfloat16": Script("fast_mnist", ("--tuned",), "pytorch", 256),
-    "independent": Script(
-        "independent", ("--processes", "2", "--batch-size", "256", "--steps-per-call", "20"), batch_size=256, devices=2
-    ),
+    "fast-mnist": Script("pytorch", ("--recipe", "fast-mnist"), "pytorch", 256),
+    "fast-mnist-bfloat16": Script("pytorch", ("--recipe", "fast-mnist", "--precision", "bfloat16"), "pytorch", 256),
+    "independent": Script("independent", batch_size=256, devices=2),
 }
 
 

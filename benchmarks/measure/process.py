@@ -41,7 +41,7 @@ class End:
 
 
 class Running:
-    """A command from its start to its end; as a context, it leaves nothing behind.
+    """A command from its start to its end.
 
     Args:
         command: program and arguments.
@@ -67,12 +67,6 @@ class Running:
                 start_new_session=True,
                 preexec_fn=_die_with_harness,
             )
-
-    def __enter__(self) -> Running:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.kill()
 
     @property
     def is_alive(self) -> bool:

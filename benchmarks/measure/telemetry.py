@@ -72,7 +72,7 @@ class Rapl:
         self._zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if _counts(zone)]
         if not self._zones:
             raise FileNotFoundError(f"no RAPL package in {powercap}")
-        self._ranges = [_number(zone / "max_energy_range_uj") for zone in self._zones]
+        self._ranges = [int((zone / "max_energy_range_uj").read_text()) for zone in self._zones]
         self._last = self._counters()
         self._microjoules = 0
 
@@ -84,7 +84,7 @@ class Rapl:
         return Sample("rapl", seconds, self._microjoules / 1e6)
 
     def _counters(self) -> list[int]:
-        return [_number(zone / "energy_uj") for zone in self._zones]
+        return [int((zone / "energy_uj").read_text()) for zone in self._zones]
 
 
 class Gpus:
@@ -102,12 +102,12 @@ class Gpus:
         joules = [each for each in told if each is not None]
         self._seconds = seconds
         rates = [self._nvml.ask("DeviceGetUtilizationRates", handle) for handle in self._handles]
-        percents = [rate.gpu for rate in rates if rate is not None]
+        percents = [None if rate is None else rate.gpu for rate in rates]
         return Sample(
             "nvml",
             seconds,
             sum(joules) if len(joules) == len(told) else None,
-            sum(percents) / len(percents) if percents else None,
+            _mean(percents),
             tuple(map(self._read_gpu, self._handles)),
         )
 
@@ -142,8 +142,13 @@ def open_meter(gpus: int | None = None, powercap: Path = POWERCAP) -> Iterator[C
         gpus: how many of the visible GPUs are used, the first ones; None: all.
         powercap: where Linux shows the counters of RAPL, used on hosts without GPUs.
     """
-    with contextlib.ExitStack() as stack:
-        source = _open_source(stack, gpus, powercap)
+    source: Gpus | Rapl | None = None
+    with open_nvml() as nvml:
+        if nvml is not None and nvml.handles:
+            source = Gpus(nvml, nvml.handles[:gpus])
+        else:
+            with contextlib.suppress(OSError, ValueError):
+                source = Rapl(powercap)
 
         def read() -> Sample | None:
             try:
@@ -165,13 +170,12 @@ def summarize(turns: Sequence[tuple[Sample, Sample]]) -> Telemetry | None:
     told = [(before.joules, after.joules) for before, after in turns]
     spent = [after - before for before, after in told if before is not None and after is not None]
     joules = sum(spent) if len(spent) == len(turns) else None
-    busy = [after.utilisation_percent for _, after in turns if after.utilisation_percent is not None]
     return Telemetry(
         source=turns[0][0].source,
         seconds=seconds,
         energy_joules=joules,
         power_watts=None if joules is None else joules / seconds,
-        gpu_utilisation_percent=sum(busy) / len(busy) if busy else None,
+        gpu_utilisation_percent=_mean([after.utilisation_percent for _, after in turns]),
         gpus=tuple(
             _summarize_gpu([(before.gpus[index], after.gpus[index]) for before, after in turns], seconds)
             for index in range(len(turns[0][0].gpus))
@@ -181,7 +185,6 @@ def summarize(turns: Sequence[tuple[Sample, Sample]]) -> Telemetry | None:
 
 def _summarize_gpu(turns: Sequence[tuple[GpuSample, GpuSample]], seconds: float) -> GpuTelemetry:
     ends = [after for _, after in turns]
-    clocks = [each.sm_clock_mhz for each in ends if each.sm_clock_mhz is not None]
     temperatures = [each.temperature_celsius for each in ends if each.temperature_celsius is not None]
     first, last = turns[0][0].ecc_errors, ends[-1].ecc_errors
     held_seconds = {
@@ -193,26 +196,19 @@ def _summarize_gpu(turns: Sequence[tuple[GpuSample, GpuSample]], seconds: float)
     held = {name for name, time_held in held_seconds.items() if time_held > THROTTLED_SHARE * seconds}
     return GpuTelemetry(
         uuid=ends[-1].uuid,
-        sm_clock_mhz=sum(clocks) / len(clocks) if clocks else None,
+        sm_clock_mhz=_mean([each.sm_clock_mhz for each in ends]),
         temperature_celsius=max(temperatures, default=None),
         throttled_by=tuple(sorted(held.union(*(each.throttled_by for each in ends)))),
         ecc_errors=None if first is None or last is None else max(last - first, 0),
     )
 
 
-def _open_source(stack: contextlib.ExitStack, gpus: int | None, powercap: Path) -> Gpus | Rapl | None:
-    nvml = stack.enter_context(open_nvml())
-    if nvml is not None and nvml.handles:
-        return Gpus(nvml, nvml.handles[:gpus])
-    with contextlib.suppress(OSError, ValueError):
-        return Rapl(powercap)
-    return None
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Returns the mean of those that are known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _counts(zone: Path) -> bool:
     name = (zone / "name").read_text().strip()
     return bool(re.fullmatch(r"package-\d+", name)) or name == "dram"
-
-
-def _number(path: Path) -> int:
-    return int(path.read_text())

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mnist_dist.distributed.membership import listen
+from mnist_dist.distributed.membership import Listener
 from mnist_dist.distributed.turns import ADDRESS_VARIABLE, GROUP_VARIABLE, TOKEN_VARIABLE, Turn
 
 LONGEST_LINE_BYTES = 4096
@@ -59,7 +59,7 @@ class _Line:
     unread: bytes = b""
 
 
-class Harness:
+class Harness(Listener):
     """Listens while it is open.
 
     Args:
@@ -70,19 +70,8 @@ class Harness:
         self._token = secrets.token_hex(16)
         self._groups: dict[str, Group] = {}
         self._strangers: list[_Line] = []
-        self._selector = selectors.DefaultSelector()
-        self._server = listen(host, 0, 512)
+        super().__init__(host, 0, 512)
         self._address = f"{host}:{self._server.getsockname()[1]}"
-        self._server.setblocking(False)
-        self._selector.register(self._server, selectors.EVENT_READ)
-
-    def __enter__(self) -> Harness:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for key in list(self._selector.get_map().values()):
-            key.fileobj.close()  # type: ignore[union-attr]
-        self._selector.close()
 
     def variables(self, group: str) -> dict[str, str]:
         """Returns what the processes of a group need in their environment to find this harness."""

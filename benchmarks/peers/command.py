@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mnist_dist.command import folder_argument, integer
+from mnist_dist.command import add_command, folder_argument, integer
 from mnist_dist.errors import EXIT_FAILED, UserError
 from mnist_dist.files import named_or_dated
 
@@ -27,14 +27,10 @@ FEWEST_ROUNDS = 2  # Before a goal is called decided: one tells nothing of how m
 
 
 def add_peers(commands: Any) -> None:
-    parser = commands.add_parser(
-        "peers",
-        help="measure what users would otherwise run, beside ours, and write one table",
-        description=(
-            "Measure throughput and time to accuracy of Keras' fit, Horovod's example, PyTorch and the fast-MNIST "
-            "recipe beside ours: in fresh processes that take turns of a fraction of a second. Peers whose "
-            "environment is not there are skipped. Exits with 1 when a run failed."
-        ),
+    parser = add_command(
+        commands,
+        run_peers,
+        "measure what users would otherwise run, beside ours, and write one table",
         epilog=(
             "Examples: `mnist-dist bench peers`; `mnist-dist bench peers --only keras-fit-seed --mode "
             "throughput --repeats 5`; `make peers`, which installs PyTorch first."
@@ -44,22 +40,16 @@ def add_peers(commands: Any) -> None:
     parser.add_argument(
         "--mode", choices=("throughput", "accuracy", "both"), default="both", help="(default: %(default)s)"
     )
-    parser.set_defaults(command=run_peers)
 
 
 def add_perf(commands: Any) -> None:
-    parser = commands.add_parser(
-        "perf",
-        help="say whether our speed relative to peers and limits reaches its goals",
-        description=(
-            "Measure both sides of every goal of benchmarks/peers/goals.yaml in turns, round by round until the "
-            "intervals of the ratios decide. Exits with 0 when all are reached, 1 when one is not or a run failed, 3 "
-            "when the intervals cannot tell; more repeats narrow them."
-        ),
+    parser = add_command(
+        commands,
+        run_perf,
+        "say whether our speed relative to peers and limits reaches its goals",
         epilog="Examples: `mnist-dist bench perf`; `mnist-dist bench perf --only keras-fit --repeats 10`.",
     )
     _add_common(parser, "GOAL", "a part of the goals")
-    parser.set_defaults(command=run_perf)
 
 
 def _add_common(parser: argparse.ArgumentParser, name: str, only: str) -> None:
@@ -86,6 +76,10 @@ def _add_common(parser: argparse.ArgumentParser, name: str, only: str) -> None:
 
 
 def run_peers(args: argparse.Namespace) -> int:
+    """Measure throughput and time to accuracy of Keras' fit, Horovod's example, PyTorch and the fast-MNIST recipe
+    beside ours: in fresh processes that take turns of a fraction of a second. Peers whose environment is not there are
+    skipped. Exits with 1 when a run failed.
+    """
     from mnist_dist.benchmarks.measure.study import plan_rounds
     from mnist_dist.benchmarks.peers.contestants import MODES, OURS, choose, make_contestants, plan
     from mnist_dist.benchmarks.peers.table import make_rows, write_table
@@ -105,6 +99,10 @@ def run_peers(args: argparse.Namespace) -> int:
 
 
 def run_perf(args: argparse.Namespace) -> int:
+    """Measure both sides of every goal of benchmarks/peers/goals.yaml in turns, round by round until the intervals of
+    the ratios decide. Exits with 0 when all are reached, 1 when one is not or a run failed, 3 when the intervals cannot
+    tell; more repeats narrow them.
+    """
     from mnist_dist.benchmarks.measure.study import plan_rounds
     from mnist_dist.benchmarks.peers import goals
     from mnist_dist.benchmarks.peers.contestants import MODES, make_contestants, plan
@@ -126,10 +124,10 @@ def run_perf(args: argparse.Namespace) -> int:
         judged = [goals.judge(goal, contestants, records, on_gpus=on_gpus) for goal in able]
         missing = {record.case_id for record in records if record.status == "skipped"}
         left = [
-            each.goal
+            each
             for each in judged
-            if repeat < FEWEST_ROUNDS or each.status == "open"
-            if repeat == 0 or not missing & {case.case_id for case in cases_of([each.goal], each.goal.mode)}
+            if repeat < FEWEST_ROUNDS or each.outcome == "open"
+            if repeat == 0 or not missing & {case.case_id for case in cases_of([each], each.mode)}
         ]
         for group in goals.groups(left):
             mode = group[0].mode

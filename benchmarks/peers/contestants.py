@@ -4,21 +4,22 @@ Imports neither TensorFlow nor PyTorch.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import resources
 from typing import Any, Literal
 
-from mnist_dist.benchmarks.kinds import input, matmul
+import yaml
+
 from mnist_dist.benchmarks.kinds.peer import KIND as PEER
-from mnist_dist.benchmarks.kinds.peer import PEERS, SETTING
+from mnist_dist.benchmarks.kinds.peer import SETTING
 from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase, changed_settings, skip_reason
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.records.kinds import kind
+from mnist_dist.benchmarks.records.kinds import WorkerKind, kind
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.config import load_config
 from mnist_dist.distributed.turns import FULL
 from mnist_dist.errors import UserError, nearest
 
-RANK_STEPS_PER_CALL = 20  # Where ranks are compared with independent processes.
 OURS, OURS_ACCURACY = "ours", "speedrun"
 
 Mode = Literal["throughput", "accuracy"]
@@ -40,7 +41,7 @@ class Contestant:
 
     name: str
     label: str
-    network: str
+    network: str = "default CNN"
     throughput: Case | None = None
     accuracy: Case | None = None
     variant: str = FULL
@@ -60,79 +61,33 @@ class Contestant:
 
 
 def make_contestants(seconds: float, machine: Machine) -> dict[str, Contestant]:
-    """Returns all contestants by name.
+    """Returns all contestants of contestants.yaml, which explains its fields, by name.
 
     Args:
         seconds: for which each throughput is measured in a round, at most.
     """
-    ours = Case(measure_seconds=seconds)
-    contestants = [
-        Contestant(OURS, "mnist-dist train", "default CNN", ours, case_of("default")),
-        *(
-            Contestant(config, f"mnist-dist train --config {config}", "its own", None, case_of(config))
-            for config in (OURS_ACCURACY, "speedrun-995")
-        ),
-        _peer("keras-fit", "Keras fit, published MNIST convnet", seconds, "its own"),
-        _peer("keras-fit-seed", "Keras fit", seconds),
-        *(
-            Contestant(
-                f"horovod-{ranks}",
-                f"Horovod's example on Keras 3, {ranks} rank{'s' if ranks > 1 else ''}",
-                "default CNN",
-                *_cases("horovod-example", seconds, devices=ranks, strategy="horovod"),
-            )
-            for ranks in (1, 2)
-        ),
-        _peer("pytorch-float32", "PyTorch eager, float32", seconds),
-        _peer("pytorch-bfloat16", "PyTorch eager, channels last, bfloat16", seconds),
-        _peer("fast-mnist", "fast-MNIST recipe, PyTorch, as written", seconds, "its own"),
-        _peer("fast-mnist-bfloat16", "fast-MNIST recipe, PyTorch, channels last, bfloat16", seconds, "its own"),
-        *_for_goals(ours, seconds, machine),
-    ]
-    return {contestant.name: contestant for contestant in contestants}
+    rows = yaml.safe_load((resources.files("mnist_dist.benchmarks.peers") / "contestants.yaml").read_text("utf-8"))
+    return {row["name"]: _make_contestant(seconds, machine, **row) for row in rows}
 
 
-def _peer(name: str, label: str, seconds: float, network: str = "default CNN") -> Contestant:
-    return Contestant(name, label, network, *_cases(name, seconds))
-
-
-def _cases(peer: str, seconds: float, devices: int = 1, **fields: Any) -> tuple[Case, Case]:
-    """Returns the cases of a peer's script that measure its throughput, and its time to an accuracy."""
-    batch_size = devices * PEERS[peer].batch_size
-    settings = {SETTING: peer}
-    case = Case(kind=PEER.name, devices=devices, global_batch_size=batch_size, settings=settings, **fields)
-    return case.model_copy(update={"measure_seconds": seconds}), case
-
-
-def _for_goals(ours: Case, seconds: float, machine: Machine) -> list[Contestant]:
-    """Returns what our training is compared with besides peers: parts of itself, and its limits."""
-    one_core = None if machine.gpus else 1
-    independent, _ = _cases("independent", seconds, devices=2, cores_per_device=one_core)
-    batch_size = independent.global_batch_size
-    ranks = {
-        "devices": 2,
-        "cores_per_device": one_core,
-        "global_batch_size": batch_size,
-        "settings": {"runtime.steps_per_call": RANK_STEPS_PER_CALL},
-    }
-    cases = {
-        "input": ("our input pipeline alone", Case(kind=input.KIND.name)),
-        "independent": (
-            f"2 trainings of ours that know nothing of one another, {batch_size // 2} images and a core each",
-            independent,
-        ),
-    }
-    for dtype, precision in (("bfloat16", "mixed_bfloat16"), ("float32", "float32")):
-        product = Case(kind=matmul.KIND.name, settings={"runtime.precision": precision})
-        cases[f"matmul-{dtype}"] = f"{dtype} matrix product", product
-    for strategy in ("horovod", "multiworker"):
-        label = f"mnist-dist train, {strategy}, 2 ranks of {batch_size // 2} images, a core each"
-        cases[f"ranks-{strategy}"] = label, ours.model_copy(update=ranks | {"strategy": strategy})
-    resident = "mnist-dist train, one batch that stays in memory"
-    return [
-        Contestant("synthetic", resident, "default CNN", ours, variant="resident", in_table=False),
-        *(Contestant(name, label, "default CNN", case, in_table=False) for name, (label, case) in cases.items()),
-    ]
+def _make_contestant(
+    seconds: float,
+    machine: Machine,
+    case: dict[str, Any] | None = None,
+    peer: str | None = None,
+    config: str | None = None,
+    **fields: Any,
+) -> Contestant:
+    contestant = Contestant(accuracy=case_of(config) if config else None, **fields)
+    if case is None:
+        return contestant
+    if machine.gpus:
+        case.pop("cores_per_device", None)
+    whole = Case(**case | ({"kind": PEER.name, "settings": {SETTING: peer}} if peer else {}))
+    if peer and contestant.in_table:
+        contestant = replace(contestant, accuracy=whole)
+    is_worker = isinstance(kind(whole.kind), WorkerKind)  # Which knows for how long it is measured.
+    return replace(contestant, throughput=whole if is_worker else whole.model_copy(update={"measure_seconds": seconds}))
 
 
 def case_of(config: str) -> Case:

@@ -8,31 +8,30 @@ against each of them, so the worst decides.
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field
 
 from mnist_dist.benchmarks.analysis.in_turns import paired_ratio, rate_in_turns
 from mnist_dist.benchmarks.peers.contestants import Contestant, Mode
-from mnist_dist.benchmarks.peers.table import at_level, estimate_to_json, head, reasons
+from mnist_dist.benchmarks.peers.table import at_level, head, reasons, write_both
 from mnist_dist.benchmarks.peers.times import TimeTo, time_ratio, time_to
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.labels import MISSING, label_count
 from mnist_dist.benchmarks.report.table import Cell, Column, estimate_cell, make_table, render_markdown
 from mnist_dist.benchmarks.statistics.stats import Estimate, LogEstimate
-from mnist_dist.config import PositiveFloat, Section, explain
+from mnist_dist.config import PositiveFloat, Section
 from mnist_dist.errors import EXIT_FAILED, UserError, nearest
-from mnist_dist.files import write_json, write_text
 
 EXIT_OPEN = 3
 TARGET = 0.99
 
-Status = Literal["reached", "missed", "open", "not for GPUs"]
-STATUS_WORDS: dict[Status, str] = {
+Outcome = Literal["reached", "missed", "open", "not for GPUs"]
+OUTCOME_WORDS: dict[Outcome, str] = {
     "reached": "reached",
     "missed": "not reached",
     "open": "cannot tell",
@@ -61,9 +60,8 @@ class Goal(Section):
         return [self.numerator, *self.denominators]
 
 
-@dataclass(frozen=True)
-class JudgedGoal:
-    """What came of a goal.
+class JudgedGoal(Goal):
+    """A goal and what came of it.
 
     Attributes:
         against: the denominator that decides.
@@ -72,25 +70,21 @@ class JudgedGoal:
         failed: whether a run that it needed went wrong.
     """
 
-    goal: Goal
-    status: Status
+    outcome: Outcome
     against: str
-    ratio: Estimate | None
-    detail: str
-    failed: bool = False
+    ratio: Estimate | None = None
+    detail: str = ""
+    failed: bool = Field(False, exclude=True)
 
 
 def load_goals(only: Sequence[str] | None = None) -> list[Goal]:
     """Returns the goals, or those that a user names.
 
     Raises:
-        UserError: a name is not known, or the file is not accepted.
+        UserError: a name is not known.
     """
     text = (resources.files("mnist_dist.benchmarks.peers") / "goals.yaml").read_text(encoding="utf-8")
-    try:
-        goals = {content["name"]: Goal.model_validate(content) for content in yaml.safe_load(text)}
-    except ValidationError as error:
-        raise UserError(f"goals.yaml: {explain(error)}") from None
+    goals = {content["name"]: Goal.model_validate(content) for content in yaml.safe_load(text)}
     for name in only or ():
         if name not in goals:
             raise UserError(f"--only: received '{name}', expected some of {','.join(goals)}." + nearest(name, goals))
@@ -113,11 +107,11 @@ def judge(
 ) -> JudgedGoal:
     """Judges one goal by what was measured."""
     if goal.cpu_only and on_gpus:
-        return JudgedGoal(goal, "not for GPUs", goal.denominators[0], None, "")
+        return JudgedGoal(**dict(goal), outcome="not for GPUs", against=goal.denominators[0])
     judged = [_judge_one(goal, name, contestants, records) for name in goal.denominators]
-    order: list[Status] = ["missed", "open", "reached"]
-    worst = min(judged, key=lambda each: (order.index(each.status), each.ratio.value if each.ratio else 0.0))
-    return replace(worst, failed=any(each.failed for each in judged))
+    order: list[Outcome] = ["missed", "open", "reached"]
+    worst = min(judged, key=lambda each: (order.index(each.outcome), each.ratio.value if each.ratio else 0.0))
+    return worst.model_copy(update={"failed": any(each.failed for each in judged)})
 
 
 def _judge_one(
@@ -130,12 +124,12 @@ def _judge_one(
     else:
         found, detail = _rate_ratio(above, below, of_flops=goal.of == "flops")
     ratio = at_level(found)
-    status: Status = "open"
+    outcome: Outcome = "open"
     if ratio is not None and ratio.low >= goal.at_least:
-        status = "reached"
+        outcome = "reached"
     elif ratio is not None and ratio.high < goal.at_least:
-        status = "missed"
-    return JudgedGoal(goal, status, denominator, ratio, detail, failed)
+        outcome = "missed"
+    return JudgedGoal(**dict(goal), outcome=outcome, against=denominator, ratio=ratio, detail=detail, failed=failed)
 
 
 class _Side:
@@ -187,43 +181,24 @@ def _time_ratio(above: _Side, below: _Side) -> tuple[LogEstimate | None, str]:
 
 def exit_code(judged: Sequence[JudgedGoal]) -> int:
     """Returns 0 if all are reached, 1 if one is missed or failed, 3 if one cannot be told."""
-    if any(each.status == "missed" or each.failed for each in judged):
+    if any(each.outcome == "missed" or each.failed for each in judged):
         return EXIT_FAILED
-    return EXIT_OPEN if any(each.status == "open" for each in judged) else 0
+    return EXIT_OPEN if any(each.outcome == "open" for each in judged) else 0
 
 
 def write_goals(folder: Path, command: str, records: Sequence[Record], judged: Sequence[JudgedGoal]) -> str:
     """Writes perf.md and perf.json into a folder and returns the Markdown."""
-    text = render(command, records, judged)
-    write_text(folder / "perf.md", text)
-    content: dict[str, Any] = {
-        "command": command,
-        "measured": head(command, records),
-        "goals": [
-            {
-                **each.goal.model_dump(mode="json"),
-                "outcome": each.status,
-                "against": each.against,
-                "ratio": estimate_to_json(each.ratio),
-                "detail": each.detail,
-            }
-            for each in judged
-        ],
-    }
-    write_json(folder / "perf.json", content)
-    return text
+    return write_both(folder / "perf", render(command, records, judged), command, records, {"goals": judged})
 
 
 def render(command: str, records: Sequence[Record], judged: Sequence[JudgedGoal]) -> str:
     """Renders what came of the goals as Markdown."""
     columns = [
-        Column[JudgedGoal](
-            "goal", lambda each: Cell(each.goal.name, each.goal.description, style="code"), numeric=False
-        ),
-        Column("at least", lambda each: f"{each.goal.at_least:g}"),
+        Column[JudgedGoal]("goal", lambda each: Cell(each.name, each.description, style="code"), numeric=False),
+        Column("at least", lambda each: f"{each.at_least:g}"),
         Column("ratio", lambda each: estimate_cell(each.ratio, label_count), "95 % interval"),
         Column("rounds", lambda each: str(each.ratio.repeats if each.ratio else 0)),
-        Column("result", lambda each: STATUS_WORDS[each.status], numeric=False),
+        Column("result", lambda each: OUTCOME_WORDS[each.outcome], numeric=False),
         Column("from", lambda each: each.detail or MISSING, numeric=False),
     ]
     return f"{head(command, records)}\n\n{render_markdown(make_table(columns, judged))}\n"

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from mnist_dist.benchmarks.analysis.in_turns import paired_ratio, rate_in_turns
 from mnist_dist.benchmarks.kinds.peer import KIND as PEER
-from mnist_dist.benchmarks.peers.contestants import MODES, OURS, OURS_ACCURACY, Contestant
+from mnist_dist.benchmarks.peers.contestants import MODES, OURS, OURS_ACCURACY, Contestant, Mode
 from mnist_dist.benchmarks.peers.scripts.script import TARGET_ACCURACY
 from mnist_dist.benchmarks.peers.times import TimeTo, time_ratio, time_to
 from mnist_dist.benchmarks.records.record import Record
@@ -19,6 +21,8 @@ from mnist_dist.files import write_json, write_text
 
 TARGETS = (0.98, 0.99, 0.995)
 COMPARED = TARGET_ACCURACY  # Peers end there.
+# Of peers.json: the single runs behind a time.
+HIDDEN = {"rows": {"__all__": {"seconds_to_accuracy": {"__all__": {"outcomes"}}}}}
 SCHEDULER = ("SLURM_", "SRUN_")  # Of variables that say nothing of how a peer computes.
 VERSIONS = ("python", "tensorflow", "keras", "horovod", "torch")
 NOTES = """\
@@ -33,24 +37,27 @@ end at 99 %. Peer/ours: how many times longer than `{fast}` it takes to 99 %. Ac
 
 @dataclass(frozen=True, eq=False)
 class Standing:
-    """What is known of one contestant.
+    """What is known of one contestant, by the names that peers.json has for it.
 
     Attributes:
-        ratio: our throughput over its own; None for ourselves.
-        times: by accuracy.
-        time_ratio: its time to COMPARED over ours; None for ourselves.
-        accuracies: on the test set at the end of each run, where runs do not end as soon as they reach COMPARED.
-        failures: reasons of runs that did not end well, each once.
+        ours_over_peer: of throughput; None for ourselves.
+        seconds_to_accuracy: by accuracy.
+        peer_over_ours_time: to COMPARED; None for ourselves.
+        final_accuracies: on the test set at the end of each run, where runs do not end as soon as they reach COMPARED.
+        runs: that ended well, by mode.
+        remarks: reasons of runs that did not end well, each once.
     """
 
-    contestant: Contestant
-    rate: Estimate | None
-    ratio: Estimate | None
-    times: dict[float, TimeTo | None]
-    time_ratio: Estimate | None
-    accuracies: list[float]
-    runs: tuple[int, int]
-    failures: list[str]
+    name: str
+    label: str
+    network: str
+    images_per_second: Estimate | None
+    ours_over_peer: Estimate | None
+    seconds_to_accuracy: dict[str, TimeTo | None]
+    peer_over_ours_time: Estimate | None
+    final_accuracies: list[float]
+    runs: dict[Mode, int]
+    remarks: list[str]
 
 
 def make_rows(contestants: Mapping[str, Contestant], records: Sequence[Record]) -> list[Standing]:
@@ -60,19 +67,22 @@ def make_rows(contestants: Mapping[str, Contestant], records: Sequence[Record]) 
     time_of_ours = time_to(fast, COMPARED)
     rows = []
     for contestant in (each for each in contestants.values() if each.in_table):
-        steady, whole = (contestant.records(records, mode) for mode in MODES)
+        runs = {mode: contestant.records(records, mode) for mode in MODES}
+        steady, whole = runs["throughput"], runs["accuracy"]
         is_peer = contestant.accuracy is not None and contestant.accuracy.kind == PEER.name
-        times = {target: time_to(whole, target) for target in TARGETS if not is_peer or target <= COMPARED}
-        compared = times[COMPARED]
+        times = {f"{target:g}": time_to(whole, target) for target in TARGETS if not is_peer or target <= COMPARED}
+        compared = times[f"{COMPARED:g}"]
         rows.append(
             Standing(
-                contestant,
+                contestant.name,
+                contestant.label,
+                contestant.network,
                 at_level(rate_in_turns(steady)),
                 at_level(paired_ratio(ours, steady)) if is_peer else None,
                 times,
                 at_level(time_ratio(compared, time_of_ours)) if is_peer and compared and time_of_ours else None,
                 [] if is_peer else _final_accuracies(whole),
-                (_count_ok(steady), _count_ok(whole)),
+                {mode: sum(record.status == "ok" for record in of_mode) for mode, of_mode in runs.items()},
                 reasons([*steady, *whole]),
             )
         )
@@ -90,30 +100,35 @@ def reasons(records: Sequence[Record]) -> list[str]:
 
 def write_table(folder: Path, command: str, records: Sequence[Record], rows: Sequence[Standing]) -> str:
     """Writes peers.md and peers.json into a folder and returns the Markdown."""
-    text = render(command, records, rows)
-    write_text(folder / "peers.md", text)
-    write_json(folder / "peers.json", to_json(command, records, rows))
+    return write_both(folder / "peers", render(command, records, rows), command, records, {"rows": rows})
+
+
+def write_both(name: Path, text: str, command: str, records: Sequence[Record], content: Mapping[str, Any]) -> str:
+    """Writes a Markdown text, and beside it the numbers as JSON, in which what is not known is null."""
+    whole = {"command": command, "measured": head(command, records), **content}
+    write_text(name.with_suffix(".md"), text)
+    write_json(name.with_suffix(".json"), to_jsonable_python(whole, exclude=HIDDEN, inf_nan_mode="null"))
     return text
 
 
 def render(command: str, records: Sequence[Record], rows: Sequence[Standing]) -> str:
     """Renders the table as Markdown."""
     columns: list[Column[Standing]] = [
-        Column("what", lambda row: Cell(row.contestant.name, row.contestant.label, style="code"), numeric=False),
-        Column("network", lambda row: row.contestant.network, numeric=False),
-        Column("images/s", lambda row: estimate_cell(row.rate, label_count), "all devices"),
-        Column("ours/peer", lambda row: estimate_cell(row.ratio, label_count)),
+        Column("what", lambda row: Cell(row.name, row.label, style="code"), numeric=False),
+        Column("network", lambda row: row.network, numeric=False),
+        Column("images/s", lambda row: estimate_cell(row.images_per_second, label_count), "all devices"),
+        Column("ours/peer", lambda row: estimate_cell(row.ours_over_peer, label_count)),
         *map(_time_column, TARGETS),
-        Column("peer/ours", lambda row: estimate_cell(row.time_ratio, label_count)),
-        Column("accuracy", lambda row: _accuracy_cell(row.accuracies)),
-        Column("runs", lambda row: f"{row.runs[0]} + {row.runs[1]}"),
+        Column("peer/ours", lambda row: estimate_cell(row.peer_over_ours_time, label_count)),
+        Column("accuracy", lambda row: _accuracy_cell(row.final_accuracies)),
+        Column("runs", lambda row: " + ".join(map(str, row.runs.values()))),
     ]
     blocks = [
         head(command, records),
         render_markdown(make_table(columns, rows)),
         NOTES.format(ours=OURS, fast=OURS_ACCURACY),
     ]
-    blocks += [f"{row.contestant.name}: {reason}" for row in rows for reason in row.failures]
+    blocks += [f"{row.name}: {reason}" for row in rows for reason in row.remarks]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -132,40 +147,9 @@ def head(command: str, records: Sequence[Record]) -> str:
     return f"Measured with `{command}` on {records[0].started_at[:10]}, on {where}."
 
 
-def to_json(command: str, records: Sequence[Record], rows: Sequence[Standing]) -> dict[str, Any]:
-    """Returns the table with its numbers; what is not known is null."""
-    return {
-        "command": command,
-        "measured": head(command, records),
-        "rows": [
-            {
-                "name": row.contestant.name,
-                "label": row.contestant.label,
-                "network": row.contestant.network,
-                "images_per_second": estimate_to_json(row.rate),
-                "ours_over_peer": estimate_to_json(row.ratio),
-                "seconds_to_accuracy": {
-                    f"{target:g}": time
-                    and {name: _finite(getattr(time, name)) for name in ("reached", "runs", "expected_seconds")}
-                    for target, time in row.times.items()
-                },
-                "peer_over_ours_time": estimate_to_json(row.time_ratio),
-                "final_accuracies": row.accuracies,
-                "runs": {"throughput": row.runs[0], "accuracy": row.runs[1]},
-                "remarks": row.failures,
-            }
-            for row in rows
-        ],
-    }
-
-
-def estimate_to_json(estimate: Estimate | None) -> dict[str, Any] | None:
-    return {name: _finite(value) for name, value in asdict(estimate).items()} if estimate else None
-
-
 def _time_column(target: float) -> Column[Standing]:
     def cell(row: Standing) -> Cell:
-        time = row.times.get(target)
+        time = row.seconds_to_accuracy.get(f"{target:g}")
         if time is None:
             return Cell()
         seconds = f"{time.expected_seconds:.1f} s" if math.isfinite(time.expected_seconds) else "never"
@@ -184,11 +168,3 @@ def _accuracy_cell(accuracies: Sequence[float]) -> Cell:
         return Cell()
     mean = sum(accuracies) / len(accuracies)
     return Cell(f"{100 * mean:.2f} %", f"{100 * min(accuracies):.2f} to {100 * max(accuracies):.2f}")
-
-
-def _count_ok(records: Sequence[Record]) -> int:
-    return sum(record.status == "ok" for record in records)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -55,7 +55,8 @@ class Cluster:
         size: number of processes.
         local_rank: of this process among those on its host.
         local_size: number of processes on its host.
-        hosts: the name of every rank's host, in the order of the ranks.
+        hosts: the name of every rank's host, in the order of the ranks; this one where a launcher does not tell, as
+            horovodrun and mpirun.
         addresses: how to reach the host of every rank; the name, unless the launcher knows better.
         port: first of `size + 2` ports that the job may listen on, the same on all ranks: for Horovod's rendezvous,
             for TensorFlow's server of each rank, and for the roll call.
@@ -67,13 +68,14 @@ class Cluster:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    hosts: tuple[str, ...] = ("127.0.0.1",)
+    hosts: tuple[str, ...] = ()
     port: int = FIRST_PORT
     launcher: str = "none"
     addresses: tuple[str, ...] = ()
     secret: str = dataclasses.field(default="", repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "hosts", self.hosts or ("127.0.0.1",) * self.size)
         object.__setattr__(self, "addresses", self.addresses or self.hosts)
 
     @property
@@ -116,13 +118,13 @@ def _find_place(environment: Mapping[str, str]) -> Cluster:
     if "HOROVOD_RANK" in environment:
         rank, size, local_rank, local_size = _integers(environment, *_HOROVODRUN)
         port = job_port(environment.get("HOROVOD_GLOO_RENDEZVOUS_PORT", "0"))
-        return _checked(Cluster(rank, size, local_rank, local_size, _same_host(size), port, "horovodrun"))
+        return _checked(Cluster(rank, size, local_rank, local_size, (), port, "horovodrun"))
     if mpi[0] in environment:
         rank, size, local_rank, local_size = _integers(environment, *mpi)
         job = (
             environment.get("PMIX_NAMESPACE") or environment.get("OMPI_MCA_ess_base_jobid") or _ancestor_without(mpi[0])
         )
-        return _checked(Cluster(rank, size, local_rank, local_size, _same_host(size), job_port(job), "mpirun"))
+        return _checked(Cluster(rank, size, local_rank, local_size, (), job_port(job), "mpirun"))
     _refuse_unknown(environment)
     return Cluster()
 
@@ -345,11 +347,6 @@ def _checked(cluster: Cluster) -> Cluster:
             f"{cluster.launcher}: received {len(cluster.hosts)} hosts, expected one for each of {cluster.size} ranks."
         )
     return cluster
-
-
-def _same_host(size: int) -> tuple[str, ...]:
-    """horovodrun and mpirun do not tell the hosts of the other ranks; one host is what can be known."""
-    return ("127.0.0.1",) * size
 
 
 def _integers(environment: Mapping[str, str], *names: str) -> list[int]:

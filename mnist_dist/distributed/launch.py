@@ -35,9 +35,7 @@ TAIL_LINES = 8
 PARENT_VARIABLE = "MNIST_DIST_LAUNCHER_PID"
 
 
-def run_ranks(
-    command: Sequence[str], ranks: int, *, strategy: str, port: int | None = None, stdin: IO[str] | None = None
-) -> None:
+def run_ranks(command: Sequence[str], ranks: int, *, strategy: str, stdin: IO[str] | None = None) -> None:
     """Runs the command once per rank on this host and waits for all.
 
     Output lines appear as `[rank] line`. SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 go to every rank.
@@ -50,8 +48,7 @@ def run_ranks(
     Raises:
         TrainingError: a rank ended with another code than 0; names the rank and quotes its last lines.
     """
-    port = port or free_port(ranks + 2)
-    cluster = Cluster(0, ranks, 0, ranks, ("127.0.0.1",) * ranks, port, "mnist-dist", secret=make_secret())
+    cluster = Cluster(0, ranks, 0, ranks, (), free_port(ranks + 2), "mnist-dist", secret=make_secret())
     with STRATEGIES[strategy].load().rendezvous(cluster):
         asyncio.run(_Group(command, cluster, stdin).run())
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from mnist_dist.distributed.cluster import Cluster
 
 SECRET_VARIABLE = "MNIST_DIST_SECRET"  # noqa: S105 - the name of a variable.
@@ -70,6 +72,24 @@ def listen(host: str, port: int, backlog: int) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=backlog, dualstack_ipv6=both)
 
 
+class Listener:
+    """Listens while it is open, as `listen` does; `_selector` watches the server and all that has come to it."""
+
+    def __init__(self, host: str, port: int, backlog: int) -> None:
+        self._server = listen(host, port, backlog)
+        self._server.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._server, selectors.EVENT_READ)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for key in list(self._selector.get_map().values()):
+            key.fileobj.close()  # type: ignore[union-attr]
+        self._selector.close()
+
+
 def connect(cluster: Cluster, rank: int, port: int, timeout_seconds: float) -> socket.socket:
     """Connects to the gate of another rank, once both have proved that they belong to the job.
 
@@ -105,7 +125,7 @@ class _Stranger:
     answer: bytes = b""
 
 
-class Gate:
+class Gate(Listener):
     """Listens, while it is open, on the address that the ranks use.
 
     Attributes:
@@ -120,18 +140,7 @@ class Gate:
         self._cluster, self._port = cluster, port
         self._most = cluster.size + MOST_STRANGERS
         self._strangers: list[_Stranger] = []  # In the order in which they came.
-        self._server = listen(own_address(cluster), port, self._most)
-        self._server.setblocking(False)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._server, selectors.EVENT_READ)
-
-    def __enter__(self) -> Gate:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for key in list(self._selector.get_map().values()):
-            key.fileobj.close()  # type: ignore[union-attr]
-        self._selector.close()
+        super().__init__(own_address(cluster), port, self._most)
 
     def admit(self, seconds: float) -> tuple[int, socket.socket] | None:
         """Returns the next rank that comes, with its connection, which is the caller's; None if none came in time."""

@@ -83,11 +83,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "images": int(evaluation.support.sum()),
         "accuracy": evaluation.accuracy,
         "loss": evaluation.loss if math.isfinite(evaluation.loss) else None,
-        "precision": evaluation.precision.tolist(),
-        "recall": evaluation.recall.tolist(),
-        "f1": evaluation.f1.tolist(),
-        "support": evaluation.support.tolist(),
-        "confusion": evaluation.confusion.tolist(),
+        **{name: getattr(evaluation, name).tolist() for name in ("precision", "recall", "f1", "support", "confusion")},
     }
 
 

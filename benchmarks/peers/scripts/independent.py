@@ -20,23 +20,23 @@ from mnist_dist.distributed.cluster import cores_of
 from mnist_dist.distributed.turns import RANK_VARIABLE, RANKS_VARIABLE
 from mnist_dist.files import write_json
 
+PROCESSES = 2
+BATCH_SIZE, STEPS_PER_CALL = 256, 20  # Of each.
+
 
 def main() -> int:
     parser = make_parser(__doc__)
-    parser.add_argument("--processes", type=int, required=True)
-    parser.add_argument("--batch-size", type=int, required=True, help="of each process")
-    parser.add_argument("--steps-per-call", type=int, required=True, help="of each process")
     args = parser.parse_args()
     if args.mode == "accuracy":
         parser.error("--mode accuracy: several models have no accuracy in common, expected throughput")
-    workdirs = [args.out / f"process-{number}" for number in range(args.processes)]
+    workdirs = [args.out / f"process-{number}" for number in range(PROCESSES)]
     if not train_all(workdirs, args):
         return 1
     times = [json.loads((workdir / "step_times.json").read_text()) for workdir in workdirs]
     result = json.loads((workdirs[0] / "result.json").read_text())
     write_json(
         args.out / "0.json",
-        add_up(times, args.batch_size)
+        add_up(times)
         | {"evaluations": [], "device": result["device"], "precision": result["precision"]}
         | {"versions": result["versions"]},
     )
@@ -48,11 +48,11 @@ def train_all(workdirs: Sequence[Path], args: argparse.Namespace) -> bool:
     settings = {
         "data.path": args.data,
         "seed": args.seed,
-        "training.batch_size": args.batch_size,
+        "training.batch_size": BATCH_SIZE,
         "training.epochs": 1000,
         "training.measure_seconds": 1,  # Or longer: in turns, until there is none any more.
         "runtime.strategy": "single",
-        "runtime.steps_per_call": args.steps_per_call,
+        "runtime.steps_per_call": STEPS_PER_CALL,
         "logging.tensorboard": "false",
     }
     flags = [text for key, value in settings.items() for text in ("--set", f"{key}={value}")]
@@ -74,7 +74,7 @@ def train_all(workdirs: Sequence[Path], args: argparse.Namespace) -> bool:
             process.wait()
 
 
-def add_up(times: Sequence[dict[str, Any]], batch_size: int) -> dict[str, Any]:
+def add_up(times: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Adds up the rates of several processes in each of their common turns.
 
     Args:
@@ -88,7 +88,7 @@ def add_up(times: Sequence[dict[str, Any]], batch_size: int) -> dict[str, Any]:
     steps = times[0]["window_steps"]
     return {
         "window_steps": steps,
-        "window_images": [batch_size * len(times) * each for each in steps],
+        "window_images": [BATCH_SIZE * len(times) * each for each in steps],
         "window_cycles": times[0]["window_cycles"],
         "window_seconds": (len(times) / rates).tolist(),
         "first_step_seconds": max(each["first_step_seconds"][0] for each in times),

@@ -18,8 +18,8 @@ from mnist_dist.benchmarks.records.store import Store
 from tests.benchmarks.kinds import sleep
 
 FOLDER = Path(kinds.__file__).parent
-# A cause of loss, a contestant, and a key of what pydantic says.
-OTHER_INPUTS = {"attribution.py", "explanation.py", "contestants.py", "record.py"}
+# A cause of loss, and a key of what pydantic says.
+OTHER_INPUTS = {"attribution.py", "explanation.py", "record.py"}
 
 
 @pytest.mark.parametrize("name", KINDS)

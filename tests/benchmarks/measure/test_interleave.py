@@ -58,8 +58,8 @@ def sides(folder: Path) -> tuple[list[Record], list[Record]]:
 
 class TestArms:
     def test_a_setting(self, tmp_path: Path) -> None:
-        with open_arm("model.dense_units=64", tmp_path) as arm:
-            assert (arm.settings, arm.code) == ({"model.dense_units": 64}, REPOSITORY)
+        with open_arm("model.dense_units=64", tmp_path) as (code, settings):
+            assert (settings, code) == ({"model.dense_units": 64}, REPOSITORY)
 
     def test_a_file_counts_by_what_it_changes(self, tmp_path: Path) -> None:
         """Also one that lists every setting, as a run leaves it."""
@@ -67,8 +67,8 @@ class TestArms:
         text = (REPOSITORY / "mnist_dist" / "configs" / "default.yaml").read_text()
         assert "dense_units: 128" in text
         file.write_text(text.replace("dense_units: 128", "dense_units: 64"))
-        with open_arm(str(file), tmp_path) as arm:
-            assert (arm.name, arm.settings) == ("faster", {"model.dense_units": 64})
+        with open_arm(str(file), tmp_path) as (_, settings):
+            assert settings == {"model.dense_units": 64}
 
     @pytest.mark.parametrize(
         ("text", "said"),
@@ -97,11 +97,11 @@ class TestArms:
         hook = checkout / ".git" / "hooks" / "post-checkout"
         hook.write_text("#!/bin/sh\necho ran >&2\nexit 1\n")
         hook.chmod(0o755)
-        with open_arm("HEAD~1", tmp_path / "results") as arm:
-            assert git(arm.code, "rev-parse", "HEAD") == git(checkout, "rev-parse", "HEAD~1")
-            assert (arm.code / "mnist_dist" / "__main__.py").is_file()
-            assert arm.code.is_relative_to(tmp_path / "results"), "all hosts of a job see the results"
-        assert not arm.code.exists()
+        with open_arm("HEAD~1", tmp_path / "results") as (code, _):
+            assert git(code, "rev-parse", "HEAD") == git(checkout, "rev-parse", "HEAD~1")
+            assert (code / "mnist_dist" / "__main__.py").is_file()
+            assert code.is_relative_to(tmp_path / "results"), "all hosts of a job see the results"
+        assert not code.exists()
         assert len(git(checkout, "worktree", "list").splitlines()) == 1
 
 

@@ -46,16 +46,16 @@ def test_goals_that_share_a_contestant_are_measured_together() -> None:
 def test_the_interval_decides(rates: list[float], outcome: str, code: int) -> None:
     runs = rate_records(OURS, rates) + rate_records("keras-fit-seed", [1000] * 3)
     verdict = judge(GOALS["keras-fit"], CONTESTANTS, runs)
-    assert verdict.status == outcome
+    assert verdict.outcome == outcome
     assert exit_code([verdict]) == code
 
 
 def test_the_hardest_denominator_decides() -> None:
     runs = rate_records(OURS, [4000] * 3) + rate_records("pytorch-float32", [1000] * 3)
     verdict = judge(GOALS["pytorch"], CONTESTANTS, runs + rate_records("pytorch-bfloat16", [2000] * 3))
-    assert (verdict.status, verdict.against) == ("missed", "pytorch-bfloat16")
+    assert (verdict.outcome, verdict.against) == ("missed", "pytorch-bfloat16")
     unknown = judge(GOALS["pytorch"], CONTESTANTS, [*runs, bad_record("pytorch-bfloat16", "throughput", 0, "skipped")])
-    assert (unknown.status, unknown.against, unknown.failed) == ("open", "pytorch-bfloat16", False)
+    assert (unknown.outcome, unknown.against, unknown.failed) == ("open", "pytorch-bfloat16", False)
     assert "SomeError" in unknown.detail
     assert exit_code([unknown]) == 3
     failed = judge(GOALS["pytorch"], CONTESTANTS, [*runs, bad_record("pytorch-bfloat16", "throughput", 0)])
@@ -69,7 +69,7 @@ def test_operations_against_matrix_products_say_what_is_counted() -> None:
     assert judged.ratio and judged.ratio.value == pytest.approx(0.648, rel=0.02)
     assert judged.against == "matmul-bfloat16"
     assert " / 20 GFLOP/s, at 12.96 MFLOP" in judged.detail
-    assert judge(GOALS["matmul"], CONTESTANTS, records, on_gpus=True).status == "not for GPUs"
+    assert judge(GOALS["matmul"], CONTESTANTS, records, on_gpus=True).outcome == "not for GPUs"
 
 
 def test_a_variant_of_our_own_steps() -> None:
@@ -78,15 +78,15 @@ def test_a_variant_of_our_own_steps() -> None:
     measured["window_cycles"] = [cycle // 2 for cycle in range(40)]
     measured["window_variants"] = ["full", "resident"] * 20
     judged = judge(GOALS["input-cost"], CONTESTANTS, [record.model_copy(update={"measurements": measured})])
-    assert judged.status == "reached" and judged.ratio and judged.ratio.value == pytest.approx(0.99, rel=0.005)
+    assert judged.outcome == "reached" and judged.ratio and judged.ratio.value == pytest.approx(0.99, rel=0.005)
     without = judge(GOALS["input-cost"], CONTESTANTS, [record])
-    assert without.status == "open" and without.detail == "synthetic: not measured"
+    assert without.outcome == "open" and without.detail == "synthetic: not measured"
 
 
 def test_a_repeat_that_ended_well_at_last_has_not_failed() -> None:
     records = [bad_record(OURS, "throughput", 0), *rate_records(OURS, [5000] * 3)]
     judged = judge(GOALS["keras-fit"], CONTESTANTS, records + rate_records("keras-fit-seed", [1000] * 3))
-    assert judged.status == "reached" and not judged.failed
+    assert judged.outcome == "reached" and not judged.failed
 
 
 def test_times_are_compared_so_that_more_is_better() -> None:
@@ -94,9 +94,9 @@ def test_times_are_compared_so_that_more_is_better() -> None:
     runs = [time_record(fast, repeat, (2.0 + repeat / 50, 0.991)) for repeat in range(3)]
     runs += [time_record("keras-fit", repeat, (80.0, 0.985), (90.0 + repeat, 0.99)) for repeat in range(3)]
     verdict = judge(GOALS["time-keras"], CONTESTANTS, runs)
-    assert verdict.status == "reached" and verdict.ratio and 44 < verdict.ratio.value < 46
+    assert verdict.outcome == "reached" and verdict.ratio and 44 < verdict.ratio.value < 46
     never = judge(GOALS["time-keras"], CONTESTANTS, [*runs[:3], time_record("keras-fit", 0, (80.0, 0.985))])
-    assert never.status == "open" and "keras-fit: none of 1 runs reached 99 %" in never.detail
+    assert never.outcome == "open" and "keras-fit: none of 1 runs reached 99 %" in never.detail
 
 
 def test_verdicts_are_written(tmp_path: Path) -> None:
