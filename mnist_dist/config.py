@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from mnist_dist import strategies
 from mnist_dist.errors import UserError, check_local, nearest, one_line
@@ -67,7 +68,8 @@ Pair = Annotated[tuple[Units, Units], BeforeValidator(_as_pair)]
 class Section(BaseModel):
     """A frozen group of settings that accepts neither unknown keys nor values of another type."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    # Validators are built when the first value comes, which spares --help a third of its time.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class DataConfig(Section):
@@ -198,15 +200,15 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
         0, description="Seed of the initial weights, the order of images, augmentation and dropout."
     )
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    runtime: RuntimeConfig = RuntimeConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    logging: LoggingConfig = LoggingConfig()
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
 
 
 # What may change between a run and its resumption: where and how it runs, not what it computes.
@@ -235,9 +237,15 @@ RESUMABLE_CHANGES = (
 
 
 @functools.cache
+def setting_fields() -> dict[str, FieldInfo]:
+    """Returns every dotted key with its default and the sentence that explains it, in the order of the file."""
+    return dict(_fields(Config))
+
+
+@functools.cache
 def setting_descriptions() -> dict[str, str]:
-    """Returns every dotted key with the sentence that explains it, in the order of the file."""
-    return {key: field.description or "" for key, field in _fields(Config)}
+    """Returns every dotted key with the sentence that explains it."""
+    return {key: field.description or "" for key, field in setting_fields().items()}
 
 
 @functools.cache
@@ -321,7 +329,7 @@ def get_setting(config: Config, key: str) -> Any:
     return value
 
 
-def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from _fields(field.annotation, f"{prefix}{name}.")
