@@ -8,7 +8,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,6 +28,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"allow_abbrev": False} | options)
+        self.register("type", int, _expecting(int, "a whole number"))
+        self.register("type", float, _expecting(float, "a number"))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuses what this parser does not know, so that the hint is to its own --help."""
@@ -44,6 +46,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(
             EXIT_BAD_INPUT, f"{self.prog.split()[0]}: error: {without_middle(message)}{see} `{self.prog} --help`.\n"
         )
+
+
+def _expecting(kind: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
+    """Returns a type of arguments that says what it expected, which argparse leaves out."""
+
+    def convert(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"received '{text}', expected {expected}") from None
+
+    return convert
 
 
 def folder_argument(text: str) -> Path:
