@@ -10,12 +10,13 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mnist_dist.command import Parser, folder_argument, integer, integers, run_command
 from mnist_dist.distributed.preemption import catchable
-from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError
+from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError, one_line
 from mnist_dist.files import named_or_dated
 
 if TYPE_CHECKING:
@@ -325,6 +326,9 @@ def run_compare(args: argparse.Namespace) -> int:
             raise UserError(f"BASE, NEW: received '{args.base}' twice, expected the folders of two studies.")
     effect, judge_all = args.smallest_effect / 100, args.judge == "all"
     comparison = compare(base, new, smallest_effect=effect, allow=frozenset(allow), judge_all=judge_all)
+    if comparison.base_name == comparison.new_name:  # Such as results/monday/quick and results/tuesday/quick.
+        sides = (one_line(f"{given}: {comparison.base_name}") for given in (args.base, args.new))
+        comparison = replace(comparison, **dict(zip(("base_name", "new_name"), sides, strict=True)))
     if args.markdown:
         text = render_comparison_markdown(comparison)
     else:
