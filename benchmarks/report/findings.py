@@ -38,10 +38,12 @@ class Findings:
 
     Attributes:
         result: sentences that say what came out.
+        origin: machine, time and versions in one line.
         facts: name and value of what was measured, when, where and with what.
     """
 
     title: str
+    origin: str
     result: tuple[str, ...]
     facts: tuple[tuple[str, str], ...]
     caveats: tuple[Caveat, ...]
@@ -53,10 +55,12 @@ def collect_findings(analysis: Analysis, warnings: Sequence[str] = ()) -> Findin
     Args:
         warnings: further caveats, which stand first.
     """
+    facts = {name: one_line(value, MOST_LETTERS) for name, value in _facts(analysis)}
     return Findings(
         title=one_line(f"Benchmark {_names(record.study for record in analysis.records)}"),
+        origin=one_line(f"{facts['Hardware']}; {facts['Started']}; {_versions(analysis.records)}", MOST_LETTERS),
         result=describe_result(analysis),
-        facts=tuple((name, one_line(value, MOST_LETTERS)) for name, value in _facts(analysis)),
+        facts=tuple(facts.items()),
         caveats=tuple(map(_printable, (*map(Caveat, warnings), *_caveats(analysis)))),
     )
 
@@ -111,6 +115,11 @@ def describe_hardware(hardware: Hardware) -> str:
 def _software(record: Record) -> str:
     versions = record.identity.software
     return ", ".join(version if name == "os" else f"{name} {version}" for name, version in versions.items())
+
+
+def _versions(records: Sequence[Record]) -> str:
+    pairs = ((name, record.identity.software.get(name)) for name in ("mnist_dist", "tensorflow") for record in records)
+    return ", ".join(dict.fromkeys(f"{name} {version}" for name, version in pairs if version))
 
 
 def _commit(record: Record) -> str:
