@@ -359,10 +359,10 @@ def run_predict(args: argparse.Namespace) -> int:
 def add_trend(commands: Any) -> None:
     parser = commands.add_parser(
         "trend",
-        help="say since when a case is slower, and what else changed",
+        help="say when a case became slower, and what else changed",
         description=(
             "Follow the cases of all studies in and below some folders, and write trend.html into the first. Exits "
-            "with 1 when a case is slower than it lastingly was, 0 when none is, 3 when none has enough studies."
+            "with 1 when a case is slower than at its fastest lasting level, 0 when none is, 3 when undecided."
         ),
     )
     parser.add_argument("folders", nargs="+", type=folder_argument, metavar="DIR", help="hold studies, at any depth")

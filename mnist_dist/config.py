@@ -77,7 +77,7 @@ class DataConfig(Section):
         "mnist", description="mnist, or synthetic: random images made once in memory, to measure without input."
     )
     path: Annotated[str, AfterValidator(check_local)] | None = Field(
-        None, description="An own mnist.npz or a folder of idx(.gz) files; empty: the embedded MNIST."
+        None, description="Your own mnist.npz or a folder of idx(.gz) files; empty: the embedded MNIST."
     )
     shift_pixels: Annotated[int, Field(ge=0, le=8)] = Field(
         0, description="Augmentation: shift each training image by up to this many pixels, both ways."

@@ -152,7 +152,7 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
     if restless:
         yield Caveat(
             f"Disturbed rounds: while others had the turn, more than {MOST_WAITING_CORES:g} of a core was used by "
-            f"{_list(restless, name)}. What was measured beside them may be too slow."
+            f"{_list(restless, name)}. Cases in the same rounds may be measured too slow."
         )
     trained = [each for each in summaries if each.case.kind == "train" and not each.case.is_ablation]
     few = [each for each in trained if 0 < len(each.records) < FEWEST_REPEATS]
@@ -165,7 +165,7 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
     crowded = [each.summary for each in analysis.main_cases if each.oversubscribed]
     if crowded:
         yield Caveat(
-            f"Oversubscribed, with more cores promised to the devices than a host has: {_list(crowded, name)}. "
+            f"Oversubscribed, with more cores assigned to the devices than a host has: {_list(crowded, name)}. "
             "They say nothing about how the strategy scales."
         )
     alone = [

@@ -176,12 +176,12 @@ def _terminal_target(each: TrainedCase) -> str:
 
 def _terminal_notes(cases: Sequence[TrainedCase]) -> Iterator[str]:
     if any(each.summary.images_per_second for each in cases):
-        yield "± is the 95 % interval; efficiency is that of N devices against N times one."
+        yield "± is the 95 % interval; efficiency compares N devices with N times one device."
     computed = {each.summary.measured_setting("kernels") for each in cases if each.summary.records and not each.on_gpus}
     if computed in ({"fused"}, {"plain"}):
         yield f"Computed on CPUs by {KERNELS[computed.pop()]}."
     if any(each.oversubscribed for each in cases):
-        yield "* oversubscribed: the devices were promised more cores than the host has."
+        yield "* oversubscribed: the devices are assigned more cores than the host has."
 
 
 def _settings_cell(each: TrainedCase) -> Cell:
