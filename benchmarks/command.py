@@ -327,8 +327,8 @@ def run_compare(args: argparse.Namespace) -> int:
     effect, judge_all = args.smallest_effect / 100, args.judge == "all"
     comparison = compare(base, new, smallest_effect=effect, allow=frozenset(allow), judge_all=judge_all)
     if comparison.base_name == comparison.new_name:  # Such as results/monday/quick and results/tuesday/quick.
-        sides = (one_line(f"{given}: {comparison.base_name}") for given in (args.base, args.new))
-        comparison = replace(comparison, **dict(zip(("base_name", "new_name"), sides, strict=True)))
+        base_name, new_name = (one_line(f"{given}: {comparison.base_name}") for given in (args.base, args.new))
+        comparison = replace(comparison, base_name=base_name, new_name=new_name)
     if args.markdown:
         text = render_comparison_markdown(comparison)
     else:
