@@ -10,12 +10,13 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mnist_dist.command import Parser, add_command, folder_argument, integer, integers, run_command
 from mnist_dist.distributed.preemption import catchable
-from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError
+from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError, one_line
 from mnist_dist.files import named_or_dated
 
 if TYPE_CHECKING:
@@ -318,6 +319,9 @@ def run_compare(args: argparse.Namespace) -> int:
             raise UserError(f"BASE, NEW: received '{args.base}' twice, expected the folders of two studies.")
     effect, judge_all = args.smallest_effect / 100, args.judge == "all"
     comparison = compare(base, new, smallest_effect=effect, allow=frozenset(allow), judge_all=judge_all)
+    if comparison.base_name == comparison.new_name:  # Such as results/monday/quick and results/tuesday/quick.
+        base_name, new_name = (one_line(f"{given}: {comparison.base_name}") for given in (args.base, args.new))
+        comparison = replace(comparison, base_name=base_name, new_name=new_name)
     if args.markdown:
         text = render_comparison_markdown(comparison)
     else:
@@ -342,13 +346,13 @@ def run_predict(args: argparse.Namespace) -> int:
 
 
 def add_trend(commands: Any) -> None:
-    parser = add_command(commands, run_trend, "say since when a case is slower, and what else changed")
+    parser = add_command(commands, run_trend, "say when a case became slower, and what else changed")
     parser.add_argument("folders", nargs="+", type=folder_argument, metavar="DIR", help="hold studies, at any depth")
 
 
 def run_trend(args: argparse.Namespace) -> int:
     """Follow the cases of all studies in and below some folders, and write trend.html into the first. Exits with 1 when
-    a case is slower than it lastingly was, 0 when none is, 3 when none has enough studies.
+    a case is slower than at its fastest lasting level, 0 when none is, 3 when undecided.
     """
     from mnist_dist.benchmarks.analysis.trend import find_trends, keep, read_studies
     from mnist_dist.benchmarks.report.trend import render_trends

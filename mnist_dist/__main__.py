@@ -97,7 +97,7 @@ def add_train(commands: Any, with_flags: bool) -> None:
     )
     if not with_flags:
         return
-    from mnist_dist.config import get_setting, parse_config, setting_descriptions, shipped_configs
+    from mnist_dist.config import default_texts, setting_descriptions, shipped_configs
 
     parser.add_argument(
         "--config", metavar="FILE", help=f"a YAML file, or one of: {', '.join(shipped_configs())} (default: default)"
@@ -108,10 +108,10 @@ def add_train(commands: Any, with_flags: bool) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="continue the run in --workdir with its settings; start it if it is new"
     )
-    descriptions, defaults = setting_descriptions(), parse_config({})
+    descriptions, defaults = setting_descriptions(), default_texts()
     for flag, (key, options) in FLAGS.items():
-        default = get_setting(defaults, key)
-        help_text = descriptions[key].rstrip(".") + ("" if default is None else f" (default: {default})")
+        default = "" if defaults[key] == "null" else f" (default: {defaults[key]})"
+        help_text = descriptions[key].rstrip(".") + default
         help_text = f"{help_text}. {options['help']}" if "help" in options else help_text
         names = (flag, *ALIASES.get(flag, ()))
         parser.add_argument(*names, dest=key, default=None, **options | {"help": help_text.replace("%", "%%")})

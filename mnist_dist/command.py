@@ -28,6 +28,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"allow_abbrev": False} | options)
+        self.register("type", int, _expecting(int, "a whole number"))
+        self.register("type", float, _expecting(float, "a number"))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuses what this parser does not know, so that the hint is to its own --help."""
@@ -53,6 +55,18 @@ def add_command(commands: Any, function: Callable[[argparse.Namespace], int], he
     parser: Parser = commands.add_parser(name, help=help, description=description, **options)
     parser.set_defaults(command=function)
     return parser
+
+
+def _expecting(kind: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
+    """Returns a type of arguments that says what it expected, which argparse leaves out."""
+
+    def convert(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"received '{text}', expected {expected}") from None
+
+    return convert
 
 
 def folder_argument(text: str) -> Path:

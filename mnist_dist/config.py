@@ -68,7 +68,8 @@ Pair = Annotated[tuple[Units, Units], BeforeValidator(_as_pair)]
 class Section(BaseModel):
     """A frozen group of settings that accepts neither unknown keys nor values of another type."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    # Validators are built when the first value comes, which spares --help a third of its time.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class DataConfig(Section):
@@ -151,35 +152,45 @@ class Config(Section):
     """All settings of one training run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
-    training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    runtime: RuntimeConfig = RuntimeConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    logging: LoggingConfig = LoggingConfig()
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
 
 
 # What may change between a run and its resumption: where and how it runs, not what it computes.
 # (The checkpoint holds the precision that `auto` decided, and the trainer compares with that.)
 RESUMABLE_CHANGES = {
+    "data.resident",
     *(f"runtime.{name}" for name in RuntimeConfig.model_fields if name != "all_reduce"),
     *(f"checkpoint.{name}" for name in CheckpointConfig.model_fields),
     *("logging.every_steps", "logging.tensorboard", "training.accumulation_steps", "optimizer.gradient_compression"),
 }
 
 
-@functools.cache
 def setting_descriptions() -> dict[str, str]:
     """Returns every dotted key with the sentence that explains it, as default.yaml has them behind the values."""
+    return {key: text for key, (_, text) in _documented_settings().items()}
+
+
+def default_texts() -> dict[str, str]:
+    """Returns every dotted key with its default, as default.yaml has it; "null" for none."""
+    return {key: value for key, (value, _) in _documented_settings().items()}
+
+
+@functools.cache
+def _documented_settings() -> dict[str, tuple[str, str]]:
     section, found = "", {}
     for line in (CONFIGS / "default.yaml").read_text(encoding="utf-8").splitlines():
         if match := re.fullmatch(r"(\w+):", line):
             section = f"{match[1]}."
-        elif match := re.fullmatch(r"( *)(\w+): .*? +# (.*)", line):
-            found[f"{section if match[1] else ''}{match[2]}"] = match[3]
+        elif match := re.fullmatch(r"( *)(\w+): (.*?) +# (.*)", line):
+            found[f"{section if match[1] else ''}{match[2]}"] = match[3], match[4]
     return found
 
 

@@ -28,7 +28,7 @@ def make_parser() -> Parser:
     add_survey(commands)
     for name, function, text in (
         ("status", run_status, "show the points of a study, their state and results so far"),
-        ("cancel", run_cancel, "end what is left of a study"),
+        ("cancel", run_cancel, "cancel a study's remaining jobs"),
     ):
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         command.add_argument("study", type=Path, metavar="STUDY", help="its results folder, or the name below results/")
@@ -39,10 +39,10 @@ def make_parser() -> Parser:
 def add_scaling(commands: Any) -> None:
     parser = commands.add_parser(
         "scaling",
-        help="submit a scaling study, whole or not at all, and a report behind it",
+        help="submit a scaling study (all of it or nothing) and a job for its report",
         description=(
-            "Submit a job for each number of devices, which measures all strategies on it, and behind them one that "
-            "makes the report. What would fail is found before anything is submitted."
+            "Submit one job for each number of devices, which measures all strategies, and a last job, which writes "
+            "the report. All requests are checked before the first job is submitted."
         ),
         epilog=(
             "Examples: `mnist-dist slurm scaling --gpus 1,2,4,8 --gpus-per-node 4 --partition a100 --account physics`; "
@@ -52,7 +52,7 @@ def add_scaling(commands: Any) -> None:
     )
     gpus_or_cores = parser.add_mutually_exclusive_group(required=True)
     gpus_or_cores.add_argument(
-        "--gpus", type=integers, metavar="N,N,...", help="numbers of GPUs to measure on, beside the one of the baseline"
+        "--gpus", type=integers, metavar="N,N,...", help="numbers of GPUs to measure on, besides the baseline on one"
     )
     gpus_or_cores.add_argument(
         "--devices",
@@ -69,7 +69,7 @@ def add_scaling(commands: Any) -> None:
         type=names,
         default=beside_the_baseline(),
         metavar="NAME,NAME,...",
-        help=f"beside `{BASELINE}`, the baseline (default: {','.join(beside_the_baseline())})",
+        help=f"besides `{BASELINE}`, the baseline (default: {','.join(beside_the_baseline())})",
     )
     parser.add_argument("--suite", default="scaling", metavar="SUITE", help="what is measured (default: scaling)")
     parser.add_argument("--repeats", type=integer, metavar="N", help="instead of the suite's")
@@ -79,8 +79,8 @@ def add_scaling(commands: Any) -> None:
     mode.add_argument(
         "--array", action="store_true", help="one array instead, whose members all get the nodes of the largest"
     )
-    mode.add_argument("--nested", action="store_true", help="one job instead, in which all points share the same nodes")
-    site = parser.add_argument_group("site", "instead of what the site's file says")
+    mode.add_argument("--nested", action="store_true", help="one job instead, in which all points use the same nodes")
+    site = parser.add_argument_group("site", "override the site's file")
     for flag in ("--partition", "--account", "--qos", "--constraint", "--time"):
         site.add_argument(flag, metavar=flag.removeprefix("--").upper())
     site.add_argument("--cpus-per-task", type=integer, metavar="N", help="cores of each device")

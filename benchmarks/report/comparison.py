@@ -77,8 +77,8 @@ def render_reproduction(comparison: Comparison) -> str:
             f"{conclusion}: of {counts.total()} cases {', '.join(f'{n} {word}' for word, n in counts.items())}.",
             *(one_line(line, 2000) for line in lines),
             "Ratio: here over recorded, above 1 where faster here, and its 95 % interval, corrected for all tests.",
-            "Nothing took turns with the record: the interval holds the level of two days, of which each is assumed to "
-            f"deviate by {100 * DAY_DEVIATION:g} %, and the ratio whatever else the machines differ by.",
+            "Nothing took turns with the record, so the interval includes the levels of two days, each assumed to "
+            f"deviate by {100 * DAY_DEVIATION:g} %, and the ratio includes all other differences between the machines.",
         ]
     )
 
@@ -171,7 +171,7 @@ def _remarks(verdict: Verdict) -> Iterator[str]:
     change = verdict.accuracy
     if change and change.outcome != "kept":
         seeds = f"{change.base.seeds}, {change.new.seeds} seeds, the lowest {100 * change.lowest:.2f} %"
-        may = "" if change.outcome == "lower" else f", by more than {100 * LARGEST_DROP:g} points for all they tell"
+        may = "" if change.outcome == "lower" else f", and may be lower by more than {100 * LARGEST_DROP:g} points"
         yield f"test accuracy {100 * change.base.mean:.2f} % became {100 * change.new.mean:.2f} %{may} ({seeds})"
     if verdict.more_runs is not None and verdict.more_runs <= MOST_RUNS_TOLD:
         yield f"about {verdict.more_runs} further run{'s' * (verdict.more_runs > 1)} of each needed"
@@ -189,12 +189,12 @@ def _explanations(comparison: Comparison) -> Iterator[str]:
         )
     if not all(verdict.in_turns for verdict in tested):
         yield (
-            "Apart: not measured in turns (--interleave), so that the ratio holds what differs between the days. "
-            "Slower and faster exceed that. Alike: as same, which only turns show; a slowdown may hide behind the day."
+            "Apart: not measured in turns (--interleave), so the ratio includes the difference between days. Slower "
+            "and faster exceed it. Alike: the runs agree, but the days may hide a slowdown; only turns can show `same`."
         )
     powers = [each.accuracy.power for each in comparison.verdicts if each.accuracy]
     if known := [power for power in powers if not math.isnan(power)]:
         yield (
-            f"Accuracy: no mean is lower by more than {100 * LARGEST_DROP:g} points unless the table says so; of drops "
-            f"by {100 * TOLD_DROP:g} points such seeds find about {100 * float(np.median(known)):.0f} %."
+            f"Accuracy: no mean is lower by more than {100 * LARGEST_DROP:g} points unless the table says so; with "
+            f"such seeds, about {100 * float(np.median(known)):.0f} % of drops by {100 * TOLD_DROP:g} points are found."
         )

@@ -37,7 +37,7 @@ def explain(attribution: Attribution) -> str:
         sentences.append("The largest cause is within the noise; measure more repeats.")
     else:
         sentences.append(f"Against {label_part(biggest.name)}, try {'; or '.join(_advice(attribution, biggest.name))}.")
-    return " ".join([*sentences, *(f"Not told apart: {reason}." for reason in attribution.missing)])
+    return " ".join([*sentences, *(f"Causes not separated: {reason}." for reason in attribution.missing)])
 
 
 def explain_briefly(attribution: Attribution) -> str:
@@ -47,7 +47,7 @@ def explain_briefly(attribution: Attribution) -> str:
         raise ValueError("expected an attribution whose largest cause is beyond noise")
     return (
         f"{case.strategy} on {case.devices} devices, {attribution.scaling} scaling: {100 * attribution.loss.value:.0f} "
-        f"%, of which {_points(biggest)}; try {next(_advice(attribution, biggest.name))}."
+        f"%, including {_points(biggest)}; try {next(_advice(attribution, biggest.name))}."
     )
 
 

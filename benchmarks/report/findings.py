@@ -38,10 +38,12 @@ class Findings:
 
     Attributes:
         result: sentences that say what came out.
+        origin: machine, time and versions in one line.
         facts: name and value of what was measured, when, where and with what.
     """
 
     title: str
+    origin: str
     result: tuple[str, ...]
     facts: tuple[tuple[str, str], ...]
     caveats: tuple[Caveat, ...]
@@ -53,10 +55,12 @@ def collect_findings(analysis: Analysis, warnings: Sequence[str] = ()) -> Findin
     Args:
         warnings: further caveats, which stand first.
     """
+    facts = {name: one_line(value, MOST_LETTERS) for name, value in _facts(analysis)}
     return Findings(
         title=one_line(f"Benchmark {_names(record.study for record in analysis.records)}"),
+        origin=one_line(f"{facts['Hardware']}; {facts['Started']}; {_versions(analysis.records)}", MOST_LETTERS),
         result=describe_result(analysis),
-        facts=tuple((name, one_line(value, MOST_LETTERS)) for name, value in _facts(analysis)),
+        facts=tuple(facts.items()),
         caveats=tuple(map(_printable, (*map(Caveat, warnings), *_caveats(analysis)))),
     )
 
@@ -115,6 +119,11 @@ def _software(record: Record) -> str:
     return ", ".join(version if name == "os" else f"{name} {version}" for name, version in versions.items())
 
 
+def _versions(records: Sequence[Record]) -> str:
+    pairs = ((name, record.identity.software.get(name)) for name in ("mnist_dist", "tensorflow") for record in records)
+    return ", ".join(dict.fromkeys(f"{name} {version}" for name, version in pairs if version))
+
+
 def _commit(record: Record) -> str:
     git = record.identity.git
     if git is None:
@@ -152,7 +161,7 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
     if restless:
         yield Caveat(
             f"Disturbed rounds: while others had the turn, more than {MOST_WAITING_CORES:g} of a core was used by "
-            f"{_list(restless, name)}. What was measured beside them may be too slow."
+            f"{_list(restless, name)}. Cases in the same rounds may be measured too slow."
         )
     trained = [each for each in summaries if each.case.kind == "train" and not each.case.is_ablation]
     few = [each for each in trained if 0 < len(each.records) < FEWEST_REPEATS]
@@ -165,7 +174,7 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
     crowded = [each.summary for each in analysis.main_cases if each.oversubscribed]
     if crowded:
         yield Caveat(
-            f"Oversubscribed, with more cores promised to the devices than a host has: {_list(crowded, name)}. "
+            f"Oversubscribed, with more cores assigned to the devices than a host has: {_list(crowded, name)}. "
             "They say nothing about how the strategy scales."
         )
     alone = [

@@ -124,7 +124,7 @@ def _resource_columns() -> Iterator[Column[TrainedCase]]:
     group = "Use of the machine"
     yield Column("memory", lambda each: _mebibytes(each.summary.peak_memory_bytes), "MiB, largest rank", group)
     yield Column("GPU memory", lambda each: _mebibytes(each.peak_gpu_memory_bytes), "MiB, largest GPU", group)
-    yield Column("MFU", lambda each: number_cell(each.mfu, label_percent), "% of matmul rate, all devices", group)
+    yield Column("MFU", _mfu_cell, "% of matmul rate, all devices", group)
     yield Column("GPU use", lambda each: number_cell(each.gpu_utilisation_percent, _tenth), "%, mean", group)
     yield Column("power", lambda each: number_cell(each.power_watts, _tenth), "W, total", group)
     yield Column("images/J", lambda each: number_cell(each.summary.images_per_joule, label_count), "total", group)
@@ -176,12 +176,12 @@ def _terminal_target(each: TrainedCase) -> str:
 
 def _terminal_notes(cases: Sequence[TrainedCase]) -> Iterator[str]:
     if any(each.summary.images_per_second for each in cases):
-        yield "± is the 95 % interval; efficiency is that of N devices against N times one."
+        yield "± is the 95 % interval; efficiency compares N devices with N times one device."
     computed = {each.summary.measured_setting("kernels") for each in cases if each.summary.records and not each.on_gpus}
     if computed in ({"fused"}, {"plain"}):
         yield f"Computed on CPUs by {KERNELS[computed.pop()]}."
     if any(each.oversubscribed for each in cases):
-        yield "* oversubscribed: the devices were promised more cores than the host has."
+        yield "* oversubscribed: the devices are assigned more cores than the host has."
 
 
 def _settings_cell(each: TrainedCase) -> Cell:
@@ -259,6 +259,11 @@ def _tracing_cell(each: TrainedCase) -> Cell:
 def _step_cell(percentile: str, each: TrainedCase) -> Cell:
     seconds = each.summary.step_seconds.get(percentile)
     return number_cell(seconds and 1000 * seconds, label_three_digits)
+
+
+def _mfu_cell(each: TrainedCase) -> Cell:
+    cell = number_cell(each.mfu, label_percent)
+    return replace(cell, detail="matmul rate too low") if each.mfu and each.mfu > 1 else cell
 
 
 def _noise_cell(level: str, form: Callable[[float], str]) -> Callable[[TrainedCase], Cell]:

@@ -61,4 +61,4 @@ def _accuracy(cases: Sequence[TrainedCase]) -> Iterator[str]:
 def _largest_loss(attributions: Sequence[Attribution]) -> Iterator[str]:
     told = [each for each in attributions if each.is_significant and each.biggest and not each.oversubscribed]
     if told:
-        yield f"Most is lost by {explain_briefly(max(told, key=lambda each: each.loss.value))}"
+        yield f"The largest loss is with {explain_briefly(max(told, key=lambda each: each.loss.value))}"

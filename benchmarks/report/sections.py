@@ -72,7 +72,7 @@ def _explanations(attributions: Sequence[Attribution]) -> list[str]:
     """A paragraph for each point whose causes were told apart, and one for all others."""
     explained = [each for each in attributions if len(each.parts) > 1]
     others = [f"{_point_name(each)} ({100 * each.loss.value:.0f} %)" for each in attributions if len(each.parts) <= 1]
-    rest = f"Lost to causes that were not told apart, for want of steady ablation runs: {'; '.join(others)}."
+    rest = f"Losses without known causes, because steady ablation runs are missing: {'; '.join(others)}."
     return [*map(explain, explained), *([rest] if others else [])]
 
 

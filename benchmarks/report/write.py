@@ -113,7 +113,7 @@ def render_markdown(
 ) -> str:
     """Returns report.md, whose pictures lie in figures/ beside it."""
     by_name = {picture.name: picture for picture in pictures}
-    blocks = [f"# {escape_markdown(findings.title)}", *map(escape_markdown, findings.result)]
+    blocks = [f"# {escape_markdown(findings.title)}", *map(escape_markdown, (findings.origin, *findings.result))]
     if analysis.main_cases:
         blocks += ["## Results", *_markdown_pictures(("throughput_accuracy", "time_to_accuracy"), by_name)]
         for table in main_table_in_parts(analysis.main_cases):

@@ -132,14 +132,16 @@ def find_nccl() -> dict[str, str]:
     homes = [*_folders("HOROVOD_CUDA_HOME", "CUDA_HOME"), *([nvcc.resolve().parents[1]] if nvcc else [])]
     complete = [home for home in (*homes, Path("/usr/local/cuda")) if (home / "include/cuda_runtime.h").exists()]
     wanted, capabilities = tensorflow_cuda()
-    cuda = None
+    cuda, has_gpu = None, bool(shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists())
     for home in dict.fromkeys(home for home in complete if (home / "bin/nvcc").exists()):
         if cuda_version(home) // 1000 == wanted:
             cuda = cuda or home
         else:
-            _say(f"CUDA {cuda_version(home) // 1000} in {home} does not fit TensorFlow, which has CUDA {wanted}.")
+            found = f"CUDA {cuda_version(home) // 1000} in {home}"
+            unused = f"Note: {found} is not used, as TensorFlow has CUDA {wanted}; without a GPU nothing is lost."
+            _say(f"{found} does not fit TensorFlow, which has CUDA {wanted}." if has_gpu else unused)
     if cuda is None:
-        if shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists():
+        if has_gpu:
             _say(
                 f"Warning: no compiler of CUDA {wanted} was found, so this Horovod is for CPUs alone and refuses GPUs; "
                 "install a toolkit, or name one with HOROVOD_CUDA_HOME, and build with --force."

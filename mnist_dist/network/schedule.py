@@ -26,7 +26,7 @@ def doubt_peak(config: ScheduleConfig, optimizer: OptimizerConfig, batch_size: i
     peak = peak_learning_rate(config, optimizer.learning_rate, batch_size)
     doubt = f"a peak learning rate of {peak:.3g} lies beyond what was tried"
     if peak > TRIED_SCALING * optimizer.learning_rate:
-        return f"{doubt}, {TRIED_SCALING} times that of one batch; if the loss stays high, set schedule.scaling=sqrt"
+        return f"{doubt}, {TRIED_SCALING} times the base rate; if the loss stays high, set schedule.scaling=sqrt"
     if optimizer.name in ("adam", "adamw", "rmsprop") and peak > TRIED_ADAPTIVE_PEAK:
         return f"{doubt}, {TRIED_ADAPTIVE_PEAK} with {optimizer.name}; if the loss stays high, lower --learning-rate"
     return None

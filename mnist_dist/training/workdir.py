@@ -56,7 +56,7 @@ def check_workdir(path: Path, config: Config, resume: bool) -> Workdir:
     if not path.exists():
         return folder
     if not path.is_dir():
-        raise UserError(f"--workdir: '{path}' is a file; expected a new folder, or that of a run with --resume.")
+        raise UserError(f"--workdir: '{path}' is a file; expected a new folder, or the folder of a run with --resume.")
     if not folder.config_file.exists():
         # The lock and a part of the configuration are what a run leaves that was killed before its first line.
         if not all(entry.name.startswith((".lock", ".config.")) for entry in path.iterdir()):

@@ -217,6 +217,21 @@ def test_a_reader_that_leaves_early_ends_it_quietly(arguments: list[str]) -> Non
     assert (done.returncode, done.stderr) == (141, "")
 
 
+def test_studies_of_equal_names_are_told_apart_by_what_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for record in make_study([train("single", 1)], 2, study="quick"):
+        for folder in ("monday/quick", "tuesday/quick"):
+            Store(Path(folder)).add(record)
+    assert main(["compare", "monday/quick", "tuesday/quick"]) == 0
+    name = "quick (commit 0123456789)"
+    assert re.findall("^(?:Base|New): .*", capsys.readouterr().out, re.MULTILINE) == [
+        f"Base: monday/quick: {name}",
+        f"New: tuesday/quick: {name}",
+    ]
+
+
 @pytest.mark.slow
 def test_from_a_suite_to_its_report(tmp_path: Path, tiny_mnist: Path) -> None:
     """Run in another folder than the checkout, with paths relative to it."""

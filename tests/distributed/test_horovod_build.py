@@ -154,6 +154,12 @@ def test_cuda_is_that_of_tensorflow(tf, tmp_path, monkeypatch, capsys):
     assert horovod_build.find_nccl() == {}
     said = capsys.readouterr().err
     assert f"CUDA {wanted + 1} in {tmp_path} does not fit TensorFlow, which has CUDA {wanted}." in said
+    if not Path("/dev/nvidia0").exists():  # Then nothing is wrong.
+        monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+        assert horovod_build.find_nccl() == {}
+        (note,) = capsys.readouterr().err.splitlines()
+        assert note.endswith(f"is not used, as TensorFlow has CUDA {wanted}; without a GPU nothing is lost.")
+        monkeypatch.setenv("PATH", str(tmp_path / "tools"))
     assert (
         f"Warning: no compiler of CUDA {wanted} was found, so this Horovod is for CPUs alone and refuses GPUs" in said
     )

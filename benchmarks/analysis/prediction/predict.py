@@ -203,7 +203,7 @@ def _usable_points(curve: Curve) -> tuple[tuple[Point, ...], list[str]]:
     if len({point.devices for point in fitting}) >= FEWEST_POINTS:
         return fitting, [f"Left out: {crowded} devices, because they share cores."]
     return curve.points, [
-        f"{crowded} devices share cores, so this foretells the same machine divided further, not more machines."
+        f"{crowded} devices share cores, so this predicts the same machine divided further, not more machines."
     ]
 
 

@@ -63,12 +63,13 @@ class Horovod(Strategy):
             raise UserError(f"does not load ({reason}); `mnist-dist install-horovod --force`") from None
         built = {"Gloo": hvd.gloo_built(), "MPI": hvd.mpi_built(), "NCCL": hvd.nccl_built()}
         if horovod_build.waits_for_tensors():
-            cycle = f"its cycle starts with each tensor, or after {horovod_build.IDLE_CYCLE_MILLISECONDS:g} ms"
+            idle = f"idle ranks wake up for a tensor, or every {horovod_build.IDLE_CYCLE_MILLISECONDS:g} ms"
         else:
-            cycle = (
-                "as released, its ranks wake every ms; `mnist-dist install-horovod` builds one that waits for tensors"
+            idle = (
+                "as released: ranks wake up every millisecond, even with nothing to send; "
+                "`mnist-dist install-horovod` builds one whose ranks sleep until then"
             )
-        return f"with {', '.join(name for name, there in built.items() if there)}; {cycle}"
+        return f"with {', '.join(name for name, there in built.items() if there)}; {idle}"
 
     @classmethod
     @contextlib.contextmanager

@@ -67,7 +67,7 @@ def test_the_report_says_what_was_lost_and_what_would_have_been_found() -> None:
     assert text.startswith("**New is worse: of 1 case 1 less accurate.**")
     assert "test accuracy 99.22 % became 98.16 % (4, 4 seeds, the lowest 95.00 %)" in text
     text = " ".join(render_comparison(compared([0.9915, 0.9929, 0.9922], [0.9922, 0.9915, 0.9929])).split())
-    assert "of drops by 0.1 points such seeds find about 27 %" in text
+    assert "with such seeds, about 27 % of drops by 0.1 points are found" in text
 
 
 def test_more_cases_make_chance_drops_no_likelier() -> None:

@@ -191,6 +191,20 @@ def test_mfu_takes_n_times_one_device_where_n_were_not_multiplied(study: Analysi
     assert mfu == pytest.approx(FLOPS_PER_IMAGE * throughput.value / (8 * MATMUL_FLOPS["float32"]), rel=0.02)
 
 
+def test_no_mfu_above_one_stands_without_a_word() -> None:
+    """Matrix products may have been measured in a busy moment."""
+    records = make_study([SINGLE, HOROVOD, matmul(1)], 2)
+    slow = [
+        record.model_copy(update={"measurements": record.measurements | {"flops_per_second": [1e11] * 10}})
+        if record.measurements and record.case.kind == "matmul"
+        else record
+        for record in records
+    ]
+    for each, word in ((records, ""), (slow, "matmul rate too low")):
+        shown = cells(Analysis(each), HOROVOD)["MFU", "% of matmul rate, all devices"]
+        assert (float(shown.text) > 100, shown.detail) == (bool(word), word)
+
+
 def test_mfu_needs_the_same_precision(study: Analysis) -> None:
     assert find(study, train("single", 1, settings=BFLOAT16)).mfu is None
 
