@@ -151,10 +151,10 @@ def run_survey(args: argparse.Namespace) -> int:
 
 def report_survey(results: Path) -> int:
     from mnist_dist.benchmarks.analysis.survey import PAIR, find, judge, read_surveyed, units_of
-    from mnist_dist.benchmarks.report.survey import render_survey
     from mnist_dist.files import write_json, write_text
     from mnist_dist.slurm.scheduler import JobState, job_states
     from mnist_dist.slurm.survey import follow, read_plan, submitted_jobs
+    from mnist_dist.slurm.survey_report import render_survey
 
     plan, jobs, surveyed = read_plan(results), submitted_jobs(results), read_surveyed(results)
     states: dict[str, JobState] | None = {}

@@ -170,12 +170,12 @@ def _spread_of_repeats(fleet: Sequence[Unit]) -> float:
 def _freedoms(distances: np.ndarray) -> float:
     """Returns the degrees of freedom of Student's t with such tails: the 95th percentile over the median of |t|.
 
-    Of a small fleet, whose spread is hardly known, they are few.
+    Of a small fleet, whose spread is hardly known, they are few; how few, adversary_survey.py of the tests has shown.
     """
     from scipy import special
 
     if len(distances) < FEWEST_FOR_TAILS or not np.median(distances):
-        return FEW_FREEDOMS
+        return max(FEW_FREEDOMS, len(distances) / 3)
     freedoms = np.geomspace(2.0, MOST_FREEDOMS, 100)
     ratios = special.stdtrit(freedoms, 0.975) / special.stdtrit(freedoms, 0.75)
     return float(np.interp(-np.quantile(distances, 0.95) / np.median(distances), -ratios, freedoms))

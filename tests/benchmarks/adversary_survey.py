@@ -77,7 +77,7 @@ def named(surveyed: dict[tuple[str, ...], Surveyed]) -> set[tuple[str, ...]]:
 
 
 def write_survey(folder: Path, surveyed: dict[tuple[str, ...], Surveyed], lost: Sequence[str] = ()) -> None:
-    plan = Plan(partition="gpu", nodes={key[0]: "idle" for key in surveyed if len(key) == 1})
+    plan = Plan(partition="a100", nodes={key[0]: "idle" for key in surveyed if len(key) == 1})
     write_json(plan_file(folder), plan.model_dump())
     for name in lost:
         (folder / "nodes" / name).mkdir(parents=True)

@@ -20,8 +20,8 @@ from mnist_dist.benchmarks.analysis.survey import (
 )
 from mnist_dist.benchmarks.records.record import GpuTelemetry, Telemetry
 from mnist_dist.benchmarks.records.store import Store
-from mnist_dist.benchmarks.report.survey import render_survey
 from mnist_dist.errors import UserError
+from mnist_dist.slurm.survey_report import render_survey
 from tests.benchmarks.adversary_survey import fleet, named
 from tests.benchmarks.factory import make_study, matmul
 
