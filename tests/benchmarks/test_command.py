@@ -189,7 +189,7 @@ class TestExitCode:
 def test_a_second_signal_does_not_end_the_interpreter_before_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm's comes twice, to the process and by way of the batch file; cleaning up may be over in between."""
     before = {number: signal.getsignal(number) for number in command.ENDING}
-    monkeypatch.setattr(command, "run_report", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(command, "read_study", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     try:
         with pytest.raises(SystemExit) as ended:
             main(["report", "folder"])
