@@ -154,12 +154,6 @@ def test_cuda_is_that_of_tensorflow(tf, tmp_path, monkeypatch, capsys):
     assert horovod_build.find_nccl() == {}
     said = capsys.readouterr().err
     assert f"CUDA {wanted + 1} in {tmp_path} does not fit TensorFlow, which has CUDA {wanted}." in said
-    if not Path("/dev/nvidia0").exists():  # Then nothing is wrong.
-        monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-        assert horovod_build.find_nccl() == {}
-        (note,) = capsys.readouterr().err.splitlines()
-        assert note.endswith(f"is not used, as TensorFlow has CUDA {wanted}; without a GPU nothing is lost.")
-        monkeypatch.setenv("PATH", str(tmp_path / "tools"))
     assert (
         f"Warning: no compiler of CUDA {wanted} was found, so this Horovod is for CPUs alone and refuses GPUs" in said
     )
@@ -177,6 +171,24 @@ def test_cuda_is_that_of_tensorflow(tf, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOROVOD_BUILD_CUDA_CC_LIST", "90")
     keys.append(horovod_build.wheel_key("tensorflow-2.21.0", horovod_build.find_nccl(), None))
     assert len(set(keys)) == 4
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this host has a GPU")
+def test_a_cuda_that_does_not_fit_alarms_only_where_a_gpu_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("HOROVOD_GPU_OPERATIONS", raising=False)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path / "tools"))
+    for name in ("bin/nvcc", "include/cuda_runtime.h"):
+        touch(tmp_path / name)
+    touch(tmp_path / "include/cuda_runtime_api.h", "#define CUDART_VERSION  99000\n")
+    wanted, _ = horovod_build.tensorflow_cuda()
+    horovod_build.find_nccl()
+    note = f"Note: CUDA 99 in {tmp_path} is not used, as TensorFlow has CUDA {wanted}; without a GPU nothing is lost."
+    said = capsys.readouterr().err
+    assert note in said and "does not fit" not in said and "Warning" not in said
+    touch(tmp_path / "tools/nvidia-smi").chmod(0o755)
+    horovod_build.find_nccl()
+    assert f"CUDA 99 in {tmp_path} does not fit TensorFlow, which has CUDA {wanted}." in capsys.readouterr().err
 
 
 def test_says_that_nccl_was_not_tried(tmp_path, monkeypatch, capsys):
