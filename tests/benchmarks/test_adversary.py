@@ -65,12 +65,14 @@ def test_ranks_that_are_held_up_by_chance_are_in_the_efficiency_in_turns() -> No
     assert np.mean(found) == pytest.approx(truth, abs=0.015)
 
 
+@pytest.mark.slow
 def test_a_cause_is_named_where_processes_differ() -> None:
     """The cause is known from within processes, the whole loss only from between them."""
     for cause in ("input", "communication", "stragglers"):
         assert naming(Machine(level=0.03), CAUSES[cause], studies=8)[cause] == 1.0
 
 
+@pytest.mark.slow
 def test_where_nothing_is_planted_nothing_is_named() -> None:
     assert naming(Machine(level=0.03, jitter=0.02), Costs(), studies=12)["nothing"] >= 0.9
 

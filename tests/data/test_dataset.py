@@ -484,6 +484,7 @@ def test_images_are_shifted_within_bounds_and_differently_each_time() -> None:
     assert len(seen) == 64 and min(len(shifts) for shifts in seen.values()) > 8
 
 
+@pytest.mark.slow
 def test_shifts_do_not_depend_on_the_number_of_replicas_or_on_resuming() -> None:
     whole = np.stack(list(batches_of_points(4)))
     ranks = [np.stack(list(batches_of_points(4, shard=Shard(rank, 1, 4)))) for rank in range(4)]

@@ -60,6 +60,7 @@ def test_equal_commits_are_the_same_and_slower_ones_are_slower() -> None:
     assert slower.count("slower") >= 19 and slower.count("faster") == 0
 
 
+@pytest.mark.slow
 def test_processes_that_differ_are_seen_in_several_rounds() -> None:
     """Each fresh process has a level of its own of 4 %, of which the cycles within a round know nothing."""
     options: dict[str, Any] = {"machine": Machine(throttled=0.0), "deviation": 0.04}
@@ -73,6 +74,7 @@ def test_processes_that_differ_are_seen_in_several_rounds() -> None:
     assert wrong[3] <= 6 < wrong[1]
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_ratio_holds_the_truth_as_often_as_it_says() -> None:
     held = 0
     for seed in range(200):

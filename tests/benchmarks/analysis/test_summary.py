@@ -86,6 +86,7 @@ def test_few_unsettled_repeats_count_from_the_end_of_their_warm_up_on() -> None:
     assert summary.images_per_second.value == pytest.approx(4 * 40 * 1000 / (sum(RAMP) + 3 * sum(STEADY)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stretch", [8, 25])
 def test_interval_covers_where_clocks_are_throttled(stretch: int) -> None:
     """A fifth of the time, 1.3 times as long. A third would have a change of level so late as to seem unstable."""

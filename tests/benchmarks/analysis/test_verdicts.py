@@ -5,6 +5,7 @@ import pytest
 from tests.benchmarks.adversary_compare import MACHINES, Machine, measure_accuracy, measure_speed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["apart", "in turns"])
 def test_ten_equal_cases_end_with_0(way: str) -> None:
     found = measure_speed(Machine(), way, [1.0] * 10, studies=10)
@@ -15,6 +16,7 @@ def test_ten_percent_are_found_in_turns() -> None:
     assert measure_speed(Machine(), "in turns", [1.10], studies=40)["slower"] >= 0.95
 
 
+@pytest.mark.slow
 def test_ten_equal_cases_end_with_0_although_their_seeds_differ() -> None:
     assert measure_accuracy(5, 0.0, 10, studies=20)["exit 0"] >= 0.9
 

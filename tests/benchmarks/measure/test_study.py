@@ -217,6 +217,7 @@ class TestEstimate:
     def test_what_is_skipped_takes_no_time(self) -> None:
         assert self.estimate(*planned(BAD, skip_reason="no GPU")) == 0
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("values", "repeats"), [(2000, 5), (100, 100)])
     @pytest.mark.parametrize("processes", [20, 100_000])
     def test_ten_thousand_runs_are_planned_at_once(

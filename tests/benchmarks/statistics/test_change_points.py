@@ -66,6 +66,7 @@ def test_a_change_lies_within_its_interval() -> None:
     assert np.mean(widths[1.5]) > np.mean(widths[3.0])
 
 
+@pytest.mark.slow
 def test_noise_is_seldom_a_change_and_a_slowdown_is_soon_one() -> None:
     """Each of 240 nights looks at those before; slowdowns are by 5 % at 3 % of noise, after 120 nights."""
     assert false_changes(MACHINES["3 % between nights, heavy tails"], range(3), heavy=True, count=80) == 0

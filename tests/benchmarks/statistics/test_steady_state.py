@@ -34,6 +34,7 @@ def test_stationary_noise_with_outliers_is_steady(windows: int, deviation: float
     assert unstable_share(np.zeros_like, windows, deviation=deviation, memory=memory) <= 0.08
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("windows", [60, 200])
 def test_ramp_is_unstable(windows: int) -> None:
     assert unstable_share(lambda x: 0.3 * x, windows) >= 0.8

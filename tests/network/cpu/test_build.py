@@ -67,6 +67,7 @@ def test_level(flags: frozenset[str], level: str) -> None:
     assert find_level(flags) == level
 
 
+@pytest.mark.slow
 def test_compiled_once(tmp_path: Path) -> None:
     library = build(None, tmp_path)
     assert library.name == library_name(None) and library.stat().st_size > 10_000

@@ -88,6 +88,7 @@ def test_values_and_gradients_in_float32(kernel_sizes: tuple[int, int]) -> None:
         assert distance(gradient, expected[name]) < 1e-5, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filters", [(1, 1), (3, 16), (17, 2), (32, 64)])
 @pytest.mark.parametrize("images", [1, 2, 33])
 def test_any_number_of_images_and_filters(filters: tuple[int, int], images: int) -> None:

@@ -371,6 +371,7 @@ class TestHonesty:
         refused = [table[name][1] for name in ("USL", "USL that falls", "Amdahl", "linear")]
         assert max(refused) <= 0.2, "what a model can know is foretold"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["USL", "linear with a step at the end"])
     def test_intervals_hold_on_curves(self, name: str) -> None:
         held, _ = held_on_curve(*CURVES[name], studies=2)
