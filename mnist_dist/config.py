@@ -250,8 +250,9 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     return key.strip(), _load_yaml(value, source=f"--set {text}")
 
 
-def config_to_yaml(config: Config) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+def config_to_yaml(config: Config, *, changed_only: bool = False) -> str:
+    """Returns a file of all settings, or of those alone that are not the defaults, which other versions know as well."""
+    return yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=changed_only), sort_keys=False)
 
 
 def read_config(path: Path) -> Config:

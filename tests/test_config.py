@@ -338,6 +338,10 @@ def test_a_written_configuration_reads_back_the_same(tmp_path: Path) -> None:
     )
     file.write_text(config_to_yaml(Config()))
     assert read_config(file) == Config()
+    for each in (config, Config()):
+        file.write_text(config_to_yaml(each, changed_only=True))
+        assert read_config(file) == each
+    assert yaml.safe_load(config_to_yaml(config, changed_only=True))["runtime"] == {"xla": "on"}
 
 
 ANOTHER = {

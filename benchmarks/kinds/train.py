@@ -67,7 +67,7 @@ class Train(WindowsKind):
         return STARTUP_SECONDS + (0.0 if case.measure_seconds else epochs * EPOCH_IMAGES / IMAGES_PER_SECOND)
 
     def command(self, program: Sequence[str], case: Case, config: Config, scratch: Path) -> list[str]:
-        (scratch / "config.yaml").write_text(config_to_yaml(config))
+        (scratch / "config.yaml").write_text(config_to_yaml(config, changed_only=True))
         return [*program, "train", "--config", str(scratch / "config.yaml"), "--workdir", str(scratch / "run")]
 
     def collect(self, scratch: Path) -> tuple[dict[str, Any], Sequence[str]]:
