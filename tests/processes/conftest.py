@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,38 @@ IMAGES, TEST_IMAGES, BATCH_SIZE = 2003, 501, 48
 MULTI_PROCESS, STRATEGIES = with_processes(), beside_the_baseline()
 
 
-class Run:
+class Finished:
+    """What a run has left in its folder."""
+
+    def __init__(self, workdir: Path) -> None:
+        self.workdir = workdir
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return json.loads((self.workdir / "result.json").read_text())
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """The mean training loss since the line before, by step."""
+        rows = read_rows(self.workdir / "metrics.jsonl")
+        return {row["step"]: row["loss"] for row in rows if row["kind"] == "train"}
+
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        return self.weights_in(self.workdir)
+
+    @staticmethod
+    def weights_in(workdir: Path) -> dict[str, np.ndarray]:
+        loaded = Checkpoints(workdir / "checkpoints", 1, report=pytest.fail).load_latest()
+        assert loaded, "no checkpoint"
+        return {name: array for name, array in loaded[0].items() if name.startswith("model/")}
+
+
+class Run(Finished):
     """One training process (or launcher) in a folder."""
 
     def __init__(self, workdir: Path, arguments: list[str], environment: dict[str, str] | None = None) -> None:
-        self.workdir = workdir
+        super().__init__(workdir)
         self.lines: list[str] = []
         self.process = subprocess.Popen(
             [*COMMAND, "--workdir", str(workdir), *arguments],
@@ -64,26 +93,6 @@ class Run:
     def output(self) -> str:
         return "\n".join(self.lines)
 
-    @property
-    def result(self) -> dict[str, Any]:
-        return json.loads((self.workdir / "result.json").read_text())
-
-    @property
-    def losses(self) -> dict[int, float]:
-        """The mean training loss since the line before, by step."""
-        rows = read_rows(self.workdir / "metrics.jsonl")
-        return {row["step"]: row["loss"] for row in rows if row["kind"] == "train"}
-
-    @property
-    def weights(self) -> dict[str, np.ndarray]:
-        return self.weights_in(self.workdir)
-
-    @staticmethod
-    def weights_in(workdir: Path) -> dict[str, np.ndarray]:
-        loaded = Checkpoints(workdir / "checkpoints", 1, report=pytest.fail).load_latest()
-        assert loaded, "no checkpoint"
-        return {name: array for name, array in loaded[0].items() if name.startswith("model/")}
-
     def kill_group(self) -> None:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -101,15 +110,21 @@ def start(tmp_path: Path, odd_mnist: Path) -> Iterator[StartRun]:
 
 
 @pytest.fixture(scope="session")
-def start_once(tmp_path_factory: pytest.TempPathFactory, odd_mnist: Path) -> Iterator[StartRun]:
-    """The same, for runs that several tests compare theirs with; a name is started once."""
-    runs: dict[str, Run] = {}
-    with _make_start(tmp_path_factory.mktemp("references"), odd_mnist) as start_run:
+def start_once(tmp_path_factory: pytest.TempPathFactory, odd_mnist: Path) -> Iterator[Callable[..., Finished]]:
+    """The same, for runs that tests compare theirs with: what one has started, those of other workers use, too."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "references"
+    folder.mkdir(exist_ok=True)
+    with _make_start(folder, odd_mnist) as start_run:
 
-        def start_or_reuse(name: str, *arguments: str) -> Run:
-            if name not in runs:
-                runs[name] = start_run(name, *arguments).succeed()
-            return runs[name]
+        def start_or_reuse(name: str, *arguments: str) -> Finished:
+            name = f"{name} {zlib.crc32(repr(arguments).encode()):08x}"
+            finished = Finished(folder / name)
+            with (folder / f"{name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not (finished.workdir / "result.json").exists():
+                    start_run(name, *arguments).succeed()
+            return finished
 
         yield start_or_reuse
 

@@ -36,9 +36,16 @@ def test_a_tensorflow_from_another_package_costs_no_result(
     assert versions == library_versions() and versions["tensorflow"] == tf.__version__
 
 
+@pytest.mark.slow
 def test_the_saved_model_is_the_one_that_was_tested(tf: ModuleType, tmp_path: Path, arrays: Arrays) -> None:
     config = load_config("default", {"model.filters": [3, 4], "model.dense_units": 6, "model.batch_norm": True})
-    few = dataclasses.replace(arrays, test_images=arrays.test_images[:50], test_labels=arrays.test_labels[:50])
+    few = dataclasses.replace(
+        arrays,
+        train_images=arrays.train_images[:500],
+        train_labels=arrays.train_labels[:500],
+        test_images=arrays.test_images[:50],
+        test_labels=arrays.test_labels[:50],
+    )
     trained = build_model(config.model, precision="mixed_bfloat16", seed=4)
     trained(arrays.train_images[:100, ..., np.newaxis], training=True)  # Moves the statistics of the normalisation.
     folder = Workdir(tmp_path)

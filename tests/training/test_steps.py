@@ -272,6 +272,7 @@ def fused() -> Callable[[int], Form]:
     return functools.partial(Form, decision)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("branches", "accumulation_steps"), [(1, 1), (2, 1), (3, 1), (2, 5)])
 def test_the_fused_form_trains_to_the_same_weights(
     arrays: Arrays, fused: Callable[[int], Form], branches: int, accumulation_steps: int

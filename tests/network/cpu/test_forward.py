@@ -127,6 +127,7 @@ def test_the_code_for_lesser_cpus(level: str) -> None:
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel_sizes", [(3, 3), (5, 3)])
 def test_bfloat16_is_nearer_to_float32_than_the_layers_are(kernel_sizes: tuple[int, int], arrays: Arrays) -> None:
     """Up to the dense layers, whose ReLU has a sharp edge: there, single units decide about the distance."""
