@@ -1,4 +1,4 @@
-"""`mnist-dist slurm`: submits scaling studies, shows how far they are, and ends them."""
+"""`mnist-dist slurm`: submits scaling studies and surveys, shows how far they are, and ends them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog="mnist-dist slurm", description="Scaling studies on a Slurm cluster.")
+    parser = Parser(prog="mnist-dist slurm", description="Scaling studies and surveys on a Slurm cluster.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_scaling(commands)
     add_survey(commands)

@@ -67,7 +67,7 @@ def partitions() -> list[Partition]:
 def nodes_of(partition: str) -> list[Node]:
     """Asks once for all nodes of a partition."""
     rows = _rows(_ask("sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N|%T|%G"), 3)
-    return [Node(name, state, count_gpus(gres)) for name, state, gres in rows]
+    return list({name: Node(name, state, count_gpus(gres)) for name, state, gres in rows}.values())
 
 
 def count_gpus(gres: str) -> int:

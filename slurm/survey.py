@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from mnist_dist.benchmarks.analysis.survey import PAIR, Nodes, read_model, read_surveyed
+from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.config import Section
 from mnist_dist.errors import TrainingError, UserError
 from mnist_dist.files import write_json
@@ -78,18 +79,19 @@ def tournament(nodes: Sequence[str], rounds: int) -> Iterator[list[tuple[str, st
 
 
 def plan_jobs(request: Request, nodes: Sequence[Node]) -> list[SurveyJob]:
-    """Returns a job for each node and pair that is still to be measured. No two of them share a node at a time."""
-    done = read_surveyed(request.results)
-    groups: dict[int, list[str]] = {}
-    for node in nodes:
-        if not NOT_USABLE.match(node.state):
-            groups.setdefault(request.devices_per_node or node.gpus or 1, []).append(node.name)
+    """Returns a job for each node and pair that is still to be measured. No two of them share a node at a time.
+
+    Nodes that are down have their places in the tournament, so that the next survey does not begin another one.
+    """
+    done, down = read_surveyed(request.results), {node.name for node in nodes if NOT_USABLE.match(node.state)}
+    groups = group_by(nodes, lambda node: request.devices_per_node or node.gpus or 1)
     last: dict[str, str] = {}
     jobs = []
-    for devices, names in groups.items():
-        pairs = [pair for of_round in tournament(sorted(names), request.rounds) for pair in of_round]
+    for devices, of_group in groups.items():
+        names = sorted(node.name for node in of_group)
+        pairs = [pair for of_round in tournament(names, request.rounds) for pair in of_round]
         for key in [*((name,) for name in names), *pairs]:
-            if key not in done:
+            if key not in done and not down & {*key}:
                 behind = list(dict.fromkeys(last[name] for name in key if name in last))
                 jobs.append(SurveyJob(key, _job_command(request, key, devices), behind))
                 last |= dict.fromkeys(key, jobs[-1].name)

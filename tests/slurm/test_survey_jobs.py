@@ -69,6 +69,11 @@ def test_what_is_measured_or_down_has_no_job(tmp_path: Path) -> None:
     nodes = [Node(node.name, state, 4) for node, state in zip(NODES, states, strict=True)]
     names = {job.name for job in plan_jobs(make_request(tmp_path, rounds=9), nodes)}
     assert names == {"n2", "n3", "n1+n2", "n1+n3"}
+    first, later = (
+        plan_jobs(make_request(tmp_path, rounds=2), nodes),
+        plan_jobs(make_request(tmp_path, rounds=2), NODES),
+    )
+    assert {job.name for job in first} < {job.name for job in later}, "who comes back changes nobody else's pairs"
     mixed = [*NODES[:2], Node("n3", "idle", 8), Node("n4", "idle", 8)]
     pairs = {job.name for job in plan_jobs(make_request(tmp_path, rounds=9), mixed) if len(job.nodes) > 1}
     assert pairs == {"n1+n2", "n3+n4"}, "nodes with other numbers of GPUs do not meet"
