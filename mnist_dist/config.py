@@ -251,7 +251,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def config_to_yaml(config: Config, *, changed_only: bool = False) -> str:
-    """Returns a file of all settings, or of those alone that are not the defaults, which other versions know as well."""
+    """Returns a file of all settings, or of those alone that are not the defaults, which other versions know, too."""
     return yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=changed_only), sort_keys=False)
 
 

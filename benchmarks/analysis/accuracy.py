@@ -16,7 +16,7 @@ import numpy as np
 
 from mnist_dist.benchmarks.analysis.summary import accuracy_by_seed
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.statistics.stats import Accuracy, drop_p_value, drop_power, holm_levels, mean_accuracy
+from mnist_dist.benchmarks.statistics.stats import Mean, drop_p_value, drop_power, estimate_mean, holm_levels
 
 Outcome = Literal["lower", "unclear", "kept"]
 
@@ -35,8 +35,8 @@ class AccuracyChange:
         power: how probably a drop by 0.1 points is found, were seeds to vary as they did; nan with one seed a side.
     """
 
-    base: Accuracy
-    new: Accuracy
+    base: Mean
+    new: Mean
     lowest: float
     outcome: Outcome
     power: float
@@ -61,7 +61,7 @@ def compare_accuracies(
         if not base or not new:
             found.append(None)
             continue
-        before, after = mean_accuracy([*base.values()]), mean_accuracy([*new.values()])
+        before, after = estimate_mean([*base.values()], most=1.0), estimate_mean([*new.values()], most=1.0)
         # The same seeds that end in the same models were trained alike, however few they are.
         is_kept = base == new or 1 - drop_p_value(before, after, LARGEST_DROP) <= significance
         power = drop_power(before, after, TOLD_DROP, level)
@@ -72,7 +72,11 @@ def compare_accuracies(
 
 def _p_value_of_drop(base: Mapping[int, float], new: Mapping[int, float]) -> float:
     """Returns nan with one seed on either side."""
-    before, after, lowest = mean_accuracy([*base.values()]), mean_accuracy([*new.values()]), min(new.values())
-    of_mean = drop_p_value(before, after) if before.mean - after.mean >= SMALLEST_DROP else 1.0
-    of_seed = len(new) * drop_p_value(before, mean_accuracy([lowest])) if before.mean - lowest >= LARGEST_DROP else 1.0
+    before, after, lowest = (
+        estimate_mean([*base.values()], most=1.0),
+        estimate_mean([*new.values()], most=1.0),
+        min(new.values()),
+    )
+    of_mean = drop_p_value(before, after) if before.value - after.value >= SMALLEST_DROP else 1.0
+    of_seed = len(new) * drop_p_value(before, estimate_mean([lowest])) if before.value - lowest >= LARGEST_DROP else 1.0
     return math.nan if len(base) == len(new) == 1 else min(2 * float(np.fmin(of_mean, of_seed)), 1.0)

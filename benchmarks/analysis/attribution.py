@@ -33,7 +33,7 @@ are slow by chance, and so would not add up to what the efficiency says.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -43,7 +43,7 @@ from mnist_dist.benchmarks.analysis.limits import AllReduce
 from mnist_dist.benchmarks.analysis.prediction.step_times import gradient_bytes
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point, Scaling, is_oversubscribed
 from mnist_dist.benchmarks.analysis.stragglers import SlowPlace, find_slow_place
-from mnist_dist.benchmarks.analysis.summary import CaseSummary, RunSummary, untimed
+from mnist_dist.benchmarks.analysis.summary import CaseSummary, untimed
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import on_gpus
 from mnist_dist.benchmarks.statistics.contrasts import CycleMeans, Repeat, estimate_means
@@ -57,6 +57,8 @@ NOTABLE_GAIN = 0.05  # By which another strategy must be faster to be named.
 ROUNDING = 1e-12
 FEWEST_CYCLES = 5  # That all runs share, for contrasts within them.
 FREE = ("free", "unreduced")  # Runs in which no rank waits for another.
+
+Weights = Mapping[str, np.ndarray]  # By the name of a run, float64 [runs, 2], of the two clocks of each run.
 
 
 @dataclass(frozen=True)
@@ -161,35 +163,35 @@ def _attribute_point(
     all_reduces: Sequence[AllReduce],
 ) -> Attribution:
     full, case = summaries["full"], summaries["full"].case
-    slowest = _slow_place(summaries.get("free"))
-    left_out = slowest.ranks if slowest else ()
-    if not slowest and (slow_input := _slow_place(summaries.get("unreduced"))):
-        slowest = replace(slow_input, with_real_input=True)
+    slow = _slow_place(summaries.get("free"))
+    left_out = slow.ranks if slow else ()
+    if not slow and (slow_input := _slow_place(summaries.get("unreduced"))):
+        slow = replace(slow_input, with_real_input=True)
     means = _means_in_turns(summaries, left_out) or estimate_means(
-        [[_two_clocks(run, name in FREE, left_out) for run in each.runs] for name, each in summaries.items()]
+        [[_two_clocks(*run.windows, name in FREE, left_out) for run in each.runs] for name, each in summaries.items()]
     )
-    step = _Steps(tuple(summaries))
-    ideal = step.slowest("full at 1") / (case.devices if curve.scaling == "strong" else 1)
-    total = step.slowest("full") - ideal
-    causes, missing = _causes(step, curve.scaling, case, several_ranks=len(full.records[0].identity.hosts) > 1)
+    units = np.eye(2 * len(summaries)).reshape(-1, len(summaries), 2)
+    slowest, mean = (dict(zip(summaries, units[clock::2], strict=True)) for clock in (0, 1))
+    ideal = slowest["full at 1"] / (case.devices if curve.scaling == "strong" else 1)
+    total = slowest["full"] - ideal
+    causes, missing = _causes(slowest, mean, curve.scaling, case, several_ranks=len(full.records[0].identity.hosts) > 1)
     alone = _all_reduce_seconds(full, all_reduces)
     if alone is not None and "communication" in causes:
         _cap_communication(causes, alone, means.contrast(causes["communication"]).value)
 
     def part(name: PartName, weights: np.ndarray) -> Part:
-        return Part(name, means.contrast(weights), means.relative_contrast(weights, step.slowest("full")))
+        return Part(name, means.contrast(weights), means.relative_contrast(weights, slowest["full"]))
 
-    step_seconds, ideal_seconds = means.contrast(step.slowest("full")), means.contrast(ideal)
+    step_seconds, ideal_seconds = means.contrast(slowest["full"]), means.contrast(ideal)
     parts = [part(name, weights) for name, weights in causes.items()]
     if isinstance(means, CycleMeans):
-        loss = _one_less(point.efficiency)
-        ideal_seconds = _times(point.efficiency, step_seconds.value)
-        unexplained = _less(
-            loss, means.relative_contrast(sum(causes.values(), np.zeros_like(total)), step.slowest("full"))
-        )
+        share, explained = point.efficiency, sum(causes.values(), np.zeros_like(total))
+        loss = replace(share, value=1 - share.value, low=1 - share.high, high=1 - share.low)
+        ideal_seconds = _times(share, step_seconds.value)
+        unexplained = _less(loss, means.relative_contrast(explained, slowest["full"]))
         parts.append(Part("unexplained", _times(unexplained, step_seconds.value), unexplained))
     else:
-        loss = _as_loss(means.relative_contrast(total, step.slowest("full")))
+        loss = _as_loss(means.relative_contrast(total, slowest["full"]))
         left = total - sum(causes.values())
         parts.append(part("unexplained", np.where(np.abs(left) < ROUNDING, 0.0, left)))
     return Attribution(
@@ -199,7 +201,7 @@ def _attribute_point(
         ideal_step_seconds=ideal_seconds,
         loss=loss,
         parts=tuple(parts),
-        slowest=slowest,
+        slowest=slow,
         missing=tuple(missing),
         faster_strategy=_faster_strategy(full, by_case),
         on_gpus=on_gpus(full.records),
@@ -213,24 +215,17 @@ def _means_in_turns(summaries: Mapping[str, CaseSummary], left_out: Sequence[int
     for name, each in summaries.items():
         for run in each.runs:
             if run.record.turns is not None:
-                times = _times_by_cycle(run, name in FREE, left_out)
+                steps, clocks = _two_clocks(*run.measured_windows, name in FREE, left_out)
+                cycles = {int(cycle): run.cycles == cycle for cycle in np.unique(run.cycles)}
+                times = {cycle: clocks[:, own].sum(axis=1) / steps[own].sum() for cycle, own in cycles.items()}
                 by_round.setdefault(run.record.turns.round_id, []).append(times)
     rounds = []
     for groups in (groups for groups in by_round.values() if len(groups) == len(summaries)):
-        cycles = sorted(set.intersection(*map(set, groups)))
-        if len(cycles) >= FEWEST_CYCLES:
-            rounds.append(np.array([[times[cycle] for cycle in cycles] for times in groups]).transpose(0, 2, 1))
+        common = sorted(set.intersection(*map(set, groups)))
+        if len(common) >= FEWEST_CYCLES:
+            rounds.append(np.array([[times[cycle] for cycle in common] for times in groups]).transpose(0, 2, 1))
     _, processes = np.unique([each.runs[0].record.case_id for each in summaries.values()], return_inverse=True)
     return CycleMeans(rounds, processes) if rounds else None
-
-
-def _times_by_cycle(run: RunSummary, is_free: bool, left_out: Sequence[int]) -> dict[int, np.ndarray]:
-    """Returns the seconds of a step in each cycle, of the slowest rank and the mean of ranks; see `_two_clocks`."""
-    steps, clocks = _clocks(*run.measured_windows, is_free, left_out)
-    return {
-        int(cycle): clocks[:, run.cycles == cycle].sum(axis=1) / steps[run.cycles == cycle].sum()
-        for cycle in np.unique(run.cycles)
-    }
 
 
 def _slow_place(summary: CaseSummary | None) -> SlowPlace | None:
@@ -241,49 +236,34 @@ def _slow_place(summary: CaseSummary | None) -> SlowPlace | None:
     return find_slow_place([run.step_seconds for run in summary.runs], hosts.pop() if len(hosts) == 1 else None)
 
 
-def _two_clocks(run: RunSummary, is_free: bool, left_out: Sequence[int]) -> Repeat:
+def _two_clocks(steps: np.ndarray, seconds: np.ndarray, is_free: bool, left_out: Sequence[int]) -> Repeat:
     """Returns the steps of each window, and the seconds of the slowest rank and of the mean of ranks.
 
     Args:
+        steps, seconds: of a run, [windows] and [ranks, windows].
         is_free: whether each rank has its own pace; otherwise ranks differ by the jitter of the windows' edges only,
             which the slowest of each window would add up.
         left_out: ranks that do not count for the mean.
     """
-    return _clocks(*run.windows, is_free, left_out)
-
-
-def _clocks(steps: np.ndarray, seconds: np.ndarray, is_free: bool, left_out: Sequence[int]) -> Repeat:
     if is_free:
         return steps, np.stack([seconds.max(axis=0), np.delete(seconds, left_out, axis=0).mean(axis=0)])
     return steps, np.tile(seconds[seconds.sum(axis=1).argmax()], (2, 1))
 
 
-@dataclass(frozen=True)
-class _Steps:
-    """Weights, float64 [runs, 2], that select a step time of one of the runs: of the slowest rank or their mean."""
-
-    names: tuple[str, ...]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.names
-
-    def slowest(self, name: str) -> np.ndarray:
-        return np.outer([name == each for each in self.names], [1.0, 0.0])
-
-    def mean(self, name: str) -> np.ndarray:
-        return np.outer([name == each for each in self.names], [0.0, 1.0])
-
-
 def _causes(
-    step: _Steps, scaling: Scaling, case: Case, several_ranks: bool
+    slowest: Weights, mean: Weights, scaling: Scaling, case: Case, several_ranks: bool
 ) -> tuple[dict[PartName, np.ndarray], list[str]]:
-    """Returns the sums that are the causes, as weights of step times, and what cannot be told."""
+    """Returns the sums that are the causes, as weights of step times, and what cannot be told.
+
+    Args:
+        slowest, mean: what selects the step time of a run, of its slowest rank or the mean of its ranks.
+    """
     causes: dict[PartName, np.ndarray] = {}
     missing = []
     full, synthetic, scale = "full at 1", "synthetic at 1", 1.0
     if scaling == "strong":
-        if "full of share" in step and "synthetic of share" in step:
-            causes["small batches"] = step.slowest("full of share") - step.slowest(full) / case.devices
+        if "full of share" in slowest and "synthetic of share" in slowest:
+            causes["small batches"] = slowest["full of share"] - slowest[full] / case.devices
             full, synthetic = "full of share", "synthetic of share"
         else:
             scale = 1 / case.devices
@@ -291,21 +271,28 @@ def _causes(
                 f"small batches count as contention, as one device was not measured with {case.images_per_device:g} "
                 "images and these with synthetic input"
             )
-    if "synthetic" in step and synthetic in step:
-        at_one = scale * (step.slowest(full) - step.slowest(synthetic))
-        causes["input"] = step.slowest("full") - step.slowest("synthetic") - at_one
-    if "synthetic" in step and "free" in step:
-        causes["communication"] = last = step.slowest("synthetic") - step.slowest("free")
-        if "unreduced" in step:
-            causes["communication"] = step.slowest("full") - step.slowest("unreduced")
+    if "synthetic" in slowest and synthetic in slowest:
+        at_one = scale * (slowest[full] - slowest[synthetic])
+        causes["input"] = slowest["full"] - slowest["synthetic"] - at_one
+    if "synthetic" in slowest and "free" in slowest:
+        causes["communication"] = last = slowest["synthetic"] - slowest["free"]
+        if "unreduced" in slowest:
+            causes["communication"] = slowest["full"] - slowest["unreduced"]
             causes["interaction"] = last - causes["communication"]
         else:
             missing.append("their interaction counts as communication, as no run had real input and no all-reduce")
-    if "free" in step and several_ranks:
-        causes["stragglers"] = step.slowest("free") - step.mean("free")
-    if "free" in step and synthetic in step:
-        causes["contention"] = step.mean("free") - scale * step.slowest(synthetic)
-    missing += _missing(step, synthetic)
+    if "free" in slowest and several_ranks:
+        causes["stragglers"] = slowest["free"] - mean["free"]
+    if "free" in slowest and synthetic in slowest:
+        causes["contention"] = mean["free"] - scale * slowest[synthetic]
+    needed = {
+        "synthetic": ("input and communication", "synthetic input"),
+        "free": ("communication, stragglers and contention", "synthetic input and without all-reduce"),
+        synthetic: ("input and contention", "synthetic input on one device"),
+    }
+    for name, (parts, run) in needed.items():
+        if name not in slowest:
+            missing.append(f"{parts} are unexplained, as there is no steady run with {run}")
     if not several_ranks:
         missing.append(f"stragglers count as contention, as the devices of {case.strategy} are one process")
     return causes, missing
@@ -319,21 +306,6 @@ def _cap_communication(causes: dict[PartName, np.ndarray], alone: float, exposed
         if name in causes:
             causes[name] = causes[name] + waited
             break
-
-
-def _missing(step: _Steps, synthetic_at_one: str) -> Iterator[str]:
-    needed = {
-        "synthetic": ("input and communication", "synthetic input"),
-        "free": ("communication, stragglers and contention", "synthetic input and without all-reduce"),
-        synthetic_at_one: ("input and contention", "synthetic input on one device"),
-    }
-    for name, (parts, run) in needed.items():
-        if name not in step:
-            yield f"{parts} are unexplained, as there is no steady run with {run}"
-
-
-def _one_less(efficiency: Estimate) -> Estimate:
-    return replace(efficiency, value=1 - efficiency.value, low=1 - efficiency.high, high=1 - efficiency.low)
 
 
 def _times(share: Estimate, seconds: float) -> Estimate:

@@ -33,18 +33,9 @@ from mnist_dist.benchmarks.analysis.summary import ACCURACY_TARGETS, seconds_to_
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import NoRateError, kind
 from mnist_dist.benchmarks.records.record import Record, on_gpus
+from mnist_dist.benchmarks.statistics import stats
 from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.benchmarks.statistics.paired import TRIMMED
-from mnist_dist.benchmarks.statistics.stats import (
-    CONFIDENCE,
-    Estimate,
-    LogEstimate,
-    Series,
-    estimate_ratio,
-    holm_levels,
-    log_total_rate,
-    repeats_needed,
-)
 from mnist_dist.errors import UserError, one_line
 
 Outcome = Literal["failing", "slower", "less accurate", "inconclusive", "faster", "same", "alike"]
@@ -85,16 +76,16 @@ class Verdict:
     new: tuple[Record, ...]
     fails: bool
     remark: str
-    estimate: LogEstimate | None = None
+    estimate: stats.LogEstimate | None = None
     total: float = 0.0
     in_turns: bool = False
     outcome: Outcome = "inconclusive"
-    corrected: Estimate | None = None
+    corrected: stats.Estimate | None = None
     more_runs: int | None = None
     accuracy: AccuracyChange | None = None
 
     @property
-    def ratio(self) -> Estimate | None:
+    def ratio(self) -> stats.Estimate | None:
         """The rate of new over that of base, with its 90 % interval; nan bounds if both come from a single run."""
         return self.estimate.at_level(EQUIVALENCE_CONFIDENCE) if self.estimate else None
 
@@ -159,7 +150,8 @@ def compare(
     sides = [[record for record in side if record.status != "skipped"] for side in (base, new)]
     if not judge_all:
         judged, others = (
-            [[record for record in side if _explains(record.case) == each] for side in sides] for each in (False, True)
+            [[run for run in side if (run.case.is_ablation or kind(run.case.kind).explains) == each] for side in sides]
+            for each in (False, True)
         )
         options: dict[str, Any] = {"smallest_effect": smallest_effect, "allow": allow, "judge_all": True}
         names = [_name(side) for side in sides]
@@ -189,10 +181,6 @@ def compare(
     )
 
 
-def _explains(case: Case) -> bool:
-    return case.is_ablation or kind(case.kind).explains
-
-
 def _in_order(cases: Sequence[Sequence[Record]]) -> tuple[tuple[Record, ...], ...]:
     return tuple(sorted(map(tuple, cases), key=lambda records: records[0].case.order))
 
@@ -219,8 +207,8 @@ def _measure(base: Sequence[Record], new: Sequence[Record]) -> Verdict:
     winsorized = ([each.winsorized(TRIMMED) for each in side] for side in series)
     return replace(
         found,
-        estimate=estimate_ratio(*winsorized),
-        total=log_total_rate(series[1]) - log_total_rate(series[0]),
+        estimate=stats.estimate_ratio(*winsorized),
+        total=stats.log_total_rate(series[1]) - stats.log_total_rate(series[0]),
         remark="; ".join(filter(None, remarks)),
     )
 
@@ -248,7 +236,7 @@ def _assumption(base_runs: int, new_runs: int) -> str:
 def _decide(measured: Sequence[Verdict], smallest_effect: float) -> list[Verdict]:
     """Tests all hypotheses of a comparison as one family; `smallest_effect` is a log ratio."""
     p_values = [each.estimate.p_value() if each.estimate else math.nan for each in measured]
-    levels = holm_levels(np.array(p_values), SIGNIFICANCE).tolist()
+    levels = stats.holm_levels(np.array(p_values), SIGNIFICANCE).tolist()
     accuracies = compare_accuracies([(each.base, each.new) for each in measured], SIGNIFICANCE)
     verdicts = []
     for each, level, accuracy in zip(measured, levels, accuracies, strict=True):
@@ -292,8 +280,8 @@ def compare_times(comparison: Comparison) -> Comparison:
             if not (verdict.base and verdict.new and all(seconds_to_accuracy(run, target)[1] for run in runs)):
                 continue
             sides = [[seconds_to_accuracy(run, target)[0] for run in side] for side in (verdict.base, verdict.new)]
-            series = [[Series(np.ones(1), np.array([seconds])) for seconds in side] for side in sides]
-            estimate = estimate_ratio(*series)
+            series = [[stats.Series(np.ones(1), np.array([seconds])) for seconds in side] for side in sides]
+            estimate = stats.estimate_ratio(*series)
             level = math.nan if math.isnan(estimate.variance) else SIGNIFICANCE
             remark = f"pace to {100 * target:g} % test accuracy, evaluations included"
             timed = Verdict(
@@ -304,16 +292,16 @@ def compare_times(comparison: Comparison) -> Comparison:
     return replace(comparison, verdicts=tuple(found))
 
 
-def _more_runs(each: Verdict, estimate: LogEstimate, level: float, smallest_effect: float) -> int | None:
+def _more_runs(each: Verdict, estimate: stats.LogEstimate, level: float, smallest_effect: float) -> int | None:
     """Returns how many more runs of each study would decide, were effect and spread to stay as they are."""
     effect, arms = abs(estimate.value), 1 if each.in_turns else 2
     counts = len(each.base), len(each.new)
     variance = estimate.variance * 2 / sum(1 / count for count in counts)
     if effect > smallest_effect:
         of_days = 0.0 if each.in_turns else DAY_HALF_WIDTH
-        needed = repeats_needed(variance, math.sqrt(max(effect**2 - of_days**2, 0.0)), 1 - level, arms)
+        needed = stats.repeats_needed(variance, math.sqrt(max(effect**2 - of_days**2, 0.0)), 1 - level, arms)
     else:  # By the 95 % interval, as one that is just narrow enough would be missed in every other study.
-        needed = repeats_needed(variance, smallest_effect - effect, CONFIDENCE, arms)
+        needed = stats.repeats_needed(variance, smallest_effect - effect, stats.CONFIDENCE, arms)
     return None if needed is None else max(needed - min(counts), 1)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.benchmarks.statistics.stats import Series, estimate_rate
 
 LARGEST_LATENCY_BYTES = 64 * 2**10  # Of messages whose time is mostly latency, so that a bandwidth says little.
@@ -32,7 +33,6 @@ class AllReduce:
     seconds: float
     low: float
     high: float
-    repeats: int
 
     @property
     def algorithm_bandwidth(self) -> float:
@@ -59,13 +59,10 @@ def measured_all_reduces(summaries: Iterable[CaseSummary]) -> list[AllReduce]:
     """Returns every message size of the cases that measure collectives, by case and size."""
     found = []
     for summary in summaries:
-        timings: dict[int, list[float]] = {}
-        for record in summary.records:
-            for size, slowest in slowest_seconds(record).items():
-                timings.setdefault(size, []).extend(slowest.tolist())
-        for size, seconds in sorted(timings.items()):
-            low, median, high = map(float, np.percentile(seconds, [5, 50, 95]))
-            found.append(AllReduce(summary.case, size, median, low, high, len(summary.records)))
+        messages = [message for record in summary.records for message in slowest_seconds(record).items()]
+        for size, of_size in group_by(messages, lambda message: message[0]).items():
+            low, median, high = np.percentile(np.concatenate([times for _, times in of_size]), [5, 50, 95]).tolist()
+            found.append(AllReduce(summary.case, size, median, low, high))
     return sorted(found, key=lambda each: (each.case.strategy, each.case.devices, each.case.hosts, each.size_bytes))
 
 
@@ -84,7 +81,6 @@ class MatmulRate:
     value: float
     low: float
     high: float
-    repeats: int
 
 
 def matmul_series(record: Record) -> Series:
@@ -105,5 +101,5 @@ def measured_rates(summaries: Iterable[CaseSummary]) -> list[MatmulRate]:
         for (dtype, size), repeats in by_product.items():
             low, high = np.percentile(np.concatenate([1 / each.seconds for each in repeats]), [5, 95]).tolist()
             rate = estimate_rate(repeats).at_level().value
-            found.append(MatmulRate(summary.case, dtype, size, rate, low, high, len(summary.records)))
+            found.append(MatmulRate(summary.case, dtype, size, rate, low, high))
     return sorted(found, key=lambda each: (each.dtype, each.case.devices, each.case.hosts))

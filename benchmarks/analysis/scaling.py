@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from mnist_dist.benchmarks.analysis.in_turns import ratio_of_total_rates
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
@@ -52,10 +52,10 @@ def find_curves(summaries: Sequence[CaseSummary]) -> list[Curve]:
     comparable = group_by(summaries, lambda summary: _other_fields(summary.case))
     curves = []
     for baseline in filter(_is_baseline, summaries):
-        for scaling in get_args(Scaling):
-            others = comparable[_other_fields(baseline.case)]
-            fitting = [each for each in others if _keeps_batch(each.case, baseline.case, scaling)]
-            curves += _curves_of(baseline, fitting, scaling)
+        others, images = comparable[_other_fields(baseline.case)], baseline.case.global_batch_size
+        weak = [each for each in others if each.case.images_per_device == images]
+        strong = [each for each in others if each.case.global_batch_size == images]
+        curves += [*_curves_of(baseline, weak, "weak"), *_curves_of(baseline, strong, "strong")]
     return curves
 
 
@@ -122,11 +122,6 @@ def _is_baseline(summary: CaseSummary) -> bool:
     case = summary.case
     is_single = case.kind == "train" and case.strategy == BASELINE and case.devices == 1 and not case.is_ablation
     return is_single and summary.images_per_second is not None
-
-
-def _keeps_batch(case: Case, baseline: Case, scaling: Scaling) -> bool:
-    batch = case.images_per_device if scaling == "weak" else case.global_batch_size
-    return batch == baseline.global_batch_size
 
 
 def _other_fields(case: Case) -> str:

@@ -16,18 +16,8 @@ import numpy as np
 
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record, one_line
-from mnist_dist.benchmarks.statistics.stats import (
-    Accuracy,
-    Estimate,
-    Series,
-    VarianceSplit,
-    estimate_mean,
-    estimate_rate,
-    expected_running_time,
-    mean_accuracy,
-    percentiles,
-    split_variance,
-)
+from mnist_dist.benchmarks.statistics import stats
+from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.benchmarks.statistics.steady_state import FEWEST_WINDOWS, SteadyState, find_steady_state, merge_windows
 from mnist_dist.distributed.turns import FULL
 from mnist_dist.training.variants import VARIANTS
@@ -70,14 +60,14 @@ class RunSummary:
         return find_steady_state(*self.measured_windows)
 
     @cached_property
-    def series(self) -> Series:
+    def series(self) -> stats.Series:
         """The images and seconds of the steady windows.
 
         The seconds are those of the rank that took longest over all of them: as the windows of all ranks have the same
         edges, that is what the job took. Summing the slowest rank of each window would count the jitter of the edges.
         """
         steps, seconds = self.windows
-        return Series(steps * float(self.record.case.global_batch_size), seconds[np.argmax(seconds.sum(axis=1))])
+        return stats.Series(steps * float(self.record.case.global_batch_size), seconds[np.argmax(seconds.sum(axis=1))])
 
     @property
     def step_seconds(self) -> np.ndarray:
@@ -138,13 +128,13 @@ class CaseSummary:
     failures: tuple[Record, ...]
     unstable: str | None
     unsettled_repeats: int
-    images_per_second: Estimate | None
-    variance: VarianceSplit | None
+    images_per_second: stats.Estimate | None
+    variance: stats.VarianceSplit | None
     step_seconds: dict[str, float]
-    first_step_seconds: Estimate | None
-    startup_seconds: Estimate | None
+    first_step_seconds: stats.Estimate | None
+    startup_seconds: stats.Estimate | None
     peak_memory_bytes: float | None
-    test_accuracy: Accuracy | None
+    test_accuracy: stats.Mean | None
     time_to_accuracy: dict[float, TimeToAccuracy]
     model_flops_per_image: int | None
     images_per_joule: float | None
@@ -204,7 +194,8 @@ def summarize(records: Sequence[Record], variant: str = FULL) -> CaseSummary:
     states = [run.steady_state for run in runs] if has_windows else []
     unstable = why_unstable(states)
     series = [run.series for run in runs] if states and not unstable else []
-    images_per_second = estimate_rate(series).at_level() if series else None
+    slowest = [run.step_seconds.max(axis=0) for run in runs] if series else []
+    images_per_second = stats.estimate_rate(series).at_level() if series else None
     accuracies = accuracy_by_seed(ok)
     return CaseSummary(
         case=case,
@@ -214,12 +205,12 @@ def summarize(records: Sequence[Record], variant: str = FULL) -> CaseSummary:
         unstable=unstable,
         unsettled_repeats=sum(state.reason_unstable is not None for state in states),
         images_per_second=images_per_second,
-        variance=split_variance(series) if series else None,
-        step_seconds=percentiles(np.concatenate([run.step_seconds.max(axis=0) for run in runs])) if series else {},
+        variance=stats.split_variance(series) if series else None,
+        step_seconds=stats.percentiles(np.concatenate(slowest)) if slowest else {},
         first_step_seconds=_mean_of_slowest(ok, "first_step_seconds"),
         startup_seconds=_mean_of_slowest(ok, "startup_seconds"),
         peak_memory_bytes=max((max(values) for values in _measured(ok, "peak_memory_bytes")), default=None),
-        test_accuracy=mean_accuracy([*accuracies.values()]) if accuracies else None,
+        test_accuracy=stats.estimate_mean([*accuracies.values()], most=1.0) if accuracies else None,
         time_to_accuracy=_times_to_accuracy(ok, failures),
         model_flops_per_image=next(iter(_measured(ok, "flops_per_image")), None),
         images_per_joule=_images_per_joule(ok, images_per_second),
@@ -244,12 +235,9 @@ def why_unstable(states: Sequence[SteadyState]) -> str | None:
 
 def accuracy_by_seed(records: Sequence[Record]) -> dict[int, float]:
     """Returns the test accuracy of each seed; runs that share a seed count as one, with their mean."""
-    by_seed: dict[int, list[float]] = {}
-    for record in records:
-        accuracy = (record.measurements or {}).get("test_accuracy")
-        if accuracy is not None:
-            by_seed.setdefault(record.seed, []).append(accuracy)
-    return {seed: float(np.mean(values)) for seed, values in by_seed.items()}
+    by_seed = group_by(records, lambda record: record.seed)
+    accuracies = {seed: _measured(of_seed, "test_accuracy") for seed, of_seed in by_seed.items()}
+    return {seed: float(np.mean(values)) for seed, values in accuracies.items() if values}
 
 
 def _measured(records: Sequence[Record], name: str) -> list[Any]:
@@ -258,9 +246,9 @@ def _measured(records: Sequence[Record], name: str) -> list[Any]:
     return [value for value in values if value is not None]
 
 
-def _mean_of_slowest(records: Sequence[Record], name: str) -> Estimate | None:
+def _mean_of_slowest(records: Sequence[Record], name: str) -> stats.Estimate | None:
     slowest = [max(ranks) for ranks in _measured(records, name)]
-    return estimate_mean(slowest) if slowest else None
+    return stats.estimate_mean(slowest) if slowest else None
 
 
 def _times_to_accuracy(ok: Sequence[Record], failures: Sequence[Record]) -> dict[float, TimeToAccuracy]:
@@ -284,7 +272,7 @@ def _time_to_accuracy(target: float, runs: Sequence[Record], failed_seconds: Seq
         reached=sum(reached),
         runs=len(reached),
         median_seconds=_median([seconds if hit else math.inf for seconds, hit in outcomes]),
-        expected_seconds=expected_running_time([seconds for seconds, _ in outcomes], reached),
+        expected_seconds=stats.expected_running_time([seconds for seconds, _ in outcomes], reached),
         median_tracing_seconds=_median([max(ranks) for ranks in _measured(runs, "first_step_seconds")]),
     )
 
@@ -302,7 +290,7 @@ def _median(values: Sequence[float]) -> float:
     return float(np.median(values)) if values else math.nan
 
 
-def _images_per_joule(records: Sequence[Record], images_per_second: Estimate | None) -> float | None:
+def _images_per_joule(records: Sequence[Record], images_per_second: stats.Estimate | None) -> float | None:
     told = (record.telemetry.power_watts for record in records if record.telemetry)
     watts = [each for each in told if each is not None]
     if images_per_second is None or not watts or min(watts) <= 0:

@@ -66,7 +66,9 @@ def identity(
 @functools.cache
 def find_hardware() -> Hardware:
     """Returns what this process may use on its host; asked once, as none of it changes while a process lives."""
-    gpus, driver = _find_gpus()
+    with open_nvml() as nvml:
+        gpus = tuple(_describe_gpu(nvml, handle) for handle in nvml.handles) if nvml else ()
+        driver = nvml.ask("SystemGetDriverVersion") if nvml else None
     return Hardware(
         architecture=platform.machine(),
         cpu_model=cpu_name(),
@@ -158,14 +160,6 @@ def usable_memory_bytes(
             with contextlib.suppress(ValueError):  # Missing, or "max".
                 limits.append(int(_read(folder / name)))
     return min(limits, default=0)
-
-
-def _find_gpus() -> tuple[tuple[Gpu, ...], str | None]:
-    """Returns the visible GPUs and the version of their driver."""
-    with open_nvml() as nvml:
-        if nvml is None:
-            return (), None
-        return tuple(_describe_gpu(nvml, handle) for handle in nvml.handles), nvml.ask("SystemGetDriverVersion")
 
 
 def _describe_gpu(nvml: Nvml, handle: Any) -> Gpu:

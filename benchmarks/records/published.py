@@ -142,18 +142,8 @@ def _words() -> frozenset[str]:
     """Returns the names, and the values of closed sets, that records and settings have by their schemas."""
     schemas = re.findall(r'"([\w.-]+)"', json.dumps([json_schema(), Config.model_json_schema()]))
     variables = {name for name in ENVIRONMENT_VARIABLES if not re.match("SLURM_|SRUN_|.*_VISIBLE_", name)}
-    own = (
-        *STRATEGIES,
-        *KINDS,
-        *VARIANTS,
-        *SOFTWARE,
-        *setting_descriptions(),
-        "format",
-        "left_out",
-        "records",
-        WITHHELD,
-    )
-    return frozenset((*schemas, *variables, *own))
+    own = {*STRATEGIES, *KINDS, *VARIANTS, *SOFTWARE, *setting_descriptions(), *("format", "left_out", "records")}
+    return frozenset({*schemas, *variables, *own, WITHHELD})
 
 
 def _thin(measured: dict[str, Any] | None, every: int) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from mnist_dist.errors import one_line
 
 MOST_RUNS_TOLD = 100
 SHORTEST_LABEL = 20
+STYLES: dict[str, Literal["strong"]] = dict.fromkeys([*WORSE, "faster"], "strong")
 CONCLUSIONS = {0: "Nothing is worse", 1: "New is worse", 3: "Undecided"}
 
 
@@ -63,7 +65,7 @@ def render_reproduction(comparison: Comparison) -> str:
         texts = [f"ratio {ratio.value:.3f}, interval {_interval(ratio)}" if ratio else "no ratio"]
         if each.accuracy and each.accuracy.outcome == "kept":
             texts.append(
-                f"test accuracy {100 * each.accuracy.base.mean:.2f} %, here {100 * each.accuracy.new.mean:.2f} %"
+                f"test accuracy {100 * each.accuracy.base.value:.2f} %, here {100 * each.accuracy.new.value:.2f} %"
             )
         texts += filter(None, _remarks(each))
         lines.append(f"{_again(each.outcome)}: {label_with_kind(each.case, each.on_gpus)}: {'; '.join(texts)}")
@@ -106,13 +108,8 @@ def _tables(comparison: Comparison) -> Iterator[tuple[str, Sequence[Verdict], li
         if verdicts:
             shared, labels = label_briefly([(each.case, each.on_gpus) for each in verdicts])
             runs, ways = {f"{len(each.base)}, {len(each.new)}" for each in verdicts}, {_way(each) for each in verdicts}
-            parts = [
-                title,
-                shared,
-                *(f"{one} runs" for one in runs if len(runs) == 1),
-                *(ways if len(ways) == 1 else ()),
-            ]
-            yield "; ".join(filter(None, parts)), verdicts, labels
+            alike = [f"{one} runs" for one in runs] * (len(runs) == 1) + [*ways] * (len(ways) == 1)
+            yield "; ".join(filter(None, [title, shared, *alike])), verdicts, labels
 
 
 def _table(verdicts: Sequence[Verdict], labels: Sequence[str], *more: Column[tuple[Verdict, str]]) -> Table:
@@ -121,15 +118,13 @@ def _table(verdicts: Sequence[Verdict], labels: Sequence[str], *more: Column[tup
         Column("ratio", lambda each: f"{each[0].ratio.value:.3f}" if each[0].ratio else "unknown"),
         Column("90 %", lambda each: _interval(each[0].ratio), "interval"),
         *more,
-        Column("verdict", lambda each: _outcome_cell(each[0]), numeric=False),
+        Column(
+            "verdict", lambda each: Cell(each[0].outcome, style=STYLES.get(each[0].outcome, "plain")), numeric=False
+        ),
         Column("runs", lambda each: f"{len(each[0].base)}, {len(each[0].new)}", telling=True),
         Column("measured", lambda each: _way(each[0]), numeric=False, telling=True),
     ]
     return make_table(columns, zip(verdicts, labels, strict=True))
-
-
-def _outcome_cell(verdict: Verdict) -> Cell:
-    return Cell(verdict.outcome, style="strong" if verdict.outcome in (*WORSE, "faster") else "plain")
 
 
 def _way(verdict: Verdict) -> str:
@@ -170,9 +165,9 @@ def _remarks(verdict: Verdict) -> Iterator[str]:
     yield verdict.remark
     change = verdict.accuracy
     if change and change.outcome != "kept":
-        seeds = f"{change.base.seeds}, {change.new.seeds} seeds, the lowest {100 * change.lowest:.2f} %"
+        seeds = f"{change.base.repeats}, {change.new.repeats} seeds, the lowest {100 * change.lowest:.2f} %"
         may = "" if change.outcome == "lower" else f", and may be lower by more than {100 * LARGEST_DROP:g} points"
-        yield f"test accuracy {100 * change.base.mean:.2f} % became {100 * change.new.mean:.2f} %{may} ({seeds})"
+        yield f"test accuracy {100 * change.base.value:.2f} % became {100 * change.new.value:.2f} %{may} ({seeds})"
     if verdict.more_runs is not None and verdict.more_runs <= MOST_RUNS_TOLD:
         yield f"about {verdict.more_runs} further run{'s' * (verdict.more_runs > 1)} of each needed"
 

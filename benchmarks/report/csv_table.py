@@ -13,6 +13,7 @@ from mnist_dist.benchmarks.statistics.stats import Estimate
 
 # A spreadsheet takes text that starts with one of these for a formula.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+VARIANCE = ("deviation_between_runs", "deviation_within_a_run", "runs_needed_for_2_percent")
 
 
 def render_csv(cases: Sequence[TrainedCase]) -> str:
@@ -39,7 +40,8 @@ def _csv_fields(each: TrainedCase) -> dict[str, Any]:
     fields |= _of_estimate("images_per_second_per_device", each.images_per_second_per_device)
     fields |= _of_estimate("weak_efficiency", each.weak)
     fields |= _of_estimate("strong_efficiency", each.strong)
-    fields |= _of_variance(summary)
+    for name, value in zip(VARIANCE, ("between", "within", "repeats_needed"), strict=True):
+        fields[name] = getattr(summary.variance, value, None)
     fields |= _of_accuracy(summary)
     for percentile in ("p50", "p95", "p99"):
         fields[f"step_seconds_{percentile}"] = summary.step_seconds.get(percentile)
@@ -57,18 +59,9 @@ def _of_estimate(name: str, estimate: Estimate | None) -> dict[str, float | None
     return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
-def _of_variance(summary: CaseSummary) -> dict[str, float | None]:
-    names = {"between": "deviation_between_runs", "within": "deviation_within_a_run"}
-    names["repeats_needed"] = "runs_needed_for_2_percent"
-    return {name: getattr(summary.variance, attribute, None) for attribute, name in names.items()}
-
-
 def _of_accuracy(summary: CaseSummary) -> dict[str, Any]:
-    accuracy, accuracies = summary.test_accuracy, summary.seed_accuracies
-    fields: dict[str, Any] = {
-        "test_accuracy": accuracy and accuracy.mean,
-        "test_accuracy_low": accuracy and accuracy.low,
-        "test_accuracy_high": accuracy and accuracy.high,
+    accuracies = summary.seed_accuracies
+    fields: dict[str, Any] = _of_estimate("test_accuracy", summary.test_accuracy) | {
         "test_accuracy_lowest_seed": min(accuracies, default=None),
         "test_accuracy_highest_seed": max(accuracies, default=None),
         "seeds": len(accuracies),

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 from mnist_dist.benchmarks.analysis.attribution import Attribution, Part, PartName
-from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.report.labels import label_part
+from mnist_dist.benchmarks.report.pages import render_template
 from mnist_dist.benchmarks.statistics.stats import Estimate
-from mnist_dist.config import Config
+from mnist_dist.config import Config, get_setting
 from mnist_dist.strategies import STRATEGIES, either, with_processes
 
 WIDE_INTERVAL = 0.1  # An upper bound of the loss from which on "not significant" says little.
 NOTABLE_SHARE = 0.01  # Of the throughput; smaller causes are not worth a word.
-DEFAULTS = Config()
 
 
 def explain(attribution: Attribution) -> str:
@@ -47,7 +43,7 @@ def explain_briefly(attribution: Attribution) -> str:
         raise ValueError("expected an attribution whose largest cause is beyond noise")
     return (
         f"{case.strategy} on {case.devices} devices, {attribution.scaling} scaling: {100 * attribution.loss.value:.0f} "
-        f"%, including {_points(biggest)}; try {next(_advice(attribution, biggest.name))}."
+        f"%, including {_points(biggest)}; try {_advice(attribution, biggest.name)[0]}."
     )
 
 
@@ -78,50 +74,15 @@ def _percent(share: Estimate) -> str:
     return f"{100 * share.value:.0f} % (95 % interval {100 * share.low:.0f} to {100 * share.high:.0f}{within})"
 
 
-def _advice(attribution: Attribution, cause: PartName) -> Iterator[str]:
-    """Yields what to try against a cause, in terms of this project's settings and commands."""
-    case, slow = attribution.case, attribution.slowest
-    if attribution.faster_strategy and cause != "small batches":
-        strategy, factor = attribution.faster_strategy
-        yield f"the strategy {strategy}, here {factor:.2f} times as fast"
-    if cause == "small batches":
-        yield "a larger training.batch_size, or fewer devices for this one"
-    elif cause == "input":
-        if slow and slow.host and slow.with_real_input:
-            yield f"a look at what else {slow.host} does, as its input is the slowest"
-        if _setting(case, "data.shift_pixels"):
-            yield "data.shift_pixels=0, without augmentation"
-        yield "more CPU cores for each device (--cores-per-device; under Slurm --cpus-per-task)"
-    elif cause == "communication":
-        yield "a larger training.batch_size for each all-reduce (training.accumulation_steps where memory is short)"
-        if (attribution.on_gpus or case.hosts > 1) and _setting(case, "optimizer.gradient_compression") == "none":
-            yield "optimizer.gradient_compression=float16"
-        if _setting(case, "runtime.steps_per_call") < DEFAULTS.runtime.steps_per_call:
-            yield f"runtime.steps_per_call={DEFAULTS.runtime.steps_per_call}"
-    elif cause == "interaction":
-        yield "less of both input and communication, as each hides behind the other and little is gained by one alone"
-    elif cause == "stragglers":
-        if slow and slow.host and case.hosts > 1:
-            yield f"leaving out {slow.host} (sbatch --exclude={slow.host}), or a look at its other jobs and its clock"
-        elif slow:
-            yield "a look at what else runs on its cores, and at their clock"
-        else:
-            yield "keeping other work off the hosts, as all ranks are slow in turn"
-    else:
-        yield from _against_contention(attribution)
-
-
-def _against_contention(attribution: Attribution) -> Iterator[str]:
-    if attribution.oversubscribed:
-        yield "fewer devices, as these share cores"
-    elif attribution.on_gpus:
-        yield "fewer devices on each host, whose power, memory and PCIe they share"
-    else:
-        yield "fewer devices on each host, or more cores for each (--cores-per-device; under Slurm --cpus-per-task)"
-    if STRATEGIES[attribution.case.strategy].one_process and not attribution.on_gpus:
-        yield f"{either(with_processes())}, which give each rank cores of its own"
-
-
-def _setting(case: Case, key: str) -> Any:
-    section, name = key.split(".")
-    return case.settings.get(key, getattr(getattr(DEFAULTS, section), name))
+def _advice(attribution: Attribution, cause: PartName) -> list[str]:
+    """Returns what to try against a cause, the best first."""
+    given, defaults = attribution.case.settings, Config()
+    return render_template(
+        "advice.txt.j2",
+        it=attribution,
+        cause=cause,
+        defaults=defaults,
+        setting=lambda key: given.get(key, get_setting(defaults, key)),
+        is_one_process=STRATEGIES[attribution.case.strategy].one_process,
+        with_processes=either(with_processes()),
+    ).splitlines()

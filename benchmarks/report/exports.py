@@ -17,6 +17,9 @@ from mnist_dist.benchmarks.records.environment import CODE_FOLDER
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.errors import UserError
 from mnist_dist.files import atomic_write, write_text, writing
+from mnist_dist.lazy import Lazy
+
+constants = Lazy("mlperf_logging.mllog.constants")
 
 TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000  # Of MNIST; records do not say how many an own data set has.
 
@@ -114,8 +117,7 @@ def render_mlperf_log(record: Record) -> str:
         UserError: mlperf-logging is not installed.
     """
     try:
-        from mlperf_logging.mllog import constants
-        from mlperf_logging.mllog.mllog import MLLogger
+        from mlperf_logging.mllog import mllog
     except ImportError:
         raise UserError(
             "mlperf-logging: the package is not installed, which MLPerf's log lines need; "
@@ -124,7 +126,7 @@ def render_mlperf_log(record: Record) -> str:
     stream = io.StringIO()
     logger = logging.Logger("mlperf")  # Not `getLogger`, whose loggers live as long as the process.
     logger.addHandler(logging.StreamHandler(stream))
-    log = MLLogger(logger, root_dir=re.escape(str(CODE_FOLDER)))
+    log = mllog.MLLogger(logger, root_dir=re.escape(str(CODE_FOLDER)))
     started = _milliseconds(_started(record))
     for key, value in _mlperf_settings(record).items():
         log.event(key, value, time_ms=started)
@@ -140,7 +142,6 @@ def render_mlperf_log(record: Record) -> str:
 
 def _log_training(log: Any, record: Record, measurements: dict[str, Any]) -> None:
     """Logs training in blocks, each up to an evaluation or the end of the run."""
-    from mlperf_logging.mllog import constants
 
     def log_block(start: tuple[float, int], stop: tuple[float, int]) -> None:
         """Logs training from one time and step to another."""
@@ -171,10 +172,9 @@ def _log_training(log: Any, record: Record, measurements: dict[str, Any]) -> Non
 
 
 def _mlperf_settings(record: Record) -> dict[str, Any]:
-    from mlperf_logging.mllog import constants
-
     hardware, config = record.identity.hardware, record.identity.config
     gpus = f", {len(hardware.gpus)} x {hardware.gpus[0].name}" if hardware.gpus else ""
+    train_images, evaluation_images = _images(record)
     settings = {
         constants.SUBMISSION_BENCHMARK: "mnist",
         constants.SUBMISSION_PLATFORM: f"{record.case.hosts} x ({hardware.cpu_model}, {hardware.cores} cores{gpus})",
@@ -182,8 +182,8 @@ def _mlperf_settings(record: Record) -> dict[str, Any]:
         constants.GLOBAL_BATCH_SIZE: record.case.global_batch_size,
         constants.GRADIENT_ACCUMULATION_STEPS: config.get("training", {}).get("accumulation_steps"),
         constants.OPT_NAME: config.get("optimizer", {}).get("name"),
-        constants.TRAIN_SAMPLES: _train_images(record),
-        constants.EVAL_SAMPLES: _evaluation_images(record),
+        constants.TRAIN_SAMPLES: train_images,
+        constants.EVAL_SAMPLES: evaluation_images,
     }
     return {key: value for key, value in settings.items() if value is not None}
 
@@ -191,30 +191,19 @@ def _mlperf_settings(record: Record) -> dict[str, Any]:
 def _progress(record: Record, step: int) -> dict[str, Any]:
     """Returns where the run is after a step; the number of epochs only where the size of the data is known."""
     progress: dict[str, Any] = {"step_num": step, "samples_count": step * record.case.global_batch_size}
-    images = _train_images(record)
+    images, _ = _images(record)
     if images is not None:  # A last, smaller batch is left out.
         progress["epoch_num"] = step / max(images // record.case.global_batch_size, 1)
     return progress
 
 
-def _train_images(record: Record) -> int | None:
-    return TRAIN_IMAGES - _holdout_images(record) if _is_mnist(record) else None
-
-
-def _evaluation_images(record: Record) -> int | None:
-    splits = {evaluation["split"] for evaluation in (record.measurements or {}).get("evaluations", [])}
-    if not _is_mnist(record) or not splits:
-        return None
-    return TEST_IMAGES if splits == {"test"} else _holdout_images(record)
-
-
-def _is_mnist(record: Record) -> bool:
-    data = record.identity.config.get("data", {})
-    return data.get("kind") == "mnist" and data.get("path") is None
-
-
-def _holdout_images(record: Record) -> int:
-    return int(record.identity.config["data"].get("holdout_images", 0))
+def _images(record: Record) -> tuple[int | None, int | None]:
+    """Returns how many images were for training and how many were evaluated, as far as that is known."""
+    data, evaluations = record.identity.config.get("data", {}), (record.measurements or {}).get("evaluations", [])
+    if data.get("kind") != "mnist" or data.get("path") is not None:
+        return None, None
+    holdout, splits = int(data.get("holdout_images", 0)), {evaluation["split"] for evaluation in evaluations}
+    return TRAIN_IMAGES - holdout, (TEST_IMAGES if splits == {"test"} else holdout) if splits else None
 
 
 def _started(record: Record) -> float:

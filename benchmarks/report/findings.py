@@ -1,4 +1,4 @@
-"""What is worth saying of a study besides its numbers: what was measured, and what to know before believing it."""
+"""What is worth saying of a study besides its numbers: what came out and was measured, and what casts doubt on it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ from dataclasses import dataclass
 
 from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
+from mnist_dist.benchmarks.analysis.trained import TrainedCase
 from mnist_dist.benchmarks.records.record import Hardware, Record
-from mnist_dist.benchmarks.report.labels import TIMES, label_bytes, label_cores, label_count, label_records
-from mnist_dist.benchmarks.report.result import describe_result
+from mnist_dist.benchmarks.report.explanation import explain_briefly
+from mnist_dist.benchmarks.report.labels import (
+    TIMES,
+    label_briefly,
+    label_bytes,
+    label_cores,
+    label_count,
+    label_records,
+)
 from mnist_dist.benchmarks.statistics.grouping import group_by
-from mnist_dist.benchmarks.statistics.stats import find_clusters
+from mnist_dist.benchmarks.statistics.stats import Estimate, find_clusters
 from mnist_dist.errors import one_line
 
 FEWEST_REPEATS = 3
+MOST_EQUALS = 2  # Cases that are as fast, named beside the fastest.
+NEAR = 0.9  # Of the fastest rate: what is slower is not as fast, however wide its interval.
 MOST_NAMES = 6  # Hosts or cases that are listed by name; of more, the number.
 MOST_WAITING_CORES = 0.05  # That a case may use while others have the turn.
 MOST_LETTERS = 1000  # Of one text.
@@ -59,10 +69,54 @@ def collect_findings(analysis: Analysis, warnings: Sequence[str] = ()) -> Findin
     return Findings(
         title=one_line(f"Benchmark {_names(record.study for record in analysis.records)}"),
         origin=one_line(f"{facts['Hardware']}; {facts['Started']}; {_versions(analysis.records)}", MOST_LETTERS),
-        result=describe_result(analysis),
+        result=tuple(_describe_result(analysis)),
         facts=tuple(facts.items()),
         caveats=tuple(map(_printable, (*map(Caveat, warnings), *_caveats(analysis)))),
     )
+
+
+def _describe_result(analysis: Analysis) -> Iterator[str]:
+    """Yields what was fastest, the efficiency on most devices, the accuracy, and the largest loss with its remedy."""
+    cases = [each for each in analysis.main_cases if not each.oversubscribed]
+    yield from _fastest(cases)
+    yield from _efficiency(cases)
+    means = [100 * each.summary.test_accuracy.value for each in cases if each.summary.test_accuracy]
+    if means:
+        low, high = f"{min(means):.2f}", f"{max(means):.2f}"
+        yield f"Test accuracy is {low} %." if low == high else f"Test accuracy is {low} to {high} %."
+    told = [each for each in analysis.attributions if each.is_significant and each.biggest and not each.oversubscribed]
+    if told:
+        yield f"The largest loss is with {explain_briefly(max(told, key=lambda each: each.loss.value))}"
+
+
+def _fastest(cases: Sequence[TrainedCase]) -> Iterator[str]:
+    _, names = label_briefly([(each.case, each.on_gpus) for each in cases]) if cases else ("", [])
+    rates = [(each.summary.images_per_second, name) for each, name in zip(cases, names, strict=True)]
+    known = sorted(((rate, name) for rate, name in rates if rate), key=lambda pair: -pair[0].value)
+    if len(known) < 2:
+        return
+    (best, fastest), *others = known
+    equals = [name for rate, name in others if rate.high >= best.low and rate.value >= NEAR * best.value]
+    beside = f"; as fast within noise: {'; '.join(equals[:MOST_EQUALS])}" if equals else ""
+    more = f" and {len(equals) - MOST_EQUALS} more" if len(equals) > MOST_EQUALS else ""
+    factor = best.value / known[-1][0].value
+    yield (
+        f"Fastest is {fastest}, with {label_count(best.value)} images/s, {factor:.2g} times the slowest "
+        f"({known[-1][1]}){beside}{more}."
+    )
+
+
+def _efficiency(cases: Sequence[TrainedCase]) -> Iterator[str]:
+    for scaling in ("weak", "strong"):
+        found = [(each.case, getattr(each, scaling)) for each in cases if each.case.devices > 1]
+        known: list[tuple[int, str, Estimate]] = [
+            (case.devices, case.strategy, share) for case, share in found if share
+        ]
+        most = max((devices for devices, *_ in known), default=0)
+        largest = sorted((pair for pair in known if pair[0] == most), key=lambda each: -each[2].value)
+        if largest:
+            shares = ", ".join(f"{name} {100 * share.value:.0f} %" for _, name, share in largest)
+            yield f"Efficiency on {most} devices, {scaling} scaling: {shares}."
 
 
 def _printable(caveat: Caveat) -> Caveat:
@@ -255,9 +309,8 @@ def _identity_caveats(records: Sequence[Record]) -> Iterator[Caveat]:
         yield Caveat("Different hardware is mixed, so cases may differ for that reason alone.", tuple(sorted(hardware)))
     software = {_software(record) for record in records}
     versions = {pair for record in records for pair in record.identity.software.items()}
-    if len(versions) > len(
-        dict(versions)
-    ):  # What is only missing elsewhere, such as Horovod before its build, is no other.
+    # What is only missing elsewhere, such as Horovod before its build, is no other.
+    if len(versions) > len(dict(versions)):
         yield Caveat("Different versions of software are mixed.", tuple(sorted(software)))
     commits = {_commit(record) for record in records}
     if len(commits) > 1:

@@ -49,7 +49,7 @@ PARTS = {
 
 def main_table(cases: Sequence[TrainedCase]) -> Table:
     """Returns all that is known of each case."""
-    return make_table([*_case_columns(), *_result_columns(), *_target_columns(cases), *_resource_columns()], cases)
+    return make_table(_columns(cases), cases)
 
 
 def main_table_in_parts(cases: Sequence[TrainedCase], grouped: bool = False) -> Iterator[Table]:
@@ -78,7 +78,7 @@ def render_terminal_table(cases: Sequence[TrainedCase], width: int = TERMINAL_WI
     return "\n".join([render_terminal(table, width, colour), *_terminal_notes(cases)])
 
 
-def _case_columns() -> Iterator[Column[TrainedCase]]:
+def _columns(cases: Sequence[TrainedCase]) -> Iterator[Column[TrainedCase]]:
     group = "Case"
     yield Column("strategy", lambda each: text_cell(each.case.strategy), "", group, numeric=False)
     yield Column("devices", _devices_cell, "in total", group)
@@ -86,9 +86,6 @@ def _case_columns() -> Iterator[Column[TrainedCase]]:
     yield Column("precision", _precision_cell, "and XLA", group, numeric=False, minor=True)
     yield Column("other settings", _settings_cell, "", group, numeric=False, telling=True)
     yield Column("trained", lambda each: label_duration(each.case), "", group, numeric=False, telling=True, minor=True)
-
-
-def _result_columns() -> Iterator[Column[TrainedCase]]:
     group = "Throughput"
     yield Column("images/s", _throughput_cell, "total", group)
     yield Column("images/s", _per_device_cell, "per device", group, minor=True)
@@ -96,16 +93,10 @@ def _result_columns() -> Iterator[Column[TrainedCase]]:
     group = "Scaling efficiency"
     yield Column("weak", lambda each: estimate_cell(each.weak, label_percent), "% of ideal", group)
     yield Column("strong", lambda each: estimate_cell(each.strong, label_percent), "% of ideal", group)
-
-
-def _target_columns(cases: Sequence[TrainedCase]) -> Iterator[Column[TrainedCase]]:
     group = "Time to accuracy"
     for target in sorted({target for each in cases for target in each.summary.time_to_accuracy}):
         yield Column(f"to {100 * target:g} %", partial(_target_cell, target), "s, median", group)
     yield Column("of it tracing", _tracing_cell, "s, median", group)
-
-
-def _resource_columns() -> Iterator[Column[TrainedCase]]:
     group = "Noise of images/s"
     yield Column("between runs", _noise_cell("between", _hundredths), "% deviation", group)
     yield Column("within a run", _noise_cell("within", _hundredths), "% deviation", group)
@@ -231,8 +222,10 @@ def _accuracy_cell(each: TrainedCase) -> Cell:
     accuracy = each.summary.test_accuracy
     if accuracy is None:
         return Cell()
-    seeds = f"{accuracy.seeds} seed{'s' if accuracy.seeds != 1 else ''}"
-    return Cell(_hundredths(accuracy.mean), ", ".join(filter(None, (_seed_range(each.summary), seeds))), accuracy.mean)
+    seeds = f"{accuracy.repeats} seed{'s' if accuracy.repeats != 1 else ''}"
+    return Cell(
+        _hundredths(accuracy.value), ", ".join(filter(None, (_seed_range(each.summary), seeds))), accuracy.value
+    )
 
 
 def _seed_range(summary: CaseSummary) -> str:

@@ -43,19 +43,10 @@ class Section:
 
 def build_sections(analysis: Analysis) -> list[Section]:
     """Returns those parts for which the study has data."""
-    parts: list[Iterable[Section]] = [
-        _scaling(analysis),
-        [prediction_section(analysis.predictions, len(analysis.curves))] if analysis.predictions else [],
-        *(_of_kind(name, analysis) for name in KINDS),
-    ]
-    return [section for part in parts for section in part]
+    return list(_sections(analysis))
 
 
-def _of_kind(name: str, analysis: Analysis) -> Iterable[Section]:
-    return kind(name).sections([each for each in analysis.summaries if each.case.kind == name], analysis)
-
-
-def _scaling(analysis: Analysis) -> Iterator[Section]:
+def _sections(analysis: Analysis) -> Iterator[Section]:
     if analysis.curves:
         yield Section("scaling", "Scaling", pictures=("throughput", "efficiency"))
     if analysis.attributions:
@@ -66,6 +57,10 @@ def _scaling(analysis: Analysis) -> Iterator[Section]:
             tables=[_loss_table(analysis.attributions)],
             pictures=("losses", "step_times"),
         )
+    if analysis.predictions:
+        yield prediction_section(analysis.predictions, len(analysis.curves))
+    for name in KINDS:
+        yield from kind(name).sections([each for each in analysis.summaries if each.case.kind == name], analysis)
 
 
 def _explanations(attributions: Sequence[Attribution]) -> list[str]:
@@ -158,9 +153,10 @@ def _sensible_devices(each: Prediction) -> Cell:
 def _forecast_table(each: Prediction) -> Table:
     """The trusted model with its intervals, and for comparison what the others say."""
     model, *others = each.models
+    measured = {devices: label_count(rate) for devices, rate in each.measured.items()}
     columns: list[Column[Forecast]] = [
         Column("devices", lambda at: f"{at.devices:,}"),
-        Column("measured images/s", lambda at: _known(each.measured.get(at.devices)), "total"),
+        Column("measured images/s", lambda at: measured.get(at.devices, MISSING), "total"),
         Column("predicted images/s", lambda at: label_count(at.images_per_second), "total"),
         Column("95 % interval", lambda at: label_range(at.low, at.high, label_count)),
         Column("efficiency", lambda at: label_percent(at.efficiency), "%"),
@@ -174,10 +170,6 @@ def _forecast_table(each: Prediction) -> Table:
 def _model_column(model: FittedModel) -> Column[Forecast]:
     rates = {forecast.devices: forecast.images_per_second for forecast in model.forecasts}
     return Column(f"by {model.name}", lambda at: label_count(rates[at.devices]), "total")
-
-
-def _known(rate: float | None) -> str:
-    return MISSING if rate is None else label_count(rate)
 
 
 def _curve(each: Prediction) -> str:

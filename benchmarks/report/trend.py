@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.trend import Trend
-from mnist_dist.benchmarks.report.html import render_template
 from mnist_dist.benchmarks.report.labels import label_briefly
+from mnist_dist.benchmarks.report.pages import render_template
 from mnist_dist.benchmarks.statistics.change_points import FEWEST_VALUES
 
 MOST_CHARTS, MOST_MARKS = 60, 500  # Of a page, and of a chart, where a mark then spans several studies.

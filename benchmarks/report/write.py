@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import html
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import yaml
 
 from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.csv_table import render_csv
-from mnist_dist.benchmarks.report.definitions import needed_definitions
 from mnist_dist.benchmarks.report.figures.draw import draw_all
 from mnist_dist.benchmarks.report.figures.drawing import Picture
-from mnist_dist.benchmarks.report.findings import Caveat, Findings, collect_findings
-from mnist_dist.benchmarks.report.html import render_html
+from mnist_dist.benchmarks.report.findings import Findings, collect_findings
 from mnist_dist.benchmarks.report.main_table import main_table, main_table_in_parts, render_terminal_table
+from mnist_dist.benchmarks.report.pages import read_resource, render_template
 from mnist_dist.benchmarks.report.sections import Section, build_sections, prediction_section
-from mnist_dist.benchmarks.report.table import TERMINAL_WIDTH, escape_markdown, render_terminal
-from mnist_dist.benchmarks.report.table import render_markdown as render_markdown_table
+from mnist_dist.benchmarks.report.table import TERMINAL_WIDTH, render_terminal
 from mnist_dist.errors import UserError
 from mnist_dist.files import atomic_write, write_text, writing
-
-FIGURES = "figures"
 
 
 @dataclass(frozen=True)
@@ -59,17 +56,38 @@ def write_report(folder: Path, records: Sequence[Record], warnings: Sequence[str
     page = folder / "report.html"
     with writing(folder):
         for picture in pictures:
-            with atomic_write(folder / FIGURES / f"{picture.name}.png") as file:
+            with atomic_write(folder / "figures" / f"{picture.name}.png") as file:
                 file.write(picture.png)
-        write_text(folder / "report.md", render_markdown(analysis, findings, sections, pictures))
+        write_text(folder / "report.md", render_report("report.md.j2", analysis, findings, sections, pictures))
         write_text(folder / "report.csv", render_csv(analysis.trained))
-        tables = list(main_table_in_parts(analysis.main_cases, grouped=True))
-        definitions = needed_definitions(main_table(analysis.main_cases), sections)
-        write_text(page, render_html(findings, tables, sections, pictures, definitions))
-        for figure in (folder / FIGURES).glob("*.png"):
+        write_text(page, render_report("report.html.j2", analysis, findings, sections, pictures))
+        for figure in (folder / "figures").glob("*.png"):
             if figure.stem not in {picture.name for picture in pictures}:
                 figure.unlink()  # Of an earlier report.
     return Report(page, render_terminal_text(analysis, findings, sections, colour=sys.stdout.isatty()))
+
+
+def render_report(
+    template: str, analysis: Analysis, findings: Findings, sections: Sequence[Section], pictures: Sequence[Picture]
+) -> str:
+    """Returns report.md or report.html, each from its template.
+
+    The page sorts and filters the first part of the main table, whose first column names the strategy, and folds the
+    others. What its words mean is in definitions.yaml: `shown_with` is a section, a picture, or a column or group of
+    columns of the main table.
+    """
+    whole = main_table(analysis.main_cases)
+    shown = {name for section in sections for name in (section.name, *section.pictures)}
+    shown |= {name for column in whole.columns for name in (column.head, column.group)}
+    definitions = [{"source": ""} | each for each in yaml.safe_load(read_resource("definitions.yaml"))]
+    return render_template(
+        template,
+        findings=findings,
+        cases=list(main_table_in_parts(analysis.main_cases, grouped=template.endswith(".html.j2"))),
+        sections=sections,
+        pictures={picture.name: picture for picture in pictures},
+        definitions=[each for each in definitions if each["shown_with"] in shown],
+    )
 
 
 def render_terminal_text(
@@ -106,54 +124,3 @@ def render_predictions(records: Sequence[Record], colour: bool = False) -> str:
     overview, *forecasts = [render_terminal(table, TERMINAL_WIDTH, colour) for table in section.tables] or [""]
     points = [textwrap.fill(f"- {point}", width=TERMINAL_WIDTH, subsequent_indent="  ") for point in section.points]
     return "\n\n".join(filter(None, [*forecasts, overview, "\n".join(points)]))
-
-
-def render_markdown(
-    analysis: Analysis, findings: Findings, sections: Sequence[Section], pictures: Sequence[Picture]
-) -> str:
-    """Returns report.md, whose pictures lie in figures/ beside it."""
-    by_name = {picture.name: picture for picture in pictures}
-    blocks = [f"# {escape_markdown(findings.title)}", *map(escape_markdown, (findings.origin, *findings.result))]
-    if analysis.main_cases:
-        blocks += ["## Results", *_markdown_pictures(("throughput_accuracy", "time_to_accuracy"), by_name)]
-        for table in main_table_in_parts(analysis.main_cases):
-            blocks += [f"### {table.caption}", render_markdown_table(table)]
-    if findings.caveats:
-        blocks += ["## Warnings", "\n".join(map(_markdown_caveat, findings.caveats))]
-    for section in sections:
-        blocks += _markdown_section(section, by_name)
-    blocks.append("## How to read this")
-    for definition in needed_definitions(main_table(analysis.main_cases), sections):
-        blocks.append(f"**{definition.term}**: {' '.join(map(escape_markdown, (definition.text, definition.source)))}")
-    blocks.append("## What was measured, when and where")
-    blocks.append("\n".join(f"- {name}: {escape_markdown(value)}" for name, value in findings.facts))
-    return "\n\n".join(block.strip() for block in blocks) + "\n"
-
-
-def _markdown_section(section: Section, pictures: dict[str, Picture]) -> Iterator[str]:
-    yield f"## {section.title}"
-    if section.points:
-        yield "\n".join(f"- {escape_markdown(point)}" for point in section.points)
-    yield from _markdown_pictures(section.pictures, pictures)
-    for table in section.tables:
-        text = render_markdown_table(table)
-        if table.folded:
-            yield f"<details><summary>{html.escape(table.caption)}</summary>\n\n{text}\n\n</details>"
-        else:
-            yield f"{escape_markdown(table.caption)}:\n\n{text}"
-
-
-def _markdown_pictures(names: Sequence[str], pictures: dict[str, Picture]) -> Iterator[str]:
-    for name in names:
-        if name in pictures:
-            yield f"![{escape_markdown(pictures[name].alternative)}]({FIGURES}/{name}.png)"
-            yield escape_markdown(pictures[name].caption)
-
-
-def _markdown_caveat(caveat: Caveat) -> str:
-    if not caveat.details:
-        return f"- {escape_markdown(caveat.text)}"
-    # Within <pre>, Markdown changes nothing; it must start on a line of its own, indented like the list's text.
-    lines = [html.escape(line) for line in caveat.details]
-    text = "\n".join(f"  {line}" for line in ("<details><summary>output</summary><pre>", *lines, "</pre></details>"))
-    return f"- {escape_markdown(caveat.text)}\n{text}"

@@ -11,7 +11,6 @@ the cycles within them explain.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,26 +19,16 @@ from mnist_dist.benchmarks.statistics.blocks import block_length, covariance_of_
 TRIMMED = 0.1  # Of the cycles, on either side.
 
 
-@dataclass(frozen=True)
-class CycleMean:
-    """The trimmed mean of one round's cycles.
-
-    Attributes:
-        variance: of the mean; nan for fewer than two blocks.
-        blocks: nearly independent ones among the cycles that the trimming left.
-    """
-
-    value: float
-    variance: float
-    blocks: int
-
-
-def mean_of_cycles(values: np.ndarray, trimmed: float = TRIMMED) -> CycleMean:
-    """Estimates the centre of a series.
+def mean_of_cycles(values: np.ndarray, trimmed: float) -> tuple[float, float, int]:
+    """Estimates the centre of one round's cycles.
 
     Args:
         values: float64 [cycles], at least one.
         trimmed: share of the cycles to leave out on either side.
+
+    Returns:
+        The trimmed mean; its variance, nan for fewer than two blocks; and how many blocks of the cycles that the
+        trimming left are nearly independent.
     """
     count = len(values)
     cut = int(trimmed * count)
@@ -48,7 +37,7 @@ def mean_of_cycles(values: np.ndarray, trimmed: float = TRIMMED) -> CycleMean:
     length = block_length(winsorised[None]) if count > 2 else 1
     blocks = len(kept) // length
     variance = float(covariance_of_means(winsorised[None], length)[0, 0]) * (count / len(kept)) ** 2
-    return CycleMean(float(kept.mean()), variance if blocks > 1 else math.nan, blocks)
+    return float(kept.mean()), variance if blocks > 1 else math.nan, blocks
 
 
 def mean_of_rounds(
@@ -59,18 +48,16 @@ def mean_of_rounds(
     Args:
         rounds: float64 [cycles] of each.
         trimmed: see `mean_of_cycles`.
-        apart: the variance and its degrees of freedom were the sides independent; they serve where pairing gains nothing.
+        apart: the variance and its degrees of freedom were the sides independent, for where pairing gains nothing.
 
     Returns:
         The mean, its variance, and the degrees of freedom of that; nan where too few cycles tell nothing about it.
     """
-    means = [mean_of_cycles(values, trimmed) for values in rounds]
+    means, variances, blocks = zip(*(mean_of_cycles(values, trimmed) for values in rounds), strict=True)
     count = len(means)
-    value = sum(each.value for each in means) / count
-    within = sum(each.variance for each in means) / count**2
-    freedom = sum(each.blocks - 1 for each in means) or math.nan
+    value, within, freedom = sum(means) / count, sum(variances) / count**2, sum(blocks) - count or math.nan
     if count > 1:
-        between, between_freedom = float(np.var([each.value for each in means], ddof=1)) / count, float(count - 1)
+        between, between_freedom = float(np.var(means, ddof=1)) / count, float(count - 1)
         if apart[0] <= between:
             between, between_freedom = apart
         if not between <= within:  # Or what is within is not known.

@@ -45,19 +45,14 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Mean accuracy over seeds, from 0 to 1, with its 95 % t-interval.
+class Mean(Estimate):
+    """The mean of one value from each repeat, or from each seed, with its 95 % t-interval.
 
     Attributes:
-        low, high, deviation: nan for a single seed, which says nothing about others.
-        deviation: the standard deviation over seeds.
+        deviation: the standard deviation; as the bounds nan for a single value, which says nothing about others.
     """
 
-    mean: float
-    low: float
-    high: float
     deviation: float
-    seeds: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,51 +244,43 @@ def repeats_needed(variance: float, half_width: float, confidence: float = CONFI
     return counts[place] if place < len(counts) else None
 
 
-def estimate_mean(values: Sequence[float]) -> Estimate:
-    """Returns the mean of one value from each repeat with its t-interval, which a single value does not have.
+def estimate_mean(values: Sequence[float], most: float = math.inf) -> Mean:
+    """Returns a mean with its t-interval.
 
     Args:
-        values: none of them negative.
+        values: from 0 to the most that there can be, where the interval is cut.
     """
-    mean, half, _ = _mean(values)
-    return Estimate(mean, max(mean - half, 0.0), mean + half, len(values))
+    mean, count = float(np.mean(values)), len(values)
+    deviation = float(np.std(values, ddof=1)) if count > 1 else math.nan
+    half = student_quantile((1 + CONFIDENCE) / 2, count - 1) * deviation / math.sqrt(count)
+    return Mean(mean, max(mean - half, 0.0), min(mean + half, most), count, deviation)
 
 
-def mean_accuracy(accuracies: Sequence[float]) -> Accuracy:
-    """Returns the mean over seeds with its t-interval, cut at 0 and 1.
-
-    Args:
-        accuracies: of one run for each seed.
-    """
-    mean, half, deviation = _mean(accuracies)
-    return Accuracy(mean, max(mean - half, 0.0), min(mean + half, 1.0), deviation, len(accuracies))
-
-
-def drop_p_value(base: Accuracy, new: Accuracy, margin: float = 0.0) -> float:
+def drop_p_value(base: Mean, new: Mean, margin: float = 0.0) -> float:
     """Returns the p-value of the hypothesis that `new` is lower than `base` by no more than a margin.
 
     By Welch's one-sided t-test; with a single seed on one side by Crawford and Howell's, for which that seed has the
     deviation of the others. nan with a single seed on either side.
     """
-    if base.seeds + new.seeds == 2:
+    if base.repeats + new.repeats == 2:
         return math.nan
-    before, after = ((each.mean, float(np.nan_to_num(each.deviation)), each.seeds) for each in (base, new))
+    before, after = ((each.value, float(np.nan_to_num(each.deviation)), each.repeats) for each in (base, new))
     if before[1] == after[1] == 0:
-        return float(base.mean - margin <= new.mean)
-    shifted, alone = (base.mean - margin, *before[1:]), min(base.seeds, new.seeds) == 1
+        return float(base.value - margin <= new.value)
+    shifted, alone = (base.value - margin, *before[1:]), min(base.repeats, new.repeats) == 1
     return float(stats.ttest_ind_from_stats(*shifted, *after, equal_var=alone, alternative="greater").pvalue)
 
 
-def drop_power(base: Accuracy, new: Accuracy, drop: float, significance: float) -> float:
+def drop_power(base: Mean, new: Mean, drop: float, significance: float) -> float:
     """Returns how probably a one-sided t-test finds a drop, were the seeds to vary as they did; nan if that is unknown.
 
     From the noncentral t distribution (Cohen, "Statistical power analysis for the behavioral sciences", 1988).
     """
-    freedom = base.seeds + new.seeds - 2
-    squares = [np.nan_to_num(each.deviation) ** 2 * (each.seeds - 1) for each in (base, new)]
+    freedom = base.repeats + new.repeats - 2
+    squares = [np.nan_to_num(each.deviation) ** 2 * (each.repeats - 1) for each in (base, new)]
     if freedom == 0 or sum(squares) == 0:
         return math.nan
-    error = math.sqrt(sum(squares) / freedom * (1 / base.seeds + 1 / new.seeds))
+    error = math.sqrt(sum(squares) / freedom * (1 / base.repeats + 1 / new.repeats))
     return float(stats.nct.sf(stats.t.isf(significance, freedom), freedom, drop / error))
 
 
@@ -341,13 +328,3 @@ def holm_levels(p_values: np.ndarray, significance: float = 0.05) -> np.ndarray:
 def student_quantile(probability: float, freedom: float) -> float:
     """Returns the quantile of Student's t distribution; nan where the degrees of freedom are."""
     return float(special.stdtrit(freedom, probability))
-
-
-def _mean(values: Sequence[float]) -> tuple[float, float, float]:
-    """Returns mean, half the length of the t-interval and standard deviation; the last two nan for a single value."""
-    mean, count = float(np.mean(values)), len(values)
-    if count == 1:
-        return mean, math.nan, math.nan
-    deviation = float(np.std(values, ddof=1))
-    half = student_quantile((1 + CONFIDENCE) / 2, count - 1) * deviation / math.sqrt(count)
-    return mean, half, deviation

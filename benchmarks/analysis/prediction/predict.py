@@ -22,19 +22,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.limits import AllReduce
-from mnist_dist.benchmarks.analysis.prediction.measured_step_times import limits_of_step_times, make_step_times_model
+from mnist_dist.benchmarks.analysis.prediction.evidence import Evidence
 from mnist_dist.benchmarks.analysis.prediction.scaling_models import Floats, ScalingLaw, ScalingLawModel
 from mnist_dist.benchmarks.analysis.prediction.step_times import StepTimes, StepTimesModel
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point, Scaling, is_oversubscribed
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.record import on_gpus
-from mnist_dist.benchmarks.statistics.stats import Estimate, student_quantile
 
 Law = ScalingLaw | StepTimes
 Model = ScalingLawModel | StepTimesModel
@@ -43,7 +42,6 @@ MODELS = ("step times", "Amdahl", "USL")  # By the number of parameters to fit.
 POWERS_OF_TWO = tuple(2**exponent for exponent in range(13))
 FEWEST_POINTS = 3
 DRAWS = 500
-LINK_DRAWS = 100
 FARTHEST = 4  # Times the largest measured number of devices.
 REJECTION = 0.02  # The level at which points reject a model.
 SMALLEST_MISFIT = 0.02  # Standard deviation of residuals, as a share; a smaller one is no reason to reject a model.
@@ -70,7 +68,7 @@ class FittedModel:
 
     Attributes:
         name: "step times", "USL" or "Amdahl".
-        parameters: by name, with units in the names.
+        law: with the parameters that fit best.
         held_out_error: relative error at the held-out number of devices, of a fit without that point; positive where
             it foretold too much. None where too few points remain for that.
         rejected: whether the points lie farther from its fit than their noise explains.
@@ -79,7 +77,7 @@ class FittedModel:
     """
 
     name: str
-    parameters: dict[str, float]
+    law: Law = field(compare=False)
     held_out_error: float | None
     rejected: bool
     forecasts: tuple[Forecast, ...]
@@ -146,7 +144,7 @@ def predict(
     fitted: dict[str, FittedModel] = {}
     refused = {}
     for name in reversed(MODELS):
-        evidence = _Evidence(curve, points, summaries, messages, np.random.default_rng(seed))
+        evidence = Evidence(curve, points, summaries, messages, np.random.default_rng(seed))
         try:
             fitted[name] = _fit(evidence, name, wanted)
         except ValueError as error:
@@ -158,7 +156,7 @@ def predict(
         return replace(result, refused={"all models": bent})
     models, reason = _by_trust(_with_envelope(kept), result.held_out_devices)
     if "step times" in fitted:
-        notes += limits_of_step_times(curve, summaries, messages)
+        notes += evidence.limits_of_step_times()
     if len(measured) == FEWEST_POINTS:
         notes.append("Three points fix the three parameters of USL, so they cannot reject it.")
     return replace(result, models=tuple(models), refused=refused, reason=reason, notes=tuple(notes))
@@ -207,46 +205,7 @@ def _usable_points(curve: Curve) -> tuple[tuple[Point, ...], list[str]]:
     ]
 
 
-@dataclass(frozen=True)
-class _Evidence:
-    """What a model is fitted to."""
-
-    curve: Curve
-    points: Sequence[Point]
-    summaries: Sequence[CaseSummary]
-    messages: Sequence[AllReduce]
-    rng: np.random.Generator
-    link_draws: int = LINK_DRAWS
-
-    @property
-    def devices(self) -> Floats:
-        return np.array([point.devices for point in self.points], np.float64)
-
-    @property
-    def images_per_second(self) -> Floats:
-        return np.array([point.throughput.value for point in self.points])
-
-    @property
-    def single_images_per_second(self) -> float:
-        first = self.curve.points[0]
-        return first.throughput.value / (first.devices * first.efficiency.value)
-
-    def below(self, devices: int) -> _Evidence:
-        """Returns what was measured on fewer devices and nothing else, for a fit without its uncertainty."""
-        points = [point for point in self.points if point.devices < devices]
-        summaries = [summary for summary in self.summaries if summary.case.devices < devices]
-        messages = [each for each in self.messages if each.case.devices < devices]
-        return replace(self, points=points, summaries=summaries, messages=messages, link_draws=0)
-
-    def model(self, name: str) -> Model:
-        """Prepares a model for fitting; raises ValueError where it cannot be fitted."""
-        if name == "step times":
-            evidence = (self.curve, self.points, self.summaries, self.messages)
-            return make_step_times_model(*evidence, self.rng, self.link_draws)
-        return ScalingLawModel(has_coherency=name == "USL")
-
-
-def _fit(evidence: _Evidence, name: str, wanted: Floats) -> FittedModel:
+def _fit(evidence: Evidence, name: str, wanted: Floats) -> FittedModel:
     """Fits a model with and without the largest number of devices.
 
     Raises:
@@ -261,10 +220,10 @@ def _fit(evidence: _Evidence, name: str, wanted: Floats) -> FittedModel:
     ideal = wanted * evidence.single_images_per_second
     columns = [wanted.astype(int), value, low, high, value / ideal, low / ideal, high / ideal]
     forecasts = tuple(Forecast(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
-    return FittedModel(name, law.parameters, held_out_error, _is_rejected(evidence, law), forecasts, worthwhile)
+    return FittedModel(name, law, held_out_error, _is_rejected(evidence, law), forecasts, worthwhile)
 
 
-def _is_rejected(evidence: _Evidence, law: Law) -> bool:
+def _is_rejected(evidence: Evidence, law: Law) -> bool:
     """Whether the residuals are larger than the noise of the points explains: an F-test, as that is an estimate too."""
     from scipy import stats
 
@@ -272,21 +231,12 @@ def _is_rejected(evidence: _Evidence, law: Law) -> bool:
     freedom = len(residuals) - law.free_parameters
     if freedom <= 0:
         return False
-    variance = max(_noise_variance(evidence), SMALLEST_MISFIT**2)
+    variance = max(evidence.noise_variance, SMALLEST_MISFIT**2)
     ratio = float(residuals @ residuals) / freedom / variance
-    return bool(stats.f.sf(ratio, freedom, _noise_freedom(evidence)) < REJECTION)
+    return bool(stats.f.sf(ratio, freedom, evidence.noise_freedom) < REJECTION)
 
 
-def _noise_variance(evidence: _Evidence) -> float:
-    """Returns the variance of the logarithm of a throughput, as the points know it of themselves."""
-    return float(np.mean([_deviation(point.throughput) ** 2 for point in evidence.points]))
-
-
-def _noise_freedom(evidence: _Evidence) -> int:
-    return max(sum(point.throughput.repeats - 1 for point in evidence.points), 1)
-
-
-def _held_out_error(evidence: _Evidence, name: str) -> float | None:
+def _held_out_error(evidence: Evidence, name: str) -> float | None:
     largest = int(evidence.devices.max())
     rest = evidence.below(largest)
     try:
@@ -300,7 +250,7 @@ def _held_out_error(evidence: _Evidence, name: str) -> float | None:
     return float(law.images_per_second(np.array([float(largest)]))[0] / measured - 1)
 
 
-def _draw_laws(evidence: _Evidence, model: Model, law: Law) -> tuple[list[Law], Floats]:
+def _draw_laws(evidence: Evidence, model: Model, law: Law) -> tuple[list[Law], Floats]:
     """Refits a model to its own fit plus noise.
 
     Returns:
@@ -310,8 +260,8 @@ def _draw_laws(evidence: _Evidence, model: Model, law: Law) -> tuple[list[Law], 
     fitted = law.images_per_second(evidence.devices)
     residuals = np.log(evidence.images_per_second / fitted)
     freedom = len(residuals) - law.free_parameters
-    known = _noise_freedom(evidence)
-    variance = _noise_variance(evidence) * known / evidence.rng.chisquare(known, DRAWS)
+    known = evidence.noise_freedom
+    variance = evidence.noise_variance * known / evidence.rng.chisquare(known, DRAWS)
     if freedom > 0:
         variance = np.maximum(variance, residuals @ residuals / evidence.rng.chisquare(freedom, DRAWS))
     noise = np.minimum(np.sqrt(variance), LARGEST_NOISE)
@@ -320,7 +270,7 @@ def _draw_laws(evidence: _Evidence, model: Model, law: Law) -> tuple[list[Law], 
 
 
 def _intervals(
-    evidence: _Evidence, law: Law, laws: Sequence[Law], noise: Floats, wanted: Floats, held_out_error: float | None
+    evidence: Evidence, law: Law, laws: Sequence[Law], noise: Floats, wanted: Floats, held_out_error: float | None
 ) -> tuple[Floats, Floats, Floats]:
     """Returns images per second and their bounds, float64 [wanted]."""
     drawn = np.log([each.images_per_second(wanted) for each in laws])
@@ -357,11 +307,3 @@ def _by_trust(models: Sequence[FittedModel], held_out: int) -> tuple[list[Fitted
     errors = ", ".join(f"{100 * (model.held_out_error or 0.0):+.1f} % ({model.name})" for model in tested)
     rest = [model for model in models if model not in tested]
     return tested + rest, f"error at the held-out {held_out} devices: {errors}"
-
-
-def _deviation(throughput: Estimate) -> float:
-    """Returns the standard deviation of the logarithm that is behind a 95 % t-interval; 0 where there is none."""
-    if math.isnan(throughput.low) or throughput.low <= 0:
-        return 0.0
-    quantile = student_quantile(0.975, throughput.repeats - 1) if throughput.repeats > 1 else 1.96
-    return math.log(throughput.high / throughput.low) / (2 * quantile)

@@ -26,10 +26,6 @@ class ScalingLaw:
         """How many parameters the points have determined: those at a bound are not counted."""
         return 1 + (self.contention > 0) + (self.coherency > 0)
 
-    @property
-    def parameters(self) -> dict[str, float]:
-        return {"images_per_second_of_one": self.rate, "contention": self.contention, "coherency": self.coherency}
-
     def images_per_second(self, devices: Floats) -> Floats:
         others = devices - 1
         return self.rate * devices / (1 + self.contention * others + self.coherency * devices * others)

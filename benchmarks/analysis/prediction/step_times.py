@@ -143,19 +143,7 @@ class StepTimes:
     links: Links
     compute_seconds: float  # Of one device.
     overlap_seconds: float
-
-    @property
-    def free_parameters(self) -> int:
-        return 2
-
-    @property
-    def parameters(self) -> dict[str, float]:
-        found = {"compute_seconds": self.compute_seconds, "overlap_seconds": self.overlap_seconds}
-        for link, ring in (("within_host", self.links.within_host), ("between_hosts", self.links.between_hosts)):
-            if ring:
-                found[f"latency_seconds_{link}"] = ring.latency_seconds
-                found[f"seconds_per_byte_{link}"] = ring.seconds_per_byte
-        return found
+    free_parameters: ClassVar[int] = 2
 
     def images_per_second(self, devices: Floats) -> Floats:
         return self.model.images_per_step(devices) / self.step_seconds(devices)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +13,6 @@ from mnist_dist.benchmarks.analysis.trained import TrainedCase
 from mnist_dist.benchmarks.report.figures import drawing
 from mnist_dist.benchmarks.report.labels import TIMES, label_number, label_point
 from mnist_dist.benchmarks.statistics.grouping import group_by
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 LEAST_ACCURACY_SPAN = 0.1  # Of the axis, in percent.
 TWIN_RATE, TWIN_ACCURACY = 0.1, 0.02  # As a share, and in percent: points nearer than that lie on one another.
@@ -65,11 +62,9 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
     return drawing.make_picture(
         figure,
         "throughput_accuracy",
-        "Throughput against accuracy",
-        "Each point is one case: strategy and devices. Upright bars: lowest to highest seed; level bars: 95 % "
-        f"interval of the throughput.{folded}",
         f"Test accuracy against throughput for {len(shown)} cases. The fastest is {fastest.case.strategy} on "
         f"{fastest.case.devices} devices, with {best.value:,.0f} images/s and {of_seeds.mean():.2f} %.",
+        folded,
     )
 
 
@@ -99,11 +94,8 @@ def draw_time_to_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | Non
     return drawing.make_picture(
         figure,
         "time_to_accuracy",
-        "Time to accuracy",
-        "Number above a point: the accuracy, in %. Point: the median over the seeds, hollow if not all of them reached "
-        "it (in brackets how many did), and the expected running time if fewer than half did. Never: by no seed."
-        f"{folded}",
         f"Seconds until {', '.join(f'{100 * target:g} %' for target in targets)} test accuracy for {len(shown)} cases.",
+        folded,
     )
 
 
@@ -125,7 +117,7 @@ def _typical_seconds(found: TimeToAccuracy) -> float:
     return found.median_seconds if math.isfinite(found.median_seconds) else found.expected_seconds
 
 
-def _draw_targets(axes: Axes, place: int, trained: TrainedCase, close_seconds: float) -> None:
+def _draw_targets(axes: drawing.Axes, place: int, trained: TrainedCase, close_seconds: float) -> None:
     colour = drawing.COLOURS[trained.case.strategy]
     reached = _reached(trained)
     axes.plot([_typical_seconds(found) for _, found in reached], [place] * len(reached), color=colour, alpha=0.35)

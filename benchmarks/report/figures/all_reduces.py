@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,9 +11,6 @@ from mnist_dist.benchmarks.analysis.limits import AllReduce
 from mnist_dist.benchmarks.report.figures import drawing
 from mnist_dist.benchmarks.report.labels import label_bytes, label_point
 from mnist_dist.benchmarks.statistics.grouping import group_by
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 def draw_all_reduces(measured: Sequence[AllReduce]) -> drawing.Picture | None:
@@ -42,25 +39,24 @@ def draw_all_reduces(measured: Sequence[AllReduce]) -> drawing.Picture | None:
     return drawing.make_picture(
         figure,
         "all_reduce",
-        "All-reduce",
-        f"Slowest rank; median, 5th and 95th percentile of all timings.{folded}",
         f"Latency and bus bandwidth against message size. The highest bus bandwidth is {best.bus_bandwidth / 1e9:.2g} "
         f"GB/s, with {best.case.strategy} on {best.case.devices} devices and {label_bytes(best.size_bytes)}.",
+        folded,
     )
 
 
 def _draw_messages(
-    axes: Axes, measured: Sequence[AllReduce], value_of: Callable[[AllReduce], tuple[float, float, float]]
+    axes: drawing.Axes, measured: Sequence[AllReduce], value_of: Callable[[AllReduce], tuple[float, float, float]]
 ) -> None:
     axes.set_xscale("log", base=2)
-    labels = []
+    labels, counts = [], sorted({each.case.devices for each in measured})
     for group in group_by(measured, lambda each: each.case.case_id).values():
         case = group[0].case
         x = [each.size_bytes for each in group]
         y, low, high = np.transpose([value_of(each) for each in group])
         style: dict[str, Any] = {
             "color": drawing.COLOURS[case.strategy],
-            "linestyle": _style_of_devices(case.devices, measured),
+            "linestyle": drawing.LINE_STYLES[counts.index(case.devices) % len(drawing.LINE_STYLES)],
         }
         axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
         axes.plot(x, y, marker=drawing.MARKERS[case.strategy], markersize=5, **style)
@@ -71,11 +67,6 @@ def _draw_messages(
     axes.set_ylim(bottom=0)
     axes.set_xlabel("bytes of each rank's message")
     drawing.place_labels(axes, labels)
-
-
-def _style_of_devices(devices: int, measured: Iterable[AllReduce]) -> str:
-    counts = sorted({each.case.devices for each in measured})
-    return drawing.LINE_STYLES[counts.index(devices) % len(drawing.LINE_STYLES)]
 
 
 def _gigabytes(each: AllReduce) -> tuple[float, float, float]:

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 
 from mnist_dist.benchmarks.analysis.scaling import is_oversubscribed
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.report.labels import label_cores, label_duration, label_number, label_other_settings
+from mnist_dist.benchmarks.report.pages import read_resource
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.errors import one_line
 from mnist_dist.strategies import STRATEGIES
@@ -99,21 +101,16 @@ def new_figure(panels: int = 1, height: float = 4.1) -> tuple[Figure, list[Axes]
     for unused in axes[panels:]:
         unused.set_axis_off()
     for each in axes[:panels]:
-        _style(each)
+        each.set_facecolor(PAPER)
+        each.grid(color=GRID, linewidth=0.8)
+        each.set_axisbelow(True)
+        each.spines[["top", "right"]].set_visible(False)
+        each.spines[["left", "bottom"]].set_color(MUTED)
+        each.tick_params(colors=MUTED, labelcolor=INK, labelsize=11)
+        each.tick_params(which="minor", length=0)
+        for label in (each.xaxis.label, each.yaxis.label):
+            label.set(color=INK, fontsize=12)
     return figure, axes[:panels]
-
-
-def _style(axes: Axes) -> None:
-    axes.set_facecolor(PAPER)
-    axes.grid(color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(MUTED)
-    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=11)
-    axes.tick_params(which="minor", length=0)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_color(INK)
-        label.set_fontsize(12)
 
 
 def set_title(axes: Axes, text: str) -> None:
@@ -231,10 +228,16 @@ def fold(items: Collection[Any], most: int, rank: Callable[[Any], float], what: 
     return shown, f" Only the {most} {what} of {len(items):,}." if len(items) > most else ""
 
 
-def make_picture(figure: Figure, name: str, title: str, caption: str, alternative: str) -> Picture:
-    """Renders a figure; the SVG has text as text and takes the colours of the page's dark mode."""
+def make_picture(figure: Figure, name: str, alternative: str, folded: str = "") -> Picture:
+    """Renders a figure; the SVG has text as text and takes the colours of the page's dark mode.
+
+    Args:
+        name: of its title and caption in pictures.yaml.
+        folded: what `fold` says of the items that are left out.
+    """
     import matplotlib
 
+    title, caption = yaml.safe_load(read_resource("pictures.yaml"))[name].values()
     png, svg = io.BytesIO(), io.StringIO()
     figure.savefig(png, format="png", dpi=DOTS_PER_INCH)
     # Text stays text: a third of the size, and sharper than outlines. The salt makes equal figures equal files.
@@ -242,7 +245,7 @@ def make_picture(figure: Figure, name: str, title: str, caption: str, alternativ
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     width, height = (round(CSS_PIXELS_PER_INCH * inches) for inches in figure.get_size_inches())
     page_svg = _follow_dark_mode(svg.getvalue())
-    return Picture(name, title, caption, alternative, page_svg, png.getvalue(), width, height)
+    return Picture(name, title, caption + folded, alternative, page_svg, png.getvalue(), width, height)
 
 
 def _follow_dark_mode(svg: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,9 +11,6 @@ from mnist_dist.benchmarks.analysis.attribution import Attribution
 from mnist_dist.benchmarks.report.figures import drawing
 from mnist_dist.benchmarks.report.labels import label_part, label_point, label_three_digits
 from mnist_dist.benchmarks.statistics.grouping import group_by
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 def draw_losses(attributions: Sequence[Attribution]) -> drawing.Picture | None:
@@ -39,8 +36,6 @@ def draw_losses(attributions: Sequence[Attribution]) -> drawing.Picture | None:
     return drawing.make_picture(
         figure,
         "losses",
-        "What each step loses",
-        "Each bar starts where the one above ends. Thin: 95 % intervals. Dark: the largest cause.",
         f"Time that each step takes longer than is ideal, by cause. {described}.",
     )
 
@@ -52,7 +47,7 @@ def _largest_explained(attributions: Sequence[Attribution]) -> list[Attribution]
     return [max(group, key=lambda each: (not each.oversubscribed, each.case.devices)) for group in groups]
 
 
-def _draw_waterfall(axes: Axes, each: Attribution) -> None:
+def _draw_waterfall(axes: drawing.Axes, each: Attribution) -> None:
     steps = np.array([1000 * part.step_seconds.value for part in each.parts])
     starts = np.concatenate([[0.0], np.cumsum(steps)[:-1]])
     biggest = each.biggest.name if each.biggest else None
@@ -79,7 +74,7 @@ def _draw_waterfall(axes: Axes, each: Attribution) -> None:
     axes.set_xlabel("ms per step more than ideal")
 
 
-def _label_bar(axes: Axes, place: int, end: float, milliseconds: float, share: float) -> None:
+def _label_bar(axes: drawing.Axes, place: int, end: float, milliseconds: float, share: float) -> None:
     text = f"{milliseconds:+.2f} ms, {round(100 * share) + 0:d} %"
     behind = {"facecolor": drawing.PAPER, "edgecolor": "none", "pad": 1}
     style: dict[str, Any] = {"va": "center", "color": drawing.INK, "fontsize": 10.5, "bbox": behind}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,11 +14,6 @@ from mnist_dist.benchmarks.report.figures import drawing
 from mnist_dist.benchmarks.report.labels import label_number
 from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.benchmarks.statistics.stats import Estimate
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-KEY = "Bars: 95 % intervals. Hollow: oversubscribed. Dotted: to the name."
 
 
 def draw_throughput(curves: Sequence[Curve]) -> drawing.Picture | None:
@@ -44,10 +38,9 @@ def draw_throughput(curves: Sequence[Curve]) -> drawing.Picture | None:
     return drawing.make_picture(
         figure,
         "throughput",
-        "Throughput against devices",
-        f"Dashed: ideal, N times one device. {KEY}{folded}",
         f"Lines of throughput against devices for {_strategies(curves)}. The highest is "
         f"{best.throughput.value:,.0f} images/s, with {best.summary.case.strategy} on {best.devices} devices.",
+        folded,
     )
 
 
@@ -69,10 +62,9 @@ def draw_efficiency(curves: Sequence[Curve]) -> drawing.Picture | None:
     return drawing.make_picture(
         figure,
         "efficiency",
-        "Scaling efficiency",
-        f"Dashed: ideal. {KEY}{folded}",
         f"Lines of scaling efficiency against devices for {_strategies(curves)}. The lowest is "
         f"{100 * worst.efficiency.value:.0f} %, with {worst.summary.case.strategy} on {worst.devices} devices.",
+        folded,
     )
 
 
@@ -92,14 +84,12 @@ def draw_predictions(predictions: Sequence[Prediction]) -> drawing.Picture | Non
     return drawing.make_picture(
         figure,
         "prediction",
-        "Prediction",
-        "Points: measured. Line and band: the trusted model and the 95 % interval of a measurement to come. Thin: the "
-        f"other models. Dashed: ideal. Upright line: the largest sensible number of devices.{folded}",
         f"Predicted throughput against devices. {described}.",
+        folded,
     )
 
 
-def _draw_prediction(axes: Axes, each: Prediction) -> None:
+def _draw_prediction(axes: drawing.Axes, each: Prediction) -> None:
     trusted, *others = each.models
     colour = drawing.COLOURS[each.strategy]
     devices = [forecast.devices for forecast in trusted.forecasts]
@@ -128,7 +118,9 @@ def _draw_prediction(axes: Axes, each: Prediction) -> None:
     drawing.set_title(axes, f"{each.strategy}, {each.scaling} scaling, by {trusted.name}")
 
 
-def _draw_curves(axes: Axes, curves: Sequence[Curve], value_of: Callable[[Point], Estimate], label: str) -> None:
+def _draw_curves(
+    axes: drawing.Axes, curves: Sequence[Curve], value_of: Callable[[Point], Estimate], label: str
+) -> None:
     """Draws the curves and names them on the right, where a thin line leads from the end of those that end before."""
     variants = [drawing.variant_of(curve.baseline, shown_batch=True) for curve in curves]
     differing = [index for index, values in enumerate(zip(*variants, strict=True)) if len(set(values)) > 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +12,6 @@ from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.report.figures import drawing
 from mnist_dist.benchmarks.report.labels import label_point
 from mnist_dist.benchmarks.statistics.grouping import group_by
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 MOST_RANKS_APART = 32  # More are drawn as bands.
 
@@ -45,16 +42,13 @@ def draw_step_times(summaries: Sequence[CaseSummary]) -> drawing.Picture | None:
     return drawing.make_picture(
         figure,
         "step_times",
-        "Step times of each rank",
-        "Point: median of the steady windows; thick: middle half; thin: 5th to 95th percentile. With the all-reduce "
-        "all ranks wait for the slowest; without it, a slow rank shows.",
         "Distributions of step times by rank for "
         + ", ".join(f"{full.case.strategy} on {full.case.devices} devices" for full, _ in panels_of)
         + ".",
     )
 
 
-def _draw_ranks(axes: Axes, places: np.ndarray, milliseconds: np.ndarray, colour: str, name: str) -> None:
+def _draw_ranks(axes: drawing.Axes, places: np.ndarray, milliseconds: np.ndarray, colour: str, name: str) -> None:
     lowest, low, middle, high, highest = np.percentile(milliseconds, [5, 25, 50, 75, 95], axis=1)
     if len(places) > MOST_RANKS_APART:
         axes.fill_between(places, lowest, highest, color=colour, alpha=0.25, linewidth=0)

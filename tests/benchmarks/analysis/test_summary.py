@@ -191,8 +191,8 @@ def test_accuracy_is_over_seeds() -> None:
     runs = [trained(0, [0.990]), trained(1, [0.994]), trained(2, [0.991], seed=0)]
     accuracy = summarize(runs).test_accuracy
     assert accuracy is not None
-    assert accuracy.seeds == 2
-    assert accuracy.mean == pytest.approx((0.9905 + 0.994) / 2)
+    assert accuracy.repeats == 2
+    assert accuracy.value == pytest.approx((0.9905 + 0.994) / 2)
 
 
 def test_images_per_joule_by_the_power_while_training() -> None:

@@ -9,7 +9,7 @@ from scipy import stats as scipy_stats
 
 from mnist_dist.benchmarks.statistics.blocks import block_length
 from mnist_dist.benchmarks.statistics.stats import (
-    Accuracy,
+    Mean,
     Series,
     drop_p_value,
     drop_power,
@@ -18,7 +18,6 @@ from mnist_dist.benchmarks.statistics.stats import (
     estimate_ratio,
     expected_running_time,
     holm_levels,
-    mean_accuracy,
     percentiles,
     repeats_needed,
     split_variance,
@@ -155,35 +154,35 @@ def test_mean_has_students_interval() -> None:
 
 
 def test_accuracy_over_seeds() -> None:
-    accuracy = mean_accuracy([0.991, 0.992, 0.993])
-    assert accuracy.mean == pytest.approx(0.992) and accuracy.deviation == pytest.approx(0.001)
-    assert accuracy.high - accuracy.mean == pytest.approx(4.302653 * 0.001 / math.sqrt(3))
-    assert mean_accuracy([0.9, 0.999]).high == 1
-    single = mean_accuracy([0.99])
-    assert (single.mean, single.seeds) == (0.99, 1) and math.isnan(single.low) and math.isnan(single.deviation)
+    accuracy = estimate_mean([0.991, 0.992, 0.993])
+    assert accuracy.value == pytest.approx(0.992) and accuracy.deviation == pytest.approx(0.001)
+    assert accuracy.high - accuracy.value == pytest.approx(4.302653 * 0.001 / math.sqrt(3))
+    assert estimate_mean([0.9, 0.999], most=1.0).high == 1
+    single = estimate_mean([0.99])
+    assert (single.value, single.repeats) == (0.99, 1) and math.isnan(single.low) and math.isnan(single.deviation)
 
 
 def test_accuracies_are_compared_by_welch_and_a_single_seed_by_crawford_and_howell() -> None:
     first, second = [0.991, 0.992, 0.9925], [0.989, 0.9905, 0.990, 0.9895]
-    base, new = mean_accuracy(first), mean_accuracy(second)
+    base, new = estimate_mean(first), estimate_mean(second)
     expected = scipy_stats.ttest_ind(first, second, equal_var=False, alternative="greater").pvalue
     assert drop_p_value(base, new) == pytest.approx(expected)
     shifted = scipy_stats.ttest_ind(np.subtract(first, 0.001), second, equal_var=False, alternative="greater").pvalue
     assert drop_p_value(base, new, margin=0.001) == pytest.approx(shifted)
-    t = (base.mean - 0.99) / (base.deviation * math.sqrt(4 / 3))
-    assert drop_p_value(base, mean_accuracy([0.99])) == pytest.approx(scipy_stats.t.sf(t, 2))
-    assert math.isnan(drop_p_value(mean_accuracy([0.99]), mean_accuracy([0.99])))
-    exact = Accuracy(0.99, 0.99, 0.99, 0.0, 3)
-    assert drop_p_value(exact, exact) == 1 and drop_p_value(exact, Accuracy(0.98, 0.98, 0.98, 0.0, 3)) == 0
+    t = (base.value - 0.99) / (base.deviation * math.sqrt(4 / 3))
+    assert drop_p_value(base, estimate_mean([0.99])) == pytest.approx(scipy_stats.t.sf(t, 2))
+    assert math.isnan(drop_p_value(estimate_mean([0.99]), estimate_mean([0.99])))
+    exact = Mean(0.99, 0.99, 0.99, 3, 0.0)
+    assert drop_p_value(exact, exact) == 1 and drop_p_value(exact, Mean(0.98, 0.98, 0.98, 3, 0.0)) == 0
 
 
 def test_power_is_how_often_a_drop_is_found() -> None:
     rng = np.random.default_rng(0)
-    sides = [[mean_accuracy(0.99 - drop + 0.0007 * rng.standard_normal(5)) for drop in (0, 0.001)] for _ in range(400)]
+    sides = [[estimate_mean(0.99 - drop + 0.0007 * rng.standard_normal(5)) for drop in (0, 0.001)] for _ in range(400)]
     found = np.mean([drop_p_value(*each) <= 0.025 for each in sides])
-    typical = Accuracy(0.99, 0.99, 0.99, 0.0007, 5)
+    typical = Mean(0.99, 0.99, 0.99, 5, 0.0007)
     assert drop_power(typical, typical, 0.001, 0.025) == pytest.approx(found, abs=0.08)
-    assert math.isnan(drop_power(mean_accuracy([0.99]), mean_accuracy([0.99]), 0.001, 0.025))
+    assert math.isnan(drop_power(estimate_mean([0.99]), estimate_mean([0.99]), 0.001, 0.025))
 
 
 def test_percentiles_of_known_values() -> None:

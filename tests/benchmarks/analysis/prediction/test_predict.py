@@ -11,7 +11,7 @@ import pytest
 from mnist_dist.benchmarks.analysis.limits import measured_all_reduces
 from mnist_dist.benchmarks.analysis.prediction.predict import FittedModel, Forecast, Prediction, predict
 from mnist_dist.benchmarks.analysis.prediction.scaling_models import ScalingLaw, ScalingLawModel
-from mnist_dist.benchmarks.analysis.prediction.step_times import Ring, gradient_bytes
+from mnist_dist.benchmarks.analysis.prediction.step_times import Ring, StepTimes, gradient_bytes
 from mnist_dist.benchmarks.analysis.scaling import Curve, find_curves
 from mnist_dist.benchmarks.analysis.summary import CaseSummary, RunSummary, summarize
 from mnist_dist.benchmarks.records.case import Case
@@ -183,8 +183,8 @@ class TestScalingLaws:
         prediction = predict_from(points(LAW, (1, 2, 4, 8, 16)))
         usl = model(prediction, "USL")
         assert prediction.models[0] is usl
-        expected = {"images_per_second_of_one": 8000, "contention": 0.03, "coherency": 0.0005}
-        assert usl.parameters == pytest.approx(expected, rel=1e-3)
+        expected = {"rate": 8000, "contention": 0.03, "coherency": 0.0005}
+        assert vars(usl.law) == pytest.approx(expected, rel=1e-3)
         assert usl.held_out_error == pytest.approx(0.0, abs=1e-4)
         for devices in (1, 16, 64):
             exact = float(LAW.images_per_second(np.array([devices]))[0])
@@ -223,9 +223,11 @@ class TestStepTimes:
         prediction = predict_from(self.study())
         fitted = prediction.models[0]
         assert fitted.name == "step times"
-        assert fitted.parameters["latency_seconds_within_host"] == pytest.approx(40e-6, rel=0.05)
-        assert fitted.parameters["seconds_per_byte_within_host"] == pytest.approx(1e-9, rel=0.05)
-        assert fitted.parameters["overlap_seconds"] == pytest.approx(1e-3, abs=0.1e-3)
+        assert isinstance(fitted.law, StepTimes)
+        ring = fitted.law.links.within_host
+        assert ring and ring.latency_seconds == pytest.approx(40e-6, rel=0.05)
+        assert ring.seconds_per_byte == pytest.approx(1e-9, rel=0.05)
+        assert fitted.law.overlap_seconds == pytest.approx(1e-3, abs=0.1e-3)
         for devices in (16, 32):
             exact = float(RingLaw().images_per_second(np.array([float(devices)]))[0])
             assert at(fitted, devices).images_per_second == pytest.approx(exact, rel=0.03)
@@ -465,6 +467,8 @@ def test_windows_and_timings_as_they_are_measured() -> None:
     assert prediction.refused == {}
     fitted = model(prediction, "step times")
     latency, seconds_per_byte = factory.LATENCY_SECONDS["horovod"], factory.BYTE_SECONDS["horovod"]
-    assert fitted.parameters["latency_seconds_within_host"] == pytest.approx(latency, rel=0.1)
-    assert fitted.parameters["seconds_per_byte_within_host"] == pytest.approx(seconds_per_byte, rel=0.1)
+    assert isinstance(fitted.law, StepTimes)
+    ring = fitted.law.links.within_host
+    assert ring and ring.latency_seconds == pytest.approx(latency, rel=0.1)
+    assert ring.seconds_per_byte == pytest.approx(seconds_per_byte, rel=0.1)
     assert fitted.held_out_error == pytest.approx(0.0, abs=0.1)

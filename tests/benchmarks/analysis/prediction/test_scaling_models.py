@@ -24,7 +24,7 @@ def all_reduces(ring: Ring, devices: int, hosts: int = 1, noise: float = 0.0, se
     case = Case(kind="collectives", strategy="horovod", devices=devices, hosts=hosts)
     seconds = ring.seconds(np.full(len(SIZES), float(devices)), np.array(SIZES, float))
     seconds = seconds * np.exp(noise * rng.standard_normal(len(SIZES)))
-    return [AllReduce(case, size, each, each, each, 3) for size, each in zip(SIZES, seconds.tolist(), strict=True)]
+    return [AllReduce(case, size, each, each, each) for size, each in zip(SIZES, seconds.tolist(), strict=True)]
 
 
 def test_seconds_of_a_ring_follow_its_formula() -> None:
@@ -43,7 +43,7 @@ def test_ring_is_recovered() -> None:
 def test_outliers_hardly_move_the_ring() -> None:
     messages = all_reduces(RING, 2, noise=0.05) + all_reduces(RING, 4, noise=0.05, seed=1)
     slow = messages[3]
-    messages[3] = AllReduce(slow.case, slow.size_bytes, 20 * slow.seconds, 0.0, 0.0, 3)
+    messages[3] = AllReduce(slow.case, slow.size_bytes, 20 * slow.seconds, 0.0, 0.0)
     ring = fit_ring(messages)
     assert (ring.latency_seconds, ring.seconds_per_byte) == pytest.approx((30e-6, 0.8e-9), rel=0.1)
 
@@ -137,7 +137,7 @@ def test_step_times_recover_the_overlap(overlap: float) -> None:
     assert law.compute_seconds == pytest.approx(0.01)
     assert law.overlap_seconds == pytest.approx(overlap, abs=2e-6)
     assert law.step_seconds(devices) == pytest.approx(seconds, rel=1e-4)
-    assert law.parameters["latency_seconds_within_host"] == RING.latency_seconds
+    assert law.links.within_host == RING
 
 
 def test_step_times_in_strong_scaling_share_the_images() -> None:
