@@ -240,12 +240,12 @@ def setting_descriptions() -> dict[str, str]:
     return {key: field.description or "" for key, field in _fields(Config)}
 
 
-@functools.cache
 def shipped_configs() -> list[str]:
     """Returns the names of the configurations that come with the package."""
     return names_in(CONFIGS)
 
 
+@functools.cache
 def names_in(folder: Path) -> list[str]:
     """Returns the names of the YAML files in a folder of the package."""
     return sorted(file.stem for file in folder.glob("*.yaml"))

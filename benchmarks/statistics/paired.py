@@ -59,7 +59,7 @@ def mean_of_rounds(
     Args:
         rounds: float64 [cycles] of each.
         trimmed: see `mean_of_cycles`.
-        apart: the variance and its degrees of freedom were the sides independent; they serve where pairing gains nothing.
+        apart: the variance and its degrees of freedom were the sides independent, for where pairing gains nothing.
 
     Returns:
         The mean, its variance, and the degrees of freedom of that; nan where too few cycles tell nothing about it.

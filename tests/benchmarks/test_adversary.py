@@ -121,7 +121,7 @@ def test_long_stretches_of_another_pace_are_told_of_where_runs_were_apart() -> N
 
 
 def test_what_short_runs_miss_is_that_the_machine_is_slower() -> None:
-    """Hence no interval could be mended by what they saw: those that miss lie above the truth, and long runs hold it."""
+    """Hence no interval could be mended by what they saw: those that miss the truth lie above it."""
     machine, sides = MACHINES["20 %, 3 s"], {"above": 0, "below": 0}
     truth = true_rate(machine)
     for seed in range(30):
