@@ -150,6 +150,4 @@ def test_intervals_of_efficiencies_and_causes() -> None:
     for name in OF_EFFICIENCY:
         assert efficiency_coverage(MACHINES[name], 5, studies=60) >= 0.86
     for cause, costs in CAUSES.items():
-        if cause == "contention":  # Seen between processes only: three rounds name it in 88 %.
-            continue
         assert naming(Machine(level=0.03, jitter=0.02), costs, studies=60)[cause] >= 0.85
