@@ -69,7 +69,7 @@ class CycleMeans:
 
     Between rounds each process differs by its level, and all by what slowed the machine, which cancels out. Where the
     variances of the processes by themselves add up to less, though, a round slowed nothing: these then serve, with
-    more degrees of freedom. As that is found out afterwards, intervals of 95 % hold 93 to 95 % for three or five rounds.
+    more degrees of freedom. As that is found out afterwards, intervals of 95 % hold 93 to 95 % (3 and 5 rounds).
 
     Attributes:
         rounds: float64 [groups, rows, cycles] of each round.
