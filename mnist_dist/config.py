@@ -194,12 +194,12 @@ def _documented_settings() -> dict[str, tuple[str, str]]:
     return found
 
 
-@functools.cache
 def shipped_configs() -> list[str]:
     """Returns the names of the configurations that come with the package."""
     return names_in(CONFIGS)
 
 
+@functools.cache
 def names_in(folder: Path) -> list[str]:
     """Returns the names of the YAML files in a folder of the package."""
     return sorted(file.stem for file in folder.glob("*.yaml"))

@@ -40,3 +40,13 @@ def test_the_readme_has_commands() -> None:
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+def test_each_row_of_the_surroundings_has_its_test() -> None:
+    rows = re.findall(
+        r"^\| (?!what one sees)(.*) \|$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE
+    )
+    names = [re.search(r"\| `(test_\w+)`$", row) for row in rows]
+    assert len(rows) > 30 and all(names), [row for row, name in zip(rows, names, strict=True) if not name]
+    sources = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    assert [name[1] for name in names if name and f"def {name[1]}(" not in sources] == []

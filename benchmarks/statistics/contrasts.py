@@ -67,10 +67,9 @@ class GroupMeans:
 class CycleMeans:
     """Seconds of a step in several groups that took turns.
 
-    Between rounds each process differs by its own level, and all differ by what slowed the machine, which cancels out.
-    So the differences between rounds are pooled with those of each process by itself, which are more, wherever these
-    explain no more: a covariance that is estimated as negative is none. Beforehand nobody knows whether they will, so
-    that intervals of 95 % hold 93 to 95 % for three to five rounds.
+    Between rounds each process differs by its level, and all by what slowed the machine, which cancels out. Where the
+    variances of the processes by themselves add up to less, though, a round slowed nothing: these then serve, with
+    more degrees of freedom. As that is found out afterwards, intervals of 95 % hold 93 to 95 % (3 and 5 rounds).
 
     Attributes:
         rounds: float64 [groups, rows, cycles] of each round.

@@ -46,6 +46,14 @@ def test_names_missing_tensorflow(tmp_path):
     assert done.stderr.strip().splitlines()[-1].endswith("install it first: `pip install tensorflow`.")
 
 
+def test_names_a_user_without_a_home(monkeypatch):
+    monkeypatch.setattr(horovod_build, "user_folder", lambda variable, default: None)
+    with pytest.raises(
+        UserError, match=r"^--wheel-dir: this user has no home folder to keep the wheel in; name a folder.$"
+    ):
+        horovod_build.default_wheel_dir()
+
+
 def test_names_missing_disk_space(monkeypatch):
     monkeypatch.setattr(horovod_build, "BUILD_BYTES", 10**18)
     monkeypatch.setattr(horovod_build, "_which", Path)
