@@ -86,7 +86,7 @@ def check_driver(_: Sequence[str]) -> Iterator[Finding]:
 
 
 def check_libraries(_: Sequence[str]) -> Iterator[Finding]:
-    from mnist_dist.cuda import try_libraries
+    from mnist_dist.gpu_doctor.libraries import try_libraries
     from mnist_dist.gpus import driver_gpus
 
     closed = BROKEN if driver_gpus() else ABSENT
