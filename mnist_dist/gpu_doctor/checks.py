@@ -222,8 +222,8 @@ def _capability(device: str) -> tuple[int, ...]:
     import tensorflow as tf
 
     kind, _, index = device.rpartition(":")
-    details = tf.config.experimental.get_device_details(tf.config.get_visible_devices(kind)[int(index)])
-    return details.get("compute_capability", (99,))
+    gpu = tf.config.get_visible_devices("GPU")[int(index)] if kind == "GPU" else None
+    return tf.config.experimental.get_device_details(gpu).get("compute_capability", ()) if gpu else (99,)
 
 
 def main(name: str, file: str, *devices: str) -> None:

@@ -1,7 +1,6 @@
 """The CUDA libraries that TensorFlow opens by name. Standard library only.
 
-`python -m mnist_dist.gpu_doctor.libraries` opens them as TensorFlow would, and prints what came of it: in a process of its own, which
-may end by it.
+`python -m mnist_dist.gpu_doctor.libraries` opens them as TensorFlow would, and prints what came of it.
 """
 
 import ctypes

@@ -18,8 +18,8 @@ from mnist_dist.training.workdir import Workdir
 
 Trainings = Mapping[str, Mapping[str, Any]]  # By name: settings by dotted key.
 
-# Of the distance between the weights of two trainings to their length. Where kernels add up in another order it is 0.002
-# after 200 steps, and 0.2 where half of each batch is lost (docs/gpu.md).
+# Of the distance between the weights of two trainings to their length. Kernels that add up in another order make it
+# 0.002 in 200 steps, and the loss of half of each batch 0.2 (docs/gpu.md).
 TOLERANCE = 0.02
 # Exact products, and plain momentum: Adam magnifies the rounding of gradients near zero.
 EQUAL = {
