@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import mnist_dist
-from mnist_dist.cuda import try_libraries
 from mnist_dist.distributed.cluster import Cluster, find_cluster
 from mnist_dist.distributed.membership import Gate, connect
 from mnist_dist.errors import EXIT_FAILED, UserError
+from mnist_dist.gpu_doctor.libraries import try_libraries
 from mnist_dist.gpus import open_nvml
 from mnist_dist.packages import TENSORFLOW, find_package
 

@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from mnist_dist.cuda import LIBRARIES
+from mnist_dist.gpu_doctor.libraries import LIBRARIES
 
 SOURCE = r"""
 #include <stdio.h>

@@ -18,9 +18,9 @@ from mnist_dist.training.workdir import Workdir
 
 Trainings = Mapping[str, Mapping[str, Any]]  # By name: settings by dotted key.
 
-# Of the distance between the weights of two trainings to their length. They add up float32 in another order, and each
-# step magnifies what comes of it.
-TOLERANCE = 1e-3
+# Of the distance between the weights of two trainings to their length. Kernels that add up in another order make it
+# 0.002 in 200 steps, and the loss of half of each batch 0.2 (docs/gpu.md).
+TOLERANCE = 0.05
 # Exact products, and plain momentum: Adam magnifies the rounding of gradients near zero.
 EQUAL = {
     "optimizer.name": "sgd",

@@ -1,7 +1,6 @@
 """The CUDA libraries that TensorFlow opens by name. Standard library only.
 
-`python -m mnist_dist.cuda` opens them as TensorFlow would, and prints what came of it: in a process of its own, which
-may end by it.
+`python -m mnist_dist.gpu_doctor.libraries` opens them as TensorFlow would, and prints what came of it.
 """
 
 import ctypes
@@ -22,7 +21,7 @@ LIBRARIES = (
 def try_libraries(seconds: float) -> dict[str, tuple[bool, str]]:
     """Returns of each library whether it opens in another process, and where it was found, or why it does not."""
     try:
-        program = [sys.executable, "-m", "mnist_dist.cuda"]
+        program = [sys.executable, "-m", "mnist_dist.gpu_doctor.libraries"]
         done = subprocess.run(program, capture_output=True, text=True, timeout=seconds, check=True)
         return json.loads(done.stdout)
     except subprocess.TimeoutExpired:

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from mnist_dist.cuda import LIBRARIES, try_libraries
+from mnist_dist.gpu_doctor.libraries import LIBRARIES, try_libraries
 from tests import nvml
 
 
@@ -24,7 +24,7 @@ def test_each_is_opened_and_the_first_place_counts(driver: Path, tmp_path: Path)
     """One that lies in a folder of LD_LIBRARY_PATH stands before all others, also if it is broken."""
     (tmp_path / "libcudnn.so.9").write_text("no library")
     places = {"LD_LIBRARY_PATH": f"{tmp_path}:{driver / 'cuda'}"}
-    command = [sys.executable, "-m", "mnist_dist.cuda"]
+    command = [sys.executable, "-m", "mnist_dist.gpu_doctor.libraries"]
     done = subprocess.run(command, env=nvml.environment(driver, **places), check=True, capture_output=True, text=True)
     found = json.loads(done.stdout)
     assert {name: opens for name, (opens, _) in found.items()} == {name: name != "libcudnn.so.9" for name in LIBRARIES}
