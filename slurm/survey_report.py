@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from mnist_dist.benchmarks.report.html import render_template
 
 from mnist_dist.benchmarks.analysis.survey import FEWEST_UNITS, WHOLE, Findings, Nodes, Unit
+from mnist_dist.benchmarks.report.pages import render_template
 from mnist_dist.benchmarks.report.trend import HEIGHT, MOST_MARKS, PERCENTS, WIDTH
 from mnist_dist.benchmarks.statistics.grouping import group_by
 
