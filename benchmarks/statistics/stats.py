@@ -26,6 +26,7 @@ CONFIDENCE = 0.95
 FEWEST_CLUSTERED = 3  # Runs.
 NOTABLE_GAP = 0.1  # Between two clusters of runs.
 FEWEST_STRETCHES = 6  # Nearly independent ones, in a run.
+NOTABLE_ERROR = 0.02  # Of a run's rate, by its windows.
 MOST_REPEATS = 10_000  # Nobody plans more; `repeats_needed` stops there.
 
 
@@ -100,7 +101,8 @@ class Series:
     @property
     def has_long_stretches(self) -> bool:
         """Whether its pace changes for stretches so long that a run like it meets few of them, and another none."""
-        return len(self.work) >= 5 * FEWEST_STRETCHES and self.blocks < FEWEST_STRETCHES
+        long = len(self.work) >= 5 * FEWEST_STRETCHES and self.blocks < FEWEST_STRETCHES
+        return long and self.variance > NOTABLE_ERROR**2
 
     @cached_property
     def _block_length(self) -> int:
