@@ -69,9 +69,7 @@ class Hardware(Section):
     architecture: str
     cpu_model: str
     cores: PositiveInt
-    threads_per_core: PositiveInt | None = Field(
-        None, description="Hardware threads of a physical core; null in records that do not tell."
-    )
+    threads_per_core: PositiveInt | None = Field(None, description="Hardware threads of a physical core.")
     memory_bytes: NonNegativeInt
     gpus: Annotated[tuple[Gpu, ...], Field(strict=False)]
     gpu_driver: str | None

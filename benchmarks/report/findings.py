@@ -161,8 +161,7 @@ def describe_hardware(hardware: Hardware) -> str:
     """Returns, for example, `8 cores of AMD EPYC 9654, x86_64, 32 GiB, no GPU`."""
     gpus = Counter(f"{gpu.name} ({label_bytes(gpu.memory_bytes)})" for gpu in hardware.gpus)
     driver = f", driver {hardware.gpu_driver}" if hardware.gpu_driver else ""
-    several = (hardware.threads_per_core or 1) > 1
-    threads = f", {hardware.threads_per_core} hardware threads per physical core" if several else ""
+    threads = f", {count} hardware threads per physical core" if (count := hardware.threads_per_core or 1) > 1 else ""
     processor = f"{label_cores(hardware.cores)} of {hardware.cpu_model}{threads}, {hardware.architecture}"
     devices = ", ".join(f"{count} {TIMES} {name}" for name, count in gpus.items()) or "no GPU"
     return f"{processor}, {label_bytes(hardware.memory_bytes)}, {devices}{driver}"
