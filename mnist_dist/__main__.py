@@ -46,7 +46,7 @@ CHANCE_ACCURACY = 0.15  # Up to which a model knows no more than how frequent th
 # Commands that have commands of their own: the module that parses them, and what they are for.
 GROUPS = {
     "bench": ("mnist_dist.benchmarks.command", "measure suites on 1 to N devices, report, compare, predict"),
-    "slurm": ("mnist_dist.slurm.command", "submit scaling studies to a cluster, and look after them"),
+    "slurm": ("mnist_dist.slurm.command", "submit scaling studies and surveys to a cluster, and look after them"),
 }
 SHELLS = ("bash", "zsh")
 

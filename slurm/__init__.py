@@ -1,1 +1,1 @@
-"""Training and scaling studies on Slurm: what is submitted, and what a job checks before it starts."""
+"""Trainings, scaling studies and surveys on Slurm: what is submitted, and what a job checks before it starts."""

@@ -29,7 +29,11 @@ EQUAL = {
     "runtime.tf32": False,
 }
 STEP_BATCHES = (128, 2048, 16384)
-STEP_VARIANTS: Trainings = {"plain": {"runtime.xla": "off"}, "XLA": {"runtime.xla": "on"}}
+STEP_VARIANTS: Trainings = {
+    "plain": {"runtime.xla": "off"},
+    "XLA": {"runtime.xla": "on"},
+    "XLA, images sent": {"runtime.xla": "on", "data.resident": "off"},
+}
 
 
 def command(workdir: Path, settings: Mapping[str, Any]) -> list[str]:

@@ -76,7 +76,7 @@ ask("wrong", checks.check_all_reduce, both, 2**16)
     assert found["wrong all-reduce"][1] == "memory summed 4 ones to 2"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_largest_batch_that_memory_holds() -> None:
     """First of the network. Then of a tensor of a MiB for each image, with 0.6 GB of memory left.
 
@@ -99,7 +99,7 @@ for number, finding in enumerate(checks.check_batch(both, 64, 2**14)):
     assert last == (ABSENT, f"{64 << len(told):,} images at once are more than CPU:0 has memory for")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_what_the_driver_says(driver: Path) -> None:
     """Of GPU 1 it does not tell the memory, which others fill meanwhile."""
     code = (
