@@ -38,8 +38,16 @@ def test_the_readme_has_commands() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
 def test_links_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
-        assert (document.parent / target).exists(), target
+    for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", document.read_text()):
+        file = document.parent / target if target else document
+        assert file.exists(), target
+        assert not heading or heading in _anchors(file.read_text()), f"{target}#{heading}"
+
+
+def _anchors(text: str) -> set[str]:
+    """Returns the names by which a page of GitHub's knows its headings."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_each_row_of_the_surroundings_has_its_test() -> None:
