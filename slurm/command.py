@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.command import Parser, folder_argument, integer, integers, run_command
+from mnist_dist.command import Parser, add_command, folder_argument, integer, integers, run_command
 from mnist_dist.errors import EXIT_FAILED, UserError
 from mnist_dist.strategies import BASELINE, beside_the_baseline
 
@@ -26,24 +26,20 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_scaling(commands)
     add_survey(commands)
-    for name, function, text in (
-        ("status", run_status, "show the points of a study, their state and results so far"),
-        ("cancel", run_cancel, "cancel a study's remaining jobs"),
+    for function, text in (
+        (run_status, "show the points of a study, their state and results so far"),
+        (run_cancel, "cancel a study's remaining jobs"),
     ):
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command = add_command(commands, function, text)
         command.add_argument("study", type=Path, metavar="STUDY", help="its results folder, or the name below results/")
-        command.set_defaults(command=function)
     return parser
 
 
 def add_scaling(commands: Any) -> None:
-    parser = commands.add_parser(
-        "scaling",
-        help="submit a scaling study (all of it or nothing) and a job for its report",
-        description=(
-            "Submit one job for each number of devices, which measures all strategies, and a last job, which writes "
-            "the report. All requests are checked before the first job is submitted."
-        ),
+    parser = add_command(
+        commands,
+        run_scaling,
+        "submit a scaling study (all of it or nothing) and a job for its report",
         epilog=(
             "Examples: `mnist-dist slurm scaling --gpus 1,2,4,8 --gpus-per-node 4 --partition a100 --account physics`; "
             "on CPUs, `mnist-dist slurm scaling --devices 1,2,4 --devices-per-node 2 --cpus-per-task 8`. "
@@ -87,18 +83,13 @@ def add_scaling(commands: Any) -> None:
     site.add_argument("--container", metavar="IMAGE", help="run the tasks in this image")
     site.add_argument("--site", type=Path, metavar="FILE", help="a YAML file like slurm/site.yaml")
     parser.add_argument("--dry-run", action="store_true", help="print the commands; needs no Slurm")
-    parser.set_defaults(command=run_scaling)
 
 
 def add_survey(commands: Any) -> None:
-    parser = commands.add_parser(
-        "survey",
-        help="find the device, node or link of a partition that is slower than the others",
-        description=(
-            "Submit a small job to each node of a partition, then to pairs of nodes, and behind them one that names "
-            "who stands out. Into the same folder it goes on with what is missing. Exits with 0 when nobody stands "
-            "out, 1 when somebody does, 3 when nothing can be judged."
-        ),
+    parser = add_command(
+        commands,
+        run_survey,
+        "find the device, node or link of a partition that is slower than the others",
         epilog=(
             "Examples: `mnist-dist slurm survey --partition a100`; then, at any time, "
             "`mnist-dist slurm survey --report results/survey-a100`."
@@ -116,10 +107,13 @@ def add_survey(commands: Any) -> None:
         parser.add_argument(flag, metavar=flag.removeprefix("--").upper(), help="instead of the site's")
     parser.add_argument("--site", type=Path, metavar="FILE", help="a YAML file like slurm/site.yaml")
     parser.add_argument("--dry-run", action="store_true", help="print the commands")
-    parser.set_defaults(command=run_survey)
 
 
 def run_survey(args: argparse.Namespace) -> int:
+    """Submit a small job to each node of a partition, then to pairs of nodes, and after them one that names who stands
+    out. In the same folder, continue with what is missing. Exits with 0 when nobody stands out, 1 when somebody does, 3
+    when nothing can be judged.
+    """
     from mnist_dist.benchmarks.measure.suite import load_suite
     from mnist_dist.slurm import scheduler
     from mnist_dist.slurm.site import job_environment, load_site
@@ -175,6 +169,9 @@ def report_survey(results: Path) -> int:
 
 
 def run_scaling(args: argparse.Namespace) -> int:
+    """Submit one job for each number of devices, which measures all strategies, and a last job, which writes the
+    report. All requests are checked before the first job is submitted.
+    """
     from mnist_dist.slurm.site import job_environment
     from mnist_dist.slurm.study import describe_study, plan_jobs, render_commands
     from mnist_dist.slurm.submission import check_submission, submit_study
@@ -249,6 +246,7 @@ def points_of(
 
 
 def run_status(args: argparse.Namespace) -> int:
+    """Show the points of a study, their state and results so far; of a survey, who stands out so far."""
     from mnist_dist.slurm.scheduler import job_states
     from mnist_dist.slurm.status import render_status
     from mnist_dist.slurm.submission import read_submitted
@@ -262,6 +260,7 @@ def run_status(args: argparse.Namespace) -> int:
 
 
 def run_cancel(args: argparse.Namespace) -> int:
+    """Cancel a study's remaining jobs."""
     from mnist_dist.slurm.scheduler import cancel, job_states
     from mnist_dist.slurm.submission import ENDED_OR_ENDING, read_submitted
 
