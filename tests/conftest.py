@@ -28,6 +28,8 @@ TESTS = Path(__file__).parent
 # What takes longest starts first, so that none of it is left for the end, and what waits beside what computes.
 LONGEST_FIRST = (
     "campaign",
+    "slurm/test_survey",
+    "distributed/test_horovod_build",
     "slurm/test_studies",
     "training/test_trainer",
     "benchmarks/measure/test_rounds",

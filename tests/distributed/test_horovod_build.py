@@ -16,7 +16,11 @@ from mnist_dist.distributed import horovod_build
 from mnist_dist.distributed.horovod_build import BuildError
 from mnist_dist.errors import UserError
 
-NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+CUDA = [
+    *(Path(compiler).resolve().parents[1] for compiler in filter(None, [shutil.which("nvcc")])),
+    Path("/usr/local/cuda"),
+]
+TOOLKIT = next((home for home in CUDA if (home / "bin/nvcc").exists() and horovod_build.cuda_version(home)), None)
 REPOSITORY = Path(horovod_build.__file__).parents[2]
 
 
@@ -311,7 +315,7 @@ def test_builds_installs_and_proves(tmp_path):
 
 @pytest.mark.thorough
 @pytest.mark.timeout(2400)
-@pytest.mark.skipif(not NVCC, reason="there is no CUDA compiler here")
+@pytest.mark.skipif(not TOOLKIT, reason="there is no CUDA compiler here")
 def test_nccl_is_compiled_in(tmp_path):
     """With TensorFlow's NCCL. The compiler here may be of another CUDA, and still shows that all compiles and links."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
@@ -321,12 +325,11 @@ def test_nccl_is_compiled_in(tmp_path):
     nccl = [f"nvidia-nccl-cu{horovod_build.tensorflow_cuda()[0]}", "--constraint", str(REPOSITORY / "constraints.txt")]
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *nccl], check=True)
 
-    home = Path(NVCC).resolve().parents[1]
-    program = "from mnist_dist.distributed import horovod_build as h; from pathlib import Path\n"
-    program += f"h.tensorflow_cuda = lambda: (h.cuda_version(Path({str(home)!r})) // 1000, '90')\n"
+    program = "from pathlib import Path; from mnist_dist.distributed import horovod_build as h\n"
+    program += f"h.tensorflow_cuda = lambda: ({horovod_build.cuda_version(TOOLKIT) // 1000}, '90')\n"
     program += f"h.install(wheel_dir=Path({str(tmp_path)!r}))\n"
     program += "import horovod.tensorflow as hvd; print(hvd.nccl_built(), hvd.cuda_built(), hvd.gloo_built())"
-    done = run_python(python, "-c", program, HOROVOD_CUDA_HOME=str(home))
+    done = run_python(python, "-c", program, HOROVOD_CUDA_HOME=str(TOOLKIT))
     assert done.returncode == 0, done.stderr
     *_, proof, built = done.stdout.splitlines()
     assert "(Gloo + NCCL)" in proof and "NCCL was not tried, which takes two GPUs" in proof

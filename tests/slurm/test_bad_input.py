@@ -35,7 +35,7 @@ CORES = ("--devices", "1,2,4", "--devices-per-node", "2")
     [
         (
             (*GPUS[:4], "--partition", "gpus"),
-            "--partition: received 'gpus', expected one of cpu, gpu, ib, paid, urgent. Did you mean 'gpu'?",
+            "--partition: received 'gpus', expected one of cpu, gpu, ib, all, paid, urgent. Did you mean 'gpu'?",
         ),
         (
             ("--gpus", "1,3", "--gpus-per-node", "3", "--partition", "gpu"),
