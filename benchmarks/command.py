@@ -402,7 +402,7 @@ def run_publish(args: argparse.Namespace) -> int:
 def add_reproduce(commands: Any) -> None:
     parser = add_command(commands, run_reproduce, "measure recorded cases here, and compare")
     parser.add_argument("study", type=folder_argument, metavar="STUDY", help="a published file, a record or a folder")
-    parser.add_argument("--time", type=integer, metavar="SECONDS", help="of measuring a case (default: as recorded)")
+    parser.add_argument("--time", type=integer, metavar="SECONDS", help="to measure each case (default: as recorded)")
     add_results(parser)
     add_smallest_effect(parser)
 

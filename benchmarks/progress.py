@@ -125,8 +125,10 @@ def render_cases(cases: Iterable[tuple[Case, int, str]], gpus: bool, rounds: int
         f"{case.case_id}  {repeats} x  {label_with_kind(case, gpus, HOW_LONG)}" + (f"  ({remark})" if remark else "")
         for case, repeats, remark in cases
     ]
-    runs = sum(repeats for _, repeats, remark in cases if not remark.startswith("skipped"))
-    parts = f"{_count(len(cases), 'case')}, {_count(runs, 'run')} in {_count(rounds, 'round')}"
+    repeats_measured = [repeats for _, repeats, remark in cases if not remark.startswith("skipped")]
+    skipped = len(cases) - len(repeats_measured)
+    parts = f"{_count(len(repeats_measured), 'case')}{f' ({skipped} more skipped)' if skipped else ''}, "
+    parts += f"{_count(sum(repeats_measured), 'run')} in {_count(rounds, 'round')}"
     return "\n".join([*lines, f"{parts}, about {clock(seconds)}"])
 
 

@@ -391,6 +391,6 @@ def _suggestion(key: str) -> str:
     section, dot, name = key.rpartition(".")
     valid = list(setting_descriptions())
     same_name = [other for other in valid if other.rpartition(".")[2] == name]
-    siblings = {other.removeprefix(section + dot).split(".")[0] for other in valid if other.startswith(section + dot)}
-    hint = nearest(key, same_name) or nearest(name, siblings) or nearest(key, valid)
+    below = {other.removeprefix(section + dot).split(".")[0] for other in valid if other.startswith(section + dot)}
+    hint = nearest(key, same_name) or nearest(name, below).replace("'", f"'{section}{dot}", 1) or nearest(key, valid)
     return hint or " mnist_dist/configs/default.yaml lists them all."

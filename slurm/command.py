@@ -106,7 +106,7 @@ def add_survey(commands: Any) -> None:
     for flag in ("--account", "--qos", "--time", "--container"):
         parser.add_argument(flag, metavar=flag.removeprefix("--").upper(), help="instead of the site's")
     parser.add_argument("--site", type=Path, metavar="FILE", help="a YAML file like slurm/site.yaml")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands; asks Slurm which nodes there are")
 
 
 def run_survey(args: argparse.Namespace) -> int:

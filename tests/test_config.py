@@ -123,7 +123,11 @@ def test_settings_cannot_be_changed_in_place() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "line"),
     [
-        ("optimizer.learning_rat", 1, "optimizer.learning_rat: no such setting. Did you mean 'learning_rate'?"),
+        (
+            "optimizer.learning_rat",
+            1,
+            "optimizer.learning_rat: no such setting. Did you mean 'optimizer.learning_rate'?",
+        ),
         ("optimzer.name", "sgd", "optimzer: no such setting. Did you mean 'optimizer'?"),
         ("learning_rate", 1, "learning_rate: no such setting. Did you mean 'optimizer.learning_rate'?"),
         ("training.dropout", 1, "training.dropout: no such setting. Did you mean 'model.dropout'?"),

@@ -234,7 +234,10 @@ def test_a_model_that_learned_nothing_is_called_so(epochs: float, accuracy: floa
 @pytest.mark.parametrize(
     ("setting", "line"),
     [
-        ("optimizer.lerning_rate=1", r"optimizer\.lerning_rate: no such setting\. Did you mean 'learning_rate'\?"),
+        (
+            "optimizer.lerning_rate=1",
+            r"optimizer\.lerning_rate: no such setting\. Did you mean 'optimizer\.learning_rate'\?",
+        ),
         ("optimiser.name=sgd", r"optimiser\S*: no such setting\. Did you mean .*optimizer.*"),
         ("dropout=0.5", r"dropout: no such setting\. Did you mean 'model\.dropout'\?"),
         ("training.epochs=three", r"training\.epochs: received 'three' \(str\), expected a valid integer\."),
@@ -265,7 +268,7 @@ def test_a_wrong_setting(setting: str, line: str, refused: Refused) -> None:
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ("training: {epoks: 2}", r"training\.epoks: no such setting\. Did you mean 'epochs'\?"),
+        ("training: {epoks: 2}", r"training\.epoks: no such setting\. Did you mean 'training\.epochs'\?"),
         (
             "training: {epochs: 2, epochs: 3}",
             r".*run\.yaml: not valid YAML: the key 'epochs' appears twice at line 1.*",
@@ -546,7 +549,7 @@ def test_bad_input_as_a_process(tmp_path: Path) -> None:
     done = python("train", "--set", "optimizer.lerning_rate=1", "--workdir", tmp_path / "run")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "mnist-dist: error: optimizer.lerning_rate: no such setting. Did you mean 'learning_rate'?\n"
+        "mnist-dist: error: optimizer.lerning_rate: no such setting. Did you mean 'optimizer.learning_rate'?\n"
     )
     assert not (tmp_path / "run").exists()
 

@@ -111,6 +111,8 @@ def run(total_seconds: float = TOTAL_SECONDS) -> int:
         examination.train(trainings.of_step_times(), trainings.tell_step_time)
     faulty = [f"{each.subject} ({each.status.lower()})" for each in findings if each.status in (BROKEN, SLOW)]
     verdict = f"Look at: {', '.join(faulty)}." if faulty else "All is well." if gpus else ""
-    verdict += "" if gpus else " There is no GPU here that TensorFlow can use."
+    unknown = any(each.subject == "tensorflow" for each in findings)  # How that check ended, if it did not end well.
+    why = "Its check did not end well, so whether TensorFlow can use a GPU is not known; try again on an idle node."
+    verdict += "" if gpus else f" {why}" if unknown else " There is no GPU here that TensorFlow can use."
     print(f"\n{verdict.strip()} All findings are in {file}, without names and paths.")
     return EXIT_FAILED if faulty or not gpus else 0

@@ -139,7 +139,7 @@ def test_the_text_begins_with_the_finding_and_the_page_holds_names_as_text() -> 
     missing = {"N10": "it is drained"}
     text, page, told = render_survey("gpu", [*nodes, "N10"], list(found), 12, missing, judged, findings)
     first, *others = text.splitlines()
-    assert first == f"3 stand out, of 8 of 9 nodes: <n9>, n3 device 0, link of {' and '.join(pairs[0])}"
+    assert first == f"3 stand out, 8 of 9 nodes surveyed: <n9>, n3 device 0, link of {' and '.join(pairs[0])}"
     assert "surveyed: 8 of 9 nodes of gpu, 12 of 12 links; not seen: N10 (it is drained)" in others
     assert others[-1] == "--exclude=<n9>,n3"
     assert told["exclude"] == ["<n9>", "n3"] and told["missing"] == missing and "N10 (it is drained)" in page
@@ -148,7 +148,7 @@ def test_the_text_begins_with_the_finding_and_the_page_holds_names_as_text() -> 
     assert name == "n3 device 0" and -30 < percent < -20 and z < -5
     assert "&lt;n9&gt;" in page and "<n9>" not in page and page.count('class="slow"') >= 2
     text, *_ = render_survey("gpu", nodes, list(found), 12, {}, judged, {})
-    assert text.startswith("Nobody stands out, of 8 of 8 nodes\n")
+    assert text.startswith("Nobody stands out, 8 of 8 nodes surveyed\n")
     text, *_ = render_survey("gpu", nodes, [("n1",)], 0, {}, [], {})
     assert text.startswith("Nothing can be judged: of 8 nodes 1 is measured, and no 5 of a type can be compared\n")
 

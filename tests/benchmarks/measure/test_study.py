@@ -246,7 +246,7 @@ class TestEstimate:
         assert [line.split()[0] for line in lines] == [item.case.case_id for item in cases]
         assert "(skipped: no second GPU)" in lines[1]
         assert lines[2].endswith("(oversubscribed: 4 cores on a host of 2)") and "oversubscribed" not in lines[0]
-        assert total == "3 cases, 3 runs in 2 rounds, about 1:05"
+        assert total == "2 cases (1 more skipped), 3 runs in 2 rounds, about 1:05"
         assert render_cases(rows[:1], False, 1, 0.0).endswith("1 case, 2 runs in 1 round, about 0:00")
 
 
