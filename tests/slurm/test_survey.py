@@ -1,78 +1,16 @@
-"""A survey of the cluster, whose nodes share this machine: one is slow, a link is slow, and a node dies on the way."""
+"""A real survey of the nodes; survey.py surveys their links as well."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from mnist_dist.slurm.submission import read_submitted
-from tests.slurm.cluster import ALL, FEW_AT_A_TIME, NODES, Cluster, wait_until
-from tests.slurm.conftest import ROOT
-
-SUITE = """
-description: Short measurements.
-minutes: 1
-repeats: 2
-devices: all
-blocks:
-  - {kind: matmul, strategies: single, devices: 1}
-  - {kind: collectives, strategies: [mirrored, multiworker]}
-"""
-SLOW_NODE, SLOW_LINK, LOST = "n2-ib", ("n10", "rack2n1"), "rack1n1"
-# What is injected into all that Python runs: workers tell the time by the processor's clock, which others on this
-# machine do not slow, and which goes four times as fast where something is to be slow. A survey hides Slurm from what
-# it starts, but no other variable.
-PLANT = f"""
-import os, sys, time
-node = os.environ["PLANTED_NODE"] = os.environ.get("SLURMD_NODENAME") or os.environ.get("PLANTED_NODE", "")
-if "mnist_dist.benchmarks.measure.worker" in sys.orig_argv:
-    from mnist_dist.distributed.cluster import expand_node_list
-    nodes = set(expand_node_list(os.environ.get("SLURM_JOB_NODELIST", "")))
-    factor = 4.0 if node == {SLOW_NODE!r} or nodes == {set(SLOW_LINK)!r} else 1.0
-    clock = time.process_time
-    time.perf_counter = lambda: factor * clock()
-"""
+from tests.slurm.cluster import Cluster
+from tests.slurm.survey import play
 
 
 @pytest.mark.thorough
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(2400)
 def test_who_is_slow_and_who_dies_is_named_and_nobody_else(slurm: Cluster, tmp_path: Path) -> None:
-    (tmp_path / "short.yaml").write_text(SUITE)
-    (tmp_path / "plant").mkdir()
-    (tmp_path / "plant" / "sitecustomize.py").write_text(PLANT)
-    (tmp_path / "site.yaml").write_text(f'time: "00:15:00"\nsbatch_flags: [{FEW_AT_A_TIME}]\n')
-    results = tmp_path / "survey"
-    survey = [sys.executable, "-m", "mnist_dist", "slurm", "survey"]
-    flags = ["--partition", ALL, "--devices-per-node", "1", "--pairs", "2", "--results", str(results)]
-    flags += ["--suite", str(tmp_path / "short.yaml"), "--site", str(tmp_path / "site.yaml")]
-    environment = {"PYTHONPATH": str(tmp_path / "plant")}
-    slurm.run(*survey, *flags, cwd=ROOT, env=environment)
-    submitted = read_submitted(results)
-    assert len(submitted.jobs) == len(NODES) + 2 * len(NODES) // 2
-    try:
-        assert wait_until(lambda: (results / "nodes" / LOST).exists(), 2000), logs(results)
-        slurm.cut_power(LOST)
-        slurm.run("scontrol", "update", f"NodeName={LOST}", "State=DOWN", "Reason=power")
-        number = next(job.job for job in submitted.jobs if job.name == LOST)
-        assert slurm.wait(number)["JobState"] == "NODE_FAIL"
-        slurm.restore_power(LOST)
-        slurm.wait(submitted.report_job, 3000)
-    finally:
-        slurm.run("scancel", "--partition", ALL, check=False)
-    done = slurm.run(*survey, "--report", str(results), cwd=ROOT, check=False)
-    told = json.loads((results / "verdict.json").read_text())
-    print(done.stdout)
-    assert done.returncode == 1, done.stdout + done.stderr
-    found = {tuple(each["nodes"]): each["ways"] for each in told["findings"]}
-    assert set(found) == {(SLOW_NODE,), SLOW_LINK, (LOST,)}, done.stdout + logs(results)
-    assert told["exclude"] == sorted([SLOW_NODE, LOST])
-    assert "NODE_FAIL" in found[LOST,][0]
-    left = slurm.run(*survey, *flags, "--dry-run", cwd=ROOT).stdout.splitlines()
-    assert len(left) == 1 and f"--nodelist={LOST} " in left[0], "a second survey goes on with what is missing"
-
-
-def logs(results: Path) -> str:
-    return "\n".join(file.read_text()[-3000:] for file in sorted((results / "logs").iterdir()))
+    play(slurm, tmp_path, rounds=0)
