@@ -81,7 +81,7 @@ class TestDryRun:
             command = [sys.executable, "-c", code]
             done = subprocess.run(command, env=surroundings, cwd=tmp_path, capture_output=True, text=True, check=True)
             plans = {part.split()[0]: part for part in done.stdout.split("# ")[1:]}
-            assert list(plans) == shipped_suites() and all("cases, " in plan for plan in plans.values())
+            assert list(plans) == shipped_suites() and all(" runs in " in plan for plan in plans.values())
             assert all(" 8 GPUs" in plans[name] for name in ("scaling", "collectives", "accuracy"))
             assert "32,768 images per device" in plans["single"]
             assert done.stdout.count("(skipped: bfloat16 needs GPUs of compute capability 8.0 or more)") == skipped
