@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import ValidationError
 
 from mnist_dist.benchmarks.measure.process import End, Running, signals_held
@@ -37,6 +38,7 @@ from mnist_dist.errors import UserError, one_line
 from mnist_dist.files import writing
 from mnist_dist.gpus import least_capability
 from mnist_dist.strategies import STRATEGIES, missing_packages
+from mnist_dist.training.workdir import Workdir
 
 
 @dataclass(frozen=True)
@@ -201,13 +203,20 @@ class _Start:
         return Running(launch_command(command, study, case), study.code, environment, _cores(case, study), log)
 
     def record(self, end: End, **measured: Any) -> Record:
-        measured["config"], measured["started_at"] = self._config, self._started_at
+        measured["config"], measured["started_at"] = self._written_config() or self._config, self._started_at
         end, found, hosts = self._collect(end)
         try:
             return _record(self._run, end, measurements=found, hosts=hosts, **measured)
         except ValidationError as error:  # Such as a loss that is not a number.
             end = End("failed", f"it measured nonsense: {explain_record(error)}", end.tail)
             return _record(self._run, end, hosts=hosts, **measured)
+
+    def _written_config(self) -> Mapping[str, Any] | None:
+        """Returns the complete configuration that a training has written: another commit may have other defaults."""
+        with contextlib.suppress(OSError, yaml.YAMLError):  # Not every kind trains, and not every training begins.
+            found = yaml.safe_load(Workdir(self._scratch / "run").config_file.read_text())
+            return found if isinstance(found, dict) else None
+        return None
 
     def _collect(self, end: End) -> tuple[End, dict[str, Any] | None, Sequence[str]]:
         """Returns how it ended after all, what it measured if that can be trusted, and the hosts of its ranks."""
