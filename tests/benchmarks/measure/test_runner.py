@@ -97,6 +97,14 @@ class TestFailures:
         assert record.identity.hosts == (platform.node(),)
         assert record.identity.config["training"]["measure_seconds"] == 1.0
 
+    def test_the_configuration_is_that_which_the_program_wrote(self, run_program: Callable[..., Record]) -> None:
+        """Another commit may have other defaults, and more or fewer settings."""
+        program = "import pathlib, sys; folder = pathlib.Path(sys.argv[sys.argv.index('--workdir') + 1])\n"
+        program += "folder.mkdir(); (folder / 'config.yaml').write_text({!r}); raise SystemExit(1)"
+        assert run_program(program.format("optimizer: {gone: 7}")).identity.config == {"optimizer": {"gone": 7}}
+        cut_off = run_program(program.format("optimizer: {gone"))
+        assert cut_off.identity.config["training"]["measure_seconds"] == 1.0
+
     def test_only_the_end_of_a_long_output_is_kept(self, run_program: Callable[..., Record]) -> None:
         record = run_program("for i in range(50_000): print('line', i)\nprint('x' * 10_000)\nraise SystemExit(3)")
         assert record.reason == "exit code 3"
