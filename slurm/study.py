@@ -85,7 +85,7 @@ def report_command(request: Request, job_ids: Sequence[str]) -> list[str]:
 
 
 def render_commands(request: Request, jobs: Sequence[Job], environment: Mapping[str, str]) -> str:
-    """Returns a shell script that does what `scaling` does."""
+    """Returns a shell script that submits what `scaling` does, and takes nothing back where a later job is refused."""
     lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     lines.append(f"mkdir -p {shlex.quote(str(request.results / 'logs'))}")
     names = [f"job{number}" for number in range(1, len(jobs) + 1)]
