@@ -62,8 +62,8 @@ def _chart(fleet: Sequence[Unit], with_machine: bool) -> dict[str, Any]:
     low, high = min(percent[0], 95.0) - 1, max(percent[-1], 105.0) + 1
     step = next(each for each in PERCENTS if (high - low) / each <= 5 or each == PERCENTS[-1])
     x, y = WIDTH * np.linspace(0, 1, len(fleet)), HEIGHT * (high - percent) / (high - low)
-    share = -(-len(fleet) // MOST_MARKS)
-    marks = [slice(start, start + share) for start in range(0, len(fleet), share)]
+    others = np.flatnonzero([not each.is_slow for each in ranked])  # Those who stand out have marks of their own.
+    marks = np.array_split(others, min(len(others), MOST_MARKS) or 1) if len(others) else []
     what = "link" if unit.is_link else "node" if unit.part == WHOLE else "device"
     lines = range(int(low // step + 1) * step, int(high) + 1, step)
     return {

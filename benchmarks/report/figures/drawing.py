@@ -120,7 +120,8 @@ def set_title(axes: Axes, text: str) -> None:
 def place_labels(axes: Axes, labels: Sequence[Label]) -> None:
     """Writes each label to the right of its point, higher or lower by as little as keeps it off all points and labels.
 
-    Lines that pass behind it keep clear of its letters.
+    It stands to the left where another point is to the right, at the same height. Lines that pass behind it keep clear
+    of its letters.
     """
     from matplotlib.transforms import Bbox
 
@@ -144,6 +145,11 @@ def place_labels(axes: Axes, labels: Sequence[Label]) -> None:
     pixel = 72 / axes.figure.dpi  # In points.
     points = axes.transData.transform([(label.x, label.y) for label in labels])
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in points]
+    for text, point in zip(texts, points, strict=True):
+        width, (across, up) = text.get_window_extent().width, (points - point).T
+        right, left = ((np.abs(up) < 4) & (side * across > 8) & (side * across < width) for side in (1, -1))
+        if right.any() and not left.any() and point[0] - width > axes.bbox.x0:
+            text.set(ha="right", position=(-LABEL_POINTS, 0))
     heights = points[:, 1] - np.median(points[:, 1])
     # From the middle outwards, and inwards only where that saves 4 points: so labels keep the order of their points.
     for text, height in sorted(zip(texts, heights, strict=True), key=lambda pair: abs(pair[1])):
@@ -151,7 +157,7 @@ def place_labels(axes: Axes, labels: Sequence[Label]) -> None:
         box = text.get_window_extent().padded(1)
         free = (shift for shift in shifts if not box.translated(0, shift / pixel).count_overlaps(taken))
         shift = next(free, shifts[0])
-        text.set_position((LABEL_POINTS, shift))
+        text.set_position((text.get_position()[0], shift))
         taken.append(box.translated(0, shift / pixel))
 
 

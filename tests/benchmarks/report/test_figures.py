@@ -276,3 +276,16 @@ def test_labels_do_not_cover_each_other(points: Sequence[tuple[float, float]]) -
     boxes = [text.get_window_extent() for text in axes.texts]
     assert len(boxes) == len(points)
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_a_label_stands_to_the_left_of_a_point_that_has_another_to_its_right() -> None:
+    figure, (axes,) = new_figure()
+    axes.set_xlim(0, 6)
+    axes.set_ylim(0, 2)
+    place_labels(
+        axes, [Label(x, y, "a strategy", INK) for x, y in ((3, 1), (3.3, 1), (3, 1.5), (0.1, 0.5), (0.4, 0.5))]
+    )
+    figure.draw_without_rendering()
+    points = axes.transData.transform([text.xy for text in axes.texts])
+    stands_left = [text.get_window_extent().x1 < x for text, (x, _) in zip(axes.texts, points, strict=True)]
+    assert stands_left == [True, False, False, False, False], "to the left where there is room, and only if it must be"
