@@ -126,7 +126,8 @@ def _terminal_columns(cases: Sequence[TrainedCase]) -> Iterator[Column[TrainedCa
     unit = "" if any(each.on_gpus for each in cases) else f"{TIMES} cores"
     yield Column("devices", _terminal_devices, unit, numeric=False)
     yield Column("batch", lambda each: _batch_cell(each).text, "/device")
-    yield Column("type", _terminal_precision, numeric=False, telling=True)
+    if len({_terminal_precision(each) for each in cases} - {MISSING}) > 1:  # What was skipped may have none.
+        yield Column("type", _terminal_precision, numeric=False)
     yield Column("other settings", _settings_cell, numeric=False, telling=True)
     yield Column("trained", lambda each: label_duration(each.case).replace("the ", ""), numeric=False, telling=True)
     yield Column("images/s", _throughput_with_margin, "total")
