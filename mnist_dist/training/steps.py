@@ -55,28 +55,12 @@ def make_train_steps(
         `train_steps(batches, count)` takes `count` steps and returns float32 [count, 2]: for each step the mean
         cross-entropy in nats and the share of correct predictions over the global batch, before its update.
     """
-    loss_scaling = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     forward = forward or Forward(model)
+    compute_gradients = _make_gradients(model, optimizer, strategy, forward, batch_size, label_smoothing)
 
     def split(*batch: Any) -> list[tuple[tf.Tensor, ...]]:
         images, labels = resident.take(*batch) if resident else batch
         return _split(max(accumulation_steps, forward.count_parts(images.shape[0])), images, labels)
-
-    def compute_gradients(images: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
-        with tf.GradientTape() as tape:
-            log_probabilities = tf.nn.log_softmax(forward.compute(images, training=True))
-            true_class = tf.gather(log_probabilities, labels, batch_dims=1)
-            objective = (1 - label_smoothing) * true_class
-            if label_smoothing:
-                objective += label_smoothing * tf.reduce_mean(log_probabilities, axis=1)
-            loss = -tf.reduce_sum(objective) / batch_size
-            scaled_loss = optimizer.scale_loss(loss) if loss_scaling else loss
-        gradients = tape.gradient(scaled_loss, [variable.value for variable in model.trainable_variables])
-        if strategy.gathers:
-            gradients = [_as_computed(gradient) for gradient in gradients]
-        correct = tf.equal(tf.argmax(log_probabilities, axis=1, output_type=labels.dtype), labels)
-        sums = tf.stack([-tf.reduce_sum(true_class), tf.reduce_sum(tf.cast(correct, tf.float32))])
-        return gradients, sums / batch_size
 
     def finish(parts: Sequence[tuple[list[tf.Tensor], tf.Tensor]]) -> tuple[Any, tf.Tensor]:
         """Sums the parts, and updates the weights or returns what to send to the other replicas."""
@@ -127,6 +111,36 @@ def make_train_steps(
 
     # A Python number would be a new trace for every count.
     return lambda batches, count: train_steps(batches, tf.constant(count))
+
+
+def _make_gradients(
+    model: keras.Model,
+    optimizer: keras.Optimizer,
+    strategy: Strategy,
+    forward: Forward,
+    batch_size: int,
+    label_smoothing: float,
+) -> Callable[[tf.Tensor, tf.Tensor], tuple[list[tf.Tensor], tf.Tensor]]:
+    """Returns a function from images and labels to their part of the gradients and of a step's metrics, float32 [2]."""
+    loss_scaling = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+
+    def compute_gradients(images: tf.Tensor, labels: tf.Tensor) -> tuple[list[tf.Tensor], tf.Tensor]:
+        with tf.GradientTape() as tape:
+            log_probabilities = tf.nn.log_softmax(forward.compute(images, training=True))
+            true_class = tf.gather(log_probabilities, labels, batch_dims=1)
+            objective = (1 - label_smoothing) * true_class
+            if label_smoothing:
+                objective += label_smoothing * tf.reduce_mean(log_probabilities, axis=1)
+            loss = -tf.reduce_sum(objective) / batch_size
+            scaled_loss = optimizer.scale_loss(loss) if loss_scaling else loss
+        gradients = tape.gradient(scaled_loss, [variable.value for variable in model.trainable_variables])
+        if strategy.gathers:
+            gradients = [_as_computed(gradient) for gradient in gradients]
+        correct = tf.equal(tf.argmax(log_probabilities, axis=1, output_type=labels.dtype), labels)
+        sums = tf.stack([-tf.reduce_sum(true_class), tf.reduce_sum(tf.cast(correct, tf.float32))])
+        return gradients, sums / batch_size
+
+    return compute_gradients
 
 
 def reduce_gradients(strategy: Strategy, gradients: Sequence[tf.Tensor], compression: str) -> list[tf.Tensor]:
