@@ -3,11 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEVELOPING := $(VENV)/.developing
 HOROVOD := $(VENV)/.horovod
 PEERS := .venv-peers
 VARIANT ?= cpu
-# With CUDA's libraries where a driver is; EXTRAS=dev leaves them out.
-EXTRAS ?= dev$(shell { command -v nvidia-smi || ls /dev/nvidia0; } >/dev/null 2>&1 && echo ,gpu)
+# With CUDA's libraries where a driver is; EXTRAS= leaves them out.
+EXTRAS ?= $(shell { command -v nvidia-smi || ls /dev/nvidia0; } >/dev/null 2>&1 && echo gpu)
+# Compiling all modules would take longer than compiling those that are used, when they are.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 # Side by side, a file each; many of them wait for others, so a third process keeps two cores busy.
 BESIDE = $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 TEST_PROCESSES ?= 3
@@ -32,23 +35,23 @@ train: $(INSTALLED) ## train the default configuration on the embedded MNIST
 peers: $(HOROVOD) $(PEERS)/.installed ## measure Keras' fit, Horovod's example and PyTorch beside ours
 	@$(BIN)/mnist-dist bench peers --pytorch-python $(PEERS)/bin/python
 
-test: $(HOROVOD) ## run the tests; installs Slurm where it may, builds Horovod the first time
+test: $(HOROVOD) $(DEVELOPING) ## run the tests; installs Slurm where it may, builds Horovod the first time
 	@slurm/install_for_tests.sh
 	@$(BESIDE) -m "not thorough"
 
 test-all: test ## run the tests that take long, too
 	@$(BESIDE) -m thorough
 
-test-fast: $(INSTALLED) ## run the unit tests, in less than a minute
+test-fast: $(DEVELOPING) ## run the unit tests, in less than a minute
 	@$(BIN)/python -m pytest -m "not slow and not thorough" --numprocesses auto --dist loadfile --durations 3
 
-lint: $(INSTALLED) ## check style, types and who imports whom
+lint: $(DEVELOPING) ## check style, types and who imports whom
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-lock: $(INSTALLED) ## renew constraints.txt for every supported Python
+lock: $(DEVELOPING) ## renew constraints.txt for every supported Python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate \
 		--extra dev --extra gpu --extra mlperf setup.cfg --upgrade --output-file constraints.txt
@@ -77,6 +80,13 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: Python's venv module is missing; install it (apt-get install python3-venv)" >&2; exit 2; }
 	@$(BIN)/python -c '' 2>/dev/null || { echo "Creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
 	@echo "Installing into $(VENV): TensorFlow and what belongs to it, a minute or two the first time"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]' \
+	@$(INSTALL) '.$(EXTRAS:%=[%])' \
 		|| { echo "make: the installation failed, see above; pip needs the network or a local index" >&2; exit 2; }
+	@$(BIN)/python -c 'import tensorflow' 2>/dev/null \
+		|| { echo "make: TensorFlow cannot be imported; $(BIN)/python -c 'import tensorflow' says why" >&2; exit 2; }
+	@touch $@
+
+$(DEVELOPING): $(INSTALLED)
+	@echo "Installing into $(VENV): what tests and checks need"
+	@$(INSTALL) '.[dev]' || { echo "make: the installation failed, see above" >&2; exit 2; }
 	@touch $@

@@ -2,7 +2,7 @@
 
 Horovod 0.28.1, its last release, does not compile against TensorFlow 2.16 and later. Its source distribution is
 fetched with pip, repaired and built once per combination of versions; the wheel is kept. Its version has a local part,
-as in 0.28.1+mnistdist.3, which tells it from Horovod as released.
+as in 0.28.1+mnistdist.4, which tells it from Horovod as released.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from mnist_dist.packages import TENSORFLOW, find_package
 
 VERSION = "0.28.1"
 SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
-PATCH_VERSION = 3  # Part of the wheel's key: raise it with every change to PATCHES_FILE or `build_environment`.
+PATCH_VERSION = 4  # Part of the wheel's key: raise it with every change to PATCHES_FILE or `build_environment`.
 LOCAL_VERSION = "mnistdist"
 PATCHES_FILE = Path(__file__).with_name("horovod_patches.yaml")
 
