@@ -3,6 +3,7 @@
 `auto` settings are decided here by pure functions of the device, and every decision carries its reason.
 """
 
+import gc
 import os
 import re
 import subprocess
@@ -62,6 +63,7 @@ def import_tensorflow() -> ModuleType:
     with tempfile.TemporaryFile() as notices:
         stderr = os.dup(2)
         os.dup2(notices.fileno(), 2)
+        gc.disable()  # A tenth of the import would be spent looking for garbage among thousands of modules.
         try:
             import keras  # noqa: F401 - its notices belong to the same moment.
             import tensorflow
@@ -73,6 +75,8 @@ def import_tensorflow() -> ModuleType:
             os.write(stderr, notices.read())
             raise
         finally:
+            gc.enable()
+            gc.freeze()  # The modules stay; later collections need not look at them.
             os.dup2(stderr, 2)
             os.close(stderr)
     return tensorflow

@@ -241,5 +241,8 @@ def _figure(width_inches: float, height_inches: float) -> "Figure":
 
 
 def _save(figure: "Figure", path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(DOTS_PER_INCH)
     with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
+        FigureCanvasAgg(figure).print_png(file)  # `savefig` would draw it twice.
