@@ -39,8 +39,9 @@ test: $(HOROVOD) $(DEVELOPING) ## run the tests; installs Slurm where it may, bu
 	@slurm/install_for_tests.sh
 	@$(BESIDE) -m "not thorough"
 
-test-all: test ## run the tests that take long, too
-	@$(BESIDE) -m thorough
+test-all: $(HOROVOD) $(DEVELOPING) ## run the tests that take long, too
+	@slurm/install_for_tests.sh
+	@$(BESIDE)
 
 test-fast: $(DEVELOPING) ## run the unit tests, in less than a minute
 	@$(BIN)/python -m pytest -m "not slow and not thorough" --numprocesses auto --dist loadfile --durations 3

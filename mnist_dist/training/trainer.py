@@ -347,7 +347,8 @@ def introduce(session: Session, peak_learning_rate: float) -> Iterator[str]:
     """Says what is about to run and what `auto` decided, with the reasons."""
     config, runtime, replicas = session.config, session.runtime, session.strategy.shard.num_replicas
     yield f"device     {runtime.device.kind}, {runtime.device.name}"
-    yield f"strategy   {config.runtime.strategy}, {replicas} replica{'s' if replicas > 1 else ''}"
+    shared = ", each with a share of the CPU's cores" if replicas > 1 and runtime.device.kind == "CPU" else ""
+    yield f"strategy   {config.runtime.strategy}, {replicas} replica{'s' if replicas > 1 else ''}{shared}"
     yield f"precision  {runtime.precision.value} ({runtime.precision.reason})"
     yield f"XLA        {runtime.xla.value} ({runtime.xla.reason})"
     yield f"resident   {session.resident.value} ({session.resident.reason})"

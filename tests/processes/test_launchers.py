@@ -30,8 +30,7 @@ def run_under(launcher: list[str], workdir: Path, data: Path, strategy: str) -> 
 def test_horovodrun(strategy: str, tmp_path: Path, odd_mnist: Path, start_once: StartRun) -> None:
     horovodrun = Path(sys.executable).parent / "horovodrun"
     output = run_under([sys.executable, str(horovodrun), "-np", "2", "--gloo"], tmp_path / "run", odd_mnist, strategy)
-    assert f"strategy   {'horovod' if strategy == 'auto' else strategy}, 2 replicas" in output, output
-    check(tmp_path / "run", start_once)
+    check(tmp_path / "run", output, strategy, start_once)
 
 
 @pytest.mark.parametrize(
@@ -55,11 +54,12 @@ def test_mpirun(strategy: str, package: str, tmp_path: Path, odd_mnist: Path, st
     else:
         launcher += ["bash", "-c", '"$0" "$@"; exit $?']
     output = run_under(launcher, tmp_path / "run", odd_mnist, strategy)
-    assert f"strategy   {'horovod' if strategy == 'auto' else strategy}, 2 replicas" in output, output
-    check(tmp_path / "run", start_once)
+    check(tmp_path / "run", output, strategy, start_once)
 
 
-def check(workdir: Path, start_once: StartRun) -> None:
+def check(workdir: Path, output: str, strategy: str, start_once: StartRun) -> None:
+    resolved = "horovod" if strategy == "auto" else strategy
+    assert f"strategy   {resolved}, 2 replicas, each with a share of the CPU's cores" in output, output
     expected = start_once("single on plain data", *SGD)
     assert_close(Run.weights_in(workdir), expected.weights, tolerance=1e-4)
 
