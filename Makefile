@@ -83,8 +83,8 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): TensorFlow and what belongs to it, a minute or two the first time"
 	@$(INSTALL) '.$(EXTRAS:%=[%])' \
 		|| { echo "make: the installation failed, see above; pip needs the network or a local index" >&2; exit 2; }
-	@$(BIN)/python -c 'import tensorflow' 2>/dev/null \
-		|| { echo "make: TensorFlow cannot be imported; $(BIN)/python -c 'import tensorflow' says why" >&2; exit 2; }
+	@$(BIN)/python -m mnist_dist.network.cpu.build \
+		|| { echo "make: TensorFlow was installed, but cannot be imported, see above" >&2; exit 2; }
 	@touch $@
 
 $(DEVELOPING): $(INSTALLED)

@@ -12,11 +12,13 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mnist_dist import cpuinfo
 from mnist_dist.errors import UserError
 from mnist_dist.files import atomic_path, user_folder
 
@@ -83,6 +85,7 @@ def build(level: str | None, folder: Path) -> Path:
         if library.exists():
             return library
         compiler = find_compiler()
+        print("Compiling kernels for this CPU, some seconds, once", file=sys.stderr, flush=True)
         root = tf.sysconfig.get_lib()
         target = [f"-march={level}"] if level else []
         try:
@@ -156,3 +159,11 @@ def _locked(folder: Path) -> Iterator[None]:
 def _first_error(output: str) -> str:
     lines = output.splitlines()
     return next((line for line in lines if "error" in line.lower()), lines[0] if lines else "no output")[:300]
+
+
+if __name__ == "__main__":  # By `make`, which need not fail where training will say why it goes without.
+    from mnist_dist.runtime import import_tensorflow
+
+    import_tensorflow()
+    with contextlib.suppress(KernelError):
+        load(cpuinfo.cpu_flags())

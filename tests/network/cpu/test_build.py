@@ -91,9 +91,17 @@ def test_processes_at_once_compile_once(cache: Path, compiler: Path, tmp_path: P
     calls = tmp_path / "calls"
     compiler.write_text(compiler.read_text().replace("exec", f"echo called >> {calls}\nexec"))
     with ThreadPoolExecutor() as pool:
-        outputs = list(pool.map(lambda _: python(LOAD).stdout, range(2)))
-    assert outputs == ["True\n"] * 2
+        done = list(pool.map(lambda _: python(LOAD), range(2)))
+    assert [each.stdout for each in done] == ["True\n"] * 2
+    assert "".join(each.stderr for each in done).count("Compiling kernels for this CPU") == 1, "who waits is told why"
     assert calls.read_text() == "called\n" and len(list(cache.glob("*.so"))) == 1
+
+
+@pytest.mark.slow
+def test_make_compiles_or_leaves_it_to_training_to_say_why_not(cache: Path) -> None:
+    program = "import runpy; runpy.run_module('mnist_dist.network.cpu.build', run_name='__main__')"
+    assert python(program, PATH="/nowhere", CXX="").returncode == 0 and not list(cache.glob("*.so"))
+    assert python(program).returncode == 0 and len(list(cache.glob("*.so"))) == 1
 
 
 @pytest.mark.slow
