@@ -171,7 +171,8 @@ def test_the_seed_decides_every_random_number(tf: ModuleType) -> None:
 
 def python(script: str, arguments: Sequence[str] = (), **environment: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
-    command = [sys.executable, "-c", script, *arguments]
+    faster = "import gc; gc.disable()"  # A third of the import of TensorFlow.
+    command = [sys.executable, "-c", f"{faster}\n{script}", *arguments]
     return subprocess.run(command, cwd=REPOSITORY, env=inherited | environment, capture_output=True, text=True)
 
 
