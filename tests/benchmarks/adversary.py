@@ -151,9 +151,15 @@ def _unhurried_step_seconds(machine: Machine, costs: Costs, devices: int, varian
 
 
 def runs_apart(
-    rng: np.random.Generator, machine: Machine, repeats: int, costs: Costs = Costs(), devices: int = 1, day: float = 1.0
+    rng: np.random.Generator,
+    machine: Machine,
+    repeats: int,
+    costs: Costs = Costs(),
+    devices: int = 1,
+    day: float = 1.0,
+    seconds: float = RUN_SECONDS,
 ) -> list[Record]:
-    """Returns the records of runs that were measured one after the other, of RUN_SECONDS each.
+    """Returns the records of runs that were measured one after the other, of so many seconds each.
 
     Args:
         day: the level of the day, by which everything takes longer.
@@ -161,13 +167,13 @@ def runs_apart(
     records = []
     for repeat in range(repeats):
         levels = day * machine.draw_level(rng) * (1 + machine.rank_level * rng.standard_normal(devices))
-        count = int(1.5 * RUN_SECONDS / (STEPS * costs.compute)) + 1
+        count = int(1.5 * seconds / (STEPS * costs.compute)) + 1
         nominal = costs.windows(machine, devices, FULL, count, levels, rng)
         nominal *= _warm_up(rng, machine, count)[:, None]
         nominal *= 1 + machine.drift * (repeat + np.arange(count)[:, None] / count) / repeats
         wall = machine.pass_time(nominal.max(axis=1), rng)
         nominal *= (wall / nominal.max(axis=1))[:, None]
-        kept = nominal[: np.searchsorted(np.cumsum(wall), RUN_SECONDS) + 1]
+        kept = nominal[: np.searchsorted(np.cumsum(wall), seconds) + 1]
         records.append(_record(case(devices), repeat, devices, kept.T, {}, None))
     return records
 
