@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -134,6 +135,9 @@ def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: st
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - it stays open until the process ends.
         return EXIT_BROKEN_PIPE
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and error.filename is None:  # As os.getcwd() says it.
+            print(f"{name}: error: the current folder was deleted; change to another one.", file=sys.stderr)
+            return EXIT_BAD_INPUT
         if error.errno not in REFUSED:
             raise
         if error.filename is None:
@@ -173,6 +177,8 @@ def _leave_out_of_account() -> None:
     That is backend, layout, types and limits of Keras, in variables and in ~/.keras/keras.json, the Keras of before,
     and style and backend of Matplotlib. Either library takes the null device for a file without settings.
     """
+    if os.environ.pop("PYTHONWARNINGS", None):  # With "error", libraries' advice to their users would be errors.
+        warnings.simplefilter("ignore")
     for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "TF_USE_LEGACY_KERAS", "MPLBACKEND"):
         os.environ.pop(name, None)
     os.environ |= {"KERAS_BACKEND": "tensorflow", "KERAS_HOME": os.devnull, "MATPLOTLIBRC": os.devnull}

@@ -62,14 +62,15 @@ def named_or_dated(path: Path | None, parent: str, name: str) -> Iterator[Path]:
         yield path
         return
     folder = first = Path(parent) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for number in itertools.count(2):
-        try:
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
+    try:
+        first.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(2):
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                break
             folder = first.with_name(f"{first.name}-{number}")
-        except OSError as error:
-            raise UserError(f"cannot make '{folder}': {error.strerror}; name a folder elsewhere.") from None
+    except OSError as error:
+        raise UserError(f"cannot make '{folder}': {_reason(error)}; name a folder elsewhere.") from None
     try:
         yield folder
     finally:
@@ -107,15 +108,20 @@ def writing(path: Path) -> Iterator[None]:
         if not isinstance(cause, OSError):
             raise
         raise UserError(
-            f"results: cannot write '{path}': {cause.strerror or cause}; free some space or name another folder."
+            f"results: cannot write '{path}': {_reason(cause)}; free some space or name another folder."
         ) from cause
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
-    reason = os.strerror(error.errno) if error.errno else str(error)
     return UserError(
-        f"workdir: cannot write '{path}': {reason}; free some space or name another folder with --workdir."
+        f"workdir: cannot write '{path}': {_reason(error)}; free some space or name another folder with --workdir."
     )
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, FileExistsError):  # So `mkdir` says it of a folder whose disk was purged, too.
+        return "a file, or a link that leads nowhere, has the name of a folder"
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def _umask() -> int:

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,19 @@ def test_who_reads_the_output_may_go_away(make_output: Callable[[], tuple[int, i
     assert process.returncode == 0 and (tmp_path / "done").exists()
 
 
+def test_a_current_folder_that_was_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run_command(make_parser(lambda _: len(str(Path("results").absolute()))), ["do"]) == 2
+    assert capsys.readouterr().err == "tool: error: the current folder was deleted; change to another one.\n"
+    missing = raising(FileNotFoundError(2, "No such file or directory", "needed"))
+    with pytest.raises(FileNotFoundError):  # Which no user can mend.
+        run_command(make_parser(missing), ["do"])
+
+
 HOSTILE = {
     "KERAS_MAX_EPOCHS": "1",
     "TF_USE_LEGACY_KERAS": "1",
@@ -146,14 +160,23 @@ HOSTILE = {
     "KERAS_HOME": "/somewhere",
     "MPLBACKEND": "Qt4Agg",
     "MATPLOTLIBRC": "/somewhere",
+    "PYTHONWARNINGS": "error",
 }
 
 
 def test_variables_for_other_programs_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in HOSTILE.items():
         monkeypatch.setenv(name, value)
-    assert run_command(make_parser(lambda _: 0), ["do"]) == 0
-    assert [os.environ.get(name) for name in HOSTILE] == [None, None, "tensorflow", os.devnull, None, os.devnull]
+
+    def command(_: Any) -> int:
+        warnings.warn("a library will change", DeprecationWarning, stacklevel=1)
+        return 0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # As Python begins with that variable.
+        assert run_command(make_parser(command), ["do"]) == 0
+    expected = [None, None, "tensorflow", os.devnull, None, os.devnull, None]
+    assert [os.environ.get(name) for name in HOSTILE] == expected
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import pytest
 
 from mnist_dist.files import atomic_path, atomic_write, named_or_dated, user_folder, write_json, write_text
 
+NO_FOLDER = "a file, or a link that leads nowhere, has the name of a folder"
+
 
 def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
@@ -92,10 +94,17 @@ def test_a_dated_folder_belongs_to_one_process(tmp_path: Path, monkeypatch: pyte
     assert names(tmp_path) == ["runs"] and names(tmp_path / "runs") == ["a-DATE-2"], "an empty folder stayed"
 
 
-def test_a_dated_folder_that_cannot_be_made(tmp_path: Path, user_error: Callable[..., str]) -> None:
-    (tmp_path / "runs").touch()
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("target", [None, "purged", "runs"])
+def test_a_dated_folder_that_cannot_be_made(target: str | None, tmp_path: Path, user_error: Callable[..., str]) -> None:
+    """A file has its parent's name, or a link to a folder that is gone, or to itself: no number would help."""
+    if target is None:
+        (tmp_path / "runs").touch()
+    else:
+        (tmp_path / "runs").symlink_to(target)
     line = user_error(named_or_dated(None, str(tmp_path / "runs"), "a").__enter__)
-    assert line.startswith(f"cannot make '{tmp_path}/runs/a-") and "Not a directory" in line
+    assert line.startswith(f"cannot make '{tmp_path}/runs/a-")
+    assert line.endswith(f": {NO_FOLDER}; name a folder elsewhere.")
 
 
 def test_a_share_that_refuses_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +162,10 @@ def test_a_folder_without_permission(tmp_path: Path, user_error: Callable[..., s
 
 def test_a_file_where_a_folder_should_be(tmp_path: Path, user_error: Callable[..., str]) -> None:
     (tmp_path / "file").write_text("content")
-    assert "File exists" in user_error(write_text, tmp_path / "file" / "text", "content")
+    (tmp_path / "link").symlink_to("purged")
+    for name in "file", "link":
+        line = user_error(write_text, tmp_path / name / "text", "content")
+        assert NO_FOLDER in line
     (tmp_path / "folder").mkdir()
     assert "Is a directory" in user_error(write_text, tmp_path / "folder", "content")
-    assert names(tmp_path) == ["file", "folder"]
+    assert names(tmp_path) == ["file", "folder", "link"]

@@ -57,8 +57,9 @@ def test_the_saved_model_is_the_one_that_was_tested(tf: ModuleType, tmp_path: Pa
     save_deliverables(config, few, trained, folder, said.append)
     assert load_model(tmp_path), "pictures that cannot be drawn cost the run its model"
     assert said == [
-        f"plots      not drawn (UserError: workdir: cannot write '{folder.plots / 'curves.png'}': File exists; free "
-        "some space or name another folder with --workdir.); the run goes on without them"
+        f"plots      not drawn (UserError: workdir: cannot write '{folder.plots / 'curves.png'}': a file, or a link "
+        "that leads nowhere, has the name of a folder; free some space or name another folder with --workdir.); the "
+        "run goes on without them"
     ]
     folder.plots.unlink()
     evaluation = save_deliverables(config, few, trained, folder, said.append)
