@@ -130,17 +130,17 @@ def _find_place(environment: Mapping[str, str]) -> Cluster:
 
 
 def _is_interactive(environment: Mapping[str, str]) -> bool:
-    """Whether this runs in the shell of `srun --pty`, the only task of its step that goes on.
+    """Whether this runs below the shell of `srun --pty`, the only task of its step that goes on, as in Jupyter there.
 
-    A step within has the same variable, but no terminal.
+    A step within has the same variables, but its tasks have no terminal.
     """
     if "SLURM_PTY_PORT" not in environment or environment.get("SLURM_PROCID") != "0":
         return False
     try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+        task = Path("/proc", environment.get("SLURM_TASK_PID", "self"), "stat").read_text()
     except OSError:
         return False
-    return True
+    return task.rpartition(")")[2].split()[4] != "0"  # The number of its terminal, see proc(5).
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:

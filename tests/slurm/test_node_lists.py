@@ -223,12 +223,14 @@ def test_the_shell_of_an_interactive_step_is_no_rank_but_a_step_within_has_ranks
 ) -> None:
     (tmp_path / "place.py").write_text(PLACE)
     python = f"{sys.executable} {tmp_path}/place.py"
-    shell = f"{python} >{tmp_path}/shell; srun --mpi=none --overlap --ntasks=2 {python} >{tmp_path}/step"
+    step = f"srun --mpi=none --overlap --ntasks=2 {python} >{tmp_path}/step"
+    shell = f"{python} >{tmp_path}/shell; setsid --wait {python} >{tmp_path}/notebook; {step}"
     # The other task of the step ends at once, as the shell of one without a terminal does.
     shell = f"[ $SLURM_PROCID = 0 ] || exit 0; {shell}"
     step = shlex.join(["srun", "--mpi=none", "--nodes=1", "--ntasks=2", "--pty", "bash", "-c", shell])
     slurm.run("script", "--quiet", "--return", "--command", step, "/dev/null", env={"PYTHONPATH": str(ROOT)})
-    assert json.loads((tmp_path / "shell").read_text())["launcher"] == "none"
+    for name in "shell", "notebook":  # The latter has no terminal of its own.
+        assert json.loads((tmp_path / name).read_text())["launcher"] == "none", name
     ranks = [json.loads(line) for line in (tmp_path / "step").read_text().splitlines()]
     assert sorted((place["launcher"], place["rank"], place["size"]) for place in ranks) == [
         ("srun", 0, 2),
