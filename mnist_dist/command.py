@@ -135,8 +135,11 @@ def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: st
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - it stays open until the process ends.
         return EXIT_BROKEN_PIPE
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and error.filename is None:  # As os.getcwd() says it.
-            print(f"{name}: error: the current folder was deleted; change to another one.", file=sys.stderr)
+        if isinstance(error, FileNotFoundError) and error.filename is None:  # Of os.getcwd(), or of tempfile.
+            reason = "the current folder was deleted; change to another one"
+            if "temporary" in str(error):
+                reason = f"{without_middle(str(error.strerror))}; set TMPDIR to a folder that can be written"
+            print(f"{name}: error: {reason}.", file=sys.stderr)
             return EXIT_BAD_INPUT
         if error.errno not in REFUSED:
             raise

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -140,7 +141,7 @@ def test_who_reads_the_output_may_go_away(make_output: Callable[[], tuple[int, i
     assert process.returncode == 0 and (tmp_path / "done").exists()
 
 
-def test_a_current_folder_that_was_deleted(
+def test_a_current_folder_that_was_deleted_and_none_for_temporary_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "gone").mkdir()
@@ -148,6 +149,13 @@ def test_a_current_folder_that_was_deleted(
     (tmp_path / "gone").rmdir()
     assert run_command(make_parser(lambda _: len(str(Path("results").absolute()))), ["do"]) == 2
     assert capsys.readouterr().err == "tool: error: the current folder was deleted; change to another one.\n"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", None)  # It is looked for anew.
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/gone"])
+    assert run_command(make_parser(lambda _: len(tempfile.gettempdir())), ["do"]) == 2
+    assert capsys.readouterr().err == (
+        "tool: error: No usable temporary directory found in ['/gone']; set TMPDIR to a folder that can be written.\n"
+    )
     missing = raising(FileNotFoundError(2, "No such file or directory", "needed"))
     with pytest.raises(FileNotFoundError):  # Which no user can mend.
         run_command(make_parser(missing), ["do"])

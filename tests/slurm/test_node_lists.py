@@ -223,8 +223,8 @@ def test_the_shell_of_an_interactive_step_is_no_rank_but_a_step_within_has_ranks
 ) -> None:
     (tmp_path / "place.py").write_text(PLACE)
     python = f"{sys.executable} {tmp_path}/place.py"
-    step = f"srun --mpi=none --overlap --ntasks=2 {python} >{tmp_path}/step"
-    shell = f"{python} >{tmp_path}/shell; setsid --wait {python} >{tmp_path}/notebook; {step}"
+    within = f"srun --mpi=none --overlap --ntasks=2 {python} >{tmp_path}/step"
+    shell = f"{python} >{tmp_path}/shell; setsid --wait {python} >{tmp_path}/notebook; {within}"
     # The other task of the step ends at once, as the shell of one without a terminal does.
     shell = f"[ $SLURM_PROCID = 0 ] || exit 0; {shell}"
     step = shlex.join(["srun", "--mpi=none", "--nodes=1", "--ntasks=2", "--pty", "bash", "-c", shell])
