@@ -120,7 +120,7 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 
 def _reason(error: OSError) -> str:
     if isinstance(error, FileExistsError):  # So `mkdir` says it of a folder whose disk was purged, too.
-        return "a file, or a link that leads nowhere, has the name of a folder"
+        return "a file, or a link to nothing, is in the way"
     return os.strerror(error.errno) if error.errno else str(error)
 
 

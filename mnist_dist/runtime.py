@@ -70,9 +70,14 @@ def import_tensorflow() -> ModuleType:
 
             tensorflow.config.list_physical_devices()  # Says so when there is no GPU driver.
             tensorflow.get_logger().setLevel("ERROR")  # Warns of compiling when a process trains several times.
-        except BaseException:
+        except BaseException as error:
             notices.seek(0)
             os.write(stderr, notices.read())
+            if isinstance(error, ImportError):
+                raise UserError(
+                    f"TensorFlow or Keras cannot be imported: {one_line(str(error))}; see `mnist-dist doctor` for what "
+                    "is installed, `ulimit -v` for the memory that a process may take."
+                ) from error
             raise
         finally:
             gc.enable()

@@ -10,7 +10,7 @@ import pytest
 
 from mnist_dist.files import atomic_path, atomic_write, named_or_dated, user_folder, write_json, write_text
 
-NO_FOLDER = "a file, or a link that leads nowhere, has the name of a folder"
+NO_FOLDER = "a file, or a link to nothing, is in the way"
 
 
 def names(folder: Path) -> list[str]:

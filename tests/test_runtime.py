@@ -207,9 +207,12 @@ def test_a_failing_import_tells_why(tmp_path: Path) -> None:
     (tmp_path / "keras.py").write_text(
         "import os\nos.write(2, b'a library is missing\\n')\nraise ImportError('keras is broken')\n"
     )
-    done = python("from mnist_dist.runtime import import_tensorflow\nimport_tensorflow()", PYTHONPATH=str(tmp_path))
-    assert done.returncode == 1
-    assert done.stderr.startswith("a library is missing\n") and "ImportError: keras is broken" in done.stderr
+    train = ["train", "--workdir", str(tmp_path / "run")]
+    done = python("from mnist_dist.__main__ import run\nrun()", train, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    said, line = done.stderr.splitlines()
+    assert said == "a library is missing"
+    assert line.startswith("mnist-dist: error: TensorFlow or Keras cannot be imported: keras is broken; see `mnist")
 
 
 def test_tensorflow_is_imported_once(tf: ModuleType) -> None:

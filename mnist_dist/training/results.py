@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import mnist_dist
@@ -27,23 +28,30 @@ def save_deliverables(
 ) -> Evaluation:
     """Calibrates and saves model.keras, tests it on every test image, and draws the plots, or reports why it cannot."""
     images, labels = calibration_images(arrays)
-    temperature = fit_temperature(labels, predict(build_inference_model(config.model, model), images))
+    probabilities, temperature = predict(build_inference_model(config.model, model), images), 1.0
+    with _survived("warning    probabilities are not calibrated", report):  # SciPy may be broken.
+        temperature = fit_temperature(labels, probabilities)
     inference_model = build_inference_model(config.model, model, temperature)
     with atomic_path(folder.model_file) as file:
         inference_model.save(file)
     probabilities = predict(inference_model, arrays.test_images)
     evaluation = summarize(arrays.test_labels, probabilities)
-    try:
+    with _survived("plots      not drawn", report):  # Matplotlib meets fonts, caches and settings of the user's own.
         from mnist_dist.inference import plots
 
         plots.save_curves(folder.plots / "curves.png", read_rows(folder.metrics_file))
         plots.save_confusion_matrix(folder.plots / "confusion_matrix.png", evaluation.confusion)
         plots.save_samples(folder.plots / "samples.png", arrays.test_images, arrays.test_labels, probabilities)
-    except Exception as error:  # Matplotlib meets fonts, caches and settings of the user's own.
-        report(
-            f"plots      not drawn ({type(error).__name__}: {one_line(str(error), 200)}); the run goes on without them"
-        )
     return evaluation
+
+
+@contextlib.contextmanager
+def _survived(what: str, report: Callable[[str], None]) -> Iterator[None]:
+    """Reports an error instead of losing a trained model for it."""
+    try:
+        yield
+    except Exception as error:
+        report(f"{what} ({type(error).__name__}: {one_line(str(error))}); the run goes on")
 
 
 def library_versions() -> dict[str, str]:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,10 @@ def check_workdir(path: Path, config: Config, resume: bool) -> Workdir:
 
     Raises:
         UserError: the folder is something else, holds a run that was not asked to continue, or another
-            configuration's run.
+            configuration's run; or model.keras could not be written for the time.
     """
+    if (year := time.localtime().tm_year) < 1980:  # As on a board without a battery.
+        raise UserError(f"workdir: the clock says {year}, expected 1980 or later, as in a zip file; set the clock.")
     folder = Workdir(path)
     if not path.exists():
         return folder

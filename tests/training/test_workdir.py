@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +49,14 @@ def test_an_empty_folder_or_one_of_a_run_killed_at_its_start_is_fine(
         (tmp_path / name).touch()
     check_workdir(tmp_path, Config(), resume)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(content)
+
+
+def test_a_clock_that_no_zip_file_can_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_error: Callable[..., str]
+) -> None:
+    """Else Keras would say so after the last step, when it writes the model."""
+    monkeypatch.setattr("time.localtime", lambda: time.gmtime(0))
+    assert user_error(check_workdir, tmp_path / "run", Config(), False).startswith("workdir: the clock says 1970, exp")
 
 
 def test_a_file_is_not_a_folder(tmp_path: Path, user_error: Callable[..., str]) -> None:
