@@ -7,6 +7,7 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -178,8 +179,11 @@ def _leave_out_of_account() -> None:
     """Keeps what a user has set for other programs away from this one and from all that it starts.
 
     That is backend, layout, types and limits of Keras, in variables and in ~/.keras/keras.json, the Keras of before,
-    and style and backend of Matplotlib. Either library takes the null device for a file without settings.
+    style and backend of Matplotlib, errors instead of Python's warnings, and a parent's indifference to SIGCHLD. Either
+    library takes the null device for a file without settings.
     """
+    with contextlib.suppress(ValueError):  # In another thread. Where the signal is ignored, no child has an exit code.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if os.environ.pop("PYTHONWARNINGS", None):  # With "error", libraries' advice to their users would be errors.
         warnings.simplefilter("ignore")
     for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "TF_USE_LEGACY_KERAS", "MPLBACKEND"):

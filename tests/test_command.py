@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -185,6 +186,15 @@ def test_variables_for_other_programs_are_not_followed(monkeypatch: pytest.Monke
         assert run_command(make_parser(command), ["do"]) == 0
     expected = [None, None, "tensorflow", os.devnull, None, os.devnull, None]
     assert [os.environ.get(name) for name in HOSTILE] == expected
+
+
+def test_a_parent_that_ignored_the_end_of_its_children() -> None:
+    """As some daemons do; their programs inherit it, and Python then takes each child's code for 0."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert run_command(make_parser(lambda _: subprocess.run(["false"]).returncode), ["do"]) == 1
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 @pytest.mark.parametrize(

@@ -55,9 +55,10 @@ def _call(cluster: Cluster, deadline: float, timeout_seconds: float, gpu: str) -
             member = gate.admit(deadline - time.monotonic())
             if member is None:
                 names = ", ".join(f"rank {rank} ({cluster.hosts[rank]})" for rank in sorted(missing))
+                hint = " If srun has not started them, unset SLURM_STEP_NUM_TASKS." * (cluster.launcher == "srun")
                 strangers = f" {gate.turned_away} connections did not prove to be of this job." * (gate.turned_away > 0)
                 raise TrainingError(
-                    f"launch: {names} of {cluster.size} did not come within {timeout_seconds:g} s.{strangers}"
+                    f"launch: {names} of {cluster.size} did not come within {timeout_seconds:g} s.{strangers}{hint}"
                 )
             rank, connection = member
             stack.enter_context(connection)

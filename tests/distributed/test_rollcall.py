@@ -22,6 +22,12 @@ def test_all_ranks_come_and_learn_an_address_of_their_own_family() -> None:
         assert list(pool.map(lambda cluster: roll_call(cluster, 30), ranks)) == ["127.0.0.2", "127.0.0.1"]
 
 
+def test_the_shell_of_a_step_that_has_ended_is_told_what_to_unset() -> None:
+    with pytest.raises(TrainingError) as caught:
+        roll_call(Cluster(0, 2, 0, 2, ("n1",) * 2, free_port(4), "srun", ("127.0.0.1",) * 2), 0.2)
+    assert str(caught.value).endswith(" within 0.2 s. If srun has not started them, unset SLURM_STEP_NUM_TASKS.")
+
+
 @pytest.mark.parametrize(
     ("gpus", "shared"),
     [
