@@ -70,7 +70,7 @@ def named_or_dated(path: Path | None, parent: str, name: str) -> Iterator[Path]:
                 break
             folder = first.with_name(f"{first.name}-{number}")
     except OSError as error:
-        raise UserError(f"cannot make '{folder}': {_reason(error)}; name a folder elsewhere.") from None
+        raise UserError(f"cannot make '{folder}': {reason_of(error)}; name a folder elsewhere.") from None
     try:
         yield folder
     finally:
@@ -108,17 +108,18 @@ def writing(path: Path) -> Iterator[None]:
         if not isinstance(cause, OSError):
             raise
         raise UserError(
-            f"results: cannot write '{path}': {_reason(cause)}; free some space or name another folder."
+            f"results: cannot write '{path}': {reason_of(cause)}; free some space or name another folder."
         ) from cause
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
     return UserError(
-        f"workdir: cannot write '{path}': {_reason(error)}; free some space or name another folder with --workdir."
+        f"workdir: cannot write '{path}': {reason_of(error)}; free some space or name another folder with --workdir."
     )
 
 
-def _reason(error: OSError) -> str:
+def reason_of(error: OSError) -> str:
+    """Returns why something cannot be made or written."""
     if isinstance(error, FileExistsError):  # So `mkdir` says it of a folder whose disk was purged, too.
         return "a file, or a link to nothing, is in the way"
     return os.strerror(error.errno) if error.errno else str(error)

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mnist_dist.config import explain
 from mnist_dist.errors import TrainingError, UserError
-from mnist_dist.files import write_json
+from mnist_dist.files import reason_of, write_json
 from mnist_dist.slurm import scheduler
 from mnist_dist.slurm.study import Job, Request, report_command
 
@@ -79,9 +79,9 @@ def check_results(results: Path) -> None:
         token.write_text("")
         token.unlink()
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
         raise UserError(
-            f"--results: cannot write into '{results}': {reason}; expected a folder on a disk that all nodes share."
+            f"--results: cannot write into '{results}': {reason_of(error)}; expected a folder on a disk that all nodes "
+            "share."
         ) from None
     if record_file(results).exists():
         submitted = read_submitted(results)

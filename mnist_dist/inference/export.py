@@ -22,6 +22,7 @@ import numpy as np
 
 from mnist_dist.data.dataset import Arrays
 from mnist_dist.errors import UserError
+from mnist_dist.files import reason_of
 from mnist_dist.lazy import Lazy
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _workspace(path: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             yield Path(folder)
     except OSError as error:
-        raise _cannot_write(path, error.strerror or str(error)) from error
+        raise _cannot_write(path, reason_of(error)) from error
     except tf.errors.OpError as error:  # Its message: `{{node}} path; No space left on device [Op:SaveV2]`.
         raise _cannot_write(path, error.message.rpartition("; ")[2].partition(" [Op:")[0]) from error
 

@@ -71,14 +71,18 @@ def test_nothing_is_submitted(slurm: Cluster, tmp_path: Path, arguments: tuple[s
     assert not (tmp_path / "study" / "slurm.json").exists()
 
 
-def test_a_results_folder_that_cannot_be_written(slurm: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"), [("file/study", "Not a directory"), ("link", "a file, or a link to nothing, is in the way")]
+)
+def test_a_results_folder_that_cannot_be_written(slurm: Cluster, tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("purged")
     before = known_jobs(slurm)
-    done = scaling(slurm, tmp_path / "file" / "study", *CORES)
+    done = scaling(slurm, tmp_path / name, *CORES)
     assert done.returncode == 2
     assert done.stderr == (
-        f"mnist-dist: error: --results: cannot write into '{tmp_path}/file/study': Not a directory; expected a folder "
-        "on a disk that all nodes share.\n"
+        f"mnist-dist: error: --results: cannot write into '{tmp_path}/{name}': {reason}; expected a folder on a disk "
+        "that all nodes share.\n"
     )
     assert known_jobs(slurm) == before
 
