@@ -29,7 +29,7 @@ COMPUTING = {
     "memory": 40.0,
     "all_reduce": 60.0,
     "horovod": 40.0,
-    "largest_batch": 60.0,
+    "batch": 60.0,
 }
 TRAINING_SECONDS = 60.0
 KILLED_SECONDS = 5.0  # For a killed process to end; one that waits for a driver may never.
