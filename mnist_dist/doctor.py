@@ -129,16 +129,16 @@ def check_training() -> Iterator[Finding]:
     from mnist_dist.distributed.strategies.single import Single
     from mnist_dist.network.model import build_model
     from mnist_dist.network.optimizers import build_optimizer
-    from mnist_dist.runtime import decide_precision, find_device
+    from mnist_dist.runtime import decide_precision, decide_xla, find_device
     from mnist_dist.training.steps import make_train_steps
 
-    config, arrays = parse_config({}), load_arrays(DataConfig())
-    precision = decide_precision("auto", find_device()).value
+    config, arrays, device = parse_config({}), load_arrays(DataConfig()), find_device()
+    precision, xla = decide_precision("auto", device).value, decide_xla("auto", device).value == "on"
     model = build_model(config.model, precision=precision)
     optimizer = build_optimizer(
         config.optimizer, np.full(3, 1e-3, np.float32), loss_scaling=precision == "mixed_float16"
     )
-    train_steps = make_train_steps(model, optimizer, Single(), batch_size=64)
+    train_steps = make_train_steps(model, optimizer, Single(), batch_size=64, xla=xla)
     dataset = make_train_dataset(arrays.train_images, arrays.train_labels, batch_size=64, seed=0)
     losses = train_steps(iter(dataset), 3).numpy()[:, 0]
     finite = bool(np.isfinite(losses).all())

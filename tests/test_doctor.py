@@ -12,8 +12,9 @@ from types import ModuleType
 import pytest
 
 import mnist_dist
-from mnist_dist import doctor
+from mnist_dist import doctor, runtime
 from mnist_dist.doctor import ABSENT, BROKEN, OK, Finding
+from mnist_dist.training import steps
 
 PACKAGE = Path(mnist_dist.__file__).parent
 
@@ -37,6 +38,17 @@ def test_this_machine_can_train(tf: ModuleType, capsys: pytest.CaptureFixture[st
     assert re.fullmatch(r"auto picks (on|off): .+", findings["XLA"])
     losses = re.fullmatch(r"three steps in \w+, loss (\d+\.\d\d) to (\d+\.\d\d)", findings["training"])
     assert losses and 0 < float(losses[2]) < 10
+
+
+def test_where_training_takes_xla_the_doctor_tries_it(tf: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that ptxas and libdevice, of which XLA makes use on a GPU, are missed here and not in the first training."""
+    options: list[dict[str, object]] = []
+    monkeypatch.setattr(runtime, "decide_xla", lambda *_: runtime.Decision("on", "it is a GPU"))
+    monkeypatch.setattr(
+        steps, "make_train_steps", lambda *_, **given: options.append(given) or (lambda *_: tf.ones([3, 2]))
+    )
+    (finding,) = doctor.check_training()
+    assert finding.status == OK and options[0]["xla"]
 
 
 def test_one_broken_part_is_named_and_the_others_are_still_checked(
