@@ -51,10 +51,11 @@ class Training:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.model = build_model(self.config, precision=self.precision, seed=1)
         rates = np.full(1000, RATE, np.float32)
-        self.optimizer = build_optimizer(self.optimizer_config, rates, loss_scaling=self.loss_scaling)
-        self.optimizer.build(self.model.trainable_variables)
+        with self.strategy.scope():
+            self.model = build_model(self.config, precision=self.precision, seed=1)
+            self.optimizer = build_optimizer(self.optimizer_config, rates, loss_scaling=self.loss_scaling)
+            self.optimizer.build(self.model.trainable_variables)
         self.steps = make_train_steps(
             self.model,
             self.optimizer,
@@ -174,7 +175,10 @@ ADAMW = OptimizerConfig(name="adamw", weight_decay=0.1)
 
 
 def operations_of_a_step(training: Training, tf: ModuleType) -> Counter[str]:
-    """Counts, by the graph, what the loop runs in each step; a function that XLA compiles is one operation."""
+    """Counts, by the graph, what the loop runs in each step; a function that XLA compiles is one operation.
+
+    What depends on constants alone is computed once, when TensorFlow optimizes the graph.
+    """
     traced = tf.function(lambda: training.steps(training.batches, 3), autograph=False).get_concrete_function()
     graph = traced.graph.as_graph_def()
     library = {function.signature.name: function for function in graph.library.function}
@@ -184,12 +188,26 @@ def operations_of_a_step(training: Training, tf: ModuleType) -> Counter[str]:
             for attribute in node.attr.values():
                 yield from (each.name for each in (attribute.func, *attribute.list.func) if each.name in library)
 
+    def varying(nodes: Any) -> list[Any]:
+        left, constant = list(nodes), {node.name for node in nodes if node.op == "Const"}
+        while True:
+            rest = [
+                node
+                for node in left
+                if node.name not in constant
+                and not (node.input and all(name.partition(":")[0] in constant for name in node.input))
+            ]
+            if len(rest) == len(left):
+                return rest
+            constant |= {node.name for node in left} - {node.name for node in rest}
+            left = rest
+
     def is_compiled(name: str) -> bool:
         return library[name].attr["_XlaMustCompile"].b
 
     def count(nodes: Any) -> Counter[str]:
         found: Counter[str] = Counter()
-        for node in nodes:
+        for node in varying(nodes):
             called = list(functions_in([node]))
             if called and all(map(is_compiled, called)):
                 found["compiled"] += 1
