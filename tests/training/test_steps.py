@@ -252,6 +252,63 @@ def test_xla_compiles_all_of_a_step_but_the_all_reduce(
     assert operations["AddV2"] == 2, "more than the counters of the loop"
 
 
+def without_gpu_kernel(function: Any) -> set[str]:
+    """Returns the operations of a function for which the installed TensorFlow has no kernel for GPUs of these types."""
+    from tensorflow.python.framework.kernels import get_registered_kernels_for_op
+
+    registered = functools.cache(lambda name: get_registered_kernels_for_op(name).kernel)
+
+    def fits(node: Any, kernel: Any) -> bool:
+        def types(name: str) -> set[int]:
+            attribute = node.attr[name]
+            return set(attribute.list.type) or {attribute.type}
+
+        on_gpu = kernel.device_type in ("GPU", "DEFAULT")
+        return on_gpu and all(types(each.name) <= set(each.allowed_values.list.type) for each in kernel.constraint)
+
+    graph = function.get_concrete_function().graph.as_graph_def()
+    library = {each.signature.name: each for each in graph.library.function}
+    nodes = [*graph.node]
+    for each in library.values():  # XLA compiles the others.
+        nodes += [] if each.attr["_XlaMustCompile"].b else each.node_def
+    return {
+        node.op
+        for node in nodes
+        if node.op not in library and not any(fits(node, kernel) for kernel in registered(node.op))
+    }
+
+
+@pytest.mark.parametrize(
+    ("precision", "xla", "resident"),
+    [("mixed_bfloat16", True, True), ("float32", True, False), ("mixed_float16", False, True)],
+)
+def test_a_gpu_has_a_kernel_for_all_that_a_step_runs(
+    arrays: Arrays, tf: ModuleType, precision: str, xla: bool, resident: bool
+) -> None:
+    """Also for its variables, of which the images and the counters are integers: else they would live on the host."""
+    if not tf.test.is_built_with_cuda():
+        pytest.skip("this TensorFlow knows no CUDA")
+    training = Training(
+        arrays,
+        config=ModelConfig(filters=(3, 4), dense_units=6, dropout=0.5, batch_norm=True),
+        optimizer_config=ADAMW,
+        precision=precision,
+        loss_scaling=precision == "mixed_float16",
+        resident=resident,
+        options={"xla": xla, "label_smoothing": 0.1},
+    )
+    steps = tf.function(lambda: training.steps(training.batches, 3), autograph=False)
+    assert not without_gpu_kernel(steps)
+    kinds = {variable.dtype.base_dtype for variable in steps.get_concrete_function().graph.variables}
+    assert tf.float32 in kinds and tf.int64 in kinds and (tf.uint8 in kinds) == resident
+
+    def make_variables(*kinds: Any) -> Any:
+        return tf.function(lambda: [tf.raw_ops.VarHandleOp(dtype=kind, shape=[]) for kind in kinds], autograph=False)
+
+    assert not without_gpu_kernel(make_variables(*kinds))
+    assert without_gpu_kernel(make_variables(tf.float32, tf.int32)) == {"VarHandleOp"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("replicas", "accumulation_steps"),
