@@ -7,6 +7,7 @@ import pytest
 
 from mnist_dist.benchmarks.records.environment import find_hardware
 from mnist_dist.benchmarks.report.findings import describe_hardware
+from mnist_dist.config import RuntimeConfig
 from mnist_dist.cpuinfo import thread_siblings
 from mnist_dist.distributed import launch
 from mnist_dist.distributed.cluster import Cluster
@@ -63,3 +64,20 @@ def test_ranks_are_bound_near_their_gpus_unless_slurm_has_bound_them(
     for rank in range(2):
         bind_cores(Cluster(rank, 2, rank, 2, ("n1", "n1"), launcher="srun"))
     assert found == bound
+
+
+def test_a_rank_tells_which_gpu_it_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The roll call compares them."""
+    told: list[str] = []
+
+    def hear(cluster: Cluster, seconds: float, gpu: str) -> str:
+        told.append(gpu)
+        return "127.0.0.1"
+
+    monkeypatch.setattr(launch, "bind_cores", lambda cluster: None)
+    monkeypatch.setattr(launch, "roll_call", hear)
+    monkeypatch.setattr(launch, "own_gpu", lambda local_rank: f"GPU-{local_rank}")
+    with launch.join_ranks(
+        Cluster(3, 4, 1, 2, ("n1", "n1", "n2", "n2"), launcher="srun"), RuntimeConfig(strategy="multiworker")
+    ):
+        assert told == ["GPU-1"]
