@@ -15,6 +15,11 @@ if [ "$HOME" = / ] || [ "$HOME" = "$PWD" ] || [ ! -w "$HOME" ]; then
     # The same each time, for what is cached there, and since a TMPDIR of the host keeps it; but nobody else's.
     HOME=$TMPDIR/home-$(id -u)
     mkdir -m 700 "$HOME" 2>/dev/null || { [ -O "$HOME" ] && [ ! -L "$HOME" ]; } || HOME=/
+    # What the driver compiles of TensorFlow's kernels, for GPUs such as the H100, outlives this container.
+    if [ "${NVIDIA_VISIBLE_DEVICES-}" ] && [ ! "${CUDA_CACHE_PATH-}" ] && [ -w . ]; then
+        export CUDA_CACHE_PATH="$PWD/.cache/cuda"
+        mkdir -p "$CUDA_CACHE_PATH"
+    fi
 fi
 export HOME TMPDIR
 

@@ -26,6 +26,7 @@ case $ENGINE in
         ;;
 esac
 if [[ ${1-} = gpu ]]; then
+    options+=(--ulimit memlock=-1)
     [[ $ENGINE = docker ]] && options+=(--gpus all)
     [[ $ENGINE = podman ]] && options+=(--device nvidia.com/gpu=all)
 fi

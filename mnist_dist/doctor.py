@@ -12,6 +12,7 @@ from typing import Any
 
 from mnist_dist import __version__
 from mnist_dist.errors import UserError
+from mnist_dist.gpus import open_nvml
 from mnist_dist.packages import TENSORFLOW, find_package
 from mnist_dist.strategies import STRATEGIES
 
@@ -79,11 +80,13 @@ def check_devices() -> Iterator[Finding]:
     usable = len(os.sched_getaffinity(0))
     yield Finding("CPU", OK, f"{cpu_name()}, {usable} of {os.cpu_count()} cores usable by this process")
     gpus, cudnn = tf.config.list_physical_devices("GPU"), find_package("nvidia-cudnn-cu12")
+    with open_nvml() as nvml:
+        driver_cuda = nvml.ask("SystemGetCudaDriverVersion_v2") if nvml else None
     for index, gpu in enumerate(gpus):
         details = tf.config.experimental.get_device_details(gpu)
         capability = details.get("compute_capability", ())
         shown = f"{details.get('device_name', gpu.name)}, compute capability {'.'.join(map(str, capability))}"
-        problem = outdated_gpu(capability, tf.sysconfig.get_build_info(), (cudnn or ("", None))[1])
+        problem = outdated_gpu(capability, tf.sysconfig.get_build_info(), (cudnn or ("", None))[1], driver_cuda)
         yield Finding(f"GPU:{index}", BROKEN if problem else OK, f"{shown}: {problem}" if problem else shown)
     if not gpus:
         problem = why_no_gpu()
@@ -98,14 +101,30 @@ def check_devices() -> Iterator[Finding]:
     yield Finding("ranks", OK, explain_ranks(len(gpus), usable))
 
 
-def outdated_gpu(capability: tuple[int, ...], build: Mapping[str, Any], cudnn: str | None) -> str | None:
-    """Says why a GPU is too old for TensorFlow, whose build names capabilities as in sm_60, or for cuDNN's version."""
-    oldest = min((int(name.partition("_")[2]) for name in build.get("cuda_compute_capabilities", ())), default=0)
-    if capability and 10 * capability[0] + capability[1] < oldest:
-        return f"TensorFlow's kernels begin at {oldest / 10}"
+def outdated_gpu(
+    capability: tuple[int, ...], build: Mapping[str, Any], cudnn: str | None, driver_cuda: int | None = None
+) -> str | None:
+    """Says why a GPU is too old for TensorFlow or cuDNN, or its driver too old to compile TensorFlow's kernels for it.
+
+    Args:
+        build: names capabilities as in sm_60, for which there are kernels, and compute_90, for which there is also PTX.
+        cudnn: its version.
+        driver_cuda: of the driver, such as 12050 for 12.5.
+    """
+    kernels = {name: int(name.partition("_")[2]) for name in build.get("cuda_compute_capabilities", ())}
+    own = 10 * capability[0] + capability[1] if capability else 0
+    if own and own < min(kernels.values(), default=0):
+        return f"TensorFlow's kernels begin at {min(kernels.values()) / 10}"
     # https://docs.nvidia.com/deeplearning/cudnn/backend/v9.11.0/release-notes.html
     if cudnn and () < capability < (7, 5) and tuple(map(int, cudnn.split(".")[:2])) >= (9, 11):
         return f"cuDNN {cudnn} begins at 7.5; `pip install 'nvidia-cudnn-cu12<9.11'`"
+    # A driver compiles PTX of its own CUDA at most: https://docs.nvidia.com/cuda/parallel-thread-execution/#release-notes
+    major, minor = map(int, build.get("cuda_version", "0.0").split(".")[:2])
+    is_compiled = own > max((number for name, number in kernels.items() if name.startswith("sm_")), default=own)
+    if is_compiled and driver_cuda and driver_cuda < 1000 * major + 10 * minor:
+        of_driver = f"{driver_cuda // 1000}.{driver_cuda % 1000 // 10}"
+        needs = f"its driver has to compile TensorFlow's kernels, which takes one for CUDA {major}.{minor}"
+        return f"{needs}, and this one is for {of_driver}; renew it"
     return None
 
 
@@ -129,16 +148,16 @@ def check_training() -> Iterator[Finding]:
     from mnist_dist.distributed.strategies.single import Single
     from mnist_dist.network.model import build_model
     from mnist_dist.network.optimizers import build_optimizer
-    from mnist_dist.runtime import decide_precision, find_device
+    from mnist_dist.runtime import decide_precision, decide_xla, find_device
     from mnist_dist.training.steps import make_train_steps
 
-    config, arrays = parse_config({}), load_arrays(DataConfig())
-    precision = decide_precision("auto", find_device()).value
+    config, arrays, device = parse_config({}), load_arrays(DataConfig()), find_device()
+    precision, xla = decide_precision("auto", device).value, decide_xla("auto", device).value == "on"
     model = build_model(config.model, precision=precision)
     optimizer = build_optimizer(
         config.optimizer, np.full(3, 1e-3, np.float32), loss_scaling=precision == "mixed_float16"
     )
-    train_steps = make_train_steps(model, optimizer, Single(), batch_size=64)
+    train_steps = make_train_steps(model, optimizer, Single(), batch_size=64, xla=xla)
     dataset = make_train_dataset(arrays.train_images, arrays.train_labels, batch_size=64, seed=0)
     losses = train_steps(iter(dataset), 3).numpy()[:, 0]
     finite = bool(np.isfinite(losses).all())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 DEVICES = Path("/dev")
+CORE_BITS = 4096  # Of the driver's answer.
 # What holds a clock down at the moment, as bits of nvmlClocksThrottleReason...
 THROTTLE_REASONS = {"power": 0x04, "hardware slowdown": 0x08, "temperature": 0x60, "power brake": 0x80}
 
@@ -49,6 +50,11 @@ class Nvml:
         """Returns how many errors of its memory could not be corrected since the driver was loaded."""
         kind = ("NVML_MEMORY_ERROR_TYPE_UNCORRECTED", "NVML_VOLATILE_ECC")
         return self.ask("DeviceGetTotalEccErrors", handle, *kind)
+
+    def near_cores(self, handle: Any) -> frozenset[int]:
+        """Returns the host's cores on the GPU's NUMA node; nothing where the driver does not tell."""
+        words = self.ask("DeviceGetCpuAffinity", handle, CORE_BITS // 64) or ()
+        return frozenset(core for core in range(64 * len(words)) if words[core // 64] >> core % 64 & 1)
 
     def troubles(self, handle: Any) -> Iterator[str]:
         """Says what is wrong with a GPU before anything runs on it; that power limits its clock under load is not."""
@@ -127,6 +133,12 @@ def own_gpu(local_rank: int) -> str:
     """Returns the UUID of the GPU that a rank will take, as `runtime.choose_gpus` has it; "" where it is not known."""
     uuids = driver_gpus()
     return uuids[local_rank % len(uuids)] if uuids else ""
+
+
+def cores_near_gpus() -> list[frozenset[int]]:
+    """Returns `Nvml.near_cores` of each GPU, in the order in which ranks take them."""
+    with open_nvml() as nvml:
+        return [nvml.near_cores(handle) for handle in nvml.handles] if nvml else []
 
 
 def _opens(device: Path) -> bool:

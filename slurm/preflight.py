@@ -27,7 +27,7 @@ from mnist_dist.distributed.cluster import Cluster, find_cluster
 from mnist_dist.distributed.membership import Gate, connect
 from mnist_dist.errors import EXIT_FAILED, UserError
 from mnist_dist.gpu_doctor.libraries import try_libraries
-from mnist_dist.gpus import open_nvml
+from mnist_dist.gpus import Nvml, open_nvml
 from mnist_dist.packages import TENSORFLOW, find_package
 
 JOIN_SECONDS = 60.0  # For all ranks to start: a shared disk may be slow to deliver Python to many nodes.
@@ -136,12 +136,25 @@ def gpu_troubles(cluster: Cluster, environment: Mapping[str, str]) -> Iterator[s
     with open_nvml(environment) as nvml:
         if nvml is None or not nvml.handles:
             return
+        say_far_cores(cluster, nvml)
         for handle in nvml.handles:
             yield from (f"{here}: {nvml.ask('DeviceGetUUID', handle)}: {each}" for each in nvml.troubles(handle))
     if cluster.local_rank == 0:
         closed = [name for name, (opens, _) in try_libraries(LIBRARY_SECONDS).items() if not opens]
         if closed:
             yield f"{here}: {', '.join(closed)} cannot be opened; `pip install 'mnist-dist[gpu]'` has CUDA's libraries"
+
+
+def say_far_cores(cluster: Cluster, nvml: Nvml) -> None:
+    """Says where this rank may use no core near its GPU: a run works all the same, and its site decides of cores."""
+    handle = nvml.handles[cluster.local_rank % len(nvml.handles)]
+    near, mine = nvml.near_cores(handle), os.sched_getaffinity(0)
+    if near and not near & mine:
+        print(
+            f"pre-flight: note: {place_of(cluster, cluster.rank)} is bound to the cores {ranges(sorted(mine))}, far "
+            f"from its GPU {nvml.ask('DeviceGetUUID', handle)}, near which are {ranges(sorted(near))}; see --cpu-bind",
+            file=sys.stderr,
+        )
 
 
 def versions() -> dict[str, str]:

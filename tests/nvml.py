@@ -6,7 +6,7 @@ GPU i of two, or of GPUS, idles with 100 (i + 1) W, counts its energy, and is bu
 host's memory and is held down by its temperature; GPU 0 now and then by its power, as its counter says. Variables of
 the environment: BROKEN: it does not start. FORBID: names of functions that this user may not call, of GPU 0 with OF0.
 LOST: GPU 0 is. MIG: GPU 0 is divided into two parts. HEALTHY: no errors of memory, and nothing holds a clock down.
-CAPABILITY: its major number.
+CAPABILITY: its major number. NEAR: GPU 0 is near core 70 only, GPU 1 near the cores 0 and 1.
 """
 
 import os
@@ -87,6 +87,12 @@ int nvmlDeviceGetTotalEccErrors(int *gpu, int type, int counter, u64 *count) {
 }
 int nvmlDeviceGetEccMode(int *gpu, unsigned *now, unsigned *next) { MAY(*gpu); *now = *next = 1; return 0; }
 int nvmlDeviceGetPciInfo_v3(int *gpu, char *info) { MAY(*gpu); return text(info + 36, "00000000:0%d:00.0", *gpu + 1); }
+int nvmlDeviceGetCpuAffinity(int *gpu, unsigned words, unsigned long *bits) {
+    MAY(*gpu);
+    memset(bits, 0, 8 * words);
+    bits[*gpu == 0] = *gpu ? 3 : 1UL << 6;
+    return getenv("NEAR") ? 0 : 3;
+}
 int nvmlDeviceGetMigMode(int *gpu, unsigned *now, unsigned *next) {
     *now = *next = getenv("MIG") && *gpu == 0;
     return *gpu < 10 ? 0 : 2;

@@ -12,8 +12,9 @@ from types import ModuleType
 import pytest
 
 import mnist_dist
-from mnist_dist import doctor
+from mnist_dist import doctor, runtime
 from mnist_dist.doctor import ABSENT, BROKEN, OK, Finding
+from mnist_dist.training import steps
 
 PACKAGE = Path(mnist_dist.__file__).parent
 
@@ -37,6 +38,17 @@ def test_this_machine_can_train(tf: ModuleType, capsys: pytest.CaptureFixture[st
     assert re.fullmatch(r"auto picks (on|off): .+", findings["XLA"])
     losses = re.fullmatch(r"three steps in \w+, loss (\d+\.\d\d) to (\d+\.\d\d)", findings["training"])
     assert losses and 0 < float(losses[2]) < 10
+
+
+def test_where_training_takes_xla_the_doctor_tries_it(tf: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that ptxas and libdevice, of which XLA makes use on a GPU, are missed here and not in the first training."""
+    options: list[dict[str, object]] = []
+    monkeypatch.setattr(runtime, "decide_xla", lambda *_: runtime.Decision("on", "it is a GPU"))
+    monkeypatch.setattr(
+        steps, "make_train_steps", lambda *_, **given: options.append(given) or (lambda *_: tf.ones([3, 2]))
+    )
+    (finding,) = doctor.check_training()
+    assert finding.status == OK and options[0]["xla"]
 
 
 def test_one_broken_part_is_named_and_the_others_are_still_checked(
@@ -78,7 +90,11 @@ def test_slurm(script: str | None, status: str, detail: str, tmp_path: Path, mon
     assert list(doctor.check_slurm()) == [Finding("Slurm", status, detail)]
 
 
-BUILD = {"cuda_compute_capabilities": ["sm_60", "sm_70", "sm_80", "sm_89", "compute_90"]}
+BUILD = {
+    "cuda_compute_capabilities": ["sm_60", "sm_70", "sm_80", "sm_89", "compute_90"],
+    "cuda_version": "12.5.1",
+}
+OLD_DRIVER = "its driver has to compile TensorFlow's kernels, which takes one for CUDA 12.5, and this one is for 12.2; "
 
 
 @pytest.mark.parametrize(
@@ -98,9 +114,25 @@ def test_gpus_that_are_too_old(capability: tuple[int, ...], cudnn: str | None, p
     assert doctor.outdated_gpu(capability, BUILD, cudnn) == problem
 
 
+@pytest.mark.parametrize(
+    ("capability", "driver_cuda", "problem"),
+    [
+        ((9, 0), 12020, OLD_DRIVER + "renew it"),
+        ((9, 0), 12050, None),
+        ((12, 0), 13000, None),
+        ((8, 9), 12020, None),  # There are kernels for it.
+        ((9, 0), None, None),
+        ((), 12020, None),
+    ],
+)
+def test_drivers_that_are_too_old(capability: tuple[int, ...], driver_cuda: int | None, problem: str | None) -> None:
+    assert doctor.outdated_gpu(capability, BUILD, None, driver_cuda) == problem
+
+
 def test_the_installed_tensorflow_says_for_which_gpus_it_is_built(tf: ModuleType) -> None:
     build = tf.sysconfig.get_build_info()
     assert doctor.outdated_gpu((1, 0), build, None) or not build["is_cuda_build"]
+    assert doctor.outdated_gpu((99, 0), build, None, 11000) or not build["is_cuda_build"]
 
 
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, small_disk: Path) -> None:

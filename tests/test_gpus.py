@@ -54,6 +54,19 @@ def test_the_drivers_gpus(driver: Path, variables: dict[str, str], expected: lis
     assert done.stdout.strip() == repr(expected)
 
 
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [({}, [set(), set()]), ({"NEAR": "1"}, [{70}, {0, 1}]), ({"NEAR": "1", "CUDA_VISIBLE_DEVICES": "1"}, [{0, 1}])],
+)
+def test_cores_near_gpus(driver: Path, variables: dict[str, str], expected: list[set[int]]) -> None:
+    """So many that they do not fit into one word of the driver's."""
+    command = [sys.executable, "-c", "from mnist_dist.gpus import cores_near_gpus; print(cores_near_gpus())"]
+    done = subprocess.run(
+        command, env=nvml.environment(driver, **variables), check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == repr([frozenset(each) for each in expected])
+
+
 def test_without_nvml_devices_count_that_can_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that has asked for no GPU sees the files, and may not open them."""
     monkeypatch.setattr(gpus, "DEVICES", tmp_path)

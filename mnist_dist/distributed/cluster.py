@@ -323,6 +323,24 @@ def cores_of(
     return [core for core in cores if physical[core] in parts[first : max(last, first + 1)]]
 
 
+def cores_near(
+    local_rank: int, local_size: int, cores: Sequence[int], near: Sequence[frozenset[int]]
+) -> tuple[int, int, Sequence[int]]:
+    """Returns a rank's place among how many that share which of a host's cores: those near its GPU (NUMA).
+
+    All share all where GPUs are fewer than ranks, or some rank would get no core, or those near another's GPU as well.
+
+    Args:
+        near: of each GPU that ranks take, in their order, the cores near it.
+    """
+    parts = [frozenset(cores) & each for each in near[:local_size]]
+    is_apart = sum(map(len, set(parts))) == len(frozenset().union(*parts))
+    if len(parts) < local_size or not is_apart or any(len(part) < parts.count(part) for part in parts):
+        return local_rank, local_size, cores
+    mine = parts[local_rank]
+    return parts[:local_rank].count(mine), parts.count(mine), sorted(mine)
+
+
 def shared_cores(
     local_size: int, cores: Sequence[int], siblings: Callable[[int], Sequence[int]] = thread_siblings
 ) -> str | None:

@@ -20,13 +20,13 @@ from typing import IO
 
 from mnist_dist.command import EXIT_INTERRUPTED
 from mnist_dist.config import RuntimeConfig
-from mnist_dist.distributed.cluster import Cluster, cores_of, free_port, shared_cores
+from mnist_dist.distributed.cluster import Cluster, cores_near, cores_of, free_port, shared_cores
 from mnist_dist.distributed.membership import make_secret
 from mnist_dist.distributed.preemption import SIGNALS, catchable
 from mnist_dist.distributed.rollcall import roll_call
 from mnist_dist.distributed.watchdog import EXIT_LOST_RANKS, HEARTBEAT_VARIABLE
 from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, TrainingError
-from mnist_dist.gpus import own_gpu
+from mnist_dist.gpus import cores_near_gpus, own_gpu
 from mnist_dist.strategies import STRATEGIES
 
 GRACE_SECONDS = 2.0  # For the survivors of a dead rank to print their own view, before they are killed.
@@ -75,7 +75,10 @@ def join_ranks(cluster: Cluster, config: RuntimeConfig) -> Iterator[None]:
 
 
 def bind_cores(cluster: Cluster) -> None:
-    """Binds this process to its share of the cores it may use, unless the launcher has bound it already."""
+    """Binds this process to its share of the cores it may use, unless the launcher has bound it already.
+
+    Where each rank of the host has a GPU of its own, these are cores near it.
+    """
     mine = sorted(os.sched_getaffinity(0))
     if cluster.launcher == "srun":  # Fewer cores than the host has may be the job's, which its ranks then share.
         is_bound = os.environ.get("SLURM_CPU_BIND_TYPE", "none") not in ("", "none")
@@ -83,7 +86,8 @@ def bind_cores(cluster: Cluster) -> None:
         is_bound = cluster.launcher == "mpirun" and len(mine) < (os.cpu_count() or 1)
     if is_bound:
         return
-    os.sched_setaffinity(0, cores_of(cluster.local_rank, cluster.local_size, mine))
+    place = cores_near(cluster.local_rank, cluster.local_size, mine, cores_near_gpus())
+    os.sched_setaffinity(0, cores_of(*place))
     if cluster.local_rank == 0 and (line := shared_cores(cluster.local_size, mine)):
         print(line, file=sys.stderr)
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,13 @@ class Session:
         """Whether the images live on the devices."""
         return decide_resident(self.config.data.resident, self.runtime.device)
 
+    @property
+    def decisions(self) -> dict[str, Decision]:
+        """What `auto` may decide by the device, by setting."""
+        precision, xla, kernels = self.runtime.precision, self.runtime.xla, self.form.kernels
+        of_runtime = {"runtime.precision": precision, "runtime.xla": xla, "runtime.kernels": kernels}
+        return of_runtime | {"data.resident": self.resident}
+
 
 def run_session(session: Session, resume: bool) -> dict[str, Any]:
     """Builds everything, trains to the last step or to a signal, and leaves the results."""
@@ -165,6 +173,7 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
     )
     for line in introduce(session, float(rates.max())):
         console.say(line)
+    compare_decisions(session)
 
     model, optimizer = build(session, rates)
     variables = variables_by_name(model, optimizer)
@@ -362,6 +371,26 @@ def introduce(session: Session, peak_learning_rate: float) -> Iterator[str]:
         if rate := doubt_peak(config.schedule, config.optimizer, config.training.batch_size):
             yield f"warning    {rate}"
         yield from (f"warning    {doubt}" for doubt in (doubts(session.arrays) if config.data.path else ()))
+
+
+def compare_decisions(session: Session) -> None:
+    """Ends the run on all ranks where their devices differ so much that `auto` has decided differently.
+
+    Ranks would wait for messages of other sizes, or add up gradients of which some are scaled against overflow.
+
+    Raises:
+        UserError: names the setting, and a rank that differs from rank 0.
+    """
+    # As numbers that are exact in float64.
+    own = [float(zlib.crc32(decision.value.encode())) for decision in session.decisions.values()]
+    of_ranks = all_gather(session.strategy, own).T
+    for (name, decision), values in zip(session.decisions.items(), of_ranks, strict=True):
+        if (others := np.flatnonzero(values != values[0])).size:
+            places = [f"rank {rank} ({session.cluster.hosts[rank]})" for rank in (others[0], 0)]
+            raise UserError(
+                f"{name}: 'auto' became another value on {places[0]} than on {places[1]}, as their devices differ; "
+                f"here it became '{decision.value}' ({decision.reason}). Set it to one value that all ranks can have."
+            )
 
 
 def restore(session: Session, checkpoints: Checkpoints, variables: dict[str, keras.Variable]) -> Progress:

@@ -8,6 +8,7 @@ from mnist_dist.distributed.cluster import (
     FIRST_PORT,
     LAST_PORT,
     Cluster,
+    cores_near,
     cores_of,
     find_cluster,
     free_port,
@@ -204,6 +205,33 @@ def test_ranks_share_no_physical_core_while_there_are_enough(
         cores_of(rank, ranks, cores, siblings=lambda core: [core % half, core % half + half]) for rank in range(ranks)
     ]
     assert got == shares
+
+
+LEFT, RIGHT = frozenset(range(4)), frozenset(range(4, 8))
+
+
+@pytest.mark.parametrize(
+    ("near", "cores", "shares"),
+    [
+        ([RIGHT, LEFT], range(8), [[4, 5, 6, 7], [0, 1, 2, 3]]),
+        ([LEFT, LEFT, RIGHT, RIGHT], range(8), [[0, 1], [2, 3], [4, 5], [6, 7]]),
+        ([LEFT, RIGHT, LEFT], range(8), [[0, 1], [4, 5, 6, 7], [2, 3]]),
+        ([RIGHT, LEFT], [1, 5, 6], [[5, 6], [1]]),
+        ([LEFT | RIGHT] * 2, range(8), [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ([RIGHT, LEFT], [0, 1], [[0], [1]]),  # A job that may use one node only.
+        ([LEFT | RIGHT, LEFT], range(8), [[0, 1, 2, 3], [4, 5, 6, 7]]),  # Else ranks would share cores.
+        ([LEFT, RIGHT, RIGHT], [0, 1, 4], [[0], [1], [4]]),  # So would two on core 4.
+        ([frozenset(), frozenset()], range(4), [[0, 1], [2, 3]]),  # The driver does not tell.
+    ],
+)
+def test_ranks_compute_near_their_gpus(near: list[frozenset[int]], cores: list[int], shares: list[list[int]]) -> None:
+    places = [cores_near(rank, len(near), cores, near) for rank in range(len(near))]
+    assert [cores_of(*place, siblings=lambda core: [core]) for place in places] == shares
+
+
+def test_gpus_that_ranks_do_not_take_count_for_nothing() -> None:
+    assert cores_near(0, 1, range(8), [RIGHT, LEFT]) == (0, 1, [4, 5, 6, 7])
+    assert cores_near(1, 2, range(8), [RIGHT]) == (1, 2, range(8))
 
 
 def test_what_strategies_make_of_ipv6_addresses(user_error: Callable[..., str]) -> None:

@@ -16,6 +16,11 @@ from mnist_dist.distributed import horovod_build
 from mnist_dist.distributed.horovod_build import BuildError
 from mnist_dist.errors import UserError
 
+CUDA = [
+    *(Path(compiler).resolve().parents[1] for compiler in filter(None, [shutil.which("nvcc")])),
+    Path("/usr/local/cuda"),
+]
+TOOLKIT = next((home for home in CUDA if (home / "bin/nvcc").exists() and horovod_build.cuda_version(home)), None)
 REPOSITORY = Path(horovod_build.__file__).parents[2]
 
 
@@ -157,8 +162,8 @@ def test_cuda_is_that_of_tensorflow(tf, tmp_path, monkeypatch, capsys):
     for name in ("bin/nvcc", "include/cuda_runtime.h", "include/nccl.h", "lib/libnccl.so"):
         touch(tmp_path / name)
     touch(tmp_path / "include/cuda_runtime_api.h", f"#define CUDART_VERSION  {wanted + 1}000\n")
-    if Path("/usr/local/cuda").exists():
-        pytest.skip("this host has a toolkit of its own")
+    if horovod_build.cuda_version(Path("/usr/local/cuda")) // 1000 == wanted:
+        pytest.skip("this host has a toolkit of TensorFlow's CUDA, which would be taken")
     assert horovod_build.find_nccl() == {}
     said = capsys.readouterr().err
     assert f"CUDA {wanted + 1} in {tmp_path} does not fit TensorFlow, which has CUDA {wanted}." in said
@@ -306,3 +311,33 @@ def test_builds_installs_and_proves(tmp_path):
         python, "-c", "from mnist_dist.distributed.horovod_build import *; prove_two_ranks()", PYTHONPATH=broken
     )
     assert "of 2 failed (status 1): RuntimeError: broken" in done.stderr
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(2400)
+@pytest.mark.skipif(not TOOLKIT, reason="there is no CUDA compiler here")
+def test_nccl_is_compiled_in(tmp_path):
+    """With TensorFlow's NCCL. The compiler here may be of another CUDA, and still shows that all compiles and links.
+
+    On purpose: `install` refuses another CUDA than TensorFlow's, so it is told that TensorFlow had this one.
+    """
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    packages = next((tmp_path / "venv").glob("lib/python*/site-packages"))
+    touch(packages / "tensorflow.pth", sysconfig.get_path("purelib"))
+    nccl = [f"nvidia-nccl-cu{horovod_build.tensorflow_cuda()[0]}", "--constraint", str(REPOSITORY / "constraints.txt")]
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *nccl], check=True)
+
+    program = "from pathlib import Path; from mnist_dist.distributed import horovod_build as h\n"
+    program += f"h.tensorflow_cuda = lambda: ({horovod_build.cuda_version(TOOLKIT) // 1000}, '90')\n"
+    program += "h.PROOF_SECONDS = 900.0\n"  # With time for a busy machine.
+    program += f"h.install(wheel_dir=Path({str(tmp_path)!r}))\n"
+    program += "import horovod.tensorflow as hvd; print(hvd.nccl_built(), hvd.cuda_built(), hvd.gloo_built())"
+    done = run_python(python, "-c", program, HOROVOD_CUDA_HOME=str(TOOLKIT))
+    assert done.returncode == 0, done.stderr
+    *_, proof, built = done.stdout.splitlines()
+    assert "(Gloo + NCCL)" in proof and "NCCL was not tried, which takes two GPUs" in proof
+    version, *others = built.split()
+    header = packages / "nvidia" / "nccl" / "include" / "nccl.h"
+    major, minor, patch = (horovod_build._defined(header, f"NCCL_{part}") for part in ("MAJOR", "MINOR", "PATCH"))
+    assert int(version) == 10_000 * major + 100 * minor + patch and others == ["True", "True"]

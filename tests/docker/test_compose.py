@@ -35,6 +35,16 @@ def test_only_the_gpu_service_asks_for_gpus() -> None:
     assert device["capabilities"] == ["gpu"] and device["driver"] == "nvidia"
 
 
+def test_nccl_may_share_and_lock_memory_wherever_gpus_are_asked_for() -> None:
+    """Under compose, and in each command that the documentation shows or `make image-test` runs."""
+    assert {"shm_size": "1gb", "ulimits": {"memlock": -1}}.items() <= SERVICES["bench-gpu"].items()
+    text = (DOCKER / "README.md").read_text().replace("\\\n", "")
+    commands = [line for line in text.splitlines() if line.startswith("$ docker run") and "--gpus" in line]
+    assert commands and all("--shm-size 1g" in line and "--ulimit memlock=-1" in line for line in commands)
+    script = (DOCKER / "test.sh").read_text()
+    assert "--shm-size 1g" in script and "options+=(--ulimit memlock=-1)" in script.partition("= gpu ]]")[2]
+
+
 def test_tensorboard_listens_to_this_machine_only() -> None:
     published = {name: service.get("ports") for name, service in SERVICES.items() if service.get("ports")}
     assert published == {"tensorboard": ["127.0.0.1:6006:6006"]}

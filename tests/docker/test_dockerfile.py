@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from docker.utils.build import exclude_paths  # Docker's own reading of .dockerignore; needs no Docker.
 
+from mnist_dist.distributed.horovod_build import tensorflow_cuda
 from tests.docker.recipe import DOCKER, REPOSITORY, copied_from_context, instructions
 
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
@@ -40,6 +41,12 @@ def test_bases_have_a_version() -> None:
     images = re.findall(r"_IMAGE=(\S+)", "\n".join([*defaults, (DOCKER / "gpu.args").read_text()]))
     assert len(images) == 3
     assert all(re.fullmatch(r"docker\.io/\w+/\w+:\d+\.\d+\S+", image) for image in images), images
+
+
+def test_every_driver_of_tensorflows_cuda_may_start_it() -> None:
+    """NVIDIA's base would ask for a driver of its own version."""
+    (least,) = re.findall(r'^ENV .*NVIDIA_REQUIRE_CUDA="cuda>=(\d+)\.0"$', DOCKERFILE, re.MULTILINE)
+    assert int(least) == tensorflow_cuda()[0] or not tensorflow_cuda()[0], "a TensorFlow for CPUs"
 
 
 def test_context_holds_what_is_copied_and_nothing_private(tmp_path: Path) -> None:

@@ -98,6 +98,28 @@ def test_user_without_home_gets_one(programs: Path, tmp_path: Path, home: dict[s
     assert len(list(scratch.iterdir())) == 1
 
 
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"NVIDIA_VISIBLE_DEVICES": "all"}, "{results}/.cache/cuda"),
+        ({"NVIDIA_VISIBLE_DEVICES": "all", "CUDA_CACHE_PATH": "/kept"}, "/kept"),
+        ({"NVIDIA_VISIBLE_DEVICES": "all", "HOME": "{home}"}, ""),  # The driver has a folder there.
+        ({}, ""),
+    ],
+)
+def test_what_the_driver_compiles_outlives_the_container(
+    programs: Path, tmp_path: Path, environment: dict[str, str], expected: str
+) -> None:
+    places = {"results": tmp_path, "home": programs}
+    environment = {name: text.format(**places) for name, text in environment.items()}
+    command = ["sh", "-c", 'echo "${CUDA_CACHE_PATH-}"']
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    told = start(programs, tmp_path, *command, TMPDIR=str(scratch), **environment).stdout.strip()
+    assert told == expected.format(**places)
+    assert (tmp_path / ".cache" / "cuda").is_dir() == told.startswith(str(tmp_path))
+
+
 def test_home_of_somebody_else_is_not_taken(programs: Path, tmp_path: Path) -> None:
     (tmp_path / f"home-{os.geteuid()}").symlink_to(tmp_path)
     assert start(programs, tmp_path, "train", TMPDIR=str(tmp_path)).stdout.splitlines()[1] == "/"

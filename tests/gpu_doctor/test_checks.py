@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mnist_dist.doctor import ABSENT, BROKEN, OK
+from mnist_dist.doctor import ABSENT, BROKEN, OK, Finding
+from mnist_dist.gpu_doctor import checks
 from mnist_dist.gpu_doctor.checks import ARITHMETIC, COMPILED, EXACT, SLOW
 from tests import nvml
 
@@ -45,6 +46,24 @@ def test_a_bound_is_loose_for_a_type_and_tight_for_a_coarser_one() -> None:
     """Where TF32 stands in for float32, an error of the root of its unit roundoff exceeds the bound."""
     assert ARITHMETIC["float32"].bound < 2 ** (-11 / 2) < ARITHMETIC["TF32"].bound < ARITHMETIC["bfloat16"].bound < 0.5
     assert EXACT.bound < 1e-7 and COMPILED["XLA"].bound == ARITHMETIC["TF32"].bound
+
+
+@pytest.mark.parametrize(
+    ("finding", "status"),
+    [
+        (Finding("Horovod", OK, "0.28.1 with Gloo, NCCL; idle ranks sleep"), OK),
+        (Finding("Horovod", OK, "0.28.1 with Gloo; without NCCL"), BROKEN),
+        (Finding("Horovod", ABSENT, "not installed"), ABSENT),
+        (Finding("Horovod", BROKEN, "does not load"), BROKEN),
+    ],
+)
+def test_horovod_without_nccl_is_broken(finding: Finding, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "check_strategies", lambda: [finding])
+    (found,) = checks.check_horovod([])
+    assert found.status == status
+    assert found.detail.removeprefix(finding.detail) == (
+        "; without NCCL it takes no GPUs: `mnist-dist install-horovod --force`" if status != finding.status else ""
+    )
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mnist_dist.doctor import BROKEN, OK, Finding
-from mnist_dist.gpu_doctor import run
+from mnist_dist.gpu_doctor import checks, run
 from mnist_dist.gpu_doctor.run import Examination
 from tests import nvml
 
@@ -54,6 +54,13 @@ esac
         ("first", OK, "fine"),
     ]
     assert "        works (at most 1 s)\n" in capsys.readouterr().out, "a line of progress"
+
+
+def test_every_check_that_is_started_is_there() -> None:
+    """Those that compute would be missed on a machine with a GPU alone."""
+    defined = [name.removeprefix("check_") for name in vars(checks) if name.startswith("check_")]
+    imported = ["devices", "strategies"]
+    assert sorted([*run.LOOKING, *run.COMPUTING, *imported]) == sorted(defined)
 
 
 def test_when_all_time_is_over_nothing_is_started(tmp_path: Path) -> None:

@@ -41,16 +41,16 @@ def test_apptainer_starts_every_task(submit: Submit, slurm: Cluster, tmp_path: P
     assert "pre-flight: 4 ranks on 2 nodes" in job.output
 
 
-@pytest.mark.parametrize("gpus", [0, 2])
+@pytest.mark.parametrize("gpus", [{}, {"SLURM_GPUS_ON_NODE": "2"}, {"SLURM_JOB_GPUS": "0,1"}], ids=str)
 @pytest.mark.parametrize("runtime", ["apptainer", "pyxis"])
-def test_commands_of_the_tasks(tmp_path: Path, runtime: str, gpus: int) -> None:
+def test_commands_of_the_tasks(tmp_path: Path, runtime: str, gpus: dict[str, str]) -> None:
     environment = {
         "PATH": "/usr/bin:/bin",
         "SLURM_SUBMIT_DIR": str(ROOT),
         "SLURM_JOB_ID": "17",
         "MNIST_DIST_CONTAINER": "docker://a/b:1",
         "MNIST_DIST_CONTAINER_RUNTIME": runtime,
-        **({"SLURM_GPUS_ON_NODE": str(gpus)} if gpus else {}),
+        **gpus,
     }
     script = f'source {ROOT}/slurm/lib.sh; printf "%s\\0" "${{srun[@]}}" -- "${{python[@]}}"'
     done = subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True)

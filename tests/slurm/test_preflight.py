@@ -152,6 +152,27 @@ def test_gpus_that_are_not_well(
         assert line.startswith(f"pre-flight: node n7: {text}")
 
 
+def test_cores_far_from_the_gpu_are_told_and_end_nothing(driver: Path, tmp_path: Path) -> None:
+    """GPU 1 is near the first cores, GPU 0 near one that this process may not use."""
+    first = min(os.sched_getaffinity(0))
+    environment = {name: each for name, each in os.environ.items() if not name.startswith("SLURM")}
+    code = f"import os; os.sched_setaffinity(0, [{first}]); from mnist_dist.slurm.preflight import main; exit(main())"
+    said = []
+    for gpu in ("0", "1"):
+        environment |= nvml.environment(
+            driver, cuda=True, HEALTHY="1", SLURMD_NODENAME="n7", NEAR="1", CUDA_VISIBLE_DEVICES=gpu
+        )
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done
+        said.append(done.stderr)
+    place = (
+        f"pre-flight: note: node n7: rank 0 is bound to the cores {first}, far from its GPU GPU-0, near which are 70;"
+    )
+    assert said[0] == f"{place} see --cpu-bind\n"
+    assert said[1] == "" or first > 1
+
+
 @pytest.mark.skipif(DEVICES.joinpath("nvidia0").exists(), reason="needs a machine without a driver")
 @pytest.mark.parametrize(
     ("environment", "expected"),

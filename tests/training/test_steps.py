@@ -51,10 +51,11 @@ class Training:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.model = build_model(self.config, precision=self.precision, seed=1)
         rates = np.full(1000, RATE, np.float32)
-        self.optimizer = build_optimizer(self.optimizer_config, rates, loss_scaling=self.loss_scaling)
-        self.optimizer.build(self.model.trainable_variables)
+        with self.strategy.scope():
+            self.model = build_model(self.config, precision=self.precision, seed=1)
+            self.optimizer = build_optimizer(self.optimizer_config, rates, loss_scaling=self.loss_scaling)
+            self.optimizer.build(self.model.trainable_variables)
         self.steps = make_train_steps(
             self.model,
             self.optimizer,
@@ -174,7 +175,10 @@ ADAMW = OptimizerConfig(name="adamw", weight_decay=0.1)
 
 
 def operations_of_a_step(training: Training, tf: ModuleType) -> Counter[str]:
-    """Counts, by the graph, what the loop runs in each step; a function that XLA compiles is one operation."""
+    """Counts, by the graph, what the loop runs in each step; a function that XLA compiles is one operation.
+
+    What depends on constants alone is computed once, when TensorFlow optimizes the graph.
+    """
     traced = tf.function(lambda: training.steps(training.batches, 3), autograph=False).get_concrete_function()
     graph = traced.graph.as_graph_def()
     library = {function.signature.name: function for function in graph.library.function}
@@ -184,12 +188,26 @@ def operations_of_a_step(training: Training, tf: ModuleType) -> Counter[str]:
             for attribute in node.attr.values():
                 yield from (each.name for each in (attribute.func, *attribute.list.func) if each.name in library)
 
+    def varying(nodes: Any) -> list[Any]:
+        left, constant = list(nodes), {node.name for node in nodes if node.op == "Const"}
+        while True:
+            rest = [
+                node
+                for node in left
+                if node.name not in constant
+                and not (node.input and all(name.partition(":")[0] in constant for name in node.input))
+            ]
+            if len(rest) == len(left):
+                return rest
+            constant |= {node.name for node in left} - {node.name for node in rest}
+            left = rest
+
     def is_compiled(name: str) -> bool:
         return library[name].attr["_XlaMustCompile"].b
 
     def count(nodes: Any) -> Counter[str]:
         found: Counter[str] = Counter()
-        for node in nodes:
+        for node in varying(nodes):
             called = list(functions_in([node]))
             if called and all(map(is_compiled, called)):
                 found["compiled"] += 1
@@ -232,6 +250,63 @@ def test_xla_compiles_all_of_a_step_but_the_all_reduce(
     assert set(operations) - LOOP == {"IteratorGetNext", "compiled"} | reduce, operations
     assert operations["compiled"] == replicas and operations["IteratorGetNext"] == 1 and operations["Mul"] < 2
     assert operations["AddV2"] == 2, "more than the counters of the loop"
+
+
+def without_gpu_kernel(function: Any) -> set[str]:
+    """Returns the operations of a function for which the installed TensorFlow has no kernel for GPUs of these types."""
+    from tensorflow.python.framework.kernels import get_registered_kernels_for_op
+
+    registered = functools.cache(lambda name: get_registered_kernels_for_op(name).kernel)
+
+    def fits(node: Any, kernel: Any) -> bool:
+        def types(name: str) -> set[int]:
+            attribute = node.attr[name]
+            return set(attribute.list.type) or {attribute.type}
+
+        on_gpu = kernel.device_type in ("GPU", "DEFAULT")
+        return on_gpu and all(types(each.name) <= set(each.allowed_values.list.type) for each in kernel.constraint)
+
+    graph = function.get_concrete_function().graph.as_graph_def()
+    library = {each.signature.name: each for each in graph.library.function}
+    nodes = [*graph.node]
+    for each in library.values():  # XLA compiles the others.
+        nodes += [] if each.attr["_XlaMustCompile"].b else each.node_def
+    return {
+        node.op
+        for node in nodes
+        if node.op not in library and not any(fits(node, kernel) for kernel in registered(node.op))
+    }
+
+
+@pytest.mark.parametrize(
+    ("precision", "xla", "resident"),
+    [("mixed_bfloat16", True, True), ("float32", True, False), ("mixed_float16", False, True)],
+)
+def test_a_gpu_has_a_kernel_for_all_that_a_step_runs(
+    arrays: Arrays, tf: ModuleType, precision: str, xla: bool, resident: bool
+) -> None:
+    """Also for its variables, of which the images and the counters are integers: else they would live on the host."""
+    if not tf.test.is_built_with_cuda():
+        pytest.skip("this TensorFlow knows no CUDA")
+    training = Training(
+        arrays,
+        config=ModelConfig(filters=(3, 4), dense_units=6, dropout=0.5, batch_norm=True),
+        optimizer_config=ADAMW,
+        precision=precision,
+        loss_scaling=precision == "mixed_float16",
+        resident=resident,
+        options={"xla": xla, "label_smoothing": 0.1},
+    )
+    steps = tf.function(lambda: training.steps(training.batches, 3), autograph=False)
+    assert not without_gpu_kernel(steps)
+    kinds = {variable.dtype.base_dtype for variable in steps.get_concrete_function().graph.variables}
+    assert tf.float32 in kinds and tf.int64 in kinds and (tf.uint8 in kinds) == resident
+
+    def make_variables(*kinds: Any) -> Any:
+        return tf.function(lambda: [tf.raw_ops.VarHandleOp(dtype=kind, shape=[]) for kind in kinds], autograph=False)
+
+    assert not without_gpu_kernel(make_variables(*kinds))
+    assert without_gpu_kernel(make_variables(tf.float32, tf.int32)) == {"VarHandleOp"}
 
 
 @pytest.mark.slow

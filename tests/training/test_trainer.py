@@ -22,11 +22,14 @@ import pytest
 
 import mnist_dist
 from mnist_dist.config import Config, config_to_yaml, load_config, read_config
-from mnist_dist.data.dataset import load_arrays
+from mnist_dist.data.dataset import Shard, load_arrays
+from mnist_dist.distributed.cluster import Cluster
+from mnist_dist.distributed.strategies.single import Single
 from mnist_dist.errors import TrainingError
 from mnist_dist.inference.evaluate import predict
 from mnist_dist.network.model import load_model
 from mnist_dist.network.schedule import learning_rates, peak_learning_rate
+from mnist_dist.training import trainer
 from mnist_dist.training.checkpoint import Checkpoints
 from mnist_dist.training.trainer import train
 from mnist_dist.training.writers import Console, read_rows
@@ -461,6 +464,34 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(
     assert saved_steps(tmp_path / "run") == saved
     assert not (tmp_path / "run" / "result.json").exists() and not (tmp_path / "run" / "model.keras").exists()
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("place", "setting"), enumerate(["runtime.precision", "runtime.xla", "runtime.kernels", "data.resident"])
+)
+def test_ranks_whose_devices_decide_differently_end_before_the_first_step(
+    place: int,
+    setting: str,
+    configure: Configure,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    user_error: Callable[..., str],
+) -> None:
+    """The other rank is made up. A bfloat16 CPU and one without would wait for each other's messages for ever."""
+
+    class BesideAnother(Single):
+        shard = Shard(0, 1, 2)
+
+        def all_reduce(self, tensor: Any) -> Any:
+            own, other = tensor.numpy()
+            assert not other.any()
+            return np.stack([own, own + (np.arange(len(own)) == place)])
+
+    monkeypatch.setattr(trainer, "build", lambda *_: pytest.fail("it went on"))
+    monkeypatch.setattr(trainer, "make_strategy", lambda *_: BesideAnother())
+    monkeypatch.setattr(trainer, "find_cluster", lambda _: Cluster(hosts=("n1", "n2")))
+    line = user_error(train, configure(), tmp_path / "run")
+    assert line.startswith(f"{setting}: 'auto' became another value on rank 1 (n2) than on rank 0 (n1), as their")
 
 
 def test_after_a_failure_the_process_trains_on(configure: Configure, tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def test_windows_of_a_measurement_are_bound_by_time_alone(tf: ModuleType, monkey
     config = load_config("default", {"training.measure_seconds": 4.0, "logging.every_steps": 10})
     clock, agreements = run_fast(config, 10**6, monkeypatch)
     assert clock.measured_seconds == pytest.approx(4.0, abs=0.5)
+    assert np.median(clock.window_seconds) == pytest.approx(trainer.AGREEMENT_SECONDS, rel=0.1)
     assert len(agreements) <= 4.0 / 0.2 + 3
     assert find_steady_state(clock.window_steps, [clock.window_seconds]).reason_unstable is None
 
