@@ -63,7 +63,7 @@ def import_tensorflow() -> ModuleType:
     with tempfile.TemporaryFile() as notices:
         stderr = os.dup(2)
         os.dup2(notices.fileno(), 2)
-        gc.disable()  # A tenth of the import would be spent looking for garbage among thousands of modules.
+        gc.disable()  # Else a third of the import goes into looking for garbage among thousands of modules.
         try:
             import keras  # noqa: F401 - its notices belong to the same moment.
             import tensorflow
