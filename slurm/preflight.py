@@ -257,6 +257,8 @@ def lead(cluster: Cluster, folder: Path, join_seconds: float) -> list[str]:
         reports = [look_around(cluster, os.environ, troubles)]
         reports += [line.receive_report() for _, line in sorted(lines.items())]
         findings = compare(reports, clocks)
+        for note in hidden_peers(reports):
+            print(f"pre-flight: note: {note}", file=sys.stderr)
     if not findings:
         print(describe(reports, clocks, time.monotonic() - begun), flush=True)
     return findings
@@ -324,6 +326,17 @@ def wrong_gpus(together: Sequence[Report]) -> Iterator[str]:
             first = users.setdefault(gpu, report) if not gpu.isdigit() else report
             if first is not report:
                 yield f"{report.name} would use the same GPU as rank {first.rank} ({gpu})"
+
+
+def hidden_peers(reports: Sequence[Report]) -> Iterator[str]:
+    """Says on which nodes each rank sees its own GPU alone: memory of another's cannot be mapped then (CUDA IPC)."""
+    for node, on_node in itertools.groupby(reports, key=lambda report: report.node):
+        together = list(on_node)
+        if len(together) > 1 and all(len(report.gpus) == 1 for report in together):
+            yield (
+                f"node {node}: each rank sees its own GPU alone, so NCCL may have to send through the host's memory; "
+                "see --gpu-bind=none"
+            )
 
 
 def wrong_clock(report: Report, clock: Clock) -> Iterator[str]:

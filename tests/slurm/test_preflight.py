@@ -19,7 +19,7 @@ from mnist_dist.distributed.cluster import Cluster as Place
 from mnist_dist.distributed.cluster import free_port
 from mnist_dist.distributed.membership import make_secret
 from mnist_dist.gpus import DEVICES
-from mnist_dist.slurm.preflight import Clock, Report, ask_driver, check, compare, ranges
+from mnist_dist.slurm.preflight import Clock, Report, ask_driver, check, compare, hidden_peers, ranges
 from tests import nvml
 from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.conftest import ROOT
@@ -91,6 +91,11 @@ def test_gpus_shared_out_by_slurm() -> None:
     assert compare(own, CLOCKS) == []
     nameless = [dataclasses.replace(report, gpus=("0",)) for report in make_reports()]
     assert compare(nameless, CLOCKS) == []
+    expected = (
+        "each rank sees its own GPU alone, so NCCL may have to send through the host's memory; see --gpu-bind=none"
+    )
+    assert list(hidden_peers(own)) == [f"node {node}: {expected}" for node in ("n9", "n10")]
+    assert list(hidden_peers(make_reports())) == []
 
 
 def test_fewer_gpus_than_ranks() -> None:
