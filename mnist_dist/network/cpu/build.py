@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mnist_dist import cpuinfo
 from mnist_dist.errors import UserError
 from mnist_dist.files import atomic_path, user_folder
 
@@ -162,8 +161,9 @@ def _first_error(output: str) -> str:
 
 
 if __name__ == "__main__":  # By `make`, which need not fail where training will say why it goes without.
+    from mnist_dist.cpuinfo import cpu_flags  # Here, as an image is built without it.
     from mnist_dist.runtime import import_tensorflow
 
     import_tensorflow()
     with contextlib.suppress(KernelError):
-        load(cpuinfo.cpu_flags())
+        load(cpu_flags())
