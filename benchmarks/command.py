@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mnist_dist.benchmarks.records.store import Store
 
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # The last is Slurm's warning before a job's time is over.
-KEPT = "what has been measured is kept, --resume goes on"
+KEPT = "what has been measured is kept; the same command with --results DIR --resume goes on"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -164,6 +164,8 @@ def run_run(args: argparse.Namespace) -> int:
         print("\n".join(f"{name:<12} {each.description}" for name, each in suites.items()))
         print("\nMeasure one of them: mnist-dist bench run SUITE")
         return EXIT_BAD_INPUT
+    if args.resume and args.results is None:
+        raise UserError("--resume: received no --results DIR, which names the study to go on with.")
     suite = load_suite(args.suite)
     machine = find_machine(args.devices_per_host)
     cases = plan_cases(suite, machine, read_narrowing(args))
@@ -176,6 +178,7 @@ def run_run(args: argparse.Namespace) -> int:
         return 0
     with named_or_dated(args.results, "results", Path(args.suite).stem) as folder:
         study, store = open_study(folder, Path(args.suite).stem, suite, machine, cases, args.resume)
+    print(f"results: {folder}", flush=True)
     sides = [(study, store)]
     rounds = plan_rounds(sides, choose(cases, args.only), store.records())
     with show_rounds(rounds) as progress:

@@ -72,7 +72,7 @@ class Limits:
     """When a round is over.
 
     Attributes:
-        seconds: of measuring, at most, once all trainings have ended.
+        seconds: of measuring, once all trainings have ended; at most twice as many where cycles are too few by then.
         width: half of the 95 % interval, as a share, at which a ratio is known well enough.
         ratios: those that are to be known so well, each a numerator and a denominator.
         timeout_seconds: for a contender to become ready, for each turn, and for a training from its start to its end.
@@ -112,6 +112,11 @@ class Standing:
     turn_cpu_seconds: float = 0.0
     measured_from: tuple[float, float] | None = None  # When measuring began, and the processor time used until then.
     energy: list[tuple[Sample, Sample]] = field(default_factory=list)  # At the start and the end of each turn.
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether any of its turns counts."""
+        return any(cycle >= 0 for rates in self.rates.values() for cycle in rates)
 
 
 class Round:
@@ -221,8 +226,9 @@ class Round:
             if widest is not None and widest <= self._limits.width:
                 self.ended = "narrow"
                 break
-            if time.monotonic() - began > self._limits.seconds:
-                self.ended = "time"
+            seconds, are_enough = time.monotonic() - began, self._cycles - before >= FEWEST_CYCLES
+            if seconds > self._limits.seconds and (are_enough or seconds > 2 * self._limits.seconds):
+                self.ended = "time"  # On a slow machine later, as nothing can be told of too few cycles.
                 break
 
     def _give(self, standing: Standing, variant: str, cycle: int, lead: bool = True) -> float | None:

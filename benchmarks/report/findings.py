@@ -96,6 +96,12 @@ def _fastest(cases: Sequence[TrainedCase]) -> Iterator[str]:
     if len(known) < 2:
         return
     (best, fastest), *others = known
+    doubtful = [each.summary.runs for each in cases if each.summary.images_per_second is None]
+    rivals = sum(any(math.exp(run.series.log_rate) > NEAR * best.value for run in runs) for runs in doubtful)
+    if rivals:
+        verb = "trainings that may be as fast have" if rivals > 1 else "training that may be as fast has"
+        yield f"Fastest is not known: {rivals} {verb} no rate yet, as they were too short or did not settle."
+        return
     equals = [name for rate, name in others if rate.high >= best.low and rate.value >= NEAR * best.value]
     beside = f"; as fast within noise: {'; '.join(equals[:MOST_EQUALS])}" if equals else ""
     more = f" and {len(equals) - MOST_EQUALS} more" if len(equals) > MOST_EQUALS else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mnist_dist.benchmarks.command import KEPT
 from mnist_dist.benchmarks.measure import interleave
 from mnist_dist.benchmarks.measure.interleave import open_arm
 from mnist_dist.benchmarks.records.record import Record
@@ -144,7 +145,7 @@ def test_a_signal_leaves_nothing_behind_and_resuming_goes_on(
             process.send_signal(number)
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 128 + number
-    assert errors.splitlines()[-1].endswith("; what has been measured is kept, --resume goes on"), errors
+    assert errors.splitlines()[-1].endswith(f"; {KEPT}"), errors
     assert len(git(checkout, "worktree", "list").splitlines()) == 1
     assert list((tmp_path / "temporary").iterdir()) == []
     assert list(results.rglob("scratch/*")) == [] and list(results.glob("commit-*")) == []

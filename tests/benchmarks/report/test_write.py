@@ -349,3 +349,11 @@ def test_failing_baseline_leaves_a_report(study: list[Record]) -> None:
     analysis = Analysis(records)
     assert analysis.curves == () and len(analysis.main_cases) == 2
     assert "failed" in terminal_text(records)
+
+
+def test_no_winner_is_named_while_a_rival_has_no_rate() -> None:
+    cases = [SINGLE, HOROVOD, train("mirrored", 1)]
+    first, *_ = find(make_study(cases, 3, unstable=[HOROVOD])).result
+    assert first.startswith("Fastest is not known: 1 training that may be as fast has no rate yet")
+    first, *_ = find(make_study(cases, 3, unstable=[SINGLE])).result
+    assert first.startswith("Fastest is "), "one device is no rival of two"
