@@ -178,7 +178,8 @@ def _rows(text: str, columns: int) -> list[list[str]]:
 def _ask(*command: str) -> str:
     done = _run(command)
     if done.returncode:
-        raise UserError(f"{command[0]}: {_reason(done)}")
+        hint = " Run this where jobs are submitted." * (command[0] == "sinfo")  # It asks what there is.
+        raise UserError(f"{command[0]}: {_reason(done)}{hint}")
     return done.stdout
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from mnist_dist.errors import UserError
+from mnist_dist.slurm.scheduler import partitions
 from mnist_dist.slurm.study import log_pattern
 from mnist_dist.slurm.submission import read_submitted
 from tests.slurm.cluster import PAID, Cluster, wait_until
@@ -116,6 +119,16 @@ def test_refused_in_the_middle(slurm: Cluster, tmp_path: Path, refused: int) -> 
     assert len(submitted) == refused - 1
     assert {slurm.wait(job, 30)["JobState"] for job in submitted} == {"CANCELLED"}
     assert not (tmp_path / "study" / "slurm.json").exists()
+
+
+def test_a_client_without_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sinfo").write_text("#!/bin/sh\necho 'sinfo: error: fetch_config: DNS SRV lookup failed' >&2; exit 1\n")
+    (tmp_path / "sinfo").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(
+        UserError, match="^sinfo: fetch_config: DNS SRV lookup failed. Run this where jobs are submitted.$"
+    ):
+        partitions()
 
 
 def test_a_site_whose_commands_greet(slurm: Cluster, tmp_path: Path) -> None:
