@@ -378,7 +378,11 @@ def test_an_interrupted_round_is_kept_and_measured_again(tmp_path: Path, tiny_mn
     harness = start(*arguments, mark=mark)
     try:
         assert harness.stdout is not None
-        said = list(iter(harness.stdout.readline, "  measuring\n"))
+        said = []
+        for line in harness.stdout:
+            said.append(line)
+            if line.startswith("  measuring, 1 cycle"):
+                break
         processes = marked_processes(mark)
         (token,) = {found for each in processes.values() if (found := each.get("MNIST_DIST_TURNS_TOKEN"))}
         commands = [Path(f"/proc/{process}/cmdline").read_bytes().decode() for process in processes]
