@@ -28,7 +28,8 @@ bench: $(INSTALLED) ## measure throughput and accuracy of every strategy on 1 an
 	study=results/quick-$$(date +%Y%m%d-%H%M%S); \
 	echo "First without Horovod, which takes minutes to build; then the table is completed."; \
 	$(BIN)/mnist-dist bench run quick --results $$study || exit; \
-	echo; echo "Building Horovod, to measure it beside the same baseline; the report above stays."; $(MAKE) --no-print-directory $(HOROVOD) && exec $(BIN)/mnist-dist bench run quick --results $$study --resume
+	echo; echo "Building Horovod, to measure it beside the same baseline; the report above stays."; \
+	$(MAKE) --no-print-directory $(HOROVOD) && exec $(BIN)/mnist-dist bench run quick --results $$study --resume
 
 train: $(INSTALLED) ## train the default configuration on the embedded MNIST
 	@$(BIN)/mnist-dist train

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mnist_dist.command import Parser, add_command, folder_argument, integer, integers, run_command
 from mnist_dist.distributed.preemption import catchable
 from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError, one_line
-from mnist_dist.files import named_or_dated
 
 if TYPE_CHECKING:
     from mnist_dist.benchmarks.records.record import Record
@@ -153,6 +152,7 @@ def run_run(args: argparse.Namespace) -> int:
         open_study,
         plan_rounds,
         remark,
+        results_folder,
         run_rounds,
     )
     from mnist_dist.benchmarks.measure.suite import load_suite, plan_cases, shipped_suites
@@ -164,8 +164,6 @@ def run_run(args: argparse.Namespace) -> int:
         print("\n".join(f"{name:<12} {each.description}" for name, each in suites.items()))
         print("\nMeasure one of them: mnist-dist bench run SUITE")
         return EXIT_BAD_INPUT
-    if args.resume and args.results is None:
-        raise UserError("--resume: received no --results DIR, which names the study to go on with.")
     suite = load_suite(args.suite)
     machine = find_machine(args.devices_per_host)
     cases = plan_cases(suite, machine, read_narrowing(args))
@@ -176,9 +174,8 @@ def run_run(args: argparse.Namespace) -> int:
         rounds = plan_rounds([(study, Store(Path()))], chosen)
         print(render_cases(rows, bool(machine.gpus), len(rounds), estimate_seconds(rounds)))
         return 0
-    with named_or_dated(args.results, "results", Path(args.suite).stem) as folder:
+    with results_folder(args.results, Path(args.suite).stem, args.resume) as folder:
         study, store = open_study(folder, Path(args.suite).stem, suite, machine, cases, args.resume)
-    print(f"results: {folder}", flush=True)
     sides = [(study, store)]
     rounds = plan_rounds(sides, choose(cases, args.only), store.records())
     with show_rounds(rounds) as progress:

@@ -63,6 +63,7 @@ def import_tensorflow() -> ModuleType:
     with tempfile.TemporaryFile() as notices:
         stderr = os.dup(2)
         os.dup2(notices.fileno(), 2)
+        collects = gc.isenabled()
         gc.disable()  # Else a third of the import goes into looking for garbage among thousands of modules.
         try:
             import keras  # noqa: F401 - its notices belong to the same moment.
@@ -80,7 +81,8 @@ def import_tensorflow() -> ModuleType:
                 ) from error
             raise
         finally:
-            gc.enable()
+            if collects:
+                gc.enable()
             gc.freeze()  # The modules stay; later collections need not look at them.
             os.dup2(stderr, 2)
             os.close(stderr)

@@ -139,7 +139,9 @@ def submit(command: Sequence[str], environment: Mapping[str, str]) -> str:
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    _ask("scancel", *jobs)
+    done = _run(["scancel", *jobs])
+    if done.returncode:
+        raise UserError(f"scancel: {_reason(done)}")
 
 
 def job_states(jobs: Sequence[str]) -> list[JobState]:
@@ -178,8 +180,7 @@ def _rows(text: str, columns: int) -> list[list[str]]:
 def _ask(*command: str) -> str:
     done = _run(command)
     if done.returncode:
-        hint = " Run this where jobs are submitted." * (command[0] == "sinfo")  # It asks what there is.
-        raise UserError(f"{command[0]}: {_reason(done)}{hint}")
+        raise UserError(f"{command[0]}: {_reason(done)} Run this where jobs are submitted.")
     return done.stdout
 
 

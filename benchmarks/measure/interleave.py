@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from mnist_dist.benchmarks.measure.runner import Run, find_machine
-from mnist_dist.benchmarks.measure.study import Progress, open_study, plan_rounds, run_rounds
+from mnist_dist.benchmarks.measure.study import Progress, open_study, plan_rounds, results_folder, run_rounds
 from mnist_dist.benchmarks.measure.suite import Narrowing, changed_settings, check_settings, load_suite, plan_cases
 from mnist_dist.benchmarks.records.environment import CODE_FOLDER
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.config import load_config, parse_assignment
 from mnist_dist.errors import UserError
-from mnist_dist.files import named_or_dated, writing
+from mnist_dist.files import writing
 
 
 def measure_both(
@@ -44,7 +44,7 @@ def measure_both(
     if not cases:
         raise UserError(f"--suite: this machine can run no case of '{suite_name}'; --dry-run of `run` says why.")
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(named_or_dated(results, "results", "compare"))
+        folder = stack.enter_context(results_folder(results, "compare", resume))
         arms = [stack.enter_context(open_arm(text, folder)) for text in (base, new)]
         sides = []
         for name, (code, settings) in zip(("base", "new"), arms, strict=True):

@@ -72,7 +72,7 @@ class Limits:
     """When a round is over.
 
     Attributes:
-        seconds: of measuring, once all trainings have ended; at most twice as many where cycles are too few by then.
+        seconds: of measuring, once all trainings have ended.
         width: half of the 95 % interval, as a share, at which a ratio is known well enough.
         ratios: those that are to be known so well, each a numerator and a denominator.
         timeout_seconds: for a contender to become ready, for each turn, and for a training from its start to its end.
@@ -82,6 +82,10 @@ class Limits:
     width: float
     ratios: Sequence[tuple[Key, Key]]
     timeout_seconds: float
+
+    def time_is_up(self, seconds: float, cycles: int) -> bool:
+        """Whether it has been measured for long enough; too few cycles to tell anything from get as much time again."""
+        return seconds > self.seconds * (1 if cycles >= FEWEST_CYCLES else 2)
 
 
 @dataclass
@@ -226,9 +230,8 @@ class Round:
             if widest is not None and widest <= self._limits.width:
                 self.ended = "narrow"
                 break
-            seconds, are_enough = time.monotonic() - began, self._cycles - before >= FEWEST_CYCLES
-            if seconds > self._limits.seconds and (are_enough or seconds > 2 * self._limits.seconds):
-                self.ended = "time"  # On a slow machine later, as nothing can be told of too few cycles.
+            if self._limits.time_is_up(time.monotonic() - began, self._cycles - before):
+                self.ended = "time"
                 break
 
     def _give(self, standing: Standing, variant: str, cycle: int, lead: bool = True) -> float | None:
@@ -282,7 +285,7 @@ class Round:
 
     def _end_all(self) -> None:
         """Ends all that are alive: those that measured something with it, and others without waiting for them."""
-        measured = [each for each in self._alive() if each.group is not None and not _is_training(each)]
+        measured = [each for each in self._alive() if each.is_measured and not _is_training(each)]
         if measured:
             self._tell(Stage("ending"))
         for standing in self._alive():

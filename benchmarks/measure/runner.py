@@ -122,8 +122,6 @@ def run_round(
                 standing = standings.get(run.name)
                 if standing is None or standing.end is None:  # The round was interrupted before anything came of it.
                     continue
-                if standing.ended == "interrupted" and not standing.is_measured:
-                    continue
                 turns = Turns(
                     round_id=round_id,
                     contenders=len(runs),

@@ -1,6 +1,7 @@
 """Runs a whole suite into a results folder: round by round, resumable, and to its end whatever a case does."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,7 @@ from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store, finished
 from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.errors import UserError
+from mnist_dist.files import named_or_dated
 from mnist_dist.strategies import BASELINE, STRATEGIES
 
 VARIANT_SECONDS = 2.0  # To compile a variant, and to learn how long its steps take.
@@ -38,6 +40,21 @@ class Progress(Protocol):
 
     def end(self, record: Record, left_seconds: float) -> None:
         """Learns what came of a case, and how long the rounds after it will take."""
+
+
+@contextlib.contextmanager
+def results_folder(named: Path | None, what: str, resume: bool) -> Iterator[Path]:
+    """Yields the folder of a study; says the name of a new one, by which an interrupted study is gone on with.
+
+    Raises:
+        UserError: no folder is named to go on with, or none can be made.
+    """
+    if resume and named is None:
+        raise UserError("--resume: received no --results DIR, which names the study to go on with.")
+    with named_or_dated(named, "results", what) as folder:
+        if named is None:
+            print(f"results: {folder}", file=sys.stderr, flush=True)
+        yield folder
 
 
 def open_study(

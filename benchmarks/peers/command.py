@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_dist.command import add_command, folder_argument, integer
 from mnist_dist.errors import EXIT_FAILED, UserError
-from mnist_dist.files import named_or_dated
 
 if TYPE_CHECKING:
     from mnist_dist.benchmarks.measure.runner import Run
@@ -158,11 +157,11 @@ def _prepare(args: argparse.Namespace) -> Machine:
 
 
 def _open(args: argparse.Namespace, command: str, machine: Machine, cases: Sequence[PlannedCase]) -> Side:
-    from mnist_dist.benchmarks.measure.study import open_study
+    from mnist_dist.benchmarks.measure.study import open_study, results_folder
     from mnist_dist.benchmarks.measure.suite import Limits
 
     limits = Limits(timeout_seconds=TIMEOUT_SECONDS)
-    with named_or_dated(args.results, "results", command) as folder:
+    with results_folder(args.results, command, args.resume) as folder:
         return open_study(folder, command, limits, machine, cases, args.resume)
 
 

@@ -21,6 +21,7 @@ from mnist_dist.benchmarks.measure.study import (
     open_study,
     plan_rounds,
     remark,
+    results_folder,
     run_rounds,
 )
 from mnist_dist.benchmarks.measure.suite import PlannedCase, Suite, plan_cases
@@ -166,6 +167,16 @@ class TestRounds:
         both = [Run(study, each, 0) for each in (single, mirrored) for study in (base, new)]
         assert compared(both) == [(both[1], both[0]), (both[3], both[2])], "with the other side"
         assert compared([Run(base, mirrored, 0)]) == []
+
+
+def test_a_new_folder_is_named_for_who_goes_on_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with results_folder(None, "quick", resume=False) as folder:
+        assert folder.is_dir() and capsys.readouterr().err == f"results: {folder}\n"
+    with results_folder(tmp_path, "quick", resume=True) as folder:
+        assert folder == tmp_path and not capsys.readouterr().err, "who named it knows it"
 
 
 class TestOpening:

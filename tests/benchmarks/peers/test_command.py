@@ -33,6 +33,12 @@ def test_flags(command: str) -> None:
         parse(command, "--repeats", "0")
 
 
+@pytest.mark.parametrize("options", [("peers", "--only", "ours"), ("perf", "--only", "matmul")])
+def test_who_resumes_names_the_folder(options: tuple[str, ...], user_error: Callable[..., str]) -> None:
+    args = parse(*options, "--resume")
+    assert user_error(args.command, args).startswith("--resume: received no --results DIR")
+
+
 def test_a_python_without_pytorch(user_error: Callable[..., str], tmp_path: Path) -> None:
     args = parse("peers", "--pytorch-python", str(tmp_path / "python"))
     assert "--pytorch-python" in user_error(args.command, args)
