@@ -31,6 +31,7 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
     figure, (axes,) = drawing.new_figure()
     axes.set_xscale("log")
     labels: list[drawing.Label] = []
+    bars: list[tuple[float, float, float]] = []
     for group in group_by(
         shown, lambda each: (each[0].case.strategy, drawing.variant_of(each[0].summary, shown_batch=False))
     ).values():
@@ -42,6 +43,7 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
             upright = [[mean - accuracies.min()], [accuracies.max() - mean]]
             # Two runs tell so little that their interval would cross the picture; the table has it.
             level = drawing.error_bars(throughput) if throughput.high < 2 * throughput.value else None
+            bars += [(throughput.low, throughput.high, mean)] if level else []
             drawing.draw_point(axes, trained.summary, throughput.value, mean, upright, level)
             is_last = trained is group[-1][0]
             name = _short_name(trained, [each[0] for each in shown]) if is_last else f"{TIMES} {trained.case.devices}"
@@ -57,7 +59,7 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
     axes.set_ylim(middle - half, min(middle + half, 100.0))
     axes.locator_params(axis="y", nbins=8, steps=[1, 2, 5, 10])
     drawing.plain_log_ticks(axes.xaxis)
-    drawing.place_labels(axes, labels)
+    drawing.place_labels(axes, labels, bars)
     fastest, best, of_seeds = max(shown, key=lambda each: each[1].value)
     return drawing.make_picture(
         figure,

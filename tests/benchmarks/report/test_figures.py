@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 from mnist_dist.benchmarks.analysis.study import Analysis
@@ -276,6 +277,17 @@ def test_labels_do_not_cover_each_other(points: Sequence[tuple[float, float]]) -
     boxes = [text.get_window_extent() for text in axes.texts]
     assert len(boxes) == len(points)
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_labels_keep_clear_of_level_bars() -> None:
+    figure, (axes,) = new_figure()
+    axes.set_xlim(0, 6)
+    axes.set_ylim(0, 2)
+    bars = [(0.5, 1.5, 1.0), (1.0, 4.0, 1.02)]
+    place_labels(axes, [Label(1, 1, "a strategy", INK), Label(2.5, 1.02, "another", INK)], bars)
+    figure.draw_without_rendering()
+    drawn = [Bbox(axes.transData.transform([(low, y), (high, y)])) for low, high, y in bars]
+    assert not any(text.get_window_extent().overlaps(bar) for text in axes.texts for bar in drawn)
 
 
 def test_a_label_stands_to_the_left_of_a_point_that_has_another_to_its_right() -> None:
