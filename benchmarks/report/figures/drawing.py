@@ -118,7 +118,7 @@ def set_title(axes: Axes, text: str) -> None:
 
 
 def place_labels(axes: Axes, labels: Sequence[Label], bars: Sequence[tuple[float, float, float]] = ()) -> None:
-    """Writes each label to the right of its point, higher or lower by as little as keeps it off points, bars and others.
+    """Writes each label right of its point, higher or lower by as little as keeps it off points, bars and other labels.
 
     It stands to the left where another point is to the right, at the same height. Lines that pass behind it keep clear
     of its letters.
