@@ -231,6 +231,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_gpu_that_tensorflow_does_not_find_ends_the_run_with_its_reason(driver: Path) -> None:
     """The driver's library is made up, and TensorFlow is the real one, which looks for the real driver."""

@@ -58,6 +58,7 @@ SUITE = """
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_new_strategy_takes_a_class_and_a_row(tmp_path: Path) -> None:
     """It trains, is planned and measured in a suite, and has its place in the report and in Slurm studies."""

@@ -74,6 +74,7 @@ def test_context_holds_what_is_copied_and_nothing_private(tmp_path: Path) -> Non
     assert top <= {source.split("/")[0] for source in sources} | {".dockerignore", "docker"}, "not copied: leave it out"
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "program"),

@@ -10,7 +10,6 @@ import pytest
 from mnist_dist.doctor import BROKEN, OK
 from mnist_dist.gpu_doctor import trainings
 from mnist_dist.gpu_doctor.run import Examination
-from tests.speeds import thorough_but_for
 
 OTHERS = ("mirrored 1", "multiworker 1", "multiworker 2", "horovod 1", "horovod 2")
 SMALL = {"model.filters": [4, 8], "model.dense_units": 16, "runtime.guard": True}
@@ -28,8 +27,9 @@ def test_each_strategy_trains_on_one_device_and_on_all_with_one_batch() -> None:
     assert {settings["training.steps"] for settings in runs.values()} == {200}
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
-@pytest.mark.parametrize("names", thorough_but_for(("mirrored 2",), [("mirrored 2",), OTHERS]), ids=["one", "others"])
+@pytest.mark.parametrize("names", [("mirrored 2",), OTHERS], ids=["one", "others"])
 def test_equal_weights(names: tuple[str, ...], tiny_mnist: Path, tmp_path: Path) -> None:
     """Another seed is what ranks have that do not take the chief's weights."""
     runs = small(trainings.of_strategies(2, steps=8), tiny_mnist)
@@ -43,6 +43,7 @@ def test_equal_weights(names: tuple[str, ...], tiny_mnist: Path, tmp_path: Path)
     }, examination.findings
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_step_times(tiny_mnist: Path, tmp_path: Path) -> None:
     runs = small(trainings.of_step_times(batches=[128], seconds=0.5), tiny_mnist)

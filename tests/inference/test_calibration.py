@@ -43,6 +43,7 @@ def test_held_out_images_calibrate_where_there_are_some(arrays: Arrays) -> None:
     assert calibration_images(held_out)[0] is not arrays.train_images and len(calibration_images(held_out)[0]) == 7
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_every_format_is_calibrated_on_the_test_set(arrays: Arrays, tmp_path: Path) -> None:
     """Within 1 %, though label smoothing alone leaves a gap of about 10 %."""

@@ -236,6 +236,7 @@ def test_transformed_mnist(way: Callable[..., Path], digits: Images, model: Any,
     assert np.sum(recognised(model, loaded) == labels) >= correct - 2
 
 
+@pytest.mark.thorough
 def test_shadow_on_the_paper(digits: Images, model: Any, tmp_path: Path) -> None:
     """The soft edge of a hand's or phone's shadow crosses the digit; harder than even light, so some may fail."""
     images, labels = digits

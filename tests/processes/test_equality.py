@@ -23,7 +23,8 @@ def test_equal_weights(start: StartRun, start_once: StartRun, strategy: str, dev
     assert actual.result["test_accuracy"] == pytest.approx(expected.result["test_accuracy"], abs=1.01 / TEST_IMAGES)
 
 
-@pytest.mark.parametrize("strategy", thorough_but_for("mirrored", STRATEGIES))
+@pytest.mark.thorough
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_resident_images_train_to_the_same_weights(start: StartRun, strategy: str) -> None:
     """Each replica takes its own part of the indices, from its own copy of the images."""
     settings = ["--set", "data.shift_pixels=2", "--strategy", strategy, "--devices", "2"]
@@ -56,7 +57,8 @@ def test_multiworker_gathers_what_horovod_sums(start: StartRun, devices: int) ->
     assert_close(gathered, summed, tolerance=0.01)  # Sums of three depend on their order, and bfloat16 is coarse.
 
 
-@pytest.mark.parametrize("strategy", thorough_but_for("multiworker", STRATEGIES))
+@pytest.mark.thorough
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_batch_norm_sees_the_global_batch(start: StartRun, start_once: StartRun, strategy: str) -> None:
     # One step: batch normalisation subtracts large, nearly equal gradients, and float32 loses three digits in each
     # step (float64 agrees to 1e-13 after twelve). Statistics or gradients of the replica's own images differ by more

@@ -65,7 +65,8 @@ def test_resumed_after_one_rank_was_killed(start: StartRun, start_once: StartRun
     assert_close(resumed.weights, expected.weights, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("strategy", thorough_but_for("horovod", STRATEGIES))
+@pytest.mark.thorough
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_resumed_after_all_were_killed(
     start: StartRun, start_once: StartRun, strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +85,8 @@ def test_resumed_after_all_were_killed(
     assert_close(resumed.weights, expected.weights, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("strategy", thorough_but_for("horovod", MULTI_PROCESS))
+@pytest.mark.thorough
+@pytest.mark.parametrize("strategy", MULTI_PROCESS)
 def test_a_stuck_rank_ends_the_job_in_time_and_is_named(start: StartRun, strategy: str) -> None:
     stall_seconds = 12
     run = start(
@@ -153,6 +155,7 @@ def test_a_rank_that_is_lost_after_the_roll_call(start: StartRun, strategy: str)
     assert time.monotonic() - begun < 2 * join_seconds + SECONDS_TO_END
 
 
+@pytest.mark.thorough
 def test_a_stranger_who_greets_first_takes_nobodys_place(start: StartRun) -> None:
     run = start("run", *SGD, "--strategy", "multiworker", "--devices", "2")
     assert wait_until(lambda: 1 in rank_processes(run.process.pid), 60)

@@ -33,14 +33,8 @@ def test_horovodrun(strategy: str, tmp_path: Path, odd_mnist: Path, start_once: 
     check(tmp_path / "run", output, strategy, start_once)
 
 
-@pytest.mark.parametrize(
-    ("strategy", "package"),
-    [
-        ("multiworker", "openmpi"),
-        ("auto", "mpich"),
-        pytest.param("auto", "openmpi", marks=pytest.mark.thorough),
-    ],
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize(("strategy", "package"), [("multiworker", "openmpi"), ("auto", "mpich"), ("auto", "openmpi")])
 def test_mpirun(strategy: str, package: str, tmp_path: Path, odd_mnist: Path, start_once: StartRun) -> None:
     """MPICH's ranks are started through a script, as sites do that set something before."""
     program = f"mpirun.{package}"

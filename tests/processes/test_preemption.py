@@ -15,13 +15,14 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("number", "before", "after"),
     [
         (signal.SIGTERM, ("multiworker", 2), ("horovod", 3)),
-        pytest.param(signal.SIGUSR2, ("horovod", 2), ("single", 1), marks=pytest.mark.thorough),
-        pytest.param(signal.SIGUSR1, ("mirrored", 3), ("multiworker", 2), marks=pytest.mark.thorough),
-        pytest.param(signal.SIGHUP, ("single", 1), ("mirrored", 2), marks=pytest.mark.thorough),
+        (signal.SIGUSR2, ("horovod", 2), ("single", 1)),
+        (signal.SIGUSR1, ("mirrored", 3), ("multiworker", 2)),
+        (signal.SIGHUP, ("single", 1), ("mirrored", 2)),
     ],
 )
 def test_preempted_and_resumed_elsewhere(

@@ -29,6 +29,7 @@ def test_what_is_set_for_others_changes_nothing(start: StartRun, start_once: Sta
     assert_close(run.weights, start_once("single", *SETTINGS).weights, tolerance=1e-4)
 
 
+@pytest.mark.thorough
 def test_a_training_goes_on_without_a_reader(start: StartRun) -> None:
     run = start("run", "--set", "logging.every_steps=1")
     run.read_until("workdir")

@@ -106,6 +106,7 @@ def test_the_time_limit(submit: Submit, training: list[str], slurm: Cluster) -> 
     assert slurm.job(unwarned.id)["Restarts"] == "0"
 
 
+@pytest.mark.thorough
 def test_a_cancelled_training_stays_cancelled(submit: Submit, training: list[str], slurm: Cluster) -> None:
     endless = ["--steps", "9999999", "--set", "runtime.steps_per_call=2"]
     job = submit(TRAIN, *training, *endless)

@@ -99,6 +99,7 @@ def test_a_killed_task_ends_the_job(submit: Submit, training: list[str], slurm: 
     assert "n10: task 1: Killed" in job.output, job.output
 
 
+@pytest.mark.thorough
 def test_a_lost_node_ends_the_job_and_requeues_it(submit: Submit, training: list[str], slurm: Cluster) -> None:
     """Long before Slurm itself takes the node for lost; the job goes on where there are others."""
     steps = ["--steps", "120", "--set", "checkpoint.every_steps=10", "--set", "runtime.steps_per_call=2"]

@@ -349,6 +349,7 @@ def test_from_a_thread_and_with_other_settings_of_keras(configure: Configure, tm
         keras.config.set_image_data_format("channels_last")
 
 
+@pytest.mark.thorough
 def test_the_seed_alone_decides_the_weights(configure: Configure, tmp_path: Path) -> None:
     for name, seed in (("first", 3), ("again", 3), ("other", 4)):
         train(configure(RANDOM | {"seed": seed, "training.steps": 3}), tmp_path / name)
@@ -608,6 +609,7 @@ def test_killed_while_it_saves_it_is_still_the_same_run(
     assert_same_run(workdir, uninterrupted)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_damaged_checkpoints_are_reported_and_the_one_before_is_used(
     configure: Configure, tmp_path: Path, uninterrupted: Path
@@ -632,6 +634,7 @@ def test_damaged_checkpoints_are_reported_and_the_one_before_is_used(
     assert_same_run(workdir, uninterrupted)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_disk_without_room_for_the_second_checkpoint(configure: Configure, small_disk: Path) -> None:
     settings = {"model.dense_units": 64, "training.steps": 15, "checkpoint.every_steps": 5}

@@ -61,13 +61,12 @@ def test_the_variants_are_what_attribution_needs(cases: list[PlannedCase]) -> No
     }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("what", "cause", "label"),
     [
-        pytest.param("input", "input", "Against input, try ", marks=pytest.mark.thorough),
-        pytest.param(
-            *("all-reduce", "communication", "Against exposed communication, try "), marks=pytest.mark.thorough
-        ),
+        ("input", "input", "Against input, try "),
+        ("all-reduce", "communication", "Against exposed communication, try "),
         ("rank", "stragglers", "Against stragglers, try "),
     ],
 )

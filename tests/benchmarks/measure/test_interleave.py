@@ -106,6 +106,7 @@ class TestArms:
         assert len(git(checkout, "worktree", "list").splitlines()) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_two_settings_take_turns(tmp_path: Path, tiny_mnist: Path) -> None:
     suite = write_suite(tmp_path / "small.yaml", tiny_mnist, repeats=2)

@@ -136,6 +136,7 @@ def round_with_losses(tmp_path_factory: pytest.TempPathFactory, tiny_mnist: Path
     return found
 
 
+@pytest.mark.thorough
 class TestEndings:
     """Something happens to ranks while they wait or train; the others go on."""
 

@@ -40,6 +40,7 @@ def records(tmp_path_factory: pytest.TempPathFactory, tiny_mnist: Path) -> dict[
     return {f"{record.case.kind} {record.case.strategy}": record for record in measured}
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_all_measure_in_the_same_cycles(records: dict[str, Record]) -> None:
     cycles = {
@@ -57,6 +58,7 @@ def test_all_measure_in_the_same_cycles(records: dict[str, Record]) -> None:
     assert all(each == first for lists in cycles.values() for each in lists)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["mirrored", "multiworker", "horovod"])
 def test_all_reduces(records: dict[str, Record], strategy: str) -> None:
@@ -76,6 +78,7 @@ def test_all_reduces(records: dict[str, Record], strategy: str) -> None:
     assert largest.bus_bandwidth == largest.algorithm_bandwidth, "2 (N - 1) / N is 1 for two ranks"
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_matrix_products(records: dict[str, Record]) -> None:
     measured = records["matmul single"].measurements or {}
@@ -83,6 +86,7 @@ def test_matrix_products(records: dict[str, Record]) -> None:
     assert all(1e8 < rate < FASTEST_CORE for rate in measured["flops_per_second"])
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_input(records: dict[str, Record]) -> None:
     measured = records["input single"].measurements or {}

@@ -81,6 +81,7 @@ def test_trainings_to_an_accuracy_count_their_own_turns(tmp_path: Path) -> None:
     assert own_seconds[0] / own_seconds[1] == pytest.approx(0.5, rel=0.2), "without the other's turns"
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_every_peer_takes_turns_with_ours(tmp_path: Path) -> None:
     machine = find_machine()

@@ -97,6 +97,7 @@ def test_processes_at_once_compile_once(cache: Path, compiler: Path, tmp_path: P
     assert calls.read_text() == "called\n" and len(list(cache.glob("*.so"))) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_make_compiles_or_leaves_it_to_training_to_say_why_not(cache: Path) -> None:
     program = "import runpy; runpy.run_module('mnist_dist.network.cpu.build', run_name='__main__')"
@@ -104,6 +105,7 @@ def test_make_compiles_or_leaves_it_to_training_to_say_why_not(cache: Path) -> N
     assert python(program).returncode == 0 and len(list(cache.glob("*.so"))) == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_without_a_place_to_keep_it(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
@@ -163,6 +165,7 @@ def test_the_compiler_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         find_compiler()
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_an_image_has_every_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_build, "BESIDE", tmp_path / "compiled")
@@ -171,6 +174,7 @@ def test_an_image_has_every_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert libraries == {library_name(level) for level in (LEVELS if platform.machine() == "x86_64" else [None])}
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_what_an_image_has_needs_no_compiler(tmp_path: Path, cache: Path) -> None:
     build(find_level(cpu_flags()), tmp_path)

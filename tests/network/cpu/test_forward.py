@@ -21,7 +21,6 @@ from mnist_dist.network.flops import flops_per_image
 from mnist_dist.network.forward import decide_kernels
 from mnist_dist.network.model import build_model
 from mnist_dist.runtime import find_device
-from tests.speeds import thorough_but_for
 
 KERNEL_SIZES = [(3, 3), (5, 3), (2, 4), (4, 5), (1, 1), (25, 1), (1, 13), (3, 12), (23, 2)]
 
@@ -100,8 +99,9 @@ def test_any_number_of_images_and_filters(filters: tuple[int, int], images: int)
         assert distance(gradient, expected[name]) < 1e-5, name
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
-@pytest.mark.parametrize("level", thorough_but_for("x86-64", LEVELS))
+@pytest.mark.parametrize("level", LEVELS)
 def test_the_code_for_lesser_cpus(level: str) -> None:
     """Runs the tests of values and gradients again, in a process that takes this CPU for one of a lower level."""
     own = find_level(cpu_flags())
