@@ -12,6 +12,8 @@ STEPS = 60
 SETTINGS = [
     *["--optimizer", "sgd", "--learning-rate", "0.02", "--steps", str(STEPS), "--set", "runtime.steps_per_call=2"],
     *["--set", "schedule.name=constant", "--set", "schedule.warmup_percent=0"],
+    # Steps alone would be over before a busy machine has sent a signal.
+    *["--set", "checkpoint.every_steps=1"],
 ]
 
 
