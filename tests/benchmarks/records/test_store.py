@@ -205,7 +205,7 @@ DAMAGES: dict[Callable[[Path], None], str] = {
     newer: "a newer mnist_dist wrote this record",
     copied: "its content belongs into '",
     empty: "not intact JSON",
-    a_list: "received [], expected a JSON object",
+    a_list: "received [1, 2], expected a JSON object",
     binary: "not intact JSON",
     deep: "not intact JSON (it is nested too deeply)",
     long_number: "not intact JSON",
