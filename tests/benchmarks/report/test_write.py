@@ -248,7 +248,7 @@ def test_predictions_of_every_curve() -> None:
 
 def test_too_few_points_for_a_prediction() -> None:
     text = " ".join(render_predictions(make_study([SINGLE, HOROVOD], 3)).split())
-    assert text.startswith("- Not predicted: horovod, weak scaling, 128 images per device: measured numbers of devices: ")
+    assert text.startswith("- Not predicted: horovod, weak scaling, 128 images per device: measured numbers of")
 
 
 def test_the_reason_of_a_lost_share_is_said() -> None:
