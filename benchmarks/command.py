@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mnist_dist.command import Parser, add_command, folder_argument, integer, integers, run_command
 from mnist_dist.distributed.preemption import catchable
-from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError, one_line
+from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError, counted, not_among, one_line
 
 if TYPE_CHECKING:
     from mnist_dist.benchmarks.records.record import Record
@@ -136,7 +136,7 @@ def names(text: str) -> list[str]:
     parts = text.split(",")
     for part in parts:
         if part not in STRATEGIES:
-            raise argparse.ArgumentTypeError(f"received '{part}', expected some of {','.join(STRATEGIES)}")
+            raise argparse.ArgumentTypeError(not_among(part, STRATEGIES))
     return parts
 
 
@@ -239,7 +239,9 @@ def run_report(args: argparse.Namespace) -> int:
         from mnist_dist.benchmarks.report.exports import write_tensorboard
 
         runs = write_tensorboard(records, args.results / "tensorboard")
-        print(f"TensorBoard: {len(runs)} runs; look with: tensorboard --logdir {args.results / 'tensorboard'}")
+        print(
+            f"TensorBoard: {counted(len(runs), 'run')}; look with: tensorboard --logdir {args.results / 'tensorboard'}"
+        )
     return 0
 
 

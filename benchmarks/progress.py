@@ -12,6 +12,7 @@ from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.labels import label_with_kind
 from mnist_dist.command import clock, outlive_reader
 from mnist_dist.display import Display, make_display
+from mnist_dist.errors import counted
 
 # Settings that say only how long a case lasts.
 HOW_LONG = {
@@ -127,10 +128,6 @@ def render_cases(cases: Iterable[tuple[Case, int, str]], gpus: bool, rounds: int
     ]
     repeats_measured = [repeats for _, repeats, remark in cases if not remark.startswith("skipped")]
     skipped = len(cases) - len(repeats_measured)
-    parts = f"{_count(len(repeats_measured), 'case')}{f' ({skipped} more skipped)' if skipped else ''}, "
-    parts += f"{_count(sum(repeats_measured), 'run')} in {_count(rounds, 'round')}"
+    parts = f"{counted(len(repeats_measured), 'case')}{f' ({skipped} more skipped)' if skipped else ''}, "
+    parts += f"{counted(sum(repeats_measured), 'run')} in {counted(rounds, 'round')}"
     return "\n".join([*lines, f"{parts}, about {clock(seconds)}"])
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

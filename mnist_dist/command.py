@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mnist_dist.errors import EXIT_BAD_INPUT, UserError, check_local, nearest, without_middle
+from mnist_dist.errors import EXIT_BAD_INPUT, UserError, check_local, nearest, not_among, without_middle
 
 # As shells say of a process that Ctrl-C ended, or that wrote to a pipe which nobody reads.
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
@@ -43,8 +43,13 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unrecognized argument '{flag}'{'.' if hint else ''}{hint}")
         return known, unknown
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Names the nearest command or word as well, which argparse does from Python 3.14 on."""
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, not_among(value, action.choices))
+
     def error(self, message: str) -> NoReturn:
-        see = " See" if message.endswith("?") else "; see"
+        see = " See" if message.endswith(("?", ".")) else "; see"
         self.exit(
             EXIT_BAD_INPUT, f"{self.prog.split()[0]}: error: {without_middle(message)}{see} `{self.prog} --help`.\n"
         )

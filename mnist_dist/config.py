@@ -354,7 +354,7 @@ def read_yaml(text: str, source: str) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise UserError(f"{source}: received a {type(content).__name__}, expected 'section:' lines with settings.")
+        raise UserError(f"{source}: received {_shown.repr(content)}, expected 'section:' lines with settings.")
     return content
 
 
@@ -370,20 +370,28 @@ def _assign(content: dict[str, Any], key: str, value: Any) -> None:
 
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 60
+TYPES = {"integer": "a whole number", "boolean": "true or false", "string": "text"}  # As users call them.
 
 
 def explain(error: ValidationError) -> str:
     """Turns the first of pydantic's findings into one line: the key, what came, what was expected."""
     finding = error.errors(include_url=False)[0]
     key = _shown.repr(".".join(str(part) for part in finding["loc"]))[1:-1]  # A file's key can hold anything.
-    received = finding["input"]
+    value = finding["input"]
+    received = "null" if value is None else str(value).lower() if isinstance(value, bool) else _shown.repr(value)
     if finding["type"] in ("extra_forbidden", "invalid_key"):
         return f"{key}: no such setting.{_suggestion(key)}"
     if finding["type"] == "model_type":
-        return f"{key or 'configuration'}: received {_shown.repr(received)}, expected a section with settings below it."
+        return f"{key or 'configuration'}: received {received}, expected a section with settings below it."
     expected = re.sub(r"^(Input should be|Value error,|\w+ should have) ", "", finding["msg"])
     expected = expected.replace("String should match", "to match")
-    return f"{key}: received {_shown.repr(received)} ({type(received).__name__}), expected {expected}."
+    expected = re.sub(r"^a valid (\w+)", lambda match: TYPES.get(match[1], f"a {match[1]}"), expected)
+    hint = (
+        nearest(value, re.findall(r"'([^']*)'", expected))
+        if isinstance(value, str) and expected.startswith("'")
+        else ""
+    )
+    return f"{key}: received {received}, expected {expected}.{hint}"
 
 
 def _suggestion(key: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_dist import __version__
-from mnist_dist.errors import UserError
+from mnist_dist.errors import UserError, counted
 from mnist_dist.gpus import open_nvml
 from mnist_dist.packages import TENSORFLOW, find_package
 from mnist_dist.strategies import STRATEGIES
@@ -78,7 +78,7 @@ def check_devices() -> Iterator[Finding]:
 
     tf = import_tensorflow()
     usable = len(os.sched_getaffinity(0))
-    yield Finding("CPU", OK, f"{cpu_name()}, {usable} of {os.cpu_count()} cores usable by this process")
+    yield Finding("CPU", OK, f"{cpu_name()}, {usable} of {counted(os.cpu_count() or 1, 'core')} usable by this process")
     gpus, cudnn = tf.config.list_physical_devices("GPU"), find_package("nvidia-cudnn-cu12")
     with open_nvml() as nvml:
         driver_cuda = nvml.ask("SystemGetCudaDriverVersion_v2") if nvml else None

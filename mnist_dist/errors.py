@@ -43,6 +43,16 @@ def check_local(name: str) -> str:
     return name
 
 
+def counted(number: int, what: str) -> str:
+    """Returns, for example, `1 case` or `1,234 cases`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def not_among(name: str, valid: Iterable[str]) -> str:
+    """Says what was expected instead of a name, and which of that is the closest."""
+    return f"received '{name}', expected one of {', '.join(valid)}.{nearest(name, valid)}"
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Returns ` Did you mean 'x'?` for the closest valid name, or an empty string."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)

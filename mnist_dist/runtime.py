@@ -15,7 +15,7 @@ from typing import Any
 
 from mnist_dist import cpuinfo
 from mnist_dist.config import RuntimeConfig
-from mnist_dist.errors import UserError, one_line
+from mnist_dist.errors import UserError, counted, one_line
 from mnist_dist.gpus import driver_gpus
 from mnist_dist.strategies import STRATEGIES
 
@@ -158,7 +158,7 @@ def choose_gpus(visible: int, replicas: int, local_rank: int, local_size: int) -
     A scheduler may show each rank its own GPU only, which then has the index 0 on every rank.
     """
     if replicas > visible:
-        raise UserError(f"runtime.devices: received {replicas}, but this process sees {visible} GPUs.")
+        raise UserError(f"runtime.devices: received {replicas}, but this process sees {counted(visible, 'GPU')}.")
     if local_size == 1:
         return list(range(replicas))
     if 1 < visible < local_size:

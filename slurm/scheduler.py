@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mnist_dist.errors import TrainingError, UserError, nearest, one_line
+from mnist_dist.errors import TrainingError, UserError, not_among, one_line
 
 TIMEOUT_SECONDS = 120.0  # A busy controller answers late.
 
@@ -86,15 +86,12 @@ def check_partition(name: str | None, gpus_per_node: int) -> None:
     known = partitions()
     wanted = name.split(",") if name else [partition.name for partition in known if partition.is_default]
     chosen = [partition for partition in known if partition.name in wanted]
-    names = ", ".join(partition.name for partition in known)
+    names = [partition.name for partition in known]
     for each in wanted:
-        if each not in {partition.name for partition in known}:
-            raise UserError(
-                f"--partition: received '{each}', expected one of {names}."
-                + nearest(each, [partition.name for partition in known])
-            )
+        if each not in names:
+            raise UserError(f"--partition: {not_among(each, names)}")
     if not chosen:
-        raise UserError(f"--partition: this cluster has no default, expected one of {names}.")
+        raise UserError(f"--partition: this cluster has no default, expected one of {', '.join(names)}.")
     best = max(chosen, key=lambda partition: partition.gpus_per_node)
     has = best.gpus_per_node
     if gpus_per_node > has:

@@ -1,12 +1,13 @@
 """What a site asks of every job: the defaults in site.yaml, below a file of the user's."""
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ValidationError
 
 from mnist_dist.config import PositiveInt, Section, explain, read_yaml
 from mnist_dist.errors import UserError, nearest
@@ -14,12 +15,22 @@ from mnist_dist.files import user_folder
 
 DEFAULTS_FILE = Path(__file__).resolve().with_name("site.yaml")
 VARIABLE = "MNIST_DIST_SITE"
+TIME, SIZE = r"(\d+-)?\d+(:\d+){0,2}|INFINITE|UNLIMITED", r"\d+([KMGT]B?)?"  # As sbatch(1) has them.
 
 
-def _time_in_quotes(value: Any) -> Any:
+def _check_time(value: Any) -> Any:
     if isinstance(value, int):
         raise ValueError("a time in quotes, such as '01:00:00', since YAML takes a bare one for a number")
+    if isinstance(value, str) and not re.fullmatch(TIME, value, re.IGNORECASE):
+        raise ValueError("minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS")
     return value
+
+
+def _check_flag(flag: str) -> str:
+    name, equals, value = flag.partition("=")
+    if equals and re.fullmatch("--mem(-per-[cg]pu)?", name) and not re.fullmatch(SIZE, value, re.IGNORECASE):
+        raise ValueError(f"{name}= with megabytes, or with a size such as 8G")
+    return flag if (name, equals) != ("--time", "=") else f"--time={_check_time(value)}"
 
 
 class Site(Section):
@@ -29,7 +40,7 @@ class Site(Section):
     account: str | None
     qos: str | None
     constraint: str | None
-    time: Annotated[str, BeforeValidator(_time_in_quotes)]
+    time: Annotated[str, BeforeValidator(_check_time)]
     cpus_per_task: PositiveInt | None
     gpu_flag: Literal["gpus-per-node", "gres", "gpus-per-task"]
     gpu_type: str | None
@@ -38,7 +49,7 @@ class Site(Section):
     container_runtime: Literal["apptainer", "pyxis"]
     container_mounts: list[str]
     network_interface: str | None
-    sbatch_flags: list[str]
+    sbatch_flags: list[Annotated[str, AfterValidator(_check_flag)]]
 
 
 def load_site(file: Path | None, flags: Mapping[str, Any], environment: Mapping[str, str]) -> Site:
@@ -62,8 +73,8 @@ def load_site(file: Path | None, flags: Mapping[str, Any], environment: Mapping[
                     f"{path}: {key}: no such setting.{nearest(str(key), known) or f' See {DEFAULTS_FILE}.'}"
                 )
         content |= own
-    _validated(content, str(path or DEFAULTS_FILE))  # A flag must not hide a mistake in the file.
-    return _validated(content | {key: value for key, value in flags.items() if value is not None}, "flags")
+    _validated(content, f"{path or DEFAULTS_FILE}: ")  # A flag must not hide a mistake in the file.
+    return _validated(content | {key: value for key, value in flags.items() if value is not None}, "--")
 
 
 def find_site_file(file: Path | None, environment: Mapping[str, str]) -> Path | None:
@@ -116,4 +127,4 @@ def _validated(content: Mapping[str, Any], source: str) -> Site:
     try:
         return Site.model_validate(dict(content))
     except ValidationError as error:
-        raise UserError(f"{source}: {explain(error)}") from None
+        raise UserError(f"{source}{explain(error)}") from None

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mnist_dist.errors import UserError, nearest
+from mnist_dist.errors import UserError, counted, nearest
 from mnist_dist.slurm.site import Site, gpu_flag, sbatch_flags
 from mnist_dist.strategies import BASELINE, STRATEGIES, beside_the_baseline, either, with_processes
 
@@ -128,7 +128,7 @@ def seconds_of(limit: str) -> float:
         hours, minutes, seconds = (*parts, 0, 0)[:3]
         return 86_400.0 * int(days or 0) + 3600 * hours + 60 * minutes + seconds
     except ValueError:
-        return math.inf  # Such as `UNLIMITED`; sbatch says if it is none at all.
+        return math.inf  # `UNLIMITED`, or another word for it.
 
 
 def log_pattern(results: Path) -> str:
@@ -170,8 +170,8 @@ def check_request(request: Request) -> None:
         if not strategies_on(request, count):
             raise UserError(
                 f"--strategies: '{','.join(request.strategies)}' is one process on one node, which has "
-                f"{request.devices_per_node} devices, not {count}; add {either(with_processes())}, or leave {count} "
-                "out."
+                f"{counted(request.devices_per_node, 'device')}, not {count}; add "
+                f"{either(with_processes())}, or leave {count} out."
             )
 
 

@@ -20,7 +20,7 @@ from mnist_dist.benchmarks.records.environment import CODE_FOLDER
 from mnist_dist.benchmarks.records.kinds import STARTUP_SECONDS
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.config import Config, NonNegativeFloat, PositiveInt
-from mnist_dist.errors import nearest, one_line
+from mnist_dist.errors import not_among, one_line
 from mnist_dist.strategies import BASELINE
 
 SETTING = "peer"  # Of a case: which of PEERS it is.
@@ -85,8 +85,7 @@ class Peer(WindowsKind):
     def problem(self, case: Case) -> str | None:
         name = str(case.settings.get(SETTING))
         if name not in PEERS:
-            known = ", ".join(PEERS)
-            return f"{SETTING}: received '{one_line(name)}', expected one of {known}." + nearest(name, PEERS)
+            return f"{SETTING}: {not_among(one_line(name), PEERS)}"
         script = PEERS[name]
         expected = {
             "devices": script.devices or case.devices,

@@ -154,7 +154,7 @@ def _obstacle(record: Record, machine: Machine) -> str | None:
     if case.settings.get(DATA_PATH) or settings_of(record).get(DATA_PATH):
         return "it trained on data of its own (data.path), which are not here; no path of a record is opened"
     if bool(there.gpus) != bool(machine.gpus):
-        return f"recorded on {'GPUs' if there.gpus else 'CPUs'}, and here are {machine.gpus or 'no'} GPUs"
+        return f"recorded on {'GPUs' if there.gpus else 'CPUs'}, and GPUs here: {machine.gpus or 'none'}"
     if on_host > machine.devices_per_host:
         return f"{on_host} devices on a host, and here are places for {machine.devices_per_host}"
     if cores > machine.cores < there.cores:

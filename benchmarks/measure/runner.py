@@ -34,7 +34,7 @@ from mnist_dist.config import load_config
 from mnist_dist.cpuinfo import cpu_has_float16, thread_siblings
 from mnist_dist.distributed.cluster import expand_node_list, find_cluster, node_addresses, outside_of_step
 from mnist_dist.distributed.membership import SECRET_VARIABLE, make_secret
-from mnist_dist.errors import UserError, one_line
+from mnist_dist.errors import UserError, counted, one_line
 from mnist_dist.files import writing
 from mnist_dist.gpus import least_capability
 from mnist_dist.strategies import STRATEGIES, missing_packages
@@ -230,7 +230,7 @@ class _Start:
         gpus, device = self._run.study.machine.gpus, str(measurements.get("device", ""))
         if gpus and device.upper().startswith("CPU"):
             reason = one_line(
-                f"it computed on the {device}, where the study counts {gpus} GPUs; see `mnist-dist doctor`"
+                f"it computed on the {device}, where the study counts {counted(gpus, 'GPU')}; see `mnist-dist doctor`"
             )
             return End("failed", reason, end.tail), None, hosts
         return end, measurements, hosts

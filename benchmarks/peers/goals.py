@@ -25,7 +25,7 @@ from mnist_dist.benchmarks.report.labels import MISSING, label_count
 from mnist_dist.benchmarks.report.table import Cell, Column, estimate_cell, make_table, render_markdown
 from mnist_dist.benchmarks.statistics.stats import Estimate, LogEstimate
 from mnist_dist.config import PositiveFloat, Section
-from mnist_dist.errors import EXIT_FAILED, UserError, nearest
+from mnist_dist.errors import EXIT_FAILED, UserError, counted, nearest
 
 EXIT_OPEN = 3
 TARGET = 0.99
@@ -174,7 +174,7 @@ def _time_ratio(above: _Side, below: _Side) -> tuple[LogEstimate | None, str]:
         if time is None:
             return None, side.why_none
         if time.reached == 0:
-            return None, f"{side.name}: none of {time.runs} runs reached {100 * TARGET:g} %"
+            return None, f"{side.name}: none of {counted(time.runs, 'run')} reached {100 * TARGET:g} %"
         times.append(time)
     return time_ratio(*times), " / ".join(f"{time.expected_seconds:.1f} s" for time in times)
 

@@ -1,6 +1,6 @@
 """A folder of records that many processes, jobs and hosts may write into at once.
 
-    study.json                                what the study measures, written by whichever job comes first
+    study.json                                what the study measures, by the first job, or one with more repeats
     records/<case_id>-r<repeat>-<record_id>.json
 
 Nothing is locked, appended to or changed: every record is a file of its own under a name that no other writer
@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record, parse_record
-from mnist_dist.errors import UserError, one_line
+from mnist_dist.errors import UserError, counted, one_line
 from mnist_dist.files import write_json, writing
 
 MAX_FILE_BYTES = 64 * 2**20  # A thousand ranks with a thousand windows each need about 20 MB.
@@ -118,20 +118,25 @@ class Store:
         sentences = []
         if self.left_out:
             sentences.append(
-                f"{len(self.left_out)} of the files in {self.records_folder.name}/ are no intact records and were left "
-                f"out: {', '.join(sorted(self.left_out)[:3])}{', ...' * (len(self.left_out) > 3)}."
+                f"{len(self.left_out)} of the files in {self.records_folder.name}/ left out, as not intact: "
+                f"{', '.join(sorted(self.left_out)[:3])}{', ...' * (len(self.left_out) > 3)}."
             )
         with contextlib.suppress(UserError, TypeError, ValueError):  # Records are read without a plan as well.
             planned = {Case.model_validate(case).case_id for case in self.study()["cases"]}
             missing = planned - {record.case_id for record in records}
             if missing:
-                sentences.append(f"{len(missing)} of the {len(planned)} cases of the study have no record yet.")
+                sentences.append(
+                    f"Without a record yet: {len(missing)} of {counted(len(planned), 'case')} of the study."
+                )
         return sentences
 
     def _verify(self, plan: dict[str, Any]) -> None:
         there = self.study()
         for key in sorted({*there, *plan}):
             if there.get(key) != plan.get(key):
+                if key == "repeats" and there[key] < plan[key] and there | {key: plan[key]} == plan:
+                    write_json(self.study_file, plan)  # It goes on with further repeats.
+                    return
                 raise UserError(
                     f"{self.study_file}: {key}: the folder's study has {one_line(json.dumps(there.get(key)), 100)}, "
                     f"this one {one_line(json.dumps(plan.get(key)), 100)}; name another folder with --results, or "
@@ -192,7 +197,8 @@ def read_json(
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else one_line(str(error), 100)
         raise UserError(f"{name}: not intact JSON ({reason}); remove the file or restore it from a copy.") from None
     if not isinstance(content, dict):
-        raise UserError(f"{name}: received a {type(content).__name__}, expected a JSON object; remove the file.")
+        received = one_line(json.dumps(content), 60)
+        raise UserError(f"{name}: received {received}, expected a JSON object; remove the file.")
     return content
 
 
@@ -203,6 +209,6 @@ def _refuse_constant(name: str) -> NoReturn:
 def _checked_study(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     for key, kind in STUDY_KEYS.items():
         if not isinstance(content.get(key), kind):
-            received = type(content[key]).__name__ if key in content else "nothing"
-            raise UserError(f"{one_line(source)}: {key}: received {received}, expected {kind.__name__}.")
+            received = one_line(json.dumps(content[key]), 60) if key in content else "nothing"
+            raise UserError(f"{one_line(source)}: {key}: received {received}, expected what `bench run` writes.")
     return dict(content)

@@ -22,7 +22,7 @@ from mnist_dist.benchmarks.report.table import (
 )
 from mnist_dist.benchmarks.report.table import render_markdown as render_markdown_table
 from mnist_dist.benchmarks.statistics.stats import Estimate
-from mnist_dist.errors import one_line
+from mnist_dist.errors import counted, one_line
 
 MOST_RUNS_TOLD = 100
 SHORTEST_LABEL = 20
@@ -76,7 +76,8 @@ def render_reproduction(comparison: Comparison) -> str:
     conclusion = {0: "Reproduced", 1: "Not reproduced", 3: "Undecided"}[comparison.exit_code]
     return "\n".join(
         [
-            f"{conclusion}: of {counts.total()} cases {', '.join(f'{n} {word}' for word, n in counts.items())}.",
+            f"{conclusion}: of {counted(counts.total(), 'case')} "
+            f"{', '.join(f'{n} {word}' for word, n in counts.items())}.",
             *(one_line(line, 2000) for line in lines),
             "Ratio: here over recorded, above 1 where faster here, and its 95 % interval, corrected for all tests.",
             "Nothing took turns with the record, so the interval includes the levels of two days, each assumed to "

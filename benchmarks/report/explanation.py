@@ -37,14 +37,15 @@ def explain(attribution: Attribution) -> str:
 
 
 def explain_briefly(attribution: Attribution) -> str:
-    """Says of a loss whose largest cause is known only that, and what to try first."""
-    case, biggest = attribution.case, attribution.biggest
-    if biggest is None:
-        raise ValueError("expected an attribution whose largest cause is beyond noise")
-    return (
-        f"{case.strategy} on {case.devices} devices, {attribution.scaling} scaling: {100 * attribution.loss.value:.0f} "
-        f"%, including {_points(biggest)}; try {_advice(attribution, biggest.name)[0]}."
-    )
+    """Says of a loss its largest cause and what to try first, if its parts are known well enough to name one."""
+    case, biggest, loss = attribution.case, attribution.biggest, round(100 * attribution.loss.value)
+    text = f"{case.strategy} on {case.devices} devices, {attribution.scaling} scaling: {loss} %"
+    unexplained = attribution.parts[-1]
+    if biggest is None or abs(unexplained.share.value) > attribution.loss.value / 2:
+        return f"{text}, of no certain cause, with {_points(unexplained)}."
+    rest = loss - round(100 * biggest.share.value)
+    others = f" and {rest} to all else" if rest < 0 else ""
+    return f"{text}, including {_points(biggest)}{others}; try {_advice(attribution, biggest.name)[0]}."
 
 
 def _parts(attribution: Attribution) -> str:

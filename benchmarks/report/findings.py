@@ -22,7 +22,7 @@ from mnist_dist.benchmarks.report.labels import (
 )
 from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.benchmarks.statistics.stats import Estimate, find_clusters
-from mnist_dist.errors import one_line
+from mnist_dist.errors import counted, one_line
 
 FEWEST_REPEATS = 3
 MOST_EQUALS = 2  # Cases that are as fast, named beside the fastest.
@@ -84,8 +84,8 @@ def _describe_result(analysis: Analysis) -> Iterator[str]:
     if means:
         low, high = f"{min(means):.2f}", f"{max(means):.2f}"
         yield f"Test accuracy is {low} %." if low == high else f"Test accuracy is {low} to {high} %."
-    told = [each for each in analysis.attributions if each.is_significant and each.biggest and not each.oversubscribed]
-    if told:
+    told = [each for each in analysis.attributions if each.is_significant and not each.oversubscribed]
+    if any(each.biggest for each in told):
         yield f"The largest loss is with {explain_briefly(max(told, key=lambda each: each.loss.value))}"
 
 
@@ -160,7 +160,7 @@ def _counts(records: Sequence[Record]) -> str:
     cases, minutes = len({record.case_id for record in records}), sum(record.seconds for record in records) / 60
     bad = [f"{count} {STATUS_WORDS.get(status, status)}" for status, count in statuses.items() if status != "ok"]
     runs = ", ".join([f"{statuses['ok']} measured", *sorted(bad)])
-    return f"{cases} cases in {len(records)} runs ({runs}), {minutes:,.0f} minutes together"
+    return f"{counted(cases, 'case')} in {counted(len(records), 'run')} ({runs}), {minutes:,.0f} min together"
 
 
 def describe_hardware(hardware: Hardware) -> str:
@@ -227,8 +227,8 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
     if few:
         most = max(len(each.records) for each in few)
         yield Caveat(
-            f"{_count(few, 'case')} with {'one run' if most == 1 else 'one or two runs'} each: their intervals say "
-            "little about how much another run would differ. Use --repeats 3 or more."
+            f"{counted(len(few), 'case')} with {'one run' if most == 1 else 'one or two runs'} each: their intervals "
+            "say little about how much another run would differ. Use --repeats 3 or more."
         )
     crowded = [each.summary for each in analysis.main_cases if each.oversubscribed]
     if crowded:
@@ -270,7 +270,7 @@ def _gpu_caveats(summaries: Sequence[CaseSummary], name: Namer) -> Iterator[Cave
 
 
 def _list(summaries: Sequence[CaseSummary], name: Namer) -> str:
-    return "; ".join(map(name, summaries)) if len(summaries) <= MOST_NAMES else _count(summaries, "case")
+    return "; ".join(map(name, summaries)) if len(summaries) <= MOST_NAMES else counted(len(summaries), "case")
 
 
 def _unstable_caveats(summaries: Sequence[CaseSummary], name: Namer) -> Iterator[Caveat]:
@@ -280,7 +280,7 @@ def _unstable_caveats(summaries: Sequence[CaseSummary], name: Namer) -> Iterator
         yield Caveat(f"Unstable, so without a throughput: {_list(of_reason, name)}: {reason}.")
     ablations = tuple(f"{name(each)}: {each.unstable}" for each in unstable if each.case.is_ablation)
     if ablations:
-        text = f"{_count(ablations, 'ablation run')} unstable, so less can be said of where the time goes."
+        text = f"{counted(len(ablations), 'ablation run')} unstable, so less can be said of where the time goes."
         yield Caveat(text, ablations)
     unsettled = [each for each in summaries if each.unsettled_repeats and not each.unstable]
     if unsettled:
@@ -337,9 +337,5 @@ def _failure_caveats(summaries: Sequence[CaseSummary], name: Namer) -> Iterator[
         runs = len(summary.records) + len(summary.failures)
         failed = [record for record in summary.failures if record.status != "skipped"]
         for (status, reason), failures in group_by(failed, lambda record: (record.status, record.reason)).items():
-            times = f"{len(failures)} of {runs} runs {STATUS_WORDS[status]}"
+            times = f"{len(failures)} of {counted(runs, 'run')} {STATUS_WORDS[status]}"
             yield Caveat(f"{name(summary)}: {times}: {reason}.", failures[-1].output_tail)
-
-
-def _count(items: Sequence[object], name: str) -> str:
-    return f"{len(items)} {name}{'s' if len(items) != 1 else ''}"

@@ -38,7 +38,7 @@ class SteadyState:
     reason_unstable: str | None = None
 
 
-def find_steady_state(window_steps: ArrayLike, window_seconds: ArrayLike) -> SteadyState:
+def find_steady_state(window_steps: ArrayLike, window_seconds: ArrayLike, longer: str = "") -> SteadyState:
     """Finds where the warm-up of a run ends, by the slowest rank's step times.
 
     The run is unstable if fewer than ten windows are left, or if they drift by more than 3 %.
@@ -46,13 +46,14 @@ def find_steady_state(window_steps: ArrayLike, window_seconds: ArrayLike) -> Ste
     Args:
         window_steps: [windows], steps of each window.
         window_seconds: [ranks][windows], each rank's seconds for these steps.
+        longer: how a run that is too short can be measured for longer, in words.
     """
     steps, seconds, starts = merge_windows(window_steps, window_seconds)
     slowest = seconds.max(axis=0)
     times = np.log(slowest / steps)
     first = warm_up_windows(times)
     if len(times) - first < FEWEST_WINDOWS:
-        return SteadyState(len(times), 0, _too_short(slowest, first))
+        return SteadyState(len(times), 0, _too_short(slowest, first, longer))
     drift = find_drift(times[first:])
     reason = f"the step time drifts by {100 * np.expm1(drift):+.1f} % after the warm-up" if drift else None
     return SteadyState(len(times), int(starts[first]), reason)
@@ -137,12 +138,11 @@ def find_drift(values: np.ndarray) -> float | None:
     return drift if p_value < DRIFT_SIGNIFICANCE or line > OBVIOUS_DRIFT * (ranks @ ranks) else None
 
 
-def _too_short(slowest: np.ndarray, warm_up: int) -> str:
+def _too_short(slowest: np.ndarray, warm_up: int, longer: str) -> str:
     steady = slowest[warm_up:]
     window = max(MERGED_SECONDS, float(np.mean(steady)) if len(steady) else 0.0)
     needed = float(slowest[:warm_up].sum()) + FEWEST_WINDOWS * window
     return (
         f"too short: {len(steady)} of the {FEWEST_WINDOWS} windows needed after the warm-up ({steady.sum():.1f} s); "
-        f"measure for at least {needed:.1f} s (a suite's measure_seconds, --seconds of peers and perf, or more "
-        "training.epochs)"
+        f"measure for at least {needed:.1f} s{f' ({longer})' if longer else ''}"
     )

@@ -187,7 +187,7 @@ def _srun_cluster(environment: Mapping[str, str]) -> Cluster:
     tasks = expand_tasks_per_node(environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
     if len(nodes) != len(tasks) or sum(tasks) != size:
         raise UserError(
-            f"srun: received {len(nodes)} nodes and {sum(tasks)} tasks on {len(tasks)} of them, expected {size} tasks."
+            f"srun: received nodes: {len(nodes)}, tasks: {sum(tasks)} on {len(tasks)} of them, expected tasks: {size}."
         )
     known = node_addresses(nodes, environment)
     hosts = tuple(node for node, count in zip(nodes, tasks, strict=True) for _ in range(count))
@@ -362,7 +362,7 @@ def _checked(cluster: Cluster) -> Cluster:
         )
     if len(cluster.hosts) != cluster.size:
         raise UserError(
-            f"{cluster.launcher}: received {len(cluster.hosts)} hosts, expected one for each of {cluster.size} ranks."
+            f"{cluster.launcher}: received hosts: {len(cluster.hosts)}, expected one for each of {cluster.size} ranks."
         )
     return cluster
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mnist_dist.config import Config
-from mnist_dist.errors import UserError
+from mnist_dist.errors import UserError, counted
 
 PROFILED_STEPS = 40  # Half of them, in which everything gets compiled, and then as many that are recorded.
 MAX_STEPS = 10_000_000  # The table of learning rates has an entry for each.
@@ -47,5 +47,7 @@ def make_plan(config: Config, train_images: int) -> Plan:
     if total_steps > MAX_STEPS:
         raise UserError(f"training: {total_steps:,} steps were asked for, expected at most {MAX_STEPS:,}.")
     if config.logging.profile and total_steps < PROFILED_STEPS:
-        raise UserError(f"logging.profile: received for {total_steps} steps, expected at least {PROFILED_STEPS}.")
+        raise UserError(
+            f"logging.profile: received for {counted(total_steps, 'step')}, expected at least {PROFILED_STEPS}."
+        )
     return Plan(train_images, steps_per_epoch, total_steps)

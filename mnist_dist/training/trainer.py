@@ -34,7 +34,7 @@ from mnist_dist.distributed.strategies.resolve import make_strategy, resolve_str
 from mnist_dist.distributed.strategies.unreduced import Unreduced
 from mnist_dist.distributed.turns import FULL, Turns, join_turns
 from mnist_dist.distributed.watchdog import EXIT_LOST_RANKS, Watchdog
-from mnist_dist.errors import TrainingError, UserError
+from mnist_dist.errors import TrainingError, UserError, counted
 from mnist_dist.files import write_json
 from mnist_dist.network.forward import Form, choose_form
 from mnist_dist.network.model import build_model
@@ -363,8 +363,8 @@ def introduce(session: Session, peak_learning_rate: float) -> Iterator[str]:
     yield f"resident   {session.resident.value} ({session.resident.reason})"
     yield f"kernels    {session.form.kernels.value} ({session.form.kernels.reason})"
     yield (
-        f"training   {session.plan.total_steps:,} steps of {config.training.batch_size} images (all replicas), "
-        f"{config.optimizer.name}, peak learning rate {peak_learning_rate:.3g}"
+        f"training   {counted(session.plan.total_steps, 'step')} of {config.training.batch_size} images (all "
+        f"replicas), {config.optimizer.name}, peak learning rate {peak_learning_rate:.3g}"
     )
     yield f"workdir    {session.folder.path}"
     if config.training.measure_seconds is None and session.cluster.is_chief:  # A model is to come of it.

@@ -96,7 +96,9 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (["rnu"], "invalid choice: 'rnu'"),
+            (["rnu"], "argument COMMAND: received 'rnu', expected one of run, report, "),
+            (["rnu"], ". Did you mean 'run'? See `mnist-dist bench --help`."),
+            (["run", "quick", "--strategies", "single,miror"], ". Did you mean 'mirrored'? See "),
             (["run", "qick"], "SUITE: there is no file 'qick'"),
             (
                 ["run", "quick", "--devices", "0"],
@@ -121,7 +123,7 @@ class TestBadInput:
             (["compare", "nowhere", "nowhere"], "BASE: 'nowhere' does not exist"),
             (["compare", "a", "b", "--repeats", "3"], "--repeats: received without --interleave"),
             (["compare", "a", "b", "--smallest-effect", "nan"], "argument --smallest-effect: received 'nan'"),
-            (["compare", "a", "b", "--judge", "some"], "argument --judge: invalid choice: 'some'"),
+            (["compare", "a", "b", "--judge", "some"], "argument --judge: received 'some', expected one of all. See"),
             (["compare", "a", "b", "--smallest-effect", "0"], "argument --smallest-effect: received '0'"),
             (["compare", "a", "b", "--interleave", "--suite", "qick"], "SUITE: there is no file 'qick'"),
         ],

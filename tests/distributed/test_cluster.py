@@ -99,7 +99,7 @@ def test_what_this_launcher_tells_is_understood(rank: int) -> None:
         (OWN | {"MNIST_DIST_RANK": "-1"}, "mnist-dist: received rank -1 of 4"),
         (MPIRUN | {"OMPI_COMM_WORLD_LOCAL_RANK": "2"}, "mpirun: received rank 3 of 4 and local rank 2 of 2"),
         (HOROVODRUN | {"HOROVOD_SIZE": "0"}, "horovodrun: received rank 1 of 0"),
-        (OWN | {"MNIST_DIST_HOSTS": "n9,n10"}, "mnist-dist: received 2 hosts, expected one for each of 4 ranks."),
+        (OWN | {"MNIST_DIST_HOSTS": "n9,n10"}, "mnist-dist: received hosts: 2, expected one for each of 4 ranks."),
         (
             {"PMI_RANK": "1", "PMI_SIZE": "2"},
             "PMI_SIZE: received 2 processes of an mpirun that sets no MPI_LOCALRANKID",
@@ -114,7 +114,7 @@ def test_what_this_launcher_tells_is_understood(rank: int) -> None:
             {"TF_CONFIG": '{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "chief", "index": 0}}'},
             "TF_CONFIG: received 2 processes of another launcher, which this package",
         ),
-        (OWN | {"MNIST_DIST_HOSTS": ""}, "mnist-dist: received 1 hosts, expected one for each of 4 ranks."),
+        (OWN | {"MNIST_DIST_HOSTS": ""}, "mnist-dist: received hosts: 1, expected one for each of 4 ranks."),
     ],
 )
 def test_contradictions(environment: dict[str, str], line: str, user_error: Callable[..., str]) -> None:

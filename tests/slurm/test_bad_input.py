@@ -60,7 +60,7 @@ CORES = ("--devices", "1,2,4", "--devices-per-node", "2")
         ),
         (
             (*CORES, "--time", "soon"),
-            "sbatch: Invalid --time specification. Slurm would not take: sbatch --parsable",
+            "--time: received 'soon', expected minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS.",
         ),
     ],
 )

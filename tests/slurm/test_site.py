@@ -58,12 +58,18 @@ def test_where_the_file_is_looked_for(tmp_path: Path, site_file: Callable[[str],
     ("text", "line"),
     [
         ("partion: a100", "{file}: partion: no such setting. Did you mean 'partition'?"),
-        ("partition: [a, b]", "{file}: partition: received ['a', 'b'] (list), expected a valid string."),
-        ("container_runtime: docker", "{file}: container_runtime: received 'docker' (str), expected 'apptainer' or "),
-        ("cpus_per_task: 0", "{file}: cpus_per_task: received 0 (int), expected greater than 0."),
-        ("time: 1:00:00", "{file}: time: received 3600 (int), expected a time in quotes, such as '01:00:00'"),
-        ("modules: cuda", "{file}: modules: received 'cuda' (str), expected a valid list."),
-        ("- a100", "{file}: received a list, expected 'section:' lines with settings."),
+        ("partition: [a, b]", "{file}: partition: received ['a', 'b'], expected text."),
+        ("container_runtime: docker", "{file}: container_runtime: received 'docker', expected 'apptainer' or "),
+        ("cpus_per_task: 0", "{file}: cpus_per_task: received 0, expected greater than 0."),
+        ("time: 1:00:00", "{file}: time: received 3600, expected a time in quotes, such as '01:00:00'"),
+        ("time: 30min", "{file}: time: received '30min', expected minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:"),
+        ("sbatch_flags: [--time=1h]", "{file}: sbatch_flags.0: received '--time=1h', expected minutes, MM:SS, "),
+        (
+            "sbatch_flags: [--mem=8 GB]",
+            "{file}: sbatch_flags.0: received '--mem=8 GB', expected --mem= with megabytes, ",
+        ),
+        ("modules: cuda", "{file}: modules: received 'cuda', expected a list."),
+        ("- a100", "{file}: received ['a100'], expected 'section:' lines with settings."),
         ("partition: {", "{file}: not valid YAML: "),
     ],
 )
@@ -72,6 +78,24 @@ def test_mistakes_in_the_file(
 ) -> None:
     file = site_file(text)
     assert user_error(load_site, file, {"partition": "x"}, {}).startswith(line.format(file=file))
+
+
+@pytest.mark.parametrize("time", ["30", "30:00", "01:00:00", "1-12", "1-12:30", "1-12:30:15", "Unlimited", "INFINITE"])
+def test_every_form_of_a_time_is_taken(time: str) -> None:
+    assert sbatch_flags(load_site(None, {"time": time}, {})) == [f"--time={time}"]
+
+
+@pytest.mark.parametrize("time", ["30min", "soon", "", "1h", "1:00:00:00", "1-", "-5", "1.5", "01:00:00 "])
+def test_other_times_are_refused_by_the_name_of_the_flag(time: str, user_error: Callable[..., str]) -> None:
+    assert user_error(load_site, None, {"time": time}, {}).startswith(
+        f"--time: received '{time}', expected minutes, MM"
+    )
+
+
+def test_flags_of_the_site_are_taken_as_sbatch_takes_them(site_file: Callable[[str], Path]) -> None:
+    flags = ["--mem=0", "--mem=8000", "--mem-per-cpu=4g", "--mem-per-gpu=1TB", "--mem", "8G", "--mem-bind=local"]
+    file = site_file(f"sbatch_flags: [{', '.join([*flags, '--time=1-0', '--exclusive'])}]")
+    assert load_site(file, {}, {}).sbatch_flags == [*flags, "--time=1-0", "--exclusive"]
 
 
 def test_a_file_that_is_not_there(user_error: Callable[..., str]) -> None:

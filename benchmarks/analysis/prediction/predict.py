@@ -131,7 +131,7 @@ def predict(
     images = curve.baseline.case.global_batch_size
     result = Prediction(curve.strategy, curve.scaling, images, measured, max(measured), (), {}, "", tuple(notes))
     if len(measured) < FEWEST_POINTS:
-        few = f"{len(measured)} measured numbers of devices; at least {FEWEST_POINTS} are needed, such as 1, 2 and 4"
+        few = f"measured numbers of devices: {len(measured)}, where {FEWEST_POINTS} are needed, such as 1, 2 and 4"
         return replace(result, refused={"all models": few})
     wanted = np.array(sorted({*devices, *measured}), np.float64)
     if curve.scaling == "strong":

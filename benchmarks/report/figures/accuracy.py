@@ -13,6 +13,7 @@ from mnist_dist.benchmarks.analysis.trained import TrainedCase
 from mnist_dist.benchmarks.report.figures import drawing
 from mnist_dist.benchmarks.report.labels import TIMES, label_number, label_point
 from mnist_dist.benchmarks.statistics.grouping import group_by
+from mnist_dist.errors import counted
 
 LEAST_ACCURACY_SPAN = 0.1  # Of the axis, in percent.
 TWIN_RATE, TWIN_ACCURACY = 0.1, 0.02  # As a share, and in percent: points nearer than that lie on one another.
@@ -64,8 +65,8 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
     return drawing.make_picture(
         figure,
         "throughput_accuracy",
-        f"Test accuracy against throughput for {len(shown)} cases. The fastest is {fastest.case.strategy} on "
-        f"{fastest.case.devices} devices, with {best.value:,.0f} images/s and {of_seeds.mean():.2f} %.",
+        f"Test accuracy against throughput for {counted(len(shown), 'case')}. The fastest is {fastest.case.strategy} "
+        f"on {counted(fastest.case.devices, 'device')}, with {best.value:,.0f} images/s and {of_seeds.mean():.2f} %.",
         folded,
     )
 
@@ -96,7 +97,8 @@ def draw_time_to_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | Non
     return drawing.make_picture(
         figure,
         "time_to_accuracy",
-        f"Seconds until {', '.join(f'{100 * target:g} %' for target in targets)} test accuracy for {len(shown)} cases.",
+        f"Seconds until {', '.join(f'{100 * target:g} %' for target in targets)} test accuracy "
+        f"for {counted(len(shown), 'case')}.",
         folded,
     )
 

@@ -14,6 +14,7 @@ from mnist_dist.benchmarks.report.figures import drawing
 from mnist_dist.benchmarks.report.labels import label_number
 from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.benchmarks.statistics.stats import Estimate
+from mnist_dist.errors import counted
 
 
 def draw_throughput(curves: Sequence[Curve]) -> drawing.Picture | None:
@@ -39,7 +40,7 @@ def draw_throughput(curves: Sequence[Curve]) -> drawing.Picture | None:
         figure,
         "throughput",
         f"Lines of throughput against devices for {_strategies(curves)}. The highest is "
-        f"{best.throughput.value:,.0f} images/s, with {best.summary.case.strategy} on {best.devices} devices.",
+        f"{best.throughput.value:,.0f} images/s, by {best.summary.case.strategy} on {counted(best.devices, 'device')}.",
         folded,
     )
 
@@ -78,7 +79,7 @@ def draw_predictions(predictions: Sequence[Prediction]) -> drawing.Picture | Non
     for axes, each in zip(panels, shown, strict=True):
         _draw_prediction(axes, each)
     described = "; ".join(
-        f"{each.strategy}, {each.scaling} scaling: up to {each.models[0].worthwhile_devices[1]:,} devices are sensible"
+        f"{each.strategy}, {each.scaling} scaling: sensible devices: up to {each.models[0].worthwhile_devices[1]:,}"
         for each in shown
     )
     return drawing.make_picture(

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from mnist_dist.benchmarks.analysis.summary import ACCURACY_TARGETS, summarize
+from mnist_dist.benchmarks.measure.suite import Machine, Narrowing, load_suite, plan_cases
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record, Telemetry
+from mnist_dist.distributed.turns import FULL
 from tests.benchmarks.simulation import CASE, WINDOW_SECONDS, correlated_noise, make_record, make_runs, throttled
 
 TO_THE_END = CASE.model_copy(update={"measure_seconds": None})
@@ -33,6 +35,35 @@ def trained(repeat: int, accuracies: list[float], **fields: Any) -> Record:
     evaluations = [evaluation(100 * n, 10.0 * n, 1.0 * n, accuracy) for n, accuracy in enumerate(accuracies, start=1)]
     measured = {"evaluations": evaluations, "test_accuracy": accuracies[-1], "test_loss": 0.1}
     return make_record(TO_THE_END, repeat, measurements=measured, **fields)
+
+
+@pytest.mark.parametrize(
+    ("suite", "changes", "variant", "longer"),
+    [
+        ("quick", {"measure_seconds": None}, FULL, " (more epochs: --set training.epochs=N)"),
+        ("quick", {"measure_seconds": None}, "resident", ""),
+        ("scaling", {}, FULL, " (a larger measure_seconds in a copy of the suite's file)"),
+        ("scaling", {}, "resident", " (a larger measure_seconds in a copy of the suite's file)"),
+        ("input", {"kind": "input", "measure_seconds": None}, FULL, ""),
+        ("peers", {}, FULL, " (--seconds)"),
+        ("perf", {}, FULL, " (--seconds)"),
+        ("reproduce", {}, FULL, " (--time)"),
+    ],
+)
+def test_who_measured_too_short_is_told_what_they_can_change(
+    suite: str, changes: dict[str, Any], variant: str, longer: str
+) -> None:
+    windows = {"window_variants": [variant] * 5, "window_cycles": [0] * 5}
+    case = CASE.model_copy(update=changes)
+    record = make_record(case, window_seconds=[STEADY[:5]], suite=suite, measurements=windows)
+    unstable = summarize([record], variant).unstable
+    assert unstable is not None and unstable.endswith(f"measure for at least 1.2 s{longer}")
+
+
+def test_a_suite_takes_more_epochs_on_the_command_line() -> None:
+    machine, settings = Machine(2, 0, 2), {"training.epochs": 4}
+    planned = plan_cases(load_suite("quick"), machine, Narrowing(settings=settings))
+    assert {each.case.settings["training.epochs"] for each in planned if each.case.kind == "train"} == {4}
 
 
 def test_throughput_is_images_over_the_seconds_of_the_slowest_rank() -> None:

@@ -34,10 +34,10 @@ def answer(base: list[Record], new: list[Record]) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("slower", "runs", "code", "first", "word"),
     [
-        (1.0, 5, 0, "Reproduced: of 1 cases 1 reproduced.", "reproduced"),
-        (0.7, 5, 0, "Reproduced: of 1 cases 1 faster.", "faster"),
-        (1.4, 5, 1, "Not reproduced: of 1 cases 1 slower.", "slower"),
-        (1.4, 1, 3, "Undecided: of 1 cases 1 undecided.", "undecided"),
+        (1.0, 5, 0, "Reproduced: of 1 case 1 reproduced.", "reproduced"),
+        (0.7, 5, 0, "Reproduced: of 1 case 1 faster.", "faster"),
+        (1.4, 5, 1, "Not reproduced: of 1 case 1 slower.", "slower"),
+        (1.4, 1, 3, "Undecided: of 1 case 1 undecided.", "undecided"),
     ],
 )
 def test_each_verdict(slower: float, runs: int, code: int, first: str, word: str) -> None:
@@ -87,7 +87,7 @@ def test_another_form_of_the_network_is_not_comparable() -> None:
         sides = ([changed(record, **{name: value}) for record in base] for value in (before, after))
         found, text = answer(*sides)
         assert found == 3
-        assert text.splitlines()[0] == "Undecided: of 1 cases 1 not comparable."
+        assert text.splitlines()[0] == "Undecided: of 1 case 1 not comparable."
         assert f"{name}: recorded {before}, here {after}" in text
 
 
@@ -102,7 +102,7 @@ def recorded(case: dict[str, Any], **there: Any) -> Record:
 REFUSED: dict[str, tuple[Record, str]] = {
     "GPUs": (
         recorded({}, hardware=identity({}).hardware.model_dump(mode="json") | {"gpus": [GPU]}),
-        "recorded on GPUs, and here are no GPUs",
+        "recorded on GPUs, and GPUs here: none",
     ),
     "devices": (recorded({"strategy": "mirrored", "devices": 10**6}), "1000000 devices on a host, and here"),
     "data": (recorded({"settings": {"data.path": "/etc/passwd"}}), "no path of a record is opened"),
@@ -154,7 +154,7 @@ def test_a_study_is_run_published_and_reproduced(tmp_path: Path) -> None:
     assert published.returncode == 0 and "left out: names of hosts" in published.stdout
     again = run("reproduce", tmp_path / "p.json.gz", "--time", "1", "--results", tmp_path / "new")
     assert again.returncode == 3, again.stderr  # A single run of each decides nothing.
-    answer = again.stdout[again.stdout.index("Undecided: of 1 cases 1 undecided.") :].splitlines()
+    answer = again.stdout[again.stdout.index("Undecided: of 1 case 1 undecided.") :].splitlines()
     assert answer[1].startswith("undecided: single, ")
     (record,) = Published(tmp_path / "p.json.gz").records()
     (file,) = (tmp_path / "new" / "records").iterdir()

@@ -44,6 +44,7 @@ from tests.benchmarks.harness import (
     wait_until,
     write_suite,
 )
+from tests.benchmarks.simulation import make_record
 
 # It ends with an error at once; so no test of the order needs TensorFlow.
 BAD = Case(settings={"data.path": "/nowhere/mnist.npz"}, measure_seconds=1.0, cores_per_device=1)
@@ -189,6 +190,23 @@ class TestOpening:
         assert open_study(folder, *arguments, planned(BAD), resume=True)[0] == study
         other = planned(train("single", 1))
         assert "name another folder" in user_error(open_study, folder, *arguments, other, resume=True)
+
+    def test_a_study_goes_on_to_more_repeats_but_not_to_fewer(
+        self, tmp_path: Path, user_error: Callable[..., str]
+    ) -> None:
+        arguments = (tmp_path, "quick", SUITE, MACHINE)
+        open_study(*arguments, planned(BAD), resume=False)
+        side = open_study(*arguments, planned(BAD, repeats=3), resume=True)
+        assert side[1].study()["repeats"] == 3
+        done = [make_record(BAD, study=side[0].name)]
+        assert [[run.repeat for run in each] for each in plan_rounds([side], planned(BAD, repeats=3), done)] == [
+            [1],
+            [2],
+        ]
+        line = user_error(open_study, *arguments, planned(BAD, repeats=2), resume=True)
+        assert "repeats: the folder's study has 3, this one 2; name another folder with --results, or" in line
+        others = planned(train("single", 1), repeats=4)
+        assert "cases: the folder's study has" in user_error(open_study, *arguments, others, resume=True)
 
     def test_of_two_that_begin_at_once_one_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_error: Callable[..., str]

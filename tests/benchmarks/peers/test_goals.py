@@ -96,7 +96,7 @@ def test_times_are_compared_so_that_more_is_better() -> None:
     verdict = judge(GOALS["time-keras"], CONTESTANTS, runs)
     assert verdict.outcome == "reached" and verdict.ratio and 44 < verdict.ratio.value < 46
     never = judge(GOALS["time-keras"], CONTESTANTS, [*runs[:3], time_record("keras-fit", 0, (80.0, 0.985))])
-    assert never.outcome == "open" and "keras-fit: none of 1 runs reached 99 %" in never.detail
+    assert never.outcome == "open" and "keras-fit: none of 1 run reached 99 %" in never.detail
 
 
 def test_verdicts_are_written(tmp_path: Path) -> None:

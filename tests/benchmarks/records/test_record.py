@@ -77,24 +77,24 @@ def test_a_new_record_has_an_identifier_of_its_own(content: dict[str, Any]) -> N
         (
             "measurements/window_seconds/1/0",
             -0.1,
-            "measurements.window_seconds.1.0: received -0.1 (float), expected g",
+            "measurements.window_seconds.1.0: received -0.1, expected g",
         ),
-        ("measurements/window_seconds/1/0", 0, "measurements.window_seconds.1.0: received 0 (int), expected greater t"),
-        ("measurements/window_seconds/1/0", "fast", "measurements.window_seconds.1.0: received 'fast' (str), expected"),
-        ("measurements/window_steps/0", 0, "measurements.window_steps.0: received 0 (int), expected greater than 0"),
-        ("measurements/first_step_seconds/0", -1, "measurements.first_step_seconds.0: received -1 (int), expected gre"),
+        ("measurements/window_seconds/1/0", 0, "measurements.window_seconds.1.0: received 0, expected greater t"),
+        ("measurements/window_seconds/1/0", "fast", "measurements.window_seconds.1.0: received 'fast', expected"),
+        ("measurements/window_steps/0", 0, "measurements.window_steps.0: received 0, expected greater than 0"),
+        ("measurements/first_step_seconds/0", -1, "measurements.first_step_seconds.0: received -1, expected gre"),
         ("measurements/startup_seconds", [1.0], "measurements.startup_seconds: received 1 rows, expected one for each"),
         (
             "identity/hosts",
             ["n1"],
             "measurements.window_seconds: received 2 rows, expected one for each of 1 identity.ho",
         ),
-        ("measurements/test_loss", math.inf, "measurements.test_loss: received inf (float), expected a finite number"),
+        ("measurements/test_loss", math.inf, "measurements.test_loss: received inf, expected a finite number"),
         ("measurements/test_loss", 10**400, "measurements.test_loss: received 1000"),
         (
             "measurements/evaluations/0/accuracy",
             98.5,
-            "measurements.evaluations.0.accuracy: received 98.5 (float), ex",
+            "measurements.evaluations.0.accuracy: received 98.5, ex",
         ),
         ("measurements", None, "measurements: expected some with status ok"),
         ("measurements", {"messages": []}, "measurements.window_steps: is missing"),
@@ -102,26 +102,26 @@ def test_a_new_record_has_an_identifier_of_its_own(content: dict[str, Any]) -> N
         (
             "case/kind",
             "sleep",
-            "case.kind: received 'sleep' (str), expected one of train, collectives, matmul, bandwidth, inp",
+            "case.kind: received 'sleep', expected one of train, collectives, matmul, bandwidth, inp",
         ),
         ("status", "failed", "reason: received None with status failed"),
         ("reason", "because", "reason: received 'because' with status ok"),
-        ("status", "lost", "status: received 'lost' (str), expected 'ok', 'failed'"),
-        ("started_at", "yesterday", "started_at: received 'yesterday' (str), expected a time like 2030-01-31T12:00:0"),
-        ("started_at", "2026-01-01T12:00:00+02:00", "started_at: received '2026-01-01T12:00:00+02:00' (str), "),
-        ("started_at", "2026-01-01T12:00:00", "started_at: received '2026-01-01T12:00:00' (str), expected"),
-        ("seconds", math.nan, "seconds: received nan (float), expected a finite number"),
-        ("record_id", "A" * 32, f"record_id: received '{'A' * 32}' (str), expected to match pattern '^[0-9a-f]"),
-        ("repeat", True, "repeat: received True (bool), expected a valid integer"),
-        ("repeat", 1.0, "repeat: received 1.0 (float), expected a valid integer"),
-        ("identity/hosts", [], "identity.hosts: received [] (list), expected at least 1 item"),
+        ("status", "lost", "status: received 'lost', expected 'ok', 'failed'"),
+        ("started_at", "yesterday", "started_at: received 'yesterday', expected a time like 2030-01-31T12:00:0"),
+        ("started_at", "2026-01-01T12:00:00+02:00", "started_at: received '2026-01-01T12:00:00+02:00', "),
+        ("started_at", "2026-01-01T12:00:00", "started_at: received '2026-01-01T12:00:00', expected"),
+        ("seconds", math.nan, "seconds: received nan, expected a finite number"),
+        ("record_id", "A" * 32, f"record_id: received '{'A' * 32}', expected to match pattern '^[0-9a-f]"),
+        ("repeat", True, "repeat: received true, expected a whole number"),
+        ("repeat", 1.0, "repeat: received 1.0, expected a whole number"),
+        ("identity/hosts", [], "identity.hosts: received [], expected at least 1 item"),
         (
             "identity/config/training",
             {"rate": [1, math.nan]},
             "identity.config: expected finite numbers, not nan at training.rate.1",
         ),
         ("identity/config/training", 10**400, "identity.config: expected finite numbers, not 1000"),
-        ("identity/environment/A", 1, "identity.environment.A: received 1 (int), expected a valid string"),
+        ("identity/environment/A", 1, "identity.environment.A: received 1, expected text"),
         ("telemetry", {"source": "rapl"}, "telemetry.seconds: is missing"),
     ],
 )
@@ -234,7 +234,7 @@ def test_a_record_of_version_1(content: dict[str, Any]) -> None:
 
 def test_what_a_migration_leaves_is_validated(content: dict[str, Any], user_error: Callable[..., str]) -> None:
     line = user_error(parse_record, content | {"schema_version": 1, "seed": "none"}, "file")
-    assert "seed: received 'none' (str), expected a valid" in line
+    assert "seed: received 'none', expected a whole" in line
 
 
 SCHEMAS = resources.files("mnist_dist.benchmarks.records") / "schema"

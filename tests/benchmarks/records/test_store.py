@@ -138,10 +138,10 @@ def test_what_is_missing_is_said(tmp_path: Path, record: Record) -> None:
     assert store.gaps(store.records()) == []  # Without a plan nothing is known to be missing.
     other = train("mirrored", 2).model_dump(mode="json")
     store.write_study({**PLAN, "cases": [*PLAN["cases"], other]})  # type: ignore[misc]
-    assert store.gaps(store.records()) == ["1 of the 2 cases of the study have no record yet."]
+    assert store.gaps(store.records()) == ["Without a record yet: 1 of 2 cases of the study."]
     (store.records_folder / "half.json").write_text("{")
     first, _ = store.gaps(store.records())
-    assert first == "1 of the files in records/ are no intact records and were left out: half.json."
+    assert first == "1 of the files in records/ left out, as not intact: half.json."
 
 
 def truncated(file: Path) -> None:
@@ -205,7 +205,7 @@ DAMAGES: dict[Callable[[Path], None], str] = {
     newer: "a newer mnist_dist wrote this record",
     copied: "its content belongs into '",
     empty: "not intact JSON",
-    a_list: "received a list, expected a JSON object",
+    a_list: "received [1, 2], expected a JSON object",
     binary: "not intact JSON",
     deep: "not intact JSON (it is nested too deeply)",
     long_number: "not intact JSON",

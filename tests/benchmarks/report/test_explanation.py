@@ -1,11 +1,14 @@
 """What to try against a cause must exist in this project, and not be in force already."""
 
+from dataclasses import replace
+
 import pytest
 
-from mnist_dist.benchmarks.analysis.attribution import attribute
+from mnist_dist.benchmarks.analysis.attribution import Part, PartName, attribute
 from mnist_dist.benchmarks.analysis.scaling import find_curves
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.report.explanation import explain
+from mnist_dist.benchmarks.report.explanation import explain, explain_briefly
+from mnist_dist.benchmarks.statistics.stats import Estimate
 from tests.benchmarks.planted import CAUSES, Truth, find, plant, point_cases, train
 
 
@@ -26,6 +29,29 @@ def test_setting_that_is_in_force_is_not_advised() -> None:
     compressed = {"optimizer.gradient_compression": "float16", "runtime.steps_per_call": 50}
     text = explain(find(plant(cases(**compressed), CAUSES["communication"])))
     assert "gradient_compression" not in text and "steps_per_call" not in text
+
+
+@pytest.mark.parametrize(
+    ("loss", "parts", "said"),
+    [
+        (0.26, {"communication": 0.18, "unexplained": 0.08}, "26 %, including 18 points to exposed communication; try"),
+        (0.24, {"stragglers": 0.43, "unexplained": -0.19}, "24 %, of no certain cause, with -19 points unexplained."),
+        (0.24, {"stragglers": 0.01, "unexplained": 0.23}, "24 %, of no certain cause, with 23 points unexplained."),
+        (
+            0.24,
+            {"stragglers": 0.3, "contention": -0.06, "unexplained": 0.0},
+            "24 %, including 30 points to stragglers and -6 to all else; try keeping other work off the hosts",
+        ),
+    ],
+)
+def test_no_part_is_said_to_be_larger_than_the_whole(loss: float, parts: dict[PartName, float], said: str) -> None:
+    def estimate(value: float) -> Estimate:
+        return Estimate(value, value - 0.02, value + 0.02, 3)
+
+    shown = tuple(Part(name, estimate(share), estimate(share)) for name, share in parts.items())
+    found = find(plant(point_cases(), CAUSES["communication"]))
+    text = explain_briefly(replace(found, loss=estimate(loss), parts=shown, slowest=None))
+    assert text.startswith(f"horovod on 2 devices, weak scaling: {said}")
 
 
 def test_a_faster_strategy_is_named() -> None:

@@ -13,7 +13,7 @@ from mnist_dist.benchmarks.analysis.trained import TrainedCase
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record, Telemetry
 from mnist_dist.benchmarks.report.csv_table import render_csv
-from mnist_dist.benchmarks.report.labels import MISSING
+from mnist_dist.benchmarks.report.labels import DASH, MISSING
 from mnist_dist.benchmarks.report.main_table import main_table, main_table_in_parts, render_terminal_table
 from mnist_dist.benchmarks.report.table import (
     MISSING_ORDER,
@@ -37,6 +37,7 @@ from tests.benchmarks.factory import (
     matmul,
     train,
 )
+from tests.benchmarks.simulation import CASE as SIMULATED
 from tests.benchmarks.simulation import make_record
 
 SINGLE, HOROVOD = train("single", 1), train("horovod", 2)
@@ -99,6 +100,29 @@ def test_throughput_in_total_and_per_device(study: Analysis) -> None:
     assert estimate
     assert shown["images/s", "total"].text == f"{estimate.value:,.0f}"
     assert shown["images/s", "total"].detail == f"{estimate.low:,.0f}\N{EN DASH}{estimate.high:,.0f}, 3 runs"
+
+
+@pytest.mark.parametrize(
+    ("factors", "detail", "on_terminal"),
+    [
+        ([1.0, 0.9], "7,200-8,000 lowest-highest, 2 runs", " 7,579 7,200-8,000 "),
+        ([1.0, 0.9, 0.6], "4,800-8,000 lowest-highest, 3 runs", " 6,353 4,800-8,000 "),
+        ([1.0, 0.99], r"7,4\d\d-8,4\d\d, 2 runs", r" 7,960 ±6\.\d% "),
+        ([1.0, 0.8, 0.6, 0.4], r"\d,\d+-\d+,\d+, 4 runs", r" \d,\d+ ±\d+\.\d% "),
+    ],
+)
+def test_few_runs_show_their_range_where_their_interval_would_say_little(
+    factors: list[float], detail: str, on_terminal: str
+) -> None:
+    detail, on_terminal = (text.replace("-", DASH) for text in (detail, on_terminal))
+    seconds = [[[0.125 / factor] * 40] for factor in factors]
+    study = Analysis([make_record(SIMULATED, repeat, window_seconds=each) for repeat, each in enumerate(seconds)])
+    shown = cells(study, SIMULATED)
+    assert re.fullmatch(detail, shown["images/s", "total"].detail)
+    assert bool(shown["images/s", "per device"].detail) == ("lowest" not in detail)
+    text = render_terminal_table(study.main_cases)
+    assert re.search(on_terminal, text) and (f"show lowest{DASH}highest instead" in text) == ("lowest" in detail)
+    assert any(re.search(detail, render_markdown(table)) for table in main_table_in_parts(study.main_cases))
 
 
 def test_efficiency_relates_to_the_single_device(study: Analysis) -> None:

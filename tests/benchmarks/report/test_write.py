@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
 
+from mnist_dist.benchmarks.analysis.attribution import Part
 from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Gpu, GpuTelemetry, Hardware, Record, Telemetry
@@ -24,6 +26,8 @@ from mnist_dist.benchmarks.report.write import (
     render_terminal_text,
     write_report,
 )
+from mnist_dist.benchmarks.statistics.stats import Estimate
+from tests.benchmarks import planted
 from tests.benchmarks.factory import (
     FAILING,
     OVERSUBSCRIBED,
@@ -133,6 +137,26 @@ def test_failures_have_their_reason_and_the_end_of_their_output() -> None:
     assert dict(findings.facts)["Measured"].startswith("2 cases in 6 runs (3 measured, 1 timed out, 2 failed)")
 
 
+def test_one_case_is_no_cases() -> None:
+    assert dict(find(make_study([SINGLE], 1)).facts)["Measured"] == "1 case in 1 run (1 measured), 0 min together"
+    assert "1 of 1 run failed: " in find(make_study([SINGLE], 1, failing=[SINGLE])).caveats[0].text
+
+
+def test_the_largest_loss_is_the_largest_also_where_its_cause_is_not_known(study: list[Record]) -> None:
+    known = planted.find(planted.plant(planted.point_cases(), planted.CAUSES["communication"]))
+    loss = Estimate(0.3, 0.25, 0.35, 3)
+    unknown = replace(known, loss=loss, parts=(Part("unexplained", loss, loss),))
+    for attributions, said in (
+        ([known], "points to"),
+        ([known, unknown], "30 %, of no certain cause"),
+        ([unknown], ""),
+    ):
+        analysis = Analysis(study)
+        analysis.__dict__["attributions"] = attributions
+        sentences = [each for each in collect_findings(analysis).result if each.startswith("The largest loss")]
+        assert [said in each for each in sentences] == [True] * bool(said)
+
+
 def test_skipped_cases_say_why() -> None:
     skipped = [
         record.model_copy(update={"status": "skipped", "reason": "Horovod is not installed"})
@@ -224,7 +248,7 @@ def test_predictions_of_every_curve() -> None:
 
 def test_too_few_points_for_a_prediction() -> None:
     text = " ".join(render_predictions(make_study([SINGLE, HOROVOD], 3)).split())
-    assert text.startswith("- Not predicted: horovod, weak scaling, 128 images per device: 2 measured numbers")
+    assert text.startswith("- Not predicted: horovod, weak scaling, 128 images per device: measured numbers of")
 
 
 def test_the_reason_of_a_lost_share_is_said() -> None:

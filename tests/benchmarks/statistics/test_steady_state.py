@@ -119,11 +119,12 @@ def test_run_without_any_noise() -> None:
     ("seconds", "needed"), [([], "1.0 s"), ([0.01], "1.0 s"), ([0.11] * 6, "1.1 s"), ([0.5] * 9, "5.0 s")]
 )
 def test_too_short_says_how_long_it_needs(seconds: list[float], needed: str) -> None:
-    state = find_steady_state([1] * len(seconds), [seconds])
+    state = find_steady_state([1] * len(seconds), [seconds], "more epochs")
     assert state.first_window == 0
     assert state.reason_unstable is not None and state.reason_unstable.startswith("too short")
-    advice = "(a suite's measure_seconds, --seconds of peers and perf, or more training.epochs)"
-    assert state.reason_unstable.endswith(f"measure for at least {needed} {advice}")
+    assert state.reason_unstable.endswith(f"measure for at least {needed} (more epochs)")
+    unknown = find_steady_state([1] * len(seconds), [seconds]).reason_unstable
+    assert unknown is not None and unknown.endswith(f"measure for at least {needed}")
 
 
 def test_too_little_left_after_the_warm_up() -> None:

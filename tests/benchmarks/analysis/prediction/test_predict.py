@@ -328,7 +328,7 @@ class TestHonesty:
             summaries = [with_throughput(train("horovod", 1), 7900.0), *points(LAW, (1, 2))]
         prediction = predict_from(summaries)
         assert prediction.models == ()
-        assert "2 measured numbers of devices; at least 3 are needed" in prediction.refused["all models"]
+        assert "measured numbers of devices: 2, where 3 are needed" in prediction.refused["all models"]
         assert said(prediction) == (
             f"Not predicted: horovod, weak scaling, 128 images per device: {prediction.refused['all models']}."
         )
