@@ -34,7 +34,6 @@ def measure_both(
         base: a commit of this checkout, a YAML file, or KEY=VALUE; `new` likewise.
         results: gets the folders `base` and `new`, each a study.
         resume: go on there, with what one side or both have not measured yet.
-        show: makes what is told of the rounds that it is given.
 
     Returns:
         The records of both sides, matching case by case, and what is allowed to differ because it is the subject.
@@ -65,9 +64,6 @@ def open_arm(text: str, folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
     Args:
         folder: where a commit is checked out meanwhile, on a disk that all hosts of a job see.
-
-    Raises:
-        UserError: it is neither.
     """
     if "=" in text or Path(text).is_file():
         settings = dict([parse_assignment(text)]) if "=" in text else changed_settings(load_config(text))

@@ -33,8 +33,7 @@ class Group:
         ranks: how many there are; 0 until the first has come.
         is_training: whether a training to its end is under way, of which there is only as much as there is.
         signal: the name of a signal that asked one of them to stop.
-        seconds: of the last turn, by rank.
-        steps: that it took.
+        seconds: of the last turn, by rank; `steps` are those that it took.
     """
 
     ranks: int = 0
@@ -60,11 +59,7 @@ class _Line:
 
 
 class Harness(Listener):
-    """Listens while it is open.
-
-    Args:
-        host: an address of this host at which all ranks reach it.
-    """
+    """Listens while it is open, at an address of this host at which all ranks reach it."""
 
     def __init__(self, host: str = "127.0.0.1") -> None:
         self._token = secrets.token_hex(16)
