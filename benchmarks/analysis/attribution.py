@@ -111,11 +111,7 @@ class Attribution:
 def attribute(
     curve: Curve, summaries: Sequence[CaseSummary], all_reduces: Sequence[AllReduce] = ()
 ) -> list[Attribution]:
-    """Splits the loss of every point on several devices.
-
-    Args:
-        summaries: all of the study, of which the runs without input or all-reduce are used.
-    """
+    """Splits the loss of every point on several devices, by all summaries of the study, ablations among them."""
     by_case = {summary.untimed_case: summary for summary in summaries}
     points = [(point, _find_runs(curve, point, by_case)) for point in curve.points if point.devices > 1]
     return [

@@ -141,30 +141,30 @@ def compare(
         raise UserError(
             f"--smallest-effect: received {100 * smallest_effect:g} percent, expected between 0 and 100, such as 5."
         )
-    base, new = ([record for record in side if record.status != "skipped"] for side in (base, new))
-    base_cases, new_cases = (group_by(side, lambda record: record.case_id) for side in (base, new))
-    pairs, *missing = match_cases(base_cases, new_cases, "config" in allow)
+
+    def is_judged(case: Case) -> bool:
+        return judge_all or not (case.is_ablation or kind(case.kind).explains)
+
+    sides = [[record for record in side if record.status != "skipped"] for side in (base, new)]
+    matched = []
+    for judged in (True, False):
+        of_family = ([run for run in side if is_judged(run.case) == judged] for side in sides)
+        base_cases, new_cases = (group_by(side, lambda run: run.case_id) for side in of_family)
+        matched.append(match_cases(base_cases, new_cases, "config" in allow))
+    (pairs, *missing), (explaining, *_) = matched
     incomparable: list[Incomparable] = []
     measured: list[Verdict] = []
-    for base_records, new_records in sorted(pairs, key=lambda pair: pair[1][0].case.order):
+    for base_records, new_records in sorted([*pairs, *explaining], key=lambda pair: pair[1][0].case.order):
         differing = [text for what, text in find_differences(base_records, new_records) if what not in allow]
         if differing:
             incomparable.append(Incomparable(tuple(new_records), "; ".join(differing)))
         else:
             measured.append(_measure(base_records, new_records))
-
-    def is_judged(case: Case) -> bool:
-        return judge_all or not (case.is_ablation or kind(case.kind).explains)
-
     families = ([each for each in measured if is_judged(each.case) == judged] for judged in (True, False))
     verdicts, unjudged = (_decide(family, math.log1p(smallest_effect)) for family in families)
-    only_in_base, only_in_new = (
-        sorted((tuple(records) for records in side if is_judged(records[0].case)), key=lambda each: each[0].case.order)
-        for side in missing
-    )
+    only_in_base, only_in_new = (sorted(map(tuple, side), key=lambda runs: runs[0].case.order) for side in missing)
     return Comparison(
-        _name(base),
-        _name(new),
+        *map(_name, sides),
         smallest_effect,
         verdicts,
         tuple(each for each in incomparable if is_judged(each.records[0].case)),

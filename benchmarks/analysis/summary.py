@@ -239,7 +239,7 @@ def _measured(records: Sequence[Record], name: str) -> list[Any]:
 
 def _largest(records: Sequence[Record], name: str) -> list[float]:
     """Returns of each record that has them the largest value of its ranks."""
-    return [max(ranks) for ranks in _measured(records, name)]
+    return [max(ranks) for ranks in _measured(records, name) if ranks]
 
 
 def _mean(values: Sequence[float], most: float = math.inf) -> stats.Mean | None:

@@ -265,9 +265,6 @@ def harness_address(machine: Machine) -> str:
     """Returns the address of this host at which the ranks of a study reach the harness.
 
     That is where it meets another node of the job; its own name may stand for a loopback device.
-
-    Raises:
-        UserError: there is no way to the other nodes.
     """
     nodes = expand_node_list(os.environ.get("SLURM_JOB_NODELIST", "")) if machine.hosts else []
     others = [node for node in nodes if node != os.environ.get("SLURMD_NODENAME")]

@@ -106,13 +106,8 @@ class Gpus:
         self._seconds = seconds
         rates = [self._nvml.ask("DeviceGetUtilizationRates", handle) for handle in self._handles]
         percents = [None if rate is None else rate.gpu for rate in rates]
-        return Sample(
-            "nvml",
-            seconds,
-            sum(joules) if len(joules) == len(told) else None,
-            _mean(percents),
-            tuple(map(self._read_gpu, self._handles)),
-        )
+        total = sum(joules) if len(joules) == len(told) else None
+        return Sample("nvml", seconds, total, _mean(percents), tuple(map(self._read_gpu, self._handles)))
 
     def _joules(self, index: int, handle: Any, seconds: float) -> float | None:
         millijoules = self._nvml.ask("DeviceGetTotalEnergyConsumption", handle)
@@ -189,13 +184,9 @@ def _summarize_gpu(turns: Sequence[tuple[GpuSample, GpuSample]], seconds: float)
     ends = [after for _, after in turns]
     temperatures = [each.temperature_celsius for each in ends if each.temperature_celsius is not None]
     first, last = turns[0][0].ecc_errors, ends[-1].ecc_errors
-    held_seconds = {
-        name: sum(
-            after.throttled_seconds.get(name, 0) - before.throttled_seconds.get(name, 0) for before, after in turns
-        )
-        for name in POLICIES
-    }
-    held = {name for name, time_held in held_seconds.items() if time_held > THROTTLED_SHARE * seconds}
+    counters = [(before.throttled_seconds, after.throttled_seconds) for before, after in turns]
+    times = {name: sum(after.get(name, 0) - before.get(name, 0) for before, after in counters) for name in POLICIES}
+    held = {name for name, time_held in times.items() if time_held > THROTTLED_SHARE * seconds}
     return GpuTelemetry(
         uuid=ends[-1].uuid,
         sm_clock_mhz=_mean([each.sm_clock_mhz for each in ends]),

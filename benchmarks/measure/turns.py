@@ -81,11 +81,9 @@ class Harness(Listener):
     def give(
         self, group: Group, turn: Turn, timeout_seconds: float, is_alive: Callable[[], bool] = lambda: True
     ) -> float | None:
-        """Gives a group its turn and waits until all ranks have ended it.
+        """Gives a group its turn, waits until all ranks have ended it, and returns the slowest one's seconds.
 
-        Returns:
-            The slowest rank's seconds; None if a rank left instead, as at the end of a training that measures nothing
-            more, or did not answer in time.
+        None if a rank left instead, as at the end of a training that measures nothing more, or did not answer in time.
         """
         group.seconds.clear()
         line = json.dumps(asdict(turn)).encode() + b"\n"
