@@ -164,7 +164,8 @@ def compare(
     verdicts, unjudged = (_decide(family, math.log1p(smallest_effect)) for family in families)
     only_in_base, only_in_new = (sorted(map(tuple, side), key=lambda runs: runs[0].case.order) for side in missing)
     return Comparison(
-        *map(_name, sides),
+        _name(sides[0]),
+        _name(sides[1]),
         smallest_effect,
         verdicts,
         tuple(each for each in incomparable if is_judged(each.records[0].case)),

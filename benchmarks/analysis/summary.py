@@ -175,6 +175,8 @@ def summarize_variants(records: Sequence[Record]) -> list[CaseSummary]:
 
 def summarize(records: Sequence[Record], variant: str = FULL) -> CaseSummary:
     """Summarises the records of one case, of any kind and in any order."""
+    if len({record.case_id for record in records}) != 1:
+        raise ValueError(f"expected the records of one case, received {len({record.case_id for record in records})}")
     ok, failures = split_by_success(records)
     runs = tuple(RunSummary(record, variant) for record in ok)
     case, changed = records[0].case, VARIANTS[variant]
