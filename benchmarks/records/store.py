@@ -32,7 +32,6 @@ class Store:
     """The results of one or more studies.
 
     Attributes:
-        folder: holds study.json and records/.
         left_out: why, by file name, for each file that the last reading could not use.
     """
 

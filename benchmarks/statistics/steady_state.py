@@ -39,13 +39,9 @@ class SteadyState:
 
 
 def find_steady_state(window_steps: ArrayLike, window_seconds: ArrayLike) -> SteadyState:
-    """Finds where the warm-up of a run ends, by the slowest rank's step times.
+    """Finds where the warm-up of a run ends, by the slowest rank's step times; `merge_windows` has the shapes.
 
     The run is unstable if fewer than ten windows are left, or if they drift by more than 3 %.
-
-    Args:
-        window_steps: [windows], steps of each window.
-        window_seconds: [ranks][windows], each rank's seconds for these steps.
     """
     steps, seconds, starts = merge_windows(window_steps, window_seconds)
     slowest = seconds.max(axis=0)
