@@ -45,14 +45,7 @@ class AccuracyChange:
 def compare_accuracies(
     sides: Sequence[tuple[Sequence[Record], Sequence[Record]]], significance: float
 ) -> list[AccuracyChange | None]:
-    """Compares the cases of two studies, as one family of tests.
-
-    Args:
-        sides: of each case the runs of the base and the new ones.
-
-    Returns:
-        None for a case of which a side left no model.
-    """
+    """Compares the cases of two studies, as one family of tests; None for a case of which a side left no model."""
     seeds = [(accuracy_by_seed(base), accuracy_by_seed(new)) for base, new in sides]
     p_values = np.array([_p_value_of_drop(base, new) if base and new else math.nan for base, new in seeds])
     level = significance / 2 / max(int(np.sum(~np.isnan(p_values))), 1)
@@ -72,11 +65,8 @@ def compare_accuracies(
 
 def _p_value_of_drop(base: Mapping[int, float], new: Mapping[int, float]) -> float:
     """Returns nan with one seed on either side."""
-    before, after, lowest = (
-        estimate_mean([*base.values()], most=1.0),
-        estimate_mean([*new.values()], most=1.0),
-        min(new.values()),
-    )
+    before, after = (estimate_mean([*each.values()], most=1.0) for each in (base, new))
+    lowest = min(new.values())
     of_mean = drop_p_value(before, after) if before.value - after.value >= SMALLEST_DROP else 1.0
     of_seed = len(new) * drop_p_value(before, estimate_mean([lowest])) if before.value - lowest >= LARGEST_DROP else 1.0
     return math.nan if len(base) == len(new) == 1 else min(2 * float(np.fmin(of_mean, of_seed)), 1.0)

@@ -75,17 +75,11 @@ class Attribution:
     """Where one point of a curve loses throughput.
 
     Attributes:
-        case: the full run.
-        step_seconds: of the full run.
         ideal_step_seconds: of one device; in strong scaling the N-th part.
         loss: share of the ideal throughput that is lost: 1 - ideal_step_seconds / step_seconds, that is 1 - E(N).
         parts: the causes that the runs tell apart, and "unexplained" as the last. Their step_seconds add up to
             step_seconds - ideal_step_seconds, their shares to the loss.
-        slowest: the rank or host that stands out, if one does.
-        missing: what could not be told apart, and why.
         faster_strategy: another strategy that is faster on the same devices by more than 5 %, and by what factor.
-        on_gpus: whether the devices are GPUs.
-        oversubscribed: whether the devices share cores.
     """
 
     case: Case
@@ -117,13 +111,7 @@ class Attribution:
 def attribute(
     curve: Curve, summaries: Sequence[CaseSummary], all_reduces: Sequence[AllReduce] = ()
 ) -> list[Attribution]:
-    """Splits the loss of every point on several devices.
-
-    Args:
-        curve: with its measured points.
-        summaries: all of the study, of which the runs without input or all-reduce are used.
-        all_reduces: those that the study measured by themselves.
-    """
+    """Splits the loss of every point on several devices, by all summaries of the study, ablations among them."""
     by_case = {summary.untimed_case: summary for summary in summaries}
     points = [(point, _find_runs(curve, point, by_case)) for point in curve.points if point.devices > 1]
     return [
@@ -255,8 +243,7 @@ def _causes(
 ) -> tuple[dict[PartName, np.ndarray], list[str]]:
     """Returns the sums that are the causes, as weights of step times, and what cannot be told.
 
-    Args:
-        slowest, mean: what selects the step time of a run, of its slowest rank or the mean of its ranks.
+    `slowest` and `mean` select the step time of a run, of its slowest rank or the mean of its ranks.
     """
     causes: dict[PartName, np.ndarray] = {}
     missing = []

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -54,9 +54,7 @@ class Verdict:
 
     Attributes:
         case: as measured in the new study.
-        on_gpus: whether its devices are GPUs.
         base, new: the runs that ended well.
-        fails: the new runs failed more often.
         remark: what else a reader must know, for example why there is no estimate.
         estimate: of the log ratio of new over base: of images per second of all devices, of FLOPs per second, or of
             all-reduces per second as the geometric mean over message sizes. None if one of them is not known.
@@ -100,11 +98,7 @@ class Incomparable:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two studies, case by case. What could not be compared is given by its records.
-
-    Attributes:
-        unjudged: of the cases that only explain others, unless they are judged as well.
-    """
+    """Two studies, case by case. What could not be compared is given by its records."""
 
     base_name: str
     new_name: str
@@ -113,7 +107,7 @@ class Comparison:
     incomparable: tuple[Incomparable, ...]
     only_in_base: tuple[tuple[Record, ...], ...]
     only_in_new: tuple[tuple[Record, ...], ...]
-    unjudged: Comparison | None = None
+    unjudged: tuple[Verdict, ...]  # On cases that only explain others, unless they are judged as well.
 
     @property
     def exit_code(self) -> int:
@@ -139,50 +133,43 @@ def compare(
         allow: what may differ between the studies, being the subject. The commit always may. With `config`, cases
             match although settings differ that have no value in common between the studies.
         judge_all: also the cases that only explain others: ablations, matrix products and inputs alone.
-
-    Raises:
-        UserError: `smallest_effect` is not a share between 0 and 1.
     """
     if not 0 < smallest_effect < 1:
         raise UserError(
             f"--smallest-effect: received {100 * smallest_effect:g} percent, expected between 0 and 100, such as 5."
         )
+
+    def is_judged(case: Case) -> bool:
+        return judge_all or not (case.is_ablation or kind(case.kind).explains)
+
     sides = [[record for record in side if record.status != "skipped"] for side in (base, new)]
-    if not judge_all:
-        judged, others = (
-            [[run for run in side if (run.case.is_ablation or kind(run.case.kind).explains) == each] for side in sides]
-            for each in (False, True)
-        )
-        options: dict[str, Any] = {"smallest_effect": smallest_effect, "allow": allow, "judge_all": True}
-        names = [_name(side) for side in sides]
-        return replace(
-            compare(*judged, **options), unjudged=compare(*others, **options), base_name=names[0], new_name=names[1]
-        )
-    base, new = sides
-    base_cases, new_cases = (group_by(side, lambda record: record.case_id) for side in sides)
-    pairs, only_in_base, only_in_new = match_cases(base_cases, new_cases, "config" in allow)
+    matched = []
+    for judged in (True, False):
+        of_family = ([run for run in side if is_judged(run.case) == judged] for side in sides)
+        base_cases, new_cases = (group_by(side, lambda run: run.case_id) for side in of_family)
+        matched.append(match_cases(base_cases, new_cases, "config" in allow))
+    (pairs, *missing), (explaining, *_) = matched
     incomparable: list[Incomparable] = []
     measured: list[Verdict] = []
-    for base_records, new_records in sorted(pairs, key=lambda pair: pair[1][0].case.order):
-        differing = [text for kind, text in find_differences(base_records, new_records) if kind not in allow]
+    for base_records, new_records in sorted([*pairs, *explaining], key=lambda pair: pair[1][0].case.order):
+        differing = [text for what, text in find_differences(base_records, new_records) if what not in allow]
         if differing:
             incomparable.append(Incomparable(tuple(new_records), "; ".join(differing)))
         else:
             measured.append(_measure(base_records, new_records))
-    verdicts = _decide(measured, math.log1p(smallest_effect))
+    families = ([each for each in measured if is_judged(each.case) == judged] for judged in (True, False))
+    verdicts, unjudged = (_decide(family, math.log1p(smallest_effect)) for family in families)
+    only_in_base, only_in_new = (sorted(map(tuple, side), key=lambda runs: runs[0].case.order) for side in missing)
     return Comparison(
-        _name(base),
-        _name(new),
+        _name(sides[0]),
+        _name(sides[1]),
         smallest_effect,
-        tuple(sorted(verdicts, key=lambda verdict: OUTCOMES.index(verdict.outcome))),
-        tuple(incomparable),
-        _in_order(only_in_base),
-        _in_order(only_in_new),
+        verdicts,
+        tuple(each for each in incomparable if is_judged(each.records[0].case)),
+        tuple(only_in_base),
+        tuple(only_in_new),
+        unjudged,
     )
-
-
-def _in_order(cases: Sequence[Sequence[Record]]) -> tuple[tuple[Record, ...], ...]:
-    return tuple(sorted(map(tuple, cases), key=lambda records: records[0].case.order))
 
 
 def _measure(base: Sequence[Record], new: Sequence[Record]) -> Verdict:
@@ -233,8 +220,8 @@ def _assumption(base_runs: int, new_runs: int) -> str:
     return ""
 
 
-def _decide(measured: Sequence[Verdict], smallest_effect: float) -> list[Verdict]:
-    """Tests all hypotheses of a comparison as one family; `smallest_effect` is a log ratio."""
+def _decide(measured: Sequence[Verdict], smallest_effect: float) -> tuple[Verdict, ...]:
+    """Tests some cases as one family and returns them, the worst first; `smallest_effect` is a log ratio."""
     p_values = [each.estimate.p_value() if each.estimate else math.nan for each in measured]
     levels = stats.holm_levels(np.array(p_values), SIGNIFICANCE).tolist()
     accuracies = compare_accuracies([(each.base, each.new) for each in measured], SIGNIFICANCE)
@@ -246,7 +233,7 @@ def _decide(measured: Sequence[Verdict], smallest_effect: float) -> list[Verdict
             found.append("less accurate" if accuracy.outcome == "lower" else "inconclusive")
         outcome = min([*found, decided.outcome], key=OUTCOMES.index)
         verdicts.append(replace(decided, outcome=outcome, accuracy=accuracy))
-    return verdicts
+    return tuple(sorted(verdicts, key=lambda verdict: OUTCOMES.index(verdict.outcome)))
 
 
 def _decide_speed(each: Verdict, level: float, smallest_effect: float) -> Verdict:
@@ -273,22 +260,19 @@ def compare_times(comparison: Comparison) -> Comparison:
     """Adds a verdict on the time to the highest target of accuracy that all runs of a case reach, on both sides."""
     found = list(comparison.verdicts)
     for verdict in comparison.verdicts:
-        runs = (*verdict.base, *verdict.new)
-        for target in (
-            ACCURACY_TARGETS[::-1] if all((run.measurements or {}).get("evaluations") for run in runs) else ()
-        ):
-            if not (verdict.base and verdict.new and all(seconds_to_accuracy(run, target)[1] for run in runs)):
-                continue
-            sides = [[seconds_to_accuracy(run, target)[0] for run in side] for side in (verdict.base, verdict.new)]
-            series = [[stats.Series(np.ones(1), np.array([seconds])) for seconds in side] for side in sides]
+        sides = (verdict.base, verdict.new)
+        runs = [run for side in sides for run in side]
+        if not all(sides) or not all((run.measurements or {}).get("evaluations") for run in runs):
+            continue
+        reached = [each for each in ACCURACY_TARGETS if all(seconds_to_accuracy(run, each)[1] for run in runs)]
+        for target in reached[-1:]:
+            seconds = [[seconds_to_accuracy(run, target)[0] for run in side] for side in sides]
+            series = [[stats.Series(np.ones(1), np.array([each])) for each in side] for side in seconds]
             estimate = stats.estimate_ratio(*series)
             level = math.nan if math.isnan(estimate.variance) else SIGNIFICANCE
             remark = f"pace to {100 * target:g} % test accuracy, evaluations included"
-            timed = Verdict(
-                verdict.case, verdict.on_gpus, verdict.base, verdict.new, False, remark, estimate, estimate.value
-            )
+            timed = Verdict(verdict.case, verdict.on_gpus, *sides, False, remark, estimate, estimate.value)
             found.append(_decide_speed(timed, level, math.log1p(comparison.smallest_effect)))
-            break
     return replace(comparison, verdicts=tuple(found))
 
 

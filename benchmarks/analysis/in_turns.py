@@ -24,8 +24,7 @@ def paired_ratio(
 ) -> LogEstimate | None:
     """Estimates the logarithm of the rate of `a` over that of `b` from all rounds that both took part in.
 
-    Returns:
-        None without a common cycle; a single round tells nothing of how much fresh processes differ.
+    None without a common cycle; a single round tells nothing of how much fresh processes differ.
     """
     pairs = [log_rates_of_both(a, b, variant_a, variant_b) for a in records_a for b in records_b]
     return _estimate([a - b for a, b in pairs if len(a)])
@@ -48,10 +47,7 @@ def rate_in_turns(records: Sequence[Record], variant: str = FULL) -> LogEstimate
 def log_rates_of_both(
     a: Record, b: Record, variant_a: str = FULL, variant_b: str = FULL
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the logarithms of both rates, each float64 [cycles], in the cycles that both took part in.
-
-    There are none unless they are of the same round.
-    """
+    """Returns the logarithms of both rates, float64 [cycles], in the cycles of one round that both took part in."""
     if a.turns is None or b.turns is None or a.turns.round_id != b.turns.round_id:
         return np.empty(0), np.empty(0)
     rates_a, rates_b = log_rates_by_cycle(a, variant_a), log_rates_by_cycle(b, variant_b)

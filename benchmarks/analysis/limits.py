@@ -24,8 +24,7 @@ class AllReduce:
 
     Attributes:
         seconds: of one all-reduce on the slowest rank: the median over the timings of all repeats.
-        low: the 5th percentile of these timings.
-        high: their 95th percentile.
+        low, high: the 5th and 95th percentile of these timings.
     """
 
     case: Case
@@ -93,12 +92,10 @@ def measured_rates(summaries: Iterable[CaseSummary]) -> list[MatmulRate]:
     """Returns the rate of every case that multiplies matrices, by type and number of devices."""
     found = []
     for summary in summaries:
-        by_product: dict[tuple[str, int], list[Series]] = {}
-        for record in summary.records:
-            measured = record.measurements or {}
-            if "flops_per_second" in measured:
-                by_product.setdefault((measured["dtype"], measured["size"]), []).append(matmul_series(record))
-        for (dtype, size), repeats in by_product.items():
+        measured = [(each.measurements or {}, each) for each in summary.records]
+        products = [(each["dtype"], each["size"], record) for each, record in measured if "flops_per_second" in each]
+        for (dtype, size), of_product in group_by(products, lambda product: product[:2]).items():
+            repeats = [matmul_series(record) for *_, record in of_product]
             low, high = np.percentile(np.concatenate([1 / each.seconds for each in repeats]), [5, 95]).tolist()
             rate = estimate_rate(repeats).at_level().value
             found.append(MatmulRate(summary.case, dtype, size, rate, low, high))

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.errors import one_line
 from mnist_dist.strategies import STRATEGIES
 
@@ -22,10 +23,15 @@ def match_cases(
     """Returns the records of matching cases, and those of cases of only one study."""
     pairs = [(base.pop(case_id), new.pop(case_id)) for case_id in sorted(base.keys() & new.keys())]
     if across_settings:
-        subject = _subject(
-            [records[0].case for records in base.values()], [records[0].case for records in new.values()]
-        )
-        base_keys, new_keys = _by_rest(base, subject), _by_rest(new, subject)
+        cases = {case_id: records[0].case for side in (base, new) for case_id, records in side.items()}
+        subject = _subject(*([cases[case_id] for case_id in side] for side in (base, new)))
+
+        def rest(case_id: str) -> str:
+            """Returns what cases share that differ in the subject alone."""
+            settings = {name: value for name, value in cases[case_id].settings.items() if name not in subject}
+            return cases[case_id].model_copy(update={"settings": settings}).case_id
+
+        base_keys, new_keys = group_by(base, rest), group_by(new, rest)
         for key in sorted(base_keys.keys() & new_keys.keys()):
             if len(base_keys[key]) == len(new_keys[key]) == 1:
                 pairs.append((base.pop(base_keys[key][0]), new.pop(new_keys[key][0])))
@@ -34,22 +40,12 @@ def match_cases(
 
 def _subject(base: Sequence[Case], new: Sequence[Case]) -> set[str]:
     """Returns the settings of which the studies have no value in common."""
+
+    def values(cases: Sequence[Case], name: str) -> set[str]:
+        return {json.dumps(case.settings.get(name)) for case in cases}
+
     names = {name for case in (*base, *new) for name in case.settings}
-    return {name for name in names if not _values(base, name) & _values(new, name)}
-
-
-def _values(cases: Sequence[Case], name: str) -> set[str]:
-    return {json.dumps(case.settings.get(name)) for case in cases}
-
-
-def _by_rest(cases: dict[str, list[Record]], subject: set[str]) -> dict[str, list[str]]:
-    """Returns the identifiers of cases by everything else that they are."""
-    found: dict[str, list[str]] = {}
-    for case_id, records in cases.items():
-        case = records[0].case
-        rest = {name: value for name, value in case.settings.items() if name not in subject}
-        found.setdefault(case.model_copy(update={"settings": rest}).case_id, []).append(case_id)
-    return found
+    return {name for name in names if not values(base, name) & values(new, name)}
 
 
 def find_differences(base: Sequence[Record], new: Sequence[Record]) -> Iterator[tuple[Difference, str]]:

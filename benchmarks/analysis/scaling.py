@@ -51,7 +51,7 @@ def find_curves(summaries: Sequence[CaseSummary]) -> list[Curve]:
     """Returns the weak and strong curves that have a baseline and a measured point on several devices."""
     comparable = group_by(summaries, lambda summary: _other_fields(summary.case))
     curves = []
-    for baseline in filter(_is_baseline, summaries):
+    for baseline in (each for each in summaries if each.case.is_baseline and each.images_per_second):
         others, images = comparable[_other_fields(baseline.case)], baseline.case.global_batch_size
         weak = [each for each in others if each.case.images_per_device == images]
         strong = [each for each in others if each.case.global_batch_size == images]
@@ -116,12 +116,6 @@ def _points(summaries: Iterable[CaseSummary], baseline: CaseSummary) -> list[Poi
         if each.images_per_second
     ]
     return sorted(points, key=lambda point: (point.devices, point.summary.case.hosts))
-
-
-def _is_baseline(summary: CaseSummary) -> bool:
-    case = summary.case
-    is_single = case.kind == "train" and case.strategy == BASELINE and case.devices == 1 and not case.is_ablation
-    return is_single and summary.images_per_second is not None
 
 
 def _other_fields(case: Case) -> str:

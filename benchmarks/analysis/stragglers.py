@@ -19,8 +19,6 @@ class SlowPlace:
 
     Attributes:
         name: for example "rank 1 on host n2" or, where all of several ranks on a host are slow, "host n2".
-        host: its host, if that is known.
-        ranks: its ranks.
         windows: in how many of `all_windows` it was the slowest.
         excess: its step time relative to the median of the others, less 1.
         with_real_input: whether it was seen with real input only, so that its input is slow.

@@ -46,14 +46,10 @@ class TimeToAccuracy:
 
 @dataclass(frozen=True, eq=False)
 class RunSummary:
-    """A run that ended well, or one of its variants. What is derived from its windows is computed once.
-
-    Attributes:
-        variant: of the training step, whose windows count; see `training.variants`.
-    """
+    """A run that ended well, or one of its variants. What is derived from its windows is computed once."""
 
     record: Record
-    variant: str = FULL
+    variant: str = FULL  # Of the training step, whose windows count; see `training.variants`.
 
     @cached_property
     def steady_state(self) -> SteadyState:
@@ -126,8 +122,8 @@ class CaseSummary:
         step_seconds: percentiles of the slowest rank's mean step time in each steady window; none where unstable.
         first_step_seconds: of the slowest rank: tracing, compiling and the first step.
         startup_seconds: of the slowest rank: from the start of its process to its first step.
-        peak_memory_bytes: of the largest rank of any repeat.
-        images_per_joule: by the mean power while training; start-up is not in it.
+        peak_memory_bytes, peak_gpu_memory_bytes: of the largest rank, or GPU, of any repeat.
+        power_watts: the mean while training; start-up is not in it.
     """
 
     case: Case
@@ -142,10 +138,17 @@ class CaseSummary:
     first_step_seconds: stats.Estimate | None
     startup_seconds: stats.Estimate | None
     peak_memory_bytes: float | None
+    peak_gpu_memory_bytes: float | None
     test_accuracy: stats.Mean | None
     time_to_accuracy: dict[float, TimeToAccuracy]
     model_flops_per_image: int | None
-    images_per_joule: float | None
+    power_watts: float | None
+    gpu_utilisation_percent: float | None
+
+    @property
+    def images_per_joule(self) -> float | None:
+        rate, watts = self.images_per_second, self.power_watts
+        return rate.value / watts if rate and watts else None
 
     @property
     def seed_accuracies(self) -> list[float]:
@@ -172,12 +175,6 @@ def untimed(case: Case) -> str:
     return json.dumps(case.model_dump(mode="json", exclude={"measure_seconds"}), sort_keys=True)
 
 
-def ablated(case: Case, variant: str) -> Case:
-    """Returns what a variant of a case would be as a case of its own."""
-    without = VARIANTS[variant]
-    return case.model_copy(update={"synthetic_input": without.resident, "all_reduce": without.reduced})
-
-
 def summarize_variants(records: Sequence[Record]) -> list[CaseSummary]:
     """Summarises the records of one case, and those of their variants that have windows, each as a case of its own."""
     names = {name for record in records for name in (record.measurements or {}).get("window_variants") or ()}
@@ -185,25 +182,19 @@ def summarize_variants(records: Sequence[Record]) -> list[CaseSummary]:
 
 
 def summarize(records: Sequence[Record], variant: str = FULL) -> CaseSummary:
-    """Summarises the records of one case, of any kind and in any order.
-
-    Args:
-        variant: of the training step, of which the windows count.
-
-    Raises:
-        ValueError: there are none, or they are of several cases.
-    """
+    """Summarises the records of one case, of any kind and in any order."""
     if len({record.case_id for record in records}) != 1:
         raise ValueError(f"expected the records of one case, received {len({record.case_id for record in records})}")
     ok, failures = split_by_success(records)
     runs = tuple(RunSummary(record, variant) for record in ok)
-    case = records[0].case if variant == FULL else ablated(records[0].case, variant)
+    case, changed = records[0].case, VARIANTS[variant]
+    if variant != FULL:
+        case = case.model_copy(update={"synthetic_input": changed.resident, "all_reduce": changed.reduced})
     has_windows = all("window_steps" in (record.measurements or {}) for record in ok)
     states = [run.steady_state for run in runs] if has_windows else []
     unstable = why_unstable(states)
     series = [run.series for run in runs] if states and not unstable else []
     slowest = [run.step_seconds.max(axis=0) for run in runs] if series else []
-    images_per_second = stats.estimate_rate(series).at_level() if series else None
     accuracies = accuracy_by_seed(ok)
     return CaseSummary(
         case=case,
@@ -212,16 +203,18 @@ def summarize(records: Sequence[Record], variant: str = FULL) -> CaseSummary:
         failures=failures,
         unstable=unstable,
         unsettled_repeats=sum(state.reason_unstable is not None for state in states),
-        images_per_second=images_per_second,
+        images_per_second=stats.estimate_rate(series).at_level() if series else None,
         variance=stats.split_variance(series) if series else None,
         step_seconds=stats.percentiles(np.concatenate(slowest)) if slowest else {},
-        first_step_seconds=_mean_of_slowest(ok, "first_step_seconds"),
-        startup_seconds=_mean_of_slowest(ok, "startup_seconds"),
-        peak_memory_bytes=max((max(values) for values in _measured(ok, "peak_memory_bytes")), default=None),
-        test_accuracy=stats.estimate_mean([*accuracies.values()], most=1.0) if accuracies else None,
+        first_step_seconds=_mean(_largest(ok, "first_step_seconds")),
+        startup_seconds=_mean(_largest(ok, "startup_seconds")),
+        peak_memory_bytes=max(_largest(ok, "peak_memory_bytes"), default=None),
+        peak_gpu_memory_bytes=max(_largest(ok, "peak_device_memory_bytes"), default=None),
+        test_accuracy=_mean([*accuracies.values()], most=1.0),
         time_to_accuracy=_times_to_accuracy(ok, failures),
         model_flops_per_image=next(iter(_measured(ok, "flops_per_image")), None),
-        images_per_joule=_images_per_joule(ok, images_per_second),
+        power_watts=_mean_telemetry(ok, "power_watts"),
+        gpu_utilisation_percent=_mean_telemetry(ok, "gpu_utilisation_percent"),
     )
 
 
@@ -254,9 +247,13 @@ def _measured(records: Sequence[Record], name: str) -> list[Any]:
     return [value for value in values if value is not None]
 
 
-def _mean_of_slowest(records: Sequence[Record], name: str) -> stats.Estimate | None:
-    slowest = [max(ranks) for ranks in _measured(records, name)]
-    return stats.estimate_mean(slowest) if slowest else None
+def _largest(records: Sequence[Record], name: str) -> list[float]:
+    """Returns of each record that has them the largest value of its ranks."""
+    return [max(ranks) for ranks in _measured(records, name) if ranks]
+
+
+def _mean(values: Sequence[float], most: float = math.inf) -> stats.Mean | None:
+    return stats.estimate_mean(values, most) if values else None
 
 
 def _times_to_accuracy(ok: Sequence[Record], failures: Sequence[Record]) -> dict[float, TimeToAccuracy]:
@@ -266,7 +263,7 @@ def _times_to_accuracy(ok: Sequence[Record], failures: Sequence[Record]) -> dict
     if not runs and (ok or case.kind != "train" or case.measure_seconds is not None):
         return {}
     # A success is timed from its first step on. How long a failure took to start is not known: as long as the others.
-    startup = _median([max(ranks) for ranks in _measured(runs, "startup_seconds")]) if runs else 0.0
+    startup = _median(_largest(runs, "startup_seconds")) if runs else 0.0
     failed_seconds = [max(record.seconds - startup, 0.0) for record in failures if record.status != "skipped"]
     return {target: _time_to_accuracy(target, runs, failed_seconds) for target in ACCURACY_TARGETS}
 
@@ -281,7 +278,7 @@ def _time_to_accuracy(target: float, runs: Sequence[Record], failed_seconds: Seq
         runs=len(reached),
         median_seconds=_median([seconds if hit else math.inf for seconds, hit in outcomes]),
         expected_seconds=stats.expected_running_time([seconds for seconds, _ in outcomes], reached),
-        median_tracing_seconds=_median([max(ranks) for ranks in _measured(runs, "first_step_seconds")]),
+        median_tracing_seconds=_median(_largest(runs, "first_step_seconds")),
     )
 
 
@@ -298,9 +295,7 @@ def _median(values: Sequence[float]) -> float:
     return float(np.median(values)) if values else math.nan
 
 
-def _images_per_joule(records: Sequence[Record], images_per_second: stats.Estimate | None) -> float | None:
-    told = (record.telemetry.power_watts for record in records if record.telemetry)
-    watts = [each for each in told if each is not None]
-    if images_per_second is None or not watts or min(watts) <= 0:
-        return None
-    return images_per_second.value / float(np.mean(watts))
+def _mean_telemetry(records: Sequence[Record], name: str) -> float | None:
+    told = [getattr(record.telemetry, name) for record in records if record.telemetry]
+    values = [value for value in told if value is not None]
+    return float(np.mean(values)) if values else None

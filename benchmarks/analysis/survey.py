@@ -184,8 +184,7 @@ def _freedoms(distances: np.ndarray) -> float:
 def find(surveyed: Mapping[Nodes, Surveyed], judged: Sequence[Unit], lost: Mapping[str, str]) -> Findings:
     """Returns who stands out, nodes first. A slow link is one of two nodes that do not stand out themselves.
 
-    Args:
-        lost: by nodes, why a measurement that began has left nothing.
+    Of a measurement that began and has left nothing, `lost` says why, by nodes.
     """
     ways: Findings = {
         (tuple(name.split(PAIR)), WHOLE): [f"lost while it was measured: {why}"] for name, why in lost.items()

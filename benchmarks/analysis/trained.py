@@ -3,13 +3,11 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from mnist_dist.benchmarks.analysis.limits import MatmulRate
 from mnist_dist.benchmarks.analysis.scaling import Curve, efficiency, is_oversubscribed
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.records.record import Record, on_gpus
+from mnist_dist.benchmarks.records.record import on_gpus
 from mnist_dist.benchmarks.statistics.stats import Estimate
 
 MATMUL_DTYPES = {"mixed_float16": "float16", "mixed_bfloat16": "bfloat16"}
@@ -23,9 +21,6 @@ class TrainedCase:
     weak: Estimate | None
     strong: Estimate | None
     mfu: float | None
-    power_watts: float | None
-    gpu_utilisation_percent: float | None
-    peak_gpu_memory_bytes: float | None
     oversubscribed: bool
     on_gpus: bool
 
@@ -54,9 +49,6 @@ def relate_cases(
             weak=efficiencies.get(("weak", each.case_id)),
             strong=efficiencies.get(("strong", each.case_id)),
             mfu=_mfu(each, rates),
-            power_watts=_mean_telemetry(each.records, "power_watts"),
-            gpu_utilisation_percent=_mean_telemetry(each.records, "gpu_utilisation_percent"),
-            peak_gpu_memory_bytes=_peak_gpu_memory_bytes(each.records),
             oversubscribed=is_oversubscribed(each),
             on_gpus=on_gpus(each.records),
         )
@@ -77,14 +69,3 @@ def _mfu(summary: CaseSummary, rates: Iterable[MatmulRate]) -> float | None:
     if not rate or summary.images_per_second is None or summary.model_flops_per_image is None:
         return None
     return summary.model_flops_per_image * summary.images_per_second.value / rate
-
-
-def _peak_gpu_memory_bytes(records: Iterable[Record]) -> float | None:
-    found = [(record.measurements or {}).get("peak_device_memory_bytes") for record in records]
-    return max((max(ranks) for ranks in found if ranks), default=None)
-
-
-def _mean_telemetry(records: Iterable[Record], name: str) -> float | None:
-    found = [getattr(record.telemetry, name) for record in records if record.telemetry]
-    values = [value for value in found if value is not None]
-    return float(np.mean(values)) if values else None

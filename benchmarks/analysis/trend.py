@@ -105,11 +105,7 @@ class Trend:
 
 
 def read_studies(roots: Sequence[Path]) -> Summaries:
-    """Returns what all studies in and below some folders say, of which only what is new is read.
-
-    Raises:
-        UserError: a folder holds no study.
-    """
+    """Returns what all studies in and below some folders say, of which only what is new is read."""
     file, known, studies = roots[0] / CACHE, Summaries(), {}
     if file.exists():
         try:
@@ -191,6 +187,8 @@ def find_trends(summaries: Summaries) -> list[Trend]:
 
 
 def _follow(points: Sequence[tuple[str, Point]], settings: Mapping[str, Setting]) -> Trend:
+    from scipy import stats
+
     rated = [(day, point) for day, point in points if point[1] is not None]
     days, rates = tuple(day for day, _ in rated), np.array([rate for _, (_, rate, _) in rated], np.float64)
     facts = [ChainMap({"node": nodes}, settings[key].facts) for _, (key, _, nodes) in rated]
@@ -202,33 +200,22 @@ def _follow(points: Sequence[tuple[str, Point]], settings: Mapping[str, Setting]
         low = edges[number - 1]
         edges[number], first, last = (low + each for each in locate_change(rates[low:high]))
         spans.append((first, last))
-    pieces = zip(edges, edges[1:], edges[2:], spans, strict=False)
-    changes = tuple(_describe(days, rates, facts, *each) for each in pieces)
+
+    def describe(low: int, place: int, high: int, span: tuple[int, int]) -> Change:
+        """Describes the change at `place`, or elsewhere in `span`, between those at `low` and `high`."""
+        interval = stats.ttest_ind(rates[place:high], rates[low:place], equal_var=False).confidence_interval()
+        effect = rates[place:high].mean() - rates[low:place].mean()
+        value, *ends = np.exp([effect, interval.low, interval.high]).tolist()
+        differences = tuple(_differences(facts[low : span[0]], facts[span[1] : high]))
+        ratio = Estimate(value, ends[0], ends[1], high - low)
+        return Change(days[place], (days[span[0]], days[span[1]]), ratio, differences)
+
+    changes = tuple(describe(*each) for each in zip(edges, edges[1:], edges[2:], spans, strict=False))
     return Trend(settings[points[-1][1][0]], days, rates, len(points) - len(rated), tuple(edges), changes)
 
 
 def _levels(rates: np.ndarray, edges: Sequence[int]) -> list[float]:
     return [float(rates[low:high].mean()) for low, high in pairwise(edges)]
-
-
-def _describe(
-    days: Sequence[str],
-    rates: np.ndarray,
-    facts: Sequence[Facts],
-    low: int,
-    place: int,
-    high: int,
-    span: tuple[int, int],
-) -> Change:
-    """Describes the change at `place`, or elsewhere in `span`, between those at `low` and `high`."""
-    from scipy import stats
-
-    interval = stats.ttest_ind(rates[place:high], rates[low:place], equal_var=False).confidence_interval()
-    effect = rates[place:high].mean() - rates[low:place].mean()
-    value, *ends = np.exp([effect, interval.low, interval.high]).tolist()
-    differences = tuple(_differences(facts[low : span[0]], facts[span[1] : high]))
-    ratio = Estimate(value, ends[0], ends[1], high - low)
-    return Change(days[place], (days[span[0]], days[span[1]]), ratio, differences)
 
 
 def _differences(before: Sequence[Facts], after: Sequence[Facts]) -> Iterator[tuple[str, bool]]:

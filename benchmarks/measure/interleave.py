@@ -34,7 +34,6 @@ def measure_both(
         base: a commit of this checkout, a YAML file, or KEY=VALUE; `new` likewise.
         results: gets the folders `base` and `new`, each a study.
         resume: go on there, with what one side or both have not measured yet.
-        show: makes what is told of the rounds that it is given.
 
     Returns:
         The records of both sides, matching case by case, and what is allowed to differ because it is the subject.
@@ -49,8 +48,7 @@ def measure_both(
         sides = []
         for name, (code, settings) in zip(("base", "new"), arms, strict=True):
             study, store = open_study(folder / name, Path(suite_name).stem, suite, machine, cases, resume)
-            study = replace(study, code=code, under_test=settings)
-            sides.append((study, store))
+            sides.append((replace(study, code=code, under_test=settings), store))
         known = [record for _, store in sides for record in store.records()]
         rounds = plan_rounds(sides, cases, known)
         with show(rounds) as progress:
@@ -63,11 +61,7 @@ def measure_both(
 def open_arm(text: str, folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Turns what a user names into a side, its code and its settings: the present code, or a checkout of a commit.
 
-    Args:
-        folder: where a commit is checked out meanwhile, on a disk that all hosts of a job see.
-
-    Raises:
-        UserError: it is neither.
+    That is in `folder` meanwhile, on a disk that all hosts of a job see.
     """
     if "=" in text or Path(text).is_file():
         settings = dict([parse_assignment(text)]) if "=" in text else changed_settings(load_config(text))

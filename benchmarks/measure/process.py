@@ -41,22 +41,20 @@ class End:
 
 
 class Running:
-    """A command from its start to its end.
-
-    Args:
-        command: program and arguments.
-        folder: to run in.
-        environment: all of its variables.
-        cores: that it may use.
-        log: gets its output.
-    """
+    """A command from its start to its end."""
 
     def __init__(
         self, command: Sequence[str], folder: Path, environment: Mapping[str, str], cores: set[int], log: Path
     ) -> None:
         self.log = log
         self._kernel_ooms = kernel_ooms()
-        with log.open("wb") as output, _bound_to(cores):
+
+        def prepare() -> None:
+            """Binds the child to its cores, and to the life of the harness: an orphan would disturb what comes next."""
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            os.sched_setaffinity(0, cores)
+
+        with log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
                 cwd=folder,  # `python -m` looks for modules here first.
@@ -65,7 +63,7 @@ class Running:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=_die_with_harness,
+                preexec_fn=prepare,
             )
 
     @property
@@ -82,11 +80,7 @@ class Running:
         return True
 
     def end(self, timed_out: str | None = None) -> End:
-        """Ends it if it is still there, and says how it ended.
-
-        Args:
-            timed_out: what to say if it was still there.
-        """
+        """Ends it if it is still there, for which `timed_out` is the reason to give, and says how it ended."""
         had_ended = not self.is_alive
         self.kill()
         lines = _last_lines(self.log)
@@ -158,22 +152,6 @@ def signals_held() -> Iterator[None]:
             signal.signal(each, handler)
         if came:
             signal.raise_signal(came[0])
-
-
-def _die_with_harness() -> None:
-    """Asks the kernel to kill this child when the harness is killed: an orphan would disturb what is measured next."""
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def _bound_to(cores: set[int]) -> Iterator[None]:
-    """Binds this thread to some cores, for a child to inherit."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def _cpu_seconds(pid: int) -> float:

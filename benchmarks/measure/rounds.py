@@ -40,8 +40,6 @@ class Stage:
     """What a round is doing, for who waits for it.
 
     Attributes:
-        contender: the name of that which starts, while one does.
-        cycle: how many cycles have been measured.
         half_width: of the widest interval of a ratio, as a share; None until it is known.
         training: how many trainings have not come to their end.
     """
@@ -127,14 +125,12 @@ class Round:
     """Takes contenders from their start to their end.
 
     Attributes:
-        standings: by name.
         ended: what ended it: "narrow" (all ratios are known as well as was asked for), "time", "trained" (there was
             nothing more to measure) or "interrupted".
         interruption: what ended the round early, if anything did; to be raised again when the results are safe.
 
     Args:
         tick: called at least once a turn, to show the time.
-        seed: of the order of the turns.
         meter: reads the energy that the devices have used; None where it cannot be read.
         host: an address of this host at which all ranks reach it.
         tell: learns what the round is doing, whenever that changes.
@@ -250,7 +246,12 @@ class Round:
         if self._meter and energy_before and (energy_after := self._meter()):
             standing.energy.append((energy_before, energy_after))
         if seconds is None:
-            standing.end = self._left(standing)
+            if standing.running.is_alive and group.is_complete:
+                standing.end = standing.running.end(f"a turn took longer than {self._limits.timeout_seconds:g} s")
+            else:
+                standing.running.wait(ENDING_SECONDS)
+                left = f"it left the round, and had not ended {ENDING_SECONDS:g} s later"
+                standing.end = standing.running.end(left)
             return None
         if group.steps and seconds:
             standing.step_seconds[variant] = seconds / group.steps
@@ -259,13 +260,6 @@ class Round:
             standing.ended = "interrupted"
             self._end(standing)
         return seconds
-
-    def _left(self, standing: Standing) -> End:
-        """Says how a contender ended that did not end its turn."""
-        if standing.running.is_alive and standing.group and standing.group.is_complete:
-            return standing.running.end(f"a turn took longer than {self._limits.timeout_seconds:g} s")
-        standing.running.wait(ENDING_SECONDS)
-        return standing.running.end(f"it left the round, and had not ended {ENDING_SECONDS:g} s later")
 
     def _end(self, standing: Standing) -> None:
         """Tells a contender that there is no turn any more, and waits until it has written what it measured."""
@@ -315,8 +309,7 @@ class Round:
 
     def _half_width(self, numerator: Key, denominator: Key) -> float:
         """Returns half of the 95 % interval of a ratio, as a share; inf until there are cycles enough to tell."""
-        sides = [self.standings[name] for name, _ in (numerator, denominator)]
-        above, below = (side.rates.get(key[1], {}) for side, key in zip(sides, (numerator, denominator), strict=True))
+        above, below = (self.standings[name].rates.get(variant, {}) for name, variant in (numerator, denominator))
         cycles = sorted(cycle for cycle in above.keys() & below.keys() if cycle >= 0)
         if len(cycles) < FEWEST_CYCLES:
             return math.inf

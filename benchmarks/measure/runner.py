@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -27,7 +27,7 @@ from mnist_dist.benchmarks.measure.rounds import Contender, Limits, Round, Stage
 from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase, training_settings
 from mnist_dist.benchmarks.measure.telemetry import open_meter, summarize
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.records.environment import CODE_FOLDER, identity
+from mnist_dist.benchmarks.records.environment import CODE_FOLDER, find_hardware, identity
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record, Turns, explain_record
 from mnist_dist.config import load_config
@@ -47,7 +47,6 @@ class Study:
 
     Attributes:
         code: the folder whose `mnist_dist` and `benchmarks` run; another checkout's when two are compared.
-        program: how `mnist-dist` is started there.
         under_test: settings that are the subject of a comparison, and so no part of any case.
     """
 
@@ -94,7 +93,6 @@ def run_round(
 
     Args:
         ratios: whose rates are to be known to the width that the study asks for, each a numerator and a denominator.
-        seed: of the order of the turns.
         tell: learns what is going on; contenders have the names of their runs.
     """
     import scipy.stats  # noqa: F401 - intervals need it; loading it later would disturb what is measured.
@@ -122,12 +120,8 @@ def run_round(
                 standing = standings.get(run.name)
                 if standing is None or standing.end is None:  # The round was interrupted before anything came of it.
                     continue
-                turns = Turns(
-                    round_id=round_id,
-                    contenders=len(runs),
-                    waiting_cores=standing.waiting_cores,
-                    ended=standing.ended or round_.ended,
-                )
+                waiting_cores, ended = standing.waiting_cores, standing.ended or round_.ended
+                turns = Turns(round_id=round_id, contenders=len(runs), waiting_cores=waiting_cores, ended=ended)
                 yield started[run.name].record(
                     standing.end,
                     seconds=standing.own_seconds,
@@ -247,7 +241,6 @@ def _record(
     **measured: Any,
 ) -> Record:
     study = run.study
-    launcher: Literal["srun", "mnist-dist"] = "srun" if study.machine.hosts else "mnist-dist"
     return Record.new(
         run.case,
         study=study.name,
@@ -258,7 +251,7 @@ def _record(
         reason=end.reason,
         output_tail=() if end.status == "ok" else tuple(end.tail),
         started_at=started_at,
-        identity=identity(config, hosts, launcher, code=study.code),
+        identity=identity(config, hosts, "srun" if study.machine.hosts else "mnist-dist", code=study.code),
         measurements=measurements,
         **measured,
     )
@@ -272,9 +265,6 @@ def harness_address(machine: Machine) -> str:
     """Returns the address of this host at which the ranks of a study reach the harness.
 
     That is where it meets another node of the job; its own name may stand for a loopback device.
-
-    Raises:
-        UserError: there is no way to the other nodes.
     """
     nodes = expand_node_list(os.environ.get("SLURM_JOB_NODELIST", "")) if machine.hosts else []
     others = [node for node in nodes if node != os.environ.get("SLURMD_NODENAME")]
@@ -327,13 +317,7 @@ def _cores(case: Case, study: Study) -> set[int]:
 
 
 def find_machine(devices_per_host: int | None = None) -> Machine:
-    """Finds what the cases of a study may use: this host's devices, or those of the Slurm job around this process.
-
-    Raises:
-        UserError: this is one of several processes, which would measure at once.
-    """
-    from mnist_dist.benchmarks.records.environment import find_hardware
-
+    """Finds what the cases of a study may use: this host's devices, or those of the Slurm job around this process."""
     around = find_cluster(os.environ)
     if around.size > 1:
         raise UserError(f"bench: {around.launcher} started {around.size} of it, expected one, which starts the ranks.")

@@ -17,7 +17,7 @@ from mnist_dist.benchmarks.records.store import Store, finished
 from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.errors import UserError
 from mnist_dist.files import named_or_dated
-from mnist_dist.strategies import BASELINE, STRATEGIES
+from mnist_dist.strategies import STRATEGIES
 
 VARIANT_SECONDS = 2.0  # To compile a variant, and to learn how long its steps take.
 PROCESS_BYTES, GPU_PROCESS_BYTES = 1.2e9, 2e9  # What a process of this network may take, of the host's and a GPU's.
@@ -27,28 +27,20 @@ Ratios = Callable[[Sequence[Run]], Sequence[tuple[Run, Run]]]
 
 
 class Progress(Protocol):
-    """Is told how far a study is."""
+    """Is told how far a study is: which runs take turns next, what their round is doing, and what came of each.
 
-    def begin(self, runs: Sequence[Run], left_seconds: float) -> None:
-        """Learns which cases take turns next, and how long they and all after them will take."""
+    `tick` is called once a second at least; `left_seconds` are those of all rounds that have not ended.
+    """
 
-    def tick(self) -> None:
-        """Is called once a second at least while a round goes on."""
-
-    def tell(self, stage: Stage) -> None:
-        """Learns what a round is doing; its contenders have the names of their runs."""
-
-    def end(self, record: Record, left_seconds: float) -> None:
-        """Learns what came of a case, and how long the rounds after it will take."""
+    def begin(self, runs: Sequence[Run], left_seconds: float) -> None: ...
+    def tick(self) -> None: ...
+    def tell(self, stage: Stage) -> None: ...
+    def end(self, record: Record, left_seconds: float) -> None: ...
 
 
 @contextlib.contextmanager
 def results_folder(named: Path | None, what: str, resume: bool) -> Iterator[Path]:
-    """Yields the folder of a study; says the name of a new one, by which an interrupted study is gone on with.
-
-    Raises:
-        UserError: no folder is named to go on with, or none can be made.
-    """
+    """Yields the folder of a study; says the name of a new one, by which an interrupted study is gone on with."""
     if resume and named is None:
         raise UserError("--resume: received no --results DIR, which names the study to go on with.")
     with named_or_dated(named, "results", what) as folder:
@@ -60,27 +52,17 @@ def results_folder(named: Path | None, what: str, resume: bool) -> Iterator[Path
 def open_study(
     folder: Path, suite_name: str, suite: Limits, machine: Machine, cases: Sequence[PlannedCase], resume: bool
 ) -> Side:
-    """Lays down the plan of a new study, or goes on with the folder's own.
-
-    Raises:
-        UserError: the folder holds a study that was not asked to continue, or another one.
-    """
+    """Lays down the plan of a new study, or, if asked to, goes on with the folder's own if that has the same plan."""
     store = Store(folder)
     there = f"--results: '{folder}' already holds a study; add --resume to go on, or name another folder."
     if store.study_file.exists() and not resume:
         raise UserError(there)
     # The folder may have got another name since.
     name = str(store.study()["name"]) if store.study_file.exists() else folder.resolve().name
-    is_first = store.write_study(
-        {
-            "name": name,
-            "suite": suite_name,
-            "seed": 0,
-            "repeats": max(case.repeats for case in cases),
-            "cases": sorted((case.case.model_dump(mode="json") for case in cases), key=str),
-        }
-    )
-    if not is_first and not resume:  # Another process has begun it since.
+    repeats = max(case.repeats for case in cases)
+    contents = sorted((case.case.model_dump(mode="json") for case in cases), key=str)
+    plan = {"name": name, "suite": suite_name, "seed": 0, "repeats": repeats, "cases": contents}
+    if not store.write_study(plan) and not resume:  # Another process has begun it since.
         raise UserError(there)
     # Not relative: the case's processes run in another folder.
     scratch = folder.resolve() / "scratch"
@@ -88,11 +70,7 @@ def open_study(
 
 
 def choose(cases: Sequence[PlannedCase], only: Iterable[int] | None) -> list[PlannedCase]:
-    """Returns the cases with one of some numbers of devices; all, if there are none.
-
-    Raises:
-        UserError: there is no such case.
-    """
+    """Returns the cases with one of some numbers of devices; all, if there are none."""
     if only is None:
         return list(cases)
     chosen = [planned for planned in cases if planned.case.devices in set(only)]
@@ -114,7 +92,6 @@ def plan_rounds(
 
     Args:
         sides: a study, or two of which each case is compared; both of its runs are in one round.
-        known: the records that there are.
         processes: that may be alive at once; None: as many as this host has the memory for.
     """
     done, most = finished(known), processes or most_processes()
@@ -147,9 +124,7 @@ def _parts(units: Sequence[list[Run]], baseline: list[Run] | None, most: int) ->
 
 
 def is_baseline(run: Run) -> bool:
-    """Whether others are compared with it: a training on one device."""
-    case = run.case
-    return case.kind == "train" and case.strategy == BASELINE and bool(run.planned.variants) and not case.is_ablation
+    return run.case.is_baseline and bool(run.planned.variants)
 
 
 def most_processes() -> int:
@@ -171,13 +146,10 @@ def _processes(run: Run) -> int:
 def run_rounds(
     rounds: Sequence[Sequence[Run]], sides: Sequence[Side], progress: Progress, ratios: Ratios | None = None
 ) -> list[Record]:
-    """Measures round by round; the records of each are in their store before the next begins.
+    """Measures round by round, and returns the records, which are in their store before the next round begins.
 
     Args:
         ratios: returns those of a round that are to be known well, each a numerator and a denominator; see `compared`.
-
-    Returns:
-        The new records.
     """
     stores = {study.name: store for study, store in sides}
     records = []

@@ -154,11 +154,7 @@ def shipped_suites() -> list[str]:
 
 
 def load_suite(name: str) -> Suite:
-    """Reads a shipped suite by its name, or a YAML file.
-
-    Raises:
-        UserError: there is no such suite, or its file is not accepted.
-    """
+    """Reads a shipped suite by its name, or a YAML file; a UserError says what is wrong with it."""
     try:
         return Suite.model_validate(read_yaml(text_of(name, SUITES, "SUITE"), source=name))
     except ValidationError as error:
@@ -171,21 +167,22 @@ def plan_cases(suite: Suite, machine: Machine, narrowing: Narrowing = Narrowing(
     Raises:
         UserError: a setting is not accepted, nothing is left, or a number of devices does not fit the machine.
     """
-    blocks = [each for each in suite.blocks if each.only_on in (None, "GPU" if machine.gpus else "CPU")]
-    counts = [_device_counts(block, suite, machine, narrowing) for block in blocks]
-    most_devices = max((devices for of_block in counts for devices in of_block), default=1)
-    cores_per_device = _cores_per_device(machine, narrowing, most_devices)
-    all_cores = _all_cores(machine, cores_per_device, most_devices)
+    fitting = (block for block in suite.blocks if block.only_on in (None, "GPU" if machine.gpus else "CPU"))
+    blocks = [(block, _device_counts(block, suite, machine, narrowing)) for block in fitting]
+    most_devices = max((devices for _, counts in blocks for devices in counts), default=1)
     planned: dict[str, PlannedCase] = {}
-    for block, of_block in zip(blocks, counts, strict=True):
-        for case in _expand(block, suite, machine, narrowing, of_block, cores_per_device, all_cores):
-            repeats = narrowing.repeats or block.repeats or suite.repeats
-            variants, seconds = _variants(block, case, machine)
-            before = planned.get(case.case_id)
-            if before is None or before.repeats < repeats:
-                planned[case.case_id] = PlannedCase(case, repeats, skip_reason(case, machine), variants, seconds)
-            if len(planned) > MAX_CASES:
-                raise UserError(f"SUITE: it has more than {MAX_CASES:,} cases, expected at most as many.")
+    for block, counts in blocks:
+        chosen = [name for name in block.strategies or suite.strategies if name in (narrowing.strategies or STRATEGIES)]
+        repeats = narrowing.repeats or block.repeats or suite.repeats
+        for strategy, devices in itertools.product(chosen, counts):
+            cores = _cores_per_device(block, devices, machine, narrowing, most_devices)
+            for case in _expand(block, strategy, devices, machine, cores, narrowing.settings or {}):
+                before = planned.get(case.case_id)
+                if before is None or before.repeats < repeats:
+                    variants = _variants(block, case, machine)
+                    planned[case.case_id] = PlannedCase(case, repeats, skip_reason(case, machine), *variants)
+                if len(planned) > MAX_CASES:
+                    raise UserError(f"SUITE: it has more than {MAX_CASES:,} cases, expected at most as many.")
     if sum(case.repeats for case in planned.values()) > MAX_RUNS:
         raise UserError(f"SUITE, --repeats: they make more than {MAX_RUNS:,} runs, expected at most as many.")
     if not planned:
@@ -199,11 +196,7 @@ def plan_cases(suite: Suite, machine: Machine, narrowing: Narrowing = Narrowing(
 
 
 def training_settings(case: Case, seed: int) -> dict[str, Any]:
-    """Returns the settings, by dotted key, that make a training run of a case.
-
-    Raises:
-        UserError: a setting of the case is not accepted.
-    """
+    """Returns the settings, by dotted key, that make a training run of a case; a UserError names one it cannot have."""
     of_kind = kind(case.kind)
     check_settings(case.settings)
     if problem := of_kind.problem(case):
@@ -234,11 +227,7 @@ def changed_settings(config: Config) -> dict[str, Any]:
 
 
 def check_settings(settings: Iterable[str]) -> None:
-    """Refuses keys that a case would not follow.
-
-    Raises:
-        UserError: names the first of them.
-    """
+    """Refuses keys that a case would not follow."""
     for key in settings:
         if key in DECIDED:
             raise UserError(f"{key}: received as a setting of a case, expected it to be said by {DECIDED[key]}.")
@@ -261,41 +250,28 @@ def _explain(error: ValidationError) -> str:
 
 
 def _expand(
-    block: Block,
-    suite: Suite,
-    machine: Machine,
-    narrowing: Narrowing,
-    counts: Sequence[int],
-    cores_per_device: int | None,
-    all_cores: int | None,
+    block: Block, strategy: str, devices: int, machine: Machine, cores: int | None, settings: Mapping[str, Any]
 ) -> Iterator[Case]:
-    strategies = [
-        name
-        for name in (block.strategies or suite.strategies)
-        if narrowing.strategies is None or name in narrowing.strategies
-    ]
+    """Yields the cases of a block with a strategy on so many devices, each with so many cores."""
+    row = STRATEGIES[strategy]
+    if (devices > 1 and not row.several_devices) or not kind(block.kind).fits(strategy, devices):
+        return
+    # The fewest hosts that give each device its own place. It does not depend on how many this job has, as the jobs of
+    # one study have more or fewer.
+    hosts = 1 if row.one_process or machine.hosts is None else -(-devices // machine.devices_per_host)
     varied = [[(key, value) for value in values] for key, values in block.vary.items()]
-    for strategy, devices in itertools.product(strategies, counts):
-        if devices > 1 and not STRATEGIES[strategy].several_devices:
-            continue
-        if not kind(block.kind).fits(strategy, devices):
-            continue
-        # One device with all cores is the whole machine already, and would be measured twice.
-        whole = cores_per_device if (devices, cores_per_device) == (1, machine.cores) else None
-        if all_cores is not None:
-            whole = max(all_cores // min(devices, machine.devices_per_host), 1)
-        for batch in _batches(block, devices):
-            for values in itertools.product(*varied):
-                yield Case(
-                    kind=block.kind,
-                    strategy=strategy,
-                    devices=devices,
-                    hosts=_hosts(strategy, devices, machine),
-                    cores_per_device=whole if block.whole_machine else cores_per_device,
-                    global_batch_size=batch,
-                    measure_seconds=block.measure_seconds,
-                    settings=block.settings | dict(values) | dict(narrowing.settings or {}),
-                )
+    for batch in _batches(block, devices):
+        for values in itertools.product(*varied):
+            yield Case(
+                kind=block.kind,
+                strategy=strategy,
+                devices=devices,
+                hosts=hosts,
+                cores_per_device=cores,
+                global_batch_size=batch,
+                measure_seconds=block.measure_seconds,
+                settings={**block.settings, **dict(values), **settings},
+            )
 
 
 def _variants(block: Block, case: Case, machine: Machine) -> tuple[tuple[str, ...], float]:
@@ -326,29 +302,20 @@ def _device_counts(block: Block, suite: Suite, machine: Machine, narrowing: Narr
     return sorted({*powers, most})
 
 
-def _cores_per_device(machine: Machine, narrowing: Narrowing, most_devices: int) -> int | None:
+def _cores_per_device(
+    block: Block, devices: int, machine: Machine, narrowing: Narrowing, most_devices: int
+) -> int | None:
     """A device of a study has the same cores, however many devices take part; a GPU has its host's as it needs them."""
     if machine.gpus:
         return None
-    return narrowing.cores_per_device or max(machine.cores // min(most_devices, machine.devices_per_host), 1)
-
-
-def _all_cores(machine: Machine, cores_per_device: int | None, most_devices: int) -> int | None:
-    """Returns the cores that a study has on each host of its Slurm jobs; None stands for all that there are.
-
-    Those of this job may be fewer, and all jobs of one study have to plan the same cases.
-    """
-    if machine.hosts is None or cores_per_device is None:
-        return None
-    return cores_per_device * min(most_devices, machine.devices_per_host)
-
-
-def _hosts(strategy: str, devices: int, machine: Machine) -> int:
-    """The fewest hosts that give each device its own place. It does not depend on how many this job has, as the
-    jobs of one study have more or fewer."""
-    if STRATEGIES[strategy].one_process or machine.hosts is None:
-        return 1
-    return -(-devices // machine.devices_per_host)
+    most_on_host = min(most_devices, machine.devices_per_host)
+    cores = narrowing.cores_per_device or max(machine.cores // most_on_host, 1)
+    if not block.whole_machine:
+        return cores
+    if machine.hosts is not None:  # This job may have fewer, and all jobs of one study have to plan the same cases.
+        return max(cores * most_on_host // min(devices, machine.devices_per_host), 1)
+    # One device with all cores is the whole machine already, and would be measured twice.
+    return cores if (devices, cores) == (1, machine.cores) else None
 
 
 def skip_reason(case: Case, machine: Machine) -> str | None:

@@ -17,7 +17,7 @@ from mnist_dist.benchmarks.records.record import GpuTelemetry, Telemetry
 from mnist_dist.gpus import Nvml, open_nvml
 
 POWERCAP = Path("/sys/class/powercap")
-
+COUNTED = re.compile(r"package-\d+|dram")  # Of its zones.
 
 POLICIES = {  # Counters of the time for which something has held a GPU's clock down.
     "power": "NVML_PERF_POLICY_POWER",
@@ -45,7 +45,6 @@ class Sample:
     """A reading.
 
     Attributes:
-        source: of what.
         seconds: of a monotonic clock.
         joules: since an arbitrary moment; None where a GPU does not tell.
         utilisation_percent: of the GPUs' mean in the time before; None where it is not known.
@@ -69,7 +68,11 @@ class Rapl:
     """
 
     def __init__(self, powercap: Path = POWERCAP) -> None:
-        self._zones = [zone for zone in sorted(powercap.glob("intel-rapl:*")) if _counts(zone)]
+        self._zones = [
+            zone
+            for zone in sorted(powercap.glob("intel-rapl:*"))
+            if COUNTED.fullmatch((zone / "name").read_text().strip())
+        ]
         if not self._zones:
             raise FileNotFoundError(f"no RAPL package in {powercap}")
         self._ranges = [int((zone / "max_energy_range_uj").read_text()) for zone in self._zones]
@@ -103,13 +106,8 @@ class Gpus:
         self._seconds = seconds
         rates = [self._nvml.ask("DeviceGetUtilizationRates", handle) for handle in self._handles]
         percents = [None if rate is None else rate.gpu for rate in rates]
-        return Sample(
-            "nvml",
-            seconds,
-            sum(joules) if len(joules) == len(told) else None,
-            _mean(percents),
-            tuple(map(self._read_gpu, self._handles)),
-        )
+        total = sum(joules) if len(joules) == len(told) else None
+        return Sample("nvml", seconds, total, _mean(percents), tuple(map(self._read_gpu, self._handles)))
 
     def _joules(self, index: int, handle: Any, seconds: float) -> float | None:
         millijoules = self._nvml.ask("DeviceGetTotalEnergyConsumption", handle)
@@ -140,7 +138,6 @@ def open_meter(gpus: int | None = None, powercap: Path = POWERCAP) -> Iterator[C
 
     Args:
         gpus: how many of the visible GPUs are used, the first ones; None: all.
-        powercap: where Linux shows the counters of RAPL, used on hosts without GPUs.
     """
     source: Gpus | Rapl | None = None
     with open_nvml() as nvml:
@@ -187,13 +184,9 @@ def _summarize_gpu(turns: Sequence[tuple[GpuSample, GpuSample]], seconds: float)
     ends = [after for _, after in turns]
     temperatures = [each.temperature_celsius for each in ends if each.temperature_celsius is not None]
     first, last = turns[0][0].ecc_errors, ends[-1].ecc_errors
-    held_seconds = {
-        name: sum(
-            after.throttled_seconds.get(name, 0) - before.throttled_seconds.get(name, 0) for before, after in turns
-        )
-        for name in POLICIES
-    }
-    held = {name for name, time_held in held_seconds.items() if time_held > THROTTLED_SHARE * seconds}
+    counters = [(before.throttled_seconds, after.throttled_seconds) for before, after in turns]
+    times = {name: sum(after.get(name, 0) - before.get(name, 0) for before, after in counters) for name in POLICIES}
+    held = {name for name, time_held in times.items() if time_held > THROTTLED_SHARE * seconds}
     return GpuTelemetry(
         uuid=ends[-1].uuid,
         sm_clock_mhz=_mean([each.sm_clock_mhz for each in ends]),
@@ -207,8 +200,3 @@ def _mean(values: Sequence[float | None]) -> float | None:
     """Returns the mean of those that are known."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _counts(zone: Path) -> bool:
-    name = (zone / "name").read_text().strip()
-    return bool(re.fullmatch(r"package-\d+", name)) or name == "dram"

@@ -20,9 +20,7 @@ class Timing:
 def take_timings(runs: Mapping[str, Callable[[int], Any]], turns: Turns) -> dict[str, list[Timing]]:
     """Times each of several things, again and again, and returns what came of each, by name.
 
-    Args:
-        runs: each repeats its thing so many times.
-        turns: as a harness grants them; the variant of each names a thing.
+    The variant of each turn that a harness grants names a thing.
     """
     timings: dict[str, list[Timing]] = {name: [] for name in runs}
     for run in runs.values():

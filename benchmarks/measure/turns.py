@@ -33,8 +33,7 @@ class Group:
         ranks: how many there are; 0 until the first has come.
         is_training: whether a training to its end is under way, of which there is only as much as there is.
         signal: the name of a signal that asked one of them to stop.
-        seconds: of the last turn, by rank.
-        steps: that it took.
+        seconds: of the last turn, by rank; `steps` are those that it took.
     """
 
     ranks: int = 0
@@ -60,11 +59,7 @@ class _Line:
 
 
 class Harness(Listener):
-    """Listens while it is open.
-
-    Args:
-        host: an address of this host at which all ranks reach it.
-    """
+    """Listens while it is open, at an address of this host at which all ranks reach it."""
 
     def __init__(self, host: str = "127.0.0.1") -> None:
         self._token = secrets.token_hex(16)
@@ -86,11 +81,9 @@ class Harness(Listener):
     def give(
         self, group: Group, turn: Turn, timeout_seconds: float, is_alive: Callable[[], bool] = lambda: True
     ) -> float | None:
-        """Gives a group its turn and waits until all ranks have ended it.
+        """Gives a group its turn, waits until all ranks have ended it, and returns the slowest one's seconds.
 
-        Returns:
-            The slowest rank's seconds; None if a rank left instead, as at the end of a training that measures nothing
-            more, or did not answer in time.
+        None if a rank left instead, as at the end of a training that measures nothing more, or did not answer in time.
         """
         group.seconds.clear()
         line = json.dumps(asdict(turn)).encode() + b"\n"

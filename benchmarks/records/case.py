@@ -64,3 +64,8 @@ class Case(Section):
     @property
     def is_ablation(self) -> bool:
         return self.synthetic_input or not self.all_reduce
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether others are compared with it: a training on one device."""
+        return (self.kind, self.strategy, self.devices) == ("train", BASELINE, 1) and not self.is_ablation

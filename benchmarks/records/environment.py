@@ -48,7 +48,6 @@ def identity(
     Args:
         config: the complete configuration of the training run, as JSON.
         hosts: of every rank; empty: this one.
-        environment: of the case's processes.
         code: the folder that holds the packages that are measured.
     """
     return Identity(

@@ -42,13 +42,9 @@ def kind(name: str) -> Kind:
 
 
 class Measurements(Section):
-    """What one run of a kind measured; its fields become part of the schema of records.
+    """What one run of a kind measured; its fields become part of the schema of records."""
 
-    Attributes:
-        per_rank: the fields that hold a row for each rank.
-    """
-
-    per_rank: ClassVar[tuple[str, ...]] = ()
+    per_rank: ClassVar[tuple[str, ...]] = ()  # The fields that hold a row for each rank.
 
 
 class NoRateError(Exception):
@@ -59,7 +55,6 @@ class Kind(ABC):
     """What measuring something takes, from the suite to the report.
 
     Attributes:
-        name: by which cases and suites call it.
         description: what is measured, in a few words.
         prefix: of the labels of its cases, to tell them from trainings.
         measurements: the model of what a run leaves in its record.
@@ -151,25 +146,15 @@ class Kind(ABC):
         """
 
     def sections(self, summaries: Sequence[Any], analysis: Any) -> Iterable[Any]:
-        """Returns what a report says of a study's cases of this kind, as report.sections.Section.
-
-        Args:
-            summaries: analysis.summary.CaseSummary of each.
-            analysis: analysis.study.Analysis of the whole study.
-        """
+        """Returns the report.sections.Section on CaseSummaries of this kind; `analysis` is a study.Analysis."""
         return ()
 
 
 class WorkerKind(Kind):
-    """A kind that is no training, and is measured by a process of measure/worker.py.
-
-    Attributes:
-        worker: the module that runs as that process.
-        seconds: for which each variant is measured.
-    """
+    """A kind that is no training, and is measured by a process of measure/worker.py."""
 
     worker: str = "mnist_dist.benchmarks.measure.worker"
-    seconds: float
+    seconds: float  # For which each variant is measured.
 
     def measuring_seconds(self, case: Case) -> float:
         return self.seconds
@@ -179,13 +164,7 @@ class WorkerKind(Kind):
 
     @abstractmethod
     def measure(self, config: Config, strategy: Any, runtime: Any, turns: Any) -> dict[str, Any]:
-        """Measures, on every rank at once, and returns what the record holds.
-
-        Args:
-            strategy: distributed.strategies.Strategy that the ranks have joined.
-            runtime: runtime.Runtime, as it was configured.
-            turns: distributed.turns.Turns of this rank.
-        """
+        """Measures on every rank at once, by its Strategy, Runtime and Turns; returns what the record holds."""
 
     def command(self, program: Sequence[str], case: Case, config: Config, scratch: Path) -> list[str]:
         # The worker runs in another folder, so a relative path would lead elsewhere.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import operator
 import sys
 import uuid
@@ -164,14 +163,7 @@ class Record(Section):
 
     @classmethod
     def new(cls, case: Case, **fields: Any) -> Record:
-        """Returns a record of `case` with an identifier of its own.
-
-        Args:
-            fields: all others, except schema_version, record_id and case_id.
-
-        Raises:
-            ValidationError: they make no sense; see `explain_record`.
-        """
+        """Returns a record of `case` with an identifier of its own; a ValidationError says which field is wrong."""
         return cls(record_id=uuid.uuid4().hex, case=case, case_id=case.case_id, **fields)
 
     def to_json(self) -> dict[str, Any]:
@@ -179,11 +171,7 @@ class Record(Section):
         return self.model_dump(mode="json")
 
     def check(self) -> None:
-        """Validates the record once more, as `model_copy` does not.
-
-        Raises:
-            ValueError: it must not be written; one line says why.
-        """
+        """Validates the record once more, as `model_copy` does not; a ValueError says in a line what is wrong."""
         try:
             Record.model_validate(self.to_json())
         except ValidationError as error:
@@ -223,10 +211,7 @@ class Record(Section):
 
 
 def parse_record(content: Mapping[str, Any], source: str) -> Record:
-    """Turns what a JSON file held into a record, migrating what older versions wrote.
-
-    Args:
-        source: the name of the file, for errors.
+    """Turns what a JSON file, `source`, held into a record, migrating what older versions wrote.
 
     Raises:
         UserError: a version that is not known, or content that does not follow the schema or contradicts itself.
@@ -275,13 +260,6 @@ def json_schema() -> dict[str, Any]:
     kinds = "; ".join(f"{name}: {kind(name).description}" for name in KINDS)
     schema["$defs"]["Case"]["properties"]["kind"]["description"] = f"What is measured: {kinds}."
     return schema
-
-
-def render_schema(part: Any, levels: int = 2) -> str:
-    """Renders a JSON Schema with a line for each field of a record, and one for each of their types."""
-    if levels == 0 or not isinstance(part, dict):
-        return json.dumps(part)
-    return "{\n" + ",\n".join(f"{json.dumps(key)}: {render_schema(part[key], levels - 1)}" for key in part) + "\n}"
 
 
 class _WithoutTitles(GenerateJsonSchema):

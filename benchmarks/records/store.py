@@ -32,7 +32,6 @@ class Store:
     """The results of one or more studies.
 
     Attributes:
-        folder: holds study.json and records/.
         left_out: why, by file name, for each file that the last reading could not use.
     """
 
@@ -60,13 +59,14 @@ class Store:
         """Reads all records, in the order in which they were started.
 
         Files that are no intact records are left out and named on stderr, once for each store.
-
-        Raises:
-            UserError: the folder cannot be listed.
         """
         records = []
         reported, self.left_out = self.left_out, {}
-        for path in self._files():
+        try:
+            files = sorted(self.records_folder.iterdir()) if self.records_folder.exists() else []
+        except OSError as error:
+            raise UserError(f"results: cannot list '{self.records_folder}': {error.strerror}.") from None
+        for path in (each for each in files if not each.name.startswith(".")):
             try:
                 records.append(_read_record(path))
             except UserError as error:
@@ -76,13 +76,7 @@ class Store:
         return sorted(records, key=lambda record: (record.started_at, record.record_id))
 
     def write_study(self, plan: Mapping[str, Any]) -> bool:
-        """Lays down what the study measures, or verifies that another job laid down the same.
-
-        Args:
-            plan: JSON with at least `STUDY_KEYS`.
-
-        Returns:
-            Whether it was laid down here and now.
+        """Lays down what the study measures, JSON with `STUDY_KEYS`, and returns whether: another job may have.
 
         Raises:
             UserError: the folder holds another plan, or cannot be written.
@@ -106,11 +100,7 @@ class Store:
         return True
 
     def study(self) -> dict[str, Any]:
-        """Returns what `write_study` laid down.
-
-        Raises:
-            UserError: there is none, or it is damaged.
-        """
+        """Returns what `write_study` laid down; a UserError says that there is none, or that it is damaged."""
         return _checked_study(read_json(self.study_file), str(self.study_file))
 
     def gaps(self, records: Sequence[Record]) -> list[str]:
@@ -142,14 +132,6 @@ class Store:
                     f"this one {one_line(json.dumps(plan.get(key)), 100)}; name another folder with --results, or "
                     "continue with the same suite and options."
                 )
-
-    def _files(self) -> list[Path]:
-        try:
-            return sorted(path for path in self.records_folder.iterdir() if not path.name.startswith("."))
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise UserError(f"results: cannot list '{self.records_folder}': {error.strerror}.") from None
 
 
 def file_name(record: Record) -> str:

@@ -104,8 +104,7 @@ def render_comparison_markdown(comparison: Comparison) -> str:
 
 def _tables(comparison: Comparison) -> Iterator[tuple[str, Sequence[Verdict], list[str]]]:
     """Yields what is judged and what is not: what all cases share, their verdicts, and what tells them apart."""
-    unjudged = comparison.unjudged.verdicts if comparison.unjudged else ()
-    for title, verdicts in (("Judged", comparison.verdicts), ("Not judged without --judge all", unjudged)):
+    for title, verdicts in (("Judged", comparison.verdicts), ("Not judged without --judge all", comparison.unjudged)):
         if verdicts:
             shared, labels = label_briefly([(each.case, each.on_gpus) for each in verdicts])
             runs, ways = {f"{len(each.base)}, {len(each.new)}" for each in verdicts}, {_way(each) for each in verdicts}

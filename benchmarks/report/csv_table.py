@@ -48,9 +48,9 @@ def _csv_fields(each: TrainedCase) -> dict[str, Any]:
     fields |= _of_estimate("first_step_seconds", summary.first_step_seconds)
     fields |= _of_estimate("startup_seconds", summary.startup_seconds)
     fields["peak_memory_bytes_of_largest_rank"] = summary.peak_memory_bytes
-    fields["peak_gpu_memory_bytes_of_largest_gpu"] = each.peak_gpu_memory_bytes
+    fields["peak_gpu_memory_bytes_of_largest_gpu"] = summary.peak_gpu_memory_bytes
     fields |= {"flops_per_image": summary.model_flops_per_image, "mfu": each.mfu}
-    fields |= {"gpu_utilisation_percent": each.gpu_utilisation_percent, "power_watts": each.power_watts}
+    fields |= {"gpu_utilisation_percent": summary.gpu_utilisation_percent, "power_watts": summary.power_watts}
     return fields | {"images_per_joule": summary.images_per_joule, "case_id": case.case_id}
 
 

@@ -117,10 +117,10 @@ def _columns(cases: Sequence[TrainedCase]) -> Iterator[Column[TrainedCase]]:
     )
     group = "Use of the machine"
     yield Column("memory", lambda each: _mebibytes(each.summary.peak_memory_bytes), "MiB, largest rank", group)
-    yield Column("GPU memory", lambda each: _mebibytes(each.peak_gpu_memory_bytes), "MiB, largest GPU", group)
+    yield Column("GPU memory", lambda each: _mebibytes(each.summary.peak_gpu_memory_bytes), "MiB, largest GPU", group)
     yield Column("MFU", _mfu_cell, "% of matmul rate, all devices", group)
-    yield Column("GPU use", lambda each: number_cell(each.gpu_utilisation_percent, _tenth), "%, mean", group)
-    yield Column("power", lambda each: number_cell(each.power_watts, _tenth), "W, total", group)
+    yield Column("GPU use", lambda each: number_cell(each.summary.gpu_utilisation_percent, _tenth), "%, mean", group)
+    yield Column("power", lambda each: number_cell(each.summary.power_watts, _tenth), "W, total", group)
     yield Column("images/J", lambda each: number_cell(each.summary.images_per_joule, label_count), "total", group)
 
 

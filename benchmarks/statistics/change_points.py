@@ -14,9 +14,8 @@ import numpy as np
 from mnist_dist.benchmarks.statistics.blocks import centred_ranks
 from mnist_dist.benchmarks.statistics.stats import student_quantile
 
-SIGNIFICANCE = (
-    2.5e-5  # Of a single place; tests.benchmarks.adversary_trend measures what follows for 20 years of nights.
-)
+# Of a single place; tests.benchmarks.adversary_trend measures what follows for 20 years of nights.
+SIGNIFICANCE = 2.5e-5
 CONFIRMING = 3  # Values that a level has at least.
 FEWEST_VALUES = 20  # In fewer hardly any change could be told.
 WILD = 0.02  # Of the values on either side, which do not tell where a change is.

@@ -39,13 +39,11 @@ class SteadyState:
 
 
 def find_steady_state(window_steps: ArrayLike, window_seconds: ArrayLike, longer: str = "") -> SteadyState:
-    """Finds where the warm-up of a run ends, by the slowest rank's step times.
+    """Finds where the warm-up of a run ends, by the slowest rank's step times; `merge_windows` has the shapes.
 
     The run is unstable if fewer than ten windows are left, or if they drift by more than 3 %.
 
     Args:
-        window_steps: [windows], steps of each window.
-        window_seconds: [ranks][windows], each rank's seconds for these steps.
         longer: how a run that is too short can be measured for longer, in words.
     """
     steps, seconds, starts = merge_windows(window_steps, window_seconds)
@@ -60,14 +58,11 @@ def find_steady_state(window_steps: ArrayLike, window_seconds: ArrayLike, longer
 
 
 def warm_up_windows(times: np.ndarray) -> int:
-    """Returns how many windows, of the first fifth, are warm-up.
+    """Returns how many windows, of the first fifth of log step times, float64 [windows], are warm-up.
 
     A window is slow if it exceeds the 90th percentile of the later four fifths, and their median by 3 %. It counts by
     how far it lies above or below that limit, but no further than their median does, so that one slow window weighs
     no more than a usual one. The warm-up ends where the sum is largest (a CUSUM: Page, Biometrika 41, 1954).
-
-    Args:
-        times: float64 [windows], log step times.
     """
     longest = int(LONGEST_WARM_UP * len(times))
     if longest == 0:
@@ -105,16 +100,13 @@ def merge_windows(window_steps: ArrayLike, window_seconds: ArrayLike) -> tuple[n
 
 
 def find_drift(values: np.ndarray) -> float | None:
-    """Returns by how much a series drifts from its first to its last value, or None if it does not.
+    """Returns by how much log step times, float64 [windows], drift from the first to the last; None if they do not.
 
     The size is Theil and Sen's slope, the test that of Mann and Kendall. Neighbouring windows resemble one another,
     which makes chance look like a trend: the variance of Kendall's statistic is multiplied by the sum of the
     autocorrelation (Hamed and Rao, Journal of Hydrology 204, 1998, here for noise of the first order). That of a smooth
     curve is large, so one that rises or falls nearly all the time is a drift without the test. A single change of level
     that describes the ranks better than a straight line does is none.
-
-    Args:
-        values: float64 [windows], log step times.
     """
     from scipy import stats
 

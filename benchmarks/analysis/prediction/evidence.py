@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,7 +16,6 @@ from mnist_dist.benchmarks.analysis.scaling import Curve, Point
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.statistics.stats import Estimate, student_quantile
-from mnist_dist.strategies import BASELINE
 
 LINK_DRAWS = 100
 
@@ -26,7 +25,6 @@ class Evidence:
     """What was measured of one curve.
 
     Attributes:
-        points: of the curve, those to be fitted.
         messages: the all-reduces of its strategy on several devices.
         link_draws: how many samples of the all-reduces to fit the links to, for their uncertainty.
     """
@@ -47,11 +45,6 @@ class Evidence:
         return np.array([point.throughput.value for point in self.points])
 
     @property
-    def single_images_per_second(self) -> float:
-        first = self.curve.points[0]
-        return first.throughput.value / (first.devices * first.efficiency.value)
-
-    @property
     def noise_variance(self) -> float:
         """The variance of the logarithm of a throughput, as the points know it of themselves."""
         return float(np.mean([_deviation(point.throughput) ** 2 for point in self.points]))
@@ -68,11 +61,7 @@ class Evidence:
         return replace(self, points=points, summaries=summaries, messages=messages, link_draws=0)
 
     def model(self, name: str) -> ScalingLawModel | StepTimesModel:
-        """Prepares a model for fitting.
-
-        Raises:
-            ValueError: the all-reduces that the model of step times needs were not measured.
-        """
+        """Prepares a model for fitting; a ValueError says which all-reduces it needs that were not measured."""
         if name != "step times":
             return ScalingLawModel(has_coherency=name == "USL")
         strategy, baseline = self.curve.strategy, self.curve.baseline.case
@@ -83,23 +72,19 @@ class Evidence:
         if (per_host > 1 and not links.within_host) or (per_host < math.inf and not links.between_hosts):
             which = "between hosts" if links.within_host else "within a host"
             raise ValueError(f"no all-reduce of {strategy} {which} was measured")
+        draws = []
+        for _ in range(self.link_draws):
+            with contextlib.suppress(ValueError):  # A sample does not always suffice.
+                draws.append(Links.fit(self.messages, per_host, self.rng))
         return StepTimesModel(
             links,
-            (links, *self._draw_links(per_host)),
+            (links, *draws),
             gradient_bytes(self.points[-1].summary.records[0].identity.config),
             self._relative_times(),
             images_of_one=baseline.global_batch_size,
             is_strong=self.curve.scaling == "strong",
             fixed_share=self._fixed_share(),
         )
-
-    def _draw_links(self, per_host: float) -> Iterator[Links]:
-        """Fits the links to samples of their messages, as far as a sample suffices."""
-        of_links = [[each for each in self.messages if (each.case.hosts > 1) == which] for which in (False, True)]
-        for _ in range(self.link_draws):
-            drawn = [link[index] for link in of_links for index in self.rng.integers(max(len(link), 1), size=len(link))]
-            with contextlib.suppress(ValueError):
-                yield Links.fit(drawn, per_host)
 
     def _relative_times(self) -> Floats:
         """Returns step times, float64 [windows], of ranks that waited for nobody, relative to the mean of their run."""
@@ -131,8 +116,7 @@ class Evidence:
         return {
             summary.case.global_batch_size: summary.images_per_second.value
             for summary in self._of_same_setup()
-            if summary.case.strategy == BASELINE and summary.case.kind == "train"
-            if not summary.case.is_ablation and summary.images_per_second
+            if summary.case.is_baseline and summary.images_per_second
         }
 
     def _of_same_setup(self) -> list[CaseSummary]:

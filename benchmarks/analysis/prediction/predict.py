@@ -67,12 +67,9 @@ class FittedModel:
     """A model fitted to all points of a curve.
 
     Attributes:
-        name: "step times", "USL" or "Amdahl".
-        law: with the parameters that fit best.
         held_out_error: relative error at the held-out number of devices, of a fit without that point; positive where
             it foretold too much. None where too few points remain for that.
         rejected: whether the points lie farther from its fit than their noise explains.
-        forecasts: by rising number of devices.
         worthwhile_devices: the largest sensible number: the lower bound, the best estimate and the upper bound.
     """
 
@@ -95,7 +92,6 @@ class Prediction:
         models: the fitted ones, the trusted one first, with intervals that hold those of all; none where there are too
             few points, or where they reject all.
         refused: why models were not fitted or are rejected, by name.
-        reason: why the first model is trusted.
         notes: what limits the prediction, a sentence each.
     """
 
@@ -120,11 +116,9 @@ def predict(
     """Fits the models to a curve and extrapolates.
 
     Args:
-        curve: with its measured points.
         summaries: all of the study, of which runs without all-reduce and of one device are used.
         all_reduces: those that the study measured by themselves, which the model of step times needs.
         devices: the numbers of devices to predict; in strong scaling those beyond the global batch are left out.
-        seed: of the bootstrap.
     """
     points, notes = _usable_points(curve)
     measured = {point.devices: point.throughput.value for point in points}
@@ -206,18 +200,15 @@ def _usable_points(curve: Curve) -> tuple[tuple[Point, ...], list[str]]:
 
 
 def _fit(evidence: Evidence, name: str, wanted: Floats) -> FittedModel:
-    """Fits a model with and without the largest number of devices.
-
-    Raises:
-        ValueError: it cannot be fitted.
-    """
+    """Fits a model with and without the largest number of devices."""
     held_out_error = _held_out_error(evidence, name)
     model = evidence.model(name)
     law = model.fit(evidence.devices, evidence.images_per_second)
     laws, noise = _draw_laws(evidence, model, law)
     value, low, high = _intervals(evidence, law, laws, noise, wanted, held_out_error)
     worthwhile = _worthwhile_devices(wanted, law, laws)
-    ideal = wanted * evidence.single_images_per_second
+    first = evidence.curve.points[0]
+    ideal = wanted * first.throughput.value / (first.devices * first.efficiency.value)
     columns = [wanted.astype(int), value, low, high, value / ideal, low / ideal, high / ideal]
     forecasts = tuple(Forecast(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
     return FittedModel(name, law, held_out_error, _is_rejected(evidence, law), forecasts, worthwhile)

@@ -37,8 +37,7 @@ class Ring:
 def fit_ring(messages: Sequence[AllReduce]) -> Ring:
     """Fits latency and seconds per byte to the logarithms of the seconds, outliers weighted down.
 
-    Raises:
-        ValueError: fewer than three messages, or all of one size.
+    A ValueError tells of fewer than three messages, or of all of one size.
     """
     devices, size, seconds = np.array([(each.case.devices, each.size_bytes, each.seconds) for each in messages]).T
     if len(messages) < FEWEST_MESSAGES or np.ptp(size) == 0:
@@ -58,9 +57,17 @@ class Links:
     devices_per_host: float = math.inf
 
     @classmethod
-    def fit(cls, messages: Sequence[AllReduce], devices_per_host: float = math.inf) -> Links:
-        """Fits the rings that were measured; see `fit_ring`."""
-        within, between = ([each for each in messages if (each.case.hosts > 1) == which] for which in (False, True))
+    def fit(
+        cls,
+        messages: Sequence[AllReduce],
+        devices_per_host: float = math.inf,
+        rng: np.random.Generator | None = None,
+    ) -> Links:
+        """Fits the rings that were measured; see `fit_ring`. With `rng`, to a sample of the messages of each."""
+        of_rings = [[each for each in messages if (each.case.hosts > 1) == which] for which in (False, True)]
+        if rng is not None:
+            of_rings = [[each[place] for place in rng.integers(max(len(each), 1), size=len(each))] for each in of_rings]
+        within, between = of_rings
         return cls(fit_ring(within) if within else None, fit_ring(between) if between else None, devices_per_host)
 
     def seconds(self, devices: Floats, size: float) -> Floats:
@@ -102,9 +109,6 @@ class StepTimesModel:
 
         Args:
             rng: draw the links anew from their uncertainty.
-
-        Raises:
-            ValueError: an all-reduce that takes part in a point was not measured.
         """
         from scipy import optimize
 
@@ -177,11 +181,7 @@ def expected_excess(times: Floats, draws: Floats) -> Floats:
 
 
 def gradient_bytes(config: Mapping[str, Any]) -> int:
-    """Returns how many bytes each device contributes to the all-reduce of one step.
-
-    Args:
-        config: the complete configuration of a training run.
-    """
+    """Returns how many bytes each device contributes to the all-reduce of one step."""
     model = parse_config({"model": config.get("model", {})}).model
     edge, channels, parameters = IMAGE_SIZE, 1, 0
     for filters, window in zip(model.filters, model.kernel_sizes, strict=True):
