@@ -133,6 +133,9 @@ def compare(
         allow: what may differ between the studies, being the subject. The commit always may. With `config`, cases
             match although settings differ that have no value in common between the studies.
         judge_all: also the cases that only explain others: ablations, matrix products and inputs alone.
+
+    Raises:
+        UserError: `smallest_effect` is not a share between 0 and 1.
     """
     if not 0 < smallest_effect < 1:
         raise UserError(

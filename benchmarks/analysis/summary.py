@@ -182,7 +182,11 @@ def summarize_variants(records: Sequence[Record]) -> list[CaseSummary]:
 
 
 def summarize(records: Sequence[Record], variant: str = FULL) -> CaseSummary:
-    """Summarises the records of one case, of any kind and in any order."""
+    """Summarises the records of one case, of any kind and in any order.
+
+    Raises:
+        ValueError: there are none, or they are of several cases.
+    """
     if len({record.case_id for record in records}) != 1:
         raise ValueError(f"expected the records of one case, received {len({record.case_id for record in records})}")
     ok, failures = split_by_success(records)

@@ -105,7 +105,11 @@ class Trend:
 
 
 def read_studies(roots: Sequence[Path]) -> Summaries:
-    """Returns what all studies in and below some folders say, of which only what is new is read."""
+    """Returns what all studies in and below some folders say, of which only what is new is read.
+
+    Raises:
+        UserError: a folder holds no study.
+    """
     file, known, studies = roots[0] / CACHE, Summaries(), {}
     if file.exists():
         try:

@@ -62,6 +62,9 @@ def open_arm(text: str, folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Turns what a user names into a side, its code and its settings: the present code, or a checkout of a commit.
 
     That is in `folder` meanwhile, on a disk that all hosts of a job see.
+
+    Raises:
+        UserError: it is neither.
     """
     if "=" in text or Path(text).is_file():
         settings = dict([parse_assignment(text)]) if "=" in text else changed_settings(load_config(text))

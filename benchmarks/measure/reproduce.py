@@ -52,6 +52,9 @@ def reproduce(
         results: gets the new study.
         seconds: for which each variant of a case is measured, at most; None: for as long as in the records.
         say: is told what differs between the records' machines and versions and those here, before anything runs.
+
+    Raises:
+        UserError: a setting of the records is not accepted.
     """
     for case in {record.case_id: record.case for record in records}.values():
         training_settings(case, seed=0)  # Before what is not known is left out.

@@ -265,6 +265,9 @@ def harness_address(machine: Machine) -> str:
     """Returns the address of this host at which the ranks of a study reach the harness.
 
     That is where it meets another node of the job; its own name may stand for a loopback device.
+
+    Raises:
+        UserError: there is no way to the other nodes.
     """
     nodes = expand_node_list(os.environ.get("SLURM_JOB_NODELIST", "")) if machine.hosts else []
     others = [node for node in nodes if node != os.environ.get("SLURMD_NODENAME")]
@@ -317,7 +320,11 @@ def _cores(case: Case, study: Study) -> set[int]:
 
 
 def find_machine(devices_per_host: int | None = None) -> Machine:
-    """Finds what the cases of a study may use: this host's devices, or those of the Slurm job around this process."""
+    """Finds what the cases of a study may use: this host's devices, or those of the Slurm job around this process.
+
+    Raises:
+        UserError: this is one of several processes, which would measure at once.
+    """
     around = find_cluster(os.environ)
     if around.size > 1:
         raise UserError(f"bench: {around.launcher} started {around.size} of it, expected one, which starts the ranks.")

@@ -40,7 +40,11 @@ class Progress(Protocol):
 
 @contextlib.contextmanager
 def results_folder(named: Path | None, what: str, resume: bool) -> Iterator[Path]:
-    """Yields the folder of a study; says the name of a new one, by which an interrupted study is gone on with."""
+    """Yields the folder of a study; says the name of a new one, by which an interrupted study is gone on with.
+
+    Raises:
+        UserError: no folder is named to go on with, or none can be made.
+    """
     if resume and named is None:
         raise UserError("--resume: received no --results DIR, which names the study to go on with.")
     with named_or_dated(named, "results", what) as folder:
@@ -52,7 +56,11 @@ def results_folder(named: Path | None, what: str, resume: bool) -> Iterator[Path
 def open_study(
     folder: Path, suite_name: str, suite: Limits, machine: Machine, cases: Sequence[PlannedCase], resume: bool
 ) -> Side:
-    """Lays down the plan of a new study, or, if asked to, goes on with the folder's own if that has the same plan."""
+    """Lays down the plan of a new study, or, if asked to, goes on with the folder's own if that has the same plan.
+
+    Raises:
+        UserError: the folder holds a study that was not asked to continue, or another one.
+    """
     store = Store(folder)
     there = f"--results: '{folder}' already holds a study; add --resume to go on, or name another folder."
     if store.study_file.exists() and not resume:
@@ -70,7 +78,11 @@ def open_study(
 
 
 def choose(cases: Sequence[PlannedCase], only: Iterable[int] | None) -> list[PlannedCase]:
-    """Returns the cases with one of some numbers of devices; all, if there are none."""
+    """Returns the cases with one of some numbers of devices; all, if there are none.
+
+    Raises:
+        UserError: there is no such case.
+    """
     if only is None:
         return list(cases)
     chosen = [planned for planned in cases if planned.case.devices in set(only)]

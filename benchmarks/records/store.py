@@ -59,6 +59,9 @@ class Store:
         """Reads all records, in the order in which they were started.
 
         Files that are no intact records are left out and named on stderr, once for each store.
+
+        Raises:
+            UserError: the folder cannot be listed.
         """
         records = []
         reported, self.left_out = self.left_out, {}

@@ -200,7 +200,11 @@ def _usable_points(curve: Curve) -> tuple[tuple[Point, ...], list[str]]:
 
 
 def _fit(evidence: Evidence, name: str, wanted: Floats) -> FittedModel:
-    """Fits a model with and without the largest number of devices."""
+    """Fits a model with and without the largest number of devices.
+
+    Raises:
+        ValueError: it cannot be fitted.
+    """
     held_out_error = _held_out_error(evidence, name)
     model = evidence.model(name)
     law = model.fit(evidence.devices, evidence.images_per_second)

@@ -109,6 +109,9 @@ class StepTimesModel:
 
         Args:
             rng: draw the links anew from their uncertainty.
+
+        Raises:
+            ValueError: an all-reduce that takes part in a point was not measured.
         """
         from scipy import optimize
 
