@@ -36,8 +36,7 @@ GPU_MESSAGE_BYTES = (*MESSAGE_BYTES, 2**28, 2**30)  # Links of GPUs are at their
 def make_reduce_many(strategy: Strategy, size: int) -> Callable[[int], Any]:
     """Returns a function that sums a message of ones so often; of n replicas on this host, it returns n squared.
 
-    Args:
-        size: in bytes, of the float32 message of each replica.
+    The float32 message of each replica takes `size` bytes.
     """
     import tensorflow as tf
 

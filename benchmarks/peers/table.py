@@ -14,7 +14,7 @@ from mnist_dist.benchmarks.peers.contestants import MODES, OURS, OURS_ACCURACY, 
 from mnist_dist.benchmarks.peers.scripts.script import TARGET_ACCURACY
 from mnist_dist.benchmarks.peers.times import TimeTo, time_ratio, time_to
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.labels import label_count
+from mnist_dist.benchmarks.report.labels import label_count, plural
 from mnist_dist.benchmarks.report.table import Cell, Column, estimate_cell, make_table, render_markdown
 from mnist_dist.benchmarks.statistics.stats import Estimate, LogEstimate
 from mnist_dist.files import write_json, write_text
@@ -37,27 +37,18 @@ end at 99 %. Peer/ours: how many times longer than `{fast}` it takes to 99 %. Ac
 
 @dataclass(frozen=True, eq=False)
 class Standing:
-    """What is known of one contestant, by the names that peers.json has for it.
-
-    Attributes:
-        ours_over_peer: of throughput; None for ourselves.
-        seconds_to_accuracy: by accuracy.
-        peer_over_ours_time: to COMPARED; None for ourselves.
-        final_accuracies: on the test set at the end of each run, where runs do not end as soon as they reach COMPARED.
-        runs: that ended well, by mode.
-        remarks: reasons of runs that did not end well, each once.
-    """
+    """What is known of one contestant, by the names that peers.json has for it."""
 
     name: str
     label: str
     network: str
     images_per_second: Estimate | None
-    ours_over_peer: Estimate | None
-    seconds_to_accuracy: dict[str, TimeTo | None]
-    peer_over_ours_time: Estimate | None
-    final_accuracies: list[float]
-    runs: dict[Mode, int]
-    remarks: list[str]
+    ours_over_peer: Estimate | None  # Of throughput; None for ourselves.
+    seconds_to_accuracy: dict[str, TimeTo | None]  # By accuracy.
+    peer_over_ours_time: Estimate | None  # To COMPARED; None for ourselves.
+    final_accuracies: list[float]  # On the test set, where runs do not end as soon as they reach COMPARED.
+    runs: dict[Mode, int]  # That ended well.
+    remarks: list[str]  # Reasons of runs that did not end well, each once.
 
 
 def make_rows(contestants: Mapping[str, Contestant], records: Sequence[Record]) -> list[Standing]:
@@ -136,7 +127,7 @@ def head(command: str, records: Sequence[Record]) -> str:
     """Says when, where and with what records were measured: processor, cores, GPUs and the versions that matter."""
     identity = records[0].identity
     hardware = identity.hardware
-    parts = [f"{hardware.cpu_model}, {hardware.cores} core{'s' if hardware.cores != 1 else ''}"]
+    parts = [f"{hardware.cpu_model}, {plural(hardware.cores, 'core')}"]
     parts += [gpu.name for gpu in hardware.gpus] or ["no GPU"]
     versions = dict(identity.software)
     for record in records:

@@ -17,8 +17,7 @@ SHOWN_APART = ("runtime.precision", "runtime.xla")  # Settings that have a colum
 def label_case(case: Case, gpus: bool = False, without: Collection[str] = ()) -> str:
     """Returns, for example, `horovod, 4 x 2 cores, 128 images per device, without all-reduce`.
 
-    Args:
-        without: settings that are not worth naming, as all cases around have them.
+    It is `without` settings that are not worth naming, as all cases around have them.
     """
     return ", ".join(_label_parts(case, gpus, without))
 
@@ -66,16 +65,17 @@ def label_with_kind(case: Case, gpus: bool = False, without: Collection[str] = (
 def label_devices(case: Case, gpus: bool = False) -> str:
     """Returns, for example, `4 x 2 cores`, `8 GPUs on 2 hosts` or `1 (all cores)`."""
     if gpus:
-        devices = f"{case.devices} GPU{'s' if case.devices > 1 else ''}"
+        devices = plural(case.devices, "GPU")
     elif case.cores_per_device is None:
         devices = f"{case.devices} (all cores)"
     else:
-        devices = f"{case.devices} {TIMES} {label_cores(case.cores_per_device)}"
+        devices = f"{case.devices} {TIMES} {plural(case.cores_per_device, 'core')}"
     return devices + (f" on {case.hosts} hosts" if case.hosts > 1 else "")
 
 
-def label_cores(cores: int) -> str:
-    return f"{cores} core{'s' if cores > 1 else ''}"
+def plural(number: int, noun: str) -> str:
+    """Returns, for example, `1 core` or `2 cores`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def label_duration(case: Case) -> str:
