@@ -19,7 +19,7 @@ from pydantic import Field
 from mnist_dist.benchmarks.analysis.in_turns import paired_ratio, rate_in_turns
 from mnist_dist.benchmarks.peers.contestants import Contestant, Mode
 from mnist_dist.benchmarks.peers.scripts.script import TARGET_ACCURACY
-from mnist_dist.benchmarks.peers.table import at_level, head, reasons, write_both
+from mnist_dist.benchmarks.peers.table import at_level, reasons, write_both
 from mnist_dist.benchmarks.peers.times import TimeTo, time_ratio, time_to
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.labels import MISSING, label_count
@@ -181,11 +181,6 @@ def exit_code(judged: Sequence[JudgedGoal]) -> int:
 
 def write_goals(folder: Path, command: str, records: Sequence[Record], judged: Sequence[JudgedGoal]) -> str:
     """Writes perf.md and perf.json into a folder and returns the Markdown."""
-    return write_both(folder / "perf", render(command, records, judged), command, records, {"goals": judged})
-
-
-def render(command: str, records: Sequence[Record], judged: Sequence[JudgedGoal]) -> str:
-    """Renders what came of the goals as Markdown."""
     columns = [
         Column[JudgedGoal]("goal", lambda each: Cell(each.name, each.description, style="code"), numeric=False),
         Column("at least", lambda each: f"{each.at_least:g}"),
@@ -194,4 +189,6 @@ def render(command: str, records: Sequence[Record], judged: Sequence[JudgedGoal]
         Column("result", lambda each: OUTCOME_WORDS[each.outcome], numeric=False),
         Column("from", lambda each: each.detail or MISSING, numeric=False),
     ]
-    return f"{head(command, records)}\n\n{render_markdown(make_table(columns, judged))}\n"
+    return write_both(
+        folder / "perf", command, records, [render_markdown(make_table(columns, judged))], {"goals": judged}
+    )

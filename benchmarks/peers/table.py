@@ -91,19 +91,6 @@ def reasons(records: Sequence[Record]) -> list[str]:
 
 def write_table(folder: Path, command: str, records: Sequence[Record], rows: Sequence[Standing]) -> str:
     """Writes peers.md and peers.json into a folder and returns the Markdown."""
-    return write_both(folder / "peers", render(command, records, rows), command, records, {"rows": rows})
-
-
-def write_both(name: Path, text: str, command: str, records: Sequence[Record], content: Mapping[str, Any]) -> str:
-    """Writes a Markdown text, and beside it the numbers as JSON, in which what is not known is null."""
-    whole = {"command": command, "measured": head(command, records), **content}
-    write_text(name.with_suffix(".md"), text)
-    write_json(name.with_suffix(".json"), to_jsonable_python(whole, exclude=HIDDEN, inf_nan_mode="null"))
-    return text
-
-
-def render(command: str, records: Sequence[Record], rows: Sequence[Standing]) -> str:
-    """Renders the table as Markdown."""
     columns: list[Column[Standing]] = [
         Column("what", lambda row: Cell(row.name, row.label, style="code"), numeric=False),
         Column("network", lambda row: row.network, numeric=False),
@@ -114,13 +101,23 @@ def render(command: str, records: Sequence[Record], rows: Sequence[Standing]) ->
         Column("accuracy", lambda row: _accuracy_cell(row.final_accuracies)),
         Column("runs", lambda row: " + ".join(map(str, row.runs.values()))),
     ]
-    blocks = [
-        head(command, records),
-        render_markdown(make_table(columns, rows)),
-        NOTES.format(ours=OURS, fast=OURS_ACCURACY),
-    ]
-    blocks += [f"{row.name}: {reason}" for row in rows for reason in row.remarks]
-    return "\n\n".join(blocks) + "\n"
+    remarks = [f"{row.name}: {reason}" for row in rows for reason in row.remarks]
+    blocks = [render_markdown(make_table(columns, rows)), NOTES.format(ours=OURS, fast=OURS_ACCURACY), *remarks]
+    return write_both(folder / "peers", command, records, blocks, {"rows": rows})
+
+
+def write_both(
+    name: Path, command: str, records: Sequence[Record], blocks: Sequence[str], numbers: Mapping[str, Any]
+) -> str:
+    """Writes blocks of Markdown below a head, and beside it the numbers as JSON, in which what is not known is null."""
+    measured = head(command, records)
+    text = "\n\n".join([measured, *blocks]) + "\n"
+    content = to_jsonable_python(
+        {"command": command, "measured": measured, **numbers}, exclude=HIDDEN, inf_nan_mode="null"
+    )
+    write_text(name.with_suffix(".md"), text)
+    write_json(name.with_suffix(".json"), content)
+    return text
 
 
 def head(command: str, records: Sequence[Record]) -> str:
