@@ -21,12 +21,11 @@ from mnist_dist.config import Config, NonNegativeInt, PositiveFloat, PositiveInt
 from mnist_dist.config import Section as Fields
 from mnist_dist.distributed.strategies.interface import Strategy, all_gather
 from mnist_dist.distributed.turns import Turns
+from mnist_dist.lazy import tf
 from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime
 
 if TYPE_CHECKING:
-    import tensorflow as tf
-
     from mnist_dist.benchmarks.analysis.study import Analysis
 
 MESSAGE_BYTES = tuple(4 * 8**exponent for exponent in range(9))  # 4 B to 64 MiB.
@@ -38,8 +37,6 @@ def make_reduce_many(strategy: Strategy, size: int) -> Callable[[int], Any]:
 
     The float32 message of each replica takes `size` bytes.
     """
-    import tensorflow as tf
-
     with strategy.scope():  # So that each replica finds the message on its own device.
         message = tf.Variable(tf.ones([size // 4]), trainable=False)
 

@@ -18,12 +18,11 @@ from mnist_dist.data.dataset import load_arrays, make_train_dataset
 from mnist_dist.data.resident import Resident
 from mnist_dist.distributed.strategies.interface import Strategy, all_gather
 from mnist_dist.distributed.turns import FULL, Turns
+from mnist_dist.lazy import tf
 from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime, decide_resident
 
 if TYPE_CHECKING:
-    import tensorflow as tf
-
     from mnist_dist.benchmarks.analysis.study import Analysis
 
 Row = tuple[CaseSummary, TrainedCase | None]  # A pipeline, and the fastest training with its devices.
@@ -39,8 +38,6 @@ class Input(WindowsKind, WorkerKind):
 
     def measure(self, config: Config, strategy: Strategy, runtime: Runtime, turns: Turns) -> dict[str, Any]:
         """Reads training batches and does nothing with them."""
-        import tensorflow as tf
-
         arrays = load_arrays(config.data)
         resident = None
         if decide_resident(config.data.resident, runtime.device).value == "on":
