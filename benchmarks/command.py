@@ -57,15 +57,10 @@ def make_parser() -> Parser:
         epilog="Start with: mnist-dist bench run quick. Then: mnist-dist bench COMMAND --help.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    add_run(commands)
-    add_report(commands)
-    add_compare(commands)
-    add_predict(commands)
-    add_trend(commands)
-    add_publish(commands)
-    add_reproduce(commands)
-    add_peers(commands)
-    add_perf(commands)
+    for add in (add_run, add_report, add_compare, add_predict, add_trend, add_publish, add_reproduce):
+        add(commands)
+    for add in (add_peers, add_perf):
+        add(commands)
     return parser
 
 
@@ -156,7 +151,7 @@ def run_run(args: argparse.Namespace) -> int:
         run_rounds,
     )
     from mnist_dist.benchmarks.measure.suite import load_suite, plan_cases, shipped_suites
-    from mnist_dist.benchmarks.progress import render_cases, show_rounds
+    from mnist_dist.benchmarks.progress import exit_code, render_cases, show_rounds
     from mnist_dist.benchmarks.records.store import Store
 
     if args.suite is None:
@@ -183,7 +178,7 @@ def run_run(args: argparse.Namespace) -> int:
     records = store.records()
     if not args.no_report:
         show_report(store, records)
-    return exit_code(records, set(args.only) if args.only else None)
+    return exit_code(records, args.only)
 
 
 def read_narrowing(args: argparse.Namespace) -> Any:
@@ -192,23 +187,6 @@ def read_narrowing(args: argparse.Namespace) -> Any:
 
     settings = dict(parse_assignment(text) for text in args.set)
     return Narrowing(args.devices, args.strategies, args.repeats, args.cores_per_device, settings)
-
-
-def exit_code(records: Sequence[Record], only: set[int] | None = None) -> int:
-    """Returns 1 when a case that was tried has never ended well, and says which."""
-    from mnist_dist.benchmarks.report.labels import label_case
-
-    fine = {(record.case_id, record.repeat) for record in records if record.status in ("ok", "skipped")}
-    bad = {
-        (record.case_id, record.repeat): record
-        for record in records
-        if (record.case_id, record.repeat) not in fine and (only is None or record.case.devices in only)
-    }
-    for record in bad.values():
-        print(
-            f"{record.status}: {label_case(record.case)}, repeat {record.repeat + 1}: {record.reason}", file=sys.stderr
-        )
-    return EXIT_FAILED if bad else 0
 
 
 def show_report(store: Store, records: Sequence[Record]) -> None:

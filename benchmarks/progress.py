@@ -1,18 +1,19 @@
 """How far a study is and how long it will still take: a bar on a terminal, lines elsewhere."""
 
 import contextlib
+import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from mnist_dist.benchmarks.measure.rounds import Stage
 from mnist_dist.benchmarks.measure.runner import Run
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.labels import label_with_kind
+from mnist_dist.benchmarks.report.labels import label_case, label_with_kind
 from mnist_dist.command import clock, outlive_reader
 from mnist_dist.display import Display, make_display
-from mnist_dist.errors import counted
+from mnist_dist.errors import EXIT_FAILED, counted
 
 # Settings that say only how long a case lasts.
 HOW_LONG = {
@@ -96,7 +97,7 @@ class RoundProgress:
             return stage.name
         width = "" if stage.half_width is None else f", the widest interval ±{100 * stage.half_width:.1f} %"
         wanted = f", wanted ±{100 * self._width:.1f} %" if width else ""
-        return f"{stage.name}, {stage.cycle} cycle{'s' if stage.cycle > 1 else ''}{width}{wanted}"
+        return f"{stage.name}, {counted(stage.cycle, 'cycle')}{width}{wanted}"
 
     def _name(self, case: Case) -> str:
         return label_with_kind(case, self._gpus, self._without)
@@ -117,6 +118,18 @@ def describe(record: Record) -> str:
     if record.status != "ok":
         return f"{record.status.replace('_', ' ')}: {record.reason}"
     return ", ".join([*kind(record.case.kind).describe(record), f"{record.seconds:.0f} s"])
+
+
+def exit_code(
+    records: Iterable[Record], only: Collection[int] | None = None, name: Callable[[Case], str] = label_case
+) -> int:
+    """Returns 1 when a run that was tried, with so many devices, has never ended well, and says which."""
+    tried = [record for record in records if only is None or record.case.devices in only]
+    fine = {(record.case_id, record.repeat) for record in tried if record.status in ("ok", "skipped")}
+    bad = {(each.case_id, each.repeat): each for each in tried if (each.case_id, each.repeat) not in fine}
+    for record in bad.values():
+        print(f"{record.status}: {name(record.case)}, repeat {record.repeat + 1}: {record.reason}", file=sys.stderr)
+    return EXIT_FAILED if bad else 0
 
 
 def render_cases(cases: Iterable[tuple[Case, int, str]], gpus: bool, rounds: int, seconds: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -16,12 +16,10 @@ from mnist_dist.benchmarks.statistics.stats import Series
 from mnist_dist.config import Config, PositiveFloat, PositiveInt
 from mnist_dist.distributed.strategies.interface import Strategy
 from mnist_dist.distributed.turns import Turns
+from mnist_dist.lazy import tf
 from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime
 from mnist_dist.strategies import BASELINE
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 BYTES = 2**28  # More than caches hold, of a GPU or a share of a CPU.
 MOVED = {"memory": 3 * BYTES, "copies": BYTES}  # A sum reads two arrays and writes one.
@@ -47,8 +45,6 @@ class Bandwidth(WorkerKind):
 
     def measure(self, config: Config, strategy: Strategy, runtime: Runtime, turns: Turns) -> dict[str, Any]:
         """Adds an array to another in place, and copies one from the host."""
-        import tensorflow as tf
-
         target, ones = tf.Variable(tf.zeros([BYTES // 4])), tf.ones([BYTES // 4])
         with tf.device("CPU:0"):
             source = tf.zeros([BYTES // 4])

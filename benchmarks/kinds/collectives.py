@@ -21,12 +21,11 @@ from mnist_dist.config import Config, NonNegativeInt, PositiveFloat, PositiveInt
 from mnist_dist.config import Section as Fields
 from mnist_dist.distributed.strategies.interface import Strategy, all_gather
 from mnist_dist.distributed.turns import Turns
+from mnist_dist.lazy import tf
 from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime
 
 if TYPE_CHECKING:
-    import tensorflow as tf
-
     from mnist_dist.benchmarks.analysis.study import Analysis
 
 MESSAGE_BYTES = tuple(4 * 8**exponent for exponent in range(9))  # 4 B to 64 MiB.
@@ -36,11 +35,8 @@ GPU_MESSAGE_BYTES = (*MESSAGE_BYTES, 2**28, 2**30)  # Links of GPUs are at their
 def make_reduce_many(strategy: Strategy, size: int) -> Callable[[int], Any]:
     """Returns a function that sums a message of ones so often; of n replicas on this host, it returns n squared.
 
-    Args:
-        size: in bytes, of the float32 message of each replica.
+    The float32 message of each replica takes `size` bytes.
     """
-    import tensorflow as tf
-
     with strategy.scope():  # So that each replica finds the message on its own device.
         message = tf.Variable(tf.ones([size // 4]), trainable=False)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
@@ -19,13 +18,14 @@ from mnist_dist.data.dataset import load_arrays, make_train_dataset
 from mnist_dist.data.resident import Resident
 from mnist_dist.distributed.strategies.interface import Strategy, all_gather
 from mnist_dist.distributed.turns import FULL, Turns
+from mnist_dist.lazy import tf
 from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime, decide_resident
 
 if TYPE_CHECKING:
-    import tensorflow as tf
-
     from mnist_dist.benchmarks.analysis.study import Analysis
+
+Row = tuple[CaseSummary, TrainedCase | None]  # A pipeline, and the fastest training with its devices.
 
 
 class Input(WindowsKind, WorkerKind):
@@ -38,8 +38,6 @@ class Input(WindowsKind, WorkerKind):
 
     def measure(self, config: Config, strategy: Strategy, runtime: Runtime, turns: Turns) -> dict[str, Any]:
         """Reads training batches and does nothing with them."""
-        import tensorflow as tf
-
         arrays = load_arrays(config.data)
         resident = None
         if decide_resident(config.data.resident, runtime.device).value == "on":
@@ -79,42 +77,25 @@ class Input(WindowsKind, WorkerKind):
 
     def sections(self, summaries: Sequence[CaseSummary], analysis: Analysis) -> Iterator[Section]:
         common = analysis.common_settings
-        rates = [InputRate(each, fastest_training(each, analysis.main_cases)) for each in summaries if each.records]
-        columns: list[Column[InputRate]] = [
-            Column("pipeline", lambda each: label_case(each.summary.case, without=common), numeric=False),
+        rows = [(each, fastest_training(each, analysis.main_cases)) for each in summaries if each.records]
+        columns: list[Column[Row]] = [
+            Column("pipeline", lambda row: label_case(row[0].case, without=common), numeric=False),
             Column("images/s", _rate_cell, "total, 95 % interval"),
-            Column(
-                "multiple", lambda each: f"{each.multiple:.1f}" if each.multiple else MISSING, "of what training takes"
-            ),
+            Column("multiple", _multiple, "of what training takes"),
             Column(
                 "that training",
-                lambda each: label_case(each.training.case, without=common) if each.training else MISSING,
+                lambda row: label_case(row[1].case, without=common) if row[1] else MISSING,
                 "the fastest",
                 numeric=False,
             ),
         ]
-        if rates:
-            table = make_table(columns, rates, "The input pipeline without training")
-            yield Section("input", "Input pipeline", tables=[table], on_terminal=len(rates) > 1)
-
-
-@dataclass(frozen=True)
-class InputRate:
-    """The input pipeline alone. `training` is the fastest case with the same devices, which it would have to feed."""
-
-    summary: CaseSummary
-    training: TrainedCase | None
-
-    @property
-    def multiple(self) -> float | None:
-        """Images per second of the pipeline over those that training consumes."""
-        pipeline = self.summary.images_per_second
-        consumed = self.training.summary.images_per_second if self.training else None
-        return pipeline.value / consumed.value if pipeline and consumed else None
+        if rows:
+            table = make_table(columns, rows, "The input pipeline without training")
+            yield Section("input", "Input pipeline", tables=[table], on_terminal=len(rows) > 1)
 
 
 def fastest_training(pipeline: CaseSummary, trained: Iterable[TrainedCase]) -> TrainedCase | None:
-    """Returns the fastest training on the devices for which a pipeline was measured."""
+    """Returns the fastest training on the devices of a pipeline, which would have to feed it."""
     devices = (pipeline.case.devices, pipeline.case.cores_per_device)
     rates = {
         rate.value: each
@@ -124,9 +105,14 @@ def fastest_training(pipeline: CaseSummary, trained: Iterable[TrainedCase]) -> T
     return rates[max(rates)] if rates else None
 
 
-def _rate_cell(each: InputRate) -> Cell:
-    rate = each.summary.images_per_second
+def _rate_cell(row: Row) -> Cell:
+    rate = row[0].images_per_second
     return estimate_cell(rate, label_count) if rate else Cell("unstable")
+
+
+def _multiple(row: Row) -> str:
+    supplied, consumed = (each.images_per_second if each else None for each in (row[0], row[1] and row[1].summary))
+    return f"{supplied.value / consumed.value:.1f}" if supplied and consumed else MISSING
 
 
 KIND = Input()

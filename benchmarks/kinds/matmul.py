@@ -20,13 +20,12 @@ from mnist_dist.benchmarks.statistics.stats import Series
 from mnist_dist.config import Config, NonNegativeInt, PositiveFloat, PositiveInt
 from mnist_dist.distributed.strategies.interface import Strategy
 from mnist_dist.distributed.turns import FULL, Turns
+from mnist_dist.lazy import keras, tf
 from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime
 from mnist_dist.strategies import BASELINE
 
 if TYPE_CHECKING:
-    import tensorflow as tf
-
     from mnist_dist.benchmarks.analysis.study import Analysis
 
 SIZE, GPU_SIZE = 2048, 8192  # A product of 2048 takes an H100 25 us, less than to start it and those beside it.
@@ -56,9 +55,6 @@ class Matmul(WorkerKind):
 
     def measure(self, config: Config, strategy: Strategy, runtime: Runtime, turns: Turns) -> dict[str, Any]:
         """Multiplies square matrices in the type that training computes in."""
-        import keras
-        import tensorflow as tf
-
         dtype = keras.dtype_policies.get(runtime.precision.value).compute_dtype
         size = GPU_SIZE if runtime.device.kind == "GPU" else SIZE
         left, right = (tf.random.normal([size, size], seed=seed) for seed in (0, 1))

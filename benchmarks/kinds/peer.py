@@ -31,23 +31,14 @@ TO_ACCURACY_SECONDS = 60.0  # Typically.
 
 @dataclass(frozen=True)
 class Script:
-    """A script, with what it needs.
+    """A script, with what it needs."""
 
-    Attributes:
-        module: of mnist_dist.benchmarks.peers.scripts.
-        flags: beyond those that all scripts take.
-        python: in which environment it runs.
-        batch_size: of each device.
-        by_horovod: whether `horovodrun` starts a rank for each device.
-        devices: that it must have; None: as many as its case says.
-    """
-
-    module: str
-    flags: tuple[str, ...] = ()
-    python: Literal["own", "pytorch"] = "own"
-    batch_size: int = 128
-    by_horovod: bool = False
-    devices: int | None = 1
+    module: str  # Of mnist_dist.benchmarks.peers.scripts.
+    flags: tuple[str, ...] = ()  # Beyond those that all scripts take.
+    python: Literal["own", "pytorch"] = "own"  # In which environment it runs.
+    batch_size: int = 128  # Of each device.
+    by_horovod: bool = False  # Whether `horovodrun` starts a rank for each device.
+    devices: int | None = 1  # That it must have; None: as many as its case says.
 
 
 PEERS = {

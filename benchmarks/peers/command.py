@@ -6,12 +6,12 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mnist_dist.command import add_command, folder_argument, integer
-from mnist_dist.errors import EXIT_FAILED, UserError
+from mnist_dist.errors import UserError
 
 if TYPE_CHECKING:
     from mnist_dist.benchmarks.measure.runner import Run
@@ -82,6 +82,7 @@ def run_peers(args: argparse.Namespace) -> int:
     from mnist_dist.benchmarks.measure.study import plan_rounds
     from mnist_dist.benchmarks.peers.contestants import MODES, OURS, choose, make_contestants, plan
     from mnist_dist.benchmarks.peers.table import make_rows, write_table
+    from mnist_dist.benchmarks.progress import exit_code
 
     machine = _prepare(args)
     contestants = make_contestants(args.seconds, machine)
@@ -94,7 +95,10 @@ def run_peers(args: argparse.Namespace) -> int:
     ratios = _ratios([(contestants[OURS], row) for row in rows.values()], "throughput")
     records = _measure(rounds, side, ratios)
     print(write_table(side[1].folder, _command(), records, make_rows(rows, records)), end="")
-    return _exit_code(records, rows.values())
+    names = {
+        case.case_id: f"{each.name}, {mode}" for each in rows.values() for mode in MODES if (case := each.case(mode))
+    }
+    return exit_code([each for each in records if each.case_id in names], name=lambda case: names[case.case_id])
 
 
 def run_perf(args: argparse.Namespace) -> int:
@@ -185,18 +189,6 @@ def _measure(rounds: Sequence[Sequence[Run]], side: Side, ratios: Ratios) -> lis
     with show_rounds(rounds) as progress:
         run_rounds(rounds, [side], progress, ratios)
     return side[1].records()
-
-
-def _exit_code(records: Sequence[Record], contestants: Iterable[Contestant]) -> int:
-    """Returns 1 when a run has never ended well, and says which."""
-    from mnist_dist.benchmarks.peers.contestants import MODES
-
-    runs = [(each, mode, record) for each in contestants for mode in MODES for record in each.records(records, mode)]
-    bad = [run for run in runs if run[2].status not in ("ok", "skipped")]
-    for contestant, mode, record in bad:
-        what = f"{contestant.name}, {mode}, repeat {record.repeat + 1}"
-        print(f"{record.status}: {what}: {record.reason}", file=sys.stderr)
-    return EXIT_FAILED if bad else 0
 
 
 def _command() -> str:

@@ -16,6 +16,7 @@ from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase, changed_se
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import WorkerKind, kind
 from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.config import load_config
 from mnist_dist.distributed.turns import FULL
 from mnist_dist.errors import UserError, nearest
@@ -28,24 +29,15 @@ MODES: tuple[Mode, ...] = ("throughput", "accuracy")
 
 @dataclass(frozen=True)
 class Contestant:
-    """What is measured under one name.
-
-    Attributes:
-        label: what it is, in words.
-        network: "default CNN", or the name of another.
-        throughput: what to run to measure it; None: it is not.
-        accuracy: what to run to measure the time to an accuracy; None: it is not.
-        variant: of the step, of which the throughput counts.
-        in_table: whether it is a row of the table of peers; the others serve the goals alone.
-    """
+    """What is measured under one name."""
 
     name: str
-    label: str
+    label: str  # What it is, in words.
     network: str = "default CNN"
-    throughput: Case | None = None
-    accuracy: Case | None = None
-    variant: str = FULL
-    in_table: bool = True
+    throughput: Case | None = None  # What to run to measure it; None: it is not.
+    accuracy: Case | None = None  # What to run to measure the time to an accuracy; None: it is not.
+    variant: str = FULL  # Of the step, of which the throughput counts.
+    in_table: bool = True  # Whether it is a row of the table of peers; the others serve the goals alone.
 
     def case(self, mode: Mode) -> Case | None:
         return self.throughput if mode == "throughput" else self.accuracy
@@ -61,11 +53,7 @@ class Contestant:
 
 
 def make_contestants(seconds: float, machine: Machine) -> dict[str, Contestant]:
-    """Returns all contestants of contestants.yaml, which explains its fields, by name.
-
-    Args:
-        seconds: for which each throughput is measured in a round, at most.
-    """
+    """Returns all contestants of contestants.yaml, by name; a round measures each throughput for `seconds` at most."""
     rows = yaml.safe_load((resources.files("mnist_dist.benchmarks.peers") / "contestants.yaml").read_text("utf-8"))
     return {row["name"]: _make_contestant(seconds, machine, **row) for row in rows}
 
@@ -118,16 +106,13 @@ def choose(
 
 def plan(contestants: Sequence[Contestant], mode: Mode, repeats: int, machine: Machine) -> list[PlannedCase]:
     """Returns the cases of some contestants, each once with all of its variants; what cannot run, with the reason."""
-    variants: dict[str, list[str]] = {}
-    cases = {case.case_id: case for each in contestants if (case := each.case(mode))}
-    for each in contestants:
-        if case := each.case(mode):
-            variants.setdefault(case.case_id, []).append(each.variant)
+    pairs = [(case, each.variant) for each in contestants if (case := each.case(mode))]
     planned = []
-    for case_id, case in cases.items():
+    for of_case in group_by(pairs, lambda pair: pair[0].case_id).values():
+        case, _ = of_case[0]
         seconds = kind(case.kind).measuring_seconds(case)
-        of_case = tuple(dict.fromkeys(variants[case_id])) if seconds else ()
-        planned.append(PlannedCase(case, repeats, _why_not(case, machine), of_case, seconds * len(of_case)))
+        variants = tuple(dict.fromkeys(variant for _, variant in of_case)) if seconds else ()
+        planned.append(PlannedCase(case, repeats, _why_not(case, machine), variants, seconds * len(variants)))
     return planned
 
 

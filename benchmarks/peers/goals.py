@@ -18,7 +18,8 @@ from pydantic import Field
 
 from mnist_dist.benchmarks.analysis.in_turns import paired_ratio, rate_in_turns
 from mnist_dist.benchmarks.peers.contestants import Contestant, Mode
-from mnist_dist.benchmarks.peers.table import at_level, head, reasons, write_both
+from mnist_dist.benchmarks.peers.scripts.script import TARGET_ACCURACY
+from mnist_dist.benchmarks.peers.table import at_level, reasons, write_both
 from mnist_dist.benchmarks.peers.times import TimeTo, time_ratio, time_to
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.labels import MISSING, label_count
@@ -28,7 +29,6 @@ from mnist_dist.config import PositiveFloat, Section
 from mnist_dist.errors import EXIT_FAILED, UserError, counted, nearest
 
 EXIT_OPEN = 3
-TARGET = 0.99
 
 Outcome = Literal["reached", "missed", "open", "not for GPUs"]
 OUTCOME_WORDS: dict[Outcome, str] = {
@@ -61,20 +61,13 @@ class Goal(Section):
 
 
 class JudgedGoal(Goal):
-    """A goal and what came of it.
-
-    Attributes:
-        against: the denominator that decides.
-        ratio: None where it is not known.
-        detail: what was divided by what, or why nothing was.
-        failed: whether a run that it needed went wrong.
-    """
+    """A goal and what came of it."""
 
     outcome: Outcome
-    against: str
-    ratio: Estimate | None = None
-    detail: str = ""
-    failed: bool = Field(False, exclude=True)
+    against: str  # The denominator that decides.
+    ratio: Estimate | None = None  # Where it is known.
+    detail: str = ""  # What was divided by what, or why nothing was.
+    failed: bool = Field(False, exclude=True)  # Whether a run that it needed went wrong.
 
 
 def load_goals(only: Sequence[str] | None = None) -> list[Goal]:
@@ -170,11 +163,11 @@ def _time_ratio(above: _Side, below: _Side) -> tuple[LogEstimate | None, str]:
     """A goal asks for speed: the time of the denominator over that of the numerator."""
     times: list[TimeTo] = []
     for side in (below, above):
-        time = time_to(side.records, TARGET)
+        time = time_to(side.records, TARGET_ACCURACY)
         if time is None:
             return None, side.why_none
         if time.reached == 0:
-            return None, f"{side.name}: none of {counted(time.runs, 'run')} reached {100 * TARGET:g} %"
+            return None, f"{side.name}: none of {counted(time.runs, 'run')} reached {100 * TARGET_ACCURACY:g} %"
         times.append(time)
     return time_ratio(*times), " / ".join(f"{time.expected_seconds:.1f} s" for time in times)
 
@@ -188,11 +181,6 @@ def exit_code(judged: Sequence[JudgedGoal]) -> int:
 
 def write_goals(folder: Path, command: str, records: Sequence[Record], judged: Sequence[JudgedGoal]) -> str:
     """Writes perf.md and perf.json into a folder and returns the Markdown."""
-    return write_both(folder / "perf", render(command, records, judged), command, records, {"goals": judged})
-
-
-def render(command: str, records: Sequence[Record], judged: Sequence[JudgedGoal]) -> str:
-    """Renders what came of the goals as Markdown."""
     columns = [
         Column[JudgedGoal]("goal", lambda each: Cell(each.name, each.description, style="code"), numeric=False),
         Column("at least", lambda each: f"{each.at_least:g}"),
@@ -201,4 +189,6 @@ def render(command: str, records: Sequence[Record], judged: Sequence[JudgedGoal]
         Column("result", lambda each: OUTCOME_WORDS[each.outcome], numeric=False),
         Column("from", lambda each: each.detail or MISSING, numeric=False),
     ]
-    return f"{head(command, records)}\n\n{render_markdown(make_table(columns, judged))}\n"
+    return write_both(
+        folder / "perf", command, records, [render_markdown(make_table(columns, judged))], {"goals": judged}
+    )

@@ -17,6 +17,7 @@ from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.labels import label_count
 from mnist_dist.benchmarks.report.table import Cell, Column, estimate_cell, make_table, render_markdown
 from mnist_dist.benchmarks.statistics.stats import Estimate, LogEstimate
+from mnist_dist.errors import counted
 from mnist_dist.files import write_json, write_text
 
 TARGETS = (0.98, 0.99, 0.995)
@@ -37,27 +38,18 @@ end at 99 %. Peer/ours: how many times longer than `{fast}` it takes to 99 %. Ac
 
 @dataclass(frozen=True, eq=False)
 class Standing:
-    """What is known of one contestant, by the names that peers.json has for it.
-
-    Attributes:
-        ours_over_peer: of throughput; None for ourselves.
-        seconds_to_accuracy: by accuracy.
-        peer_over_ours_time: to COMPARED; None for ourselves.
-        final_accuracies: on the test set at the end of each run, where runs do not end as soon as they reach COMPARED.
-        runs: that ended well, by mode.
-        remarks: reasons of runs that did not end well, each once.
-    """
+    """What is known of one contestant, by the names that peers.json has for it."""
 
     name: str
     label: str
     network: str
     images_per_second: Estimate | None
-    ours_over_peer: Estimate | None
-    seconds_to_accuracy: dict[str, TimeTo | None]
-    peer_over_ours_time: Estimate | None
-    final_accuracies: list[float]
-    runs: dict[Mode, int]
-    remarks: list[str]
+    ours_over_peer: Estimate | None  # Of throughput; None for ourselves.
+    seconds_to_accuracy: dict[str, TimeTo | None]  # By accuracy.
+    peer_over_ours_time: Estimate | None  # To COMPARED; None for ourselves.
+    final_accuracies: list[float]  # On the test set, where runs do not end as soon as they reach COMPARED.
+    runs: dict[Mode, int]  # That ended well.
+    remarks: list[str]  # Reasons of runs that did not end well, each once.
 
 
 def make_rows(contestants: Mapping[str, Contestant], records: Sequence[Record]) -> list[Standing]:
@@ -100,19 +92,6 @@ def reasons(records: Sequence[Record]) -> list[str]:
 
 def write_table(folder: Path, command: str, records: Sequence[Record], rows: Sequence[Standing]) -> str:
     """Writes peers.md and peers.json into a folder and returns the Markdown."""
-    return write_both(folder / "peers", render(command, records, rows), command, records, {"rows": rows})
-
-
-def write_both(name: Path, text: str, command: str, records: Sequence[Record], content: Mapping[str, Any]) -> str:
-    """Writes a Markdown text, and beside it the numbers as JSON, in which what is not known is null."""
-    whole = {"command": command, "measured": head(command, records), **content}
-    write_text(name.with_suffix(".md"), text)
-    write_json(name.with_suffix(".json"), to_jsonable_python(whole, exclude=HIDDEN, inf_nan_mode="null"))
-    return text
-
-
-def render(command: str, records: Sequence[Record], rows: Sequence[Standing]) -> str:
-    """Renders the table as Markdown."""
     columns: list[Column[Standing]] = [
         Column("what", lambda row: Cell(row.name, row.label, style="code"), numeric=False),
         Column("network", lambda row: row.network, numeric=False),
@@ -123,20 +102,30 @@ def render(command: str, records: Sequence[Record], rows: Sequence[Standing]) ->
         Column("accuracy", lambda row: _accuracy_cell(row.final_accuracies)),
         Column("runs", lambda row: " + ".join(map(str, row.runs.values()))),
     ]
-    blocks = [
-        head(command, records),
-        render_markdown(make_table(columns, rows)),
-        NOTES.format(ours=OURS, fast=OURS_ACCURACY),
-    ]
-    blocks += [f"{row.name}: {reason}" for row in rows for reason in row.remarks]
-    return "\n\n".join(blocks) + "\n"
+    remarks = [f"{row.name}: {reason}" for row in rows for reason in row.remarks]
+    blocks = [render_markdown(make_table(columns, rows)), NOTES.format(ours=OURS, fast=OURS_ACCURACY), *remarks]
+    return write_both(folder / "peers", command, records, blocks, {"rows": rows})
+
+
+def write_both(
+    name: Path, command: str, records: Sequence[Record], blocks: Sequence[str], numbers: Mapping[str, Any]
+) -> str:
+    """Writes blocks of Markdown below a head, and beside it the numbers as JSON, in which what is not known is null."""
+    measured = head(command, records)
+    text = "\n\n".join([measured, *blocks]) + "\n"
+    content = to_jsonable_python(
+        {"command": command, "measured": measured, **numbers}, exclude=HIDDEN, inf_nan_mode="null"
+    )
+    write_text(name.with_suffix(".md"), text)
+    write_json(name.with_suffix(".json"), content)
+    return text
 
 
 def head(command: str, records: Sequence[Record]) -> str:
     """Says when, where and with what records were measured: processor, cores, GPUs and the versions that matter."""
     identity = records[0].identity
     hardware = identity.hardware
-    parts = [f"{hardware.cpu_model}, {hardware.cores} core{'s' if hardware.cores != 1 else ''}"]
+    parts = [f"{hardware.cpu_model}, {counted(hardware.cores, 'core')}"]
     parts += [gpu.name for gpu in hardware.gpus] or ["no GPU"]
     versions = dict(identity.software)
     for record in records:

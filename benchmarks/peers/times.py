@@ -6,25 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mnist_dist.benchmarks.analysis.summary import seconds_to_accuracy
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.statistics.stats import LogEstimate, expected_running_time
 
 
 @dataclass(frozen=True)
 class TimeTo:
-    """How long one contestant takes to reach an accuracy, from the beginning of its first step, in its own turns.
-
-    Attributes:
-        reached: of `runs` runs, among them those that failed.
-        expected_seconds: what repeating until success takes, see `statistics.stats.expected_running_time`; inf if no
-            run reached it.
-        outcomes: seconds, and whether the accuracy was reached in them, by repeat.
-    """
+    """How long one contestant takes to reach an accuracy, from the beginning of its first step, in its own turns."""
 
     reached: int
-    runs: int
-    expected_seconds: float
-    outcomes: dict[int, tuple[float, bool]]
+    runs: int  # Among them those that failed.
+    expected_seconds: float  # See `statistics.stats.expected_running_time`; inf if no run reached it.
+    outcomes: dict[int, tuple[float, bool]]  # By repeat: seconds, and whether the accuracy was reached in them.
 
 
 def time_to(records: Sequence[Record], accuracy: float) -> TimeTo | None:
@@ -36,11 +30,9 @@ def time_to(records: Sequence[Record], accuracy: float) -> TimeTo | None:
     for record in records:
         if record.status == "skipped":
             continue
-        rows = [each for each in (record.measurements or {}).get("evaluations", ()) if each["split"] == "test"]
-        first = next((each for each in rows if each["accuracy"] >= accuracy), None)
-        decisive = first or (rows[-1] if rows else None)
-        seconds = decisive["training_seconds"] + decisive["evaluation_seconds"] if decisive else record.seconds
-        outcomes[record.repeat] = (seconds, first is not None)
+        has_evaluations = (record.measurements or {}).get("evaluations")
+        outcome = seconds_to_accuracy(record, accuracy) if has_evaluations else (record.seconds, False)
+        outcomes[record.repeat] = outcome
     if not outcomes:
         return None
     seconds, reached = zip(*outcomes.values(), strict=True)

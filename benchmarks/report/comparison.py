@@ -18,9 +18,9 @@ from mnist_dist.benchmarks.report.table import (
     Table,
     escape_markdown,
     make_table,
+    render_markdown,
     render_terminal,
 )
-from mnist_dist.benchmarks.report.table import render_markdown as render_markdown_table
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.errors import counted, one_line
 
@@ -96,7 +96,7 @@ def render_comparison_markdown(comparison: Comparison) -> str:
     lines = [f"**{_headline(comparison)}**", *map(escape_markdown, names)]
     for title, verdicts, labels in _tables(comparison):
         corrected = Column[tuple[Verdict, str]]("corrected", lambda each: _interval(each[0].corrected), "interval")
-        lines += [escape_markdown(title), render_markdown_table(_table(verdicts, labels, corrected))]
+        lines += [escape_markdown(title), render_markdown(_table(verdicts, labels, corrected))]
     for title, texts in _lists(comparison):
         lines += [title, "\n".join(f"- {escape_markdown(one_line(text, 2000))}" for text in texts)]
     return "\n\n".join([*lines, *map(escape_markdown, _explanations(comparison))]) + "\n"
@@ -156,7 +156,7 @@ def _headline(comparison: Comparison) -> str:
     counts |= {"not comparable": len(comparison.incomparable), "missing": len(comparison.only_in_base)}
     parts = [f"{count} {name}" for name, count in counts.items() if count]
     cases = sum(counts.values())
-    found = f"of {cases} case{'s' * (cases != 1)} {', '.join(parts)}" if cases else "there was nothing to compare"
+    found = f"of {counted(cases, 'case')} {', '.join(parts)}" if cases else "there was nothing to compare"
     hidden = ", unless the days hide it" if comparison.exit_code == 0 and counts["alike"] else ""
     return f"{CONCLUSIONS[comparison.exit_code]}{hidden}: {found}."
 
@@ -169,7 +169,7 @@ def _remarks(verdict: Verdict) -> Iterator[str]:
         may = "" if change.outcome == "lower" else f", and may be lower by more than {100 * LARGEST_DROP:g} points"
         yield f"test accuracy {100 * change.base.value:.2f} % became {100 * change.new.value:.2f} %{may} ({seeds})"
     if verdict.more_runs is not None and verdict.more_runs <= MOST_RUNS_TOLD:
-        yield f"about {verdict.more_runs} further run{'s' * (verdict.more_runs > 1)} of each needed"
+        yield f"about {counted(verdict.more_runs, 'further run')} of each needed"
 
 
 def _explanations(comparison: Comparison) -> Iterator[str]:
@@ -179,7 +179,7 @@ def _explanations(comparison: Comparison) -> Iterator[str]:
     if tested:
         yield (
             f"Ratio: new over base, above 1 where new is faster. Slower or faster: off by more than {effect}, and the "
-            f"95 % interval, corrected for {len(tested)} test{'s' * (len(tested) != 1)} (Holm), leaves out 1. Same: "
+            f"95 % interval, corrected for {counted(len(tested), 'test')} (Holm), leaves out 1. Same: "
             f"the whole 90 % interval is within {effect}."
         )
     if not all(verdict.in_turns for verdict in tested):

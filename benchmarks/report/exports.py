@@ -8,10 +8,9 @@ import io
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mnist_dist.benchmarks.records.environment import CODE_FOLDER
 from mnist_dist.benchmarks.records.record import Record
@@ -24,8 +23,7 @@ constants = Lazy("mlperf_logging.mllog.constants")
 TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000  # Of MNIST; records do not say how many an own data set has.
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """A value after a step, and when it was there."""
 
     tag: str
@@ -135,26 +133,25 @@ def render_mlperf_log(record: Record) -> str:
         ended = _milliseconds(_started(record) + record.seconds)
         log.end(constants.RUN_STOP, metadata={"status": constants.ABORTED, "reason": record.reason}, time_ms=ended)
     else:
-        log.end(constants.INIT_STOP, time_ms=_milliseconds(_first_step(record)))
         _log_training(log, record, record.measurements)
     return stream.getvalue()
 
 
 def _log_training(log: Any, record: Record, measurements: dict[str, Any]) -> None:
     """Logs training in blocks, each up to an evaluation or the end of the run."""
-
-    def log_block(start: tuple[float, int], stop: tuple[float, int]) -> None:
-        """Logs training from one time and step to another."""
-        log.start(constants.BLOCK_START, metadata=_progress(record, start[1]), time_ms=_milliseconds(start[0]))
-        log.end(constants.BLOCK_STOP, metadata=_progress(record, stop[1]), time_ms=_milliseconds(stop[0]))
-
     first_step = _first_step(record)
-    log.start(constants.RUN_START, time_ms=_milliseconds(first_step))
     now, trained, evaluated = first_step, 0, 0.0
+
+    def log_block(ended: float, step: int) -> None:
+        log.start(constants.BLOCK_START, metadata=_progress(record, trained), time_ms=_milliseconds(now))
+        log.end(constants.BLOCK_STOP, metadata=_progress(record, step), time_ms=_milliseconds(ended))
+
+    log.end(constants.INIT_STOP, time_ms=_milliseconds(first_step))
+    log.start(constants.RUN_START, time_ms=_milliseconds(first_step))
     for evaluation in measurements["evaluations"]:
         progress = _progress(record, evaluation["step"])
         began = first_step + evaluation["training_seconds"] + evaluated
-        log_block((now, trained), (began, evaluation["step"]))
+        log_block(began, evaluation["step"])
         trained, evaluated = evaluation["step"], evaluation["evaluation_seconds"]
         now = first_step + evaluation["training_seconds"] + evaluated
         log.start(constants.EVAL_START, metadata=progress, time_ms=_milliseconds(began))
@@ -165,7 +162,7 @@ def _log_training(log: Any, record: Record, measurements: dict[str, Any]) -> Non
     if steps > trained:
         each_rank = zip(measurements["first_step_seconds"], measurements["window_seconds"], strict=True)
         ended = first_step + max(first + sum(windows) for first, windows in each_rank) + evaluated
-        log_block((now, trained), (ended, steps))
+        log_block(ended, steps)
         now, trained = ended, steps
     metadata = {"status": constants.SUCCESS, **_progress(record, trained)}
     log.end(constants.RUN_STOP, metadata=metadata, time_ms=_milliseconds(now))

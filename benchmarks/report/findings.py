@@ -12,14 +12,7 @@ from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.analysis.trained import TrainedCase
 from mnist_dist.benchmarks.records.record import Hardware, Record
 from mnist_dist.benchmarks.report.explanation import explain_briefly
-from mnist_dist.benchmarks.report.labels import (
-    TIMES,
-    label_briefly,
-    label_bytes,
-    label_cores,
-    label_count,
-    label_records,
-)
+from mnist_dist.benchmarks.report.labels import TIMES, label_briefly, label_bytes, label_count, label_records
 from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.benchmarks.statistics.stats import Estimate, find_clusters
 from mnist_dist.errors import counted, one_line
@@ -44,27 +37,17 @@ class Caveat:
 
 @dataclass(frozen=True)
 class Findings:
-    """What frames the report's tables.
-
-    Attributes:
-        result: sentences that say what came out.
-        origin: machine, time and versions in one line.
-        facts: name and value of what was measured, when, where and with what.
-    """
+    """What frames the report's tables."""
 
     title: str
-    origin: str
-    result: tuple[str, ...]
-    facts: tuple[tuple[str, str], ...]
+    origin: str  # Machine, time and versions in one line.
+    result: tuple[str, ...]  # Sentences that say what came out.
+    facts: tuple[tuple[str, str], ...]  # Name and value of what was measured, when, where and with what.
     caveats: tuple[Caveat, ...]
 
 
 def collect_findings(analysis: Analysis, warnings: Sequence[str] = ()) -> Findings:
-    """Returns what to say of a study, of which there must be one record at least.
-
-    Args:
-        warnings: further caveats, which stand first.
-    """
+    """Returns what to say of a study, of which there must be one record at least; further warnings stand first."""
     facts = {name: one_line(value, MOST_LETTERS) for name, value in _facts(analysis)}
     return Findings(
         title=one_line(f"Benchmark {_names(record.study for record in analysis.records)}"),
@@ -168,7 +151,7 @@ def describe_hardware(hardware: Hardware) -> str:
     gpus = Counter(f"{gpu.name} ({label_bytes(gpu.memory_bytes)})" for gpu in hardware.gpus)
     driver = f", driver {hardware.gpu_driver}" if hardware.gpu_driver else ""
     threads = f", {count} hardware threads per physical core" if (count := hardware.threads_per_core or 1) > 1 else ""
-    processor = f"{label_cores(hardware.cores)} of {hardware.cpu_model}{threads}, {hardware.architecture}"
+    processor = f"{counted(hardware.cores, 'core')} of {hardware.cpu_model}{threads}, {hardware.architecture}"
     devices = ", ".join(f"{count} {TIMES} {name}" for name, count in gpus.items()) or "no GPU"
     return f"{processor}, {label_bytes(hardware.memory_bytes)}, {devices}{driver}"
 

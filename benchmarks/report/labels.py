@@ -7,7 +7,7 @@ from mnist_dist.benchmarks.analysis.attribution import PartName
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record, on_gpus
-from mnist_dist.errors import one_line
+from mnist_dist.errors import counted, one_line
 
 TIMES, DASH = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 MISSING = DASH
@@ -17,8 +17,7 @@ SHOWN_APART = ("runtime.precision", "runtime.xla")  # Settings that have a colum
 def label_case(case: Case, gpus: bool = False, without: Collection[str] = ()) -> str:
     """Returns, for example, `horovod, 4 x 2 cores, 128 images per device, without all-reduce`.
 
-    Args:
-        without: settings that are not worth naming, as all cases around have them.
+    It is `without` settings that are not worth naming, as all cases around have them.
     """
     return ", ".join(_label_parts(case, gpus, without))
 
@@ -66,16 +65,12 @@ def label_with_kind(case: Case, gpus: bool = False, without: Collection[str] = (
 def label_devices(case: Case, gpus: bool = False) -> str:
     """Returns, for example, `4 x 2 cores`, `8 GPUs on 2 hosts` or `1 (all cores)`."""
     if gpus:
-        devices = f"{case.devices} GPU{'s' if case.devices > 1 else ''}"
+        devices = counted(case.devices, "GPU")
     elif case.cores_per_device is None:
         devices = f"{case.devices} (all cores)"
     else:
-        devices = f"{case.devices} {TIMES} {label_cores(case.cores_per_device)}"
+        devices = f"{case.devices} {TIMES} {counted(case.cores_per_device, 'core')}"
     return devices + (f" on {case.hosts} hosts" if case.hosts > 1 else "")
-
-
-def label_cores(cores: int) -> str:
-    return f"{cores} core{'s' if cores > 1 else ''}"
 
 
 def label_duration(case: Case) -> str:

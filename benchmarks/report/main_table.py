@@ -29,9 +29,9 @@ from mnist_dist.benchmarks.report.table import (
     make_table,
     number_cell,
     render_terminal,
-    text_cell,
 )
 from mnist_dist.benchmarks.statistics.stats import Estimate
+from mnist_dist.errors import counted
 
 TERMINAL_TARGET = 0.99
 FEW_RUNS = (2, 3)  # Of which Student's t is more than twice as wide as of many.
@@ -56,23 +56,14 @@ def main_table(cases: Sequence[TrainedCase]) -> Table:
 
 
 def main_table_in_parts(cases: Sequence[TrainedCase], grouped: bool = False) -> Iterator[Table]:
-    """Yields the main table in parts, each with the columns that name the case.
-
-    Args:
-        grouped: whether the groups of columns have heads of their own, and the parts stand below their caption.
-    """
-    whole = main_table(cases)
+    """Yields the main table in parts, each with the columns that name the case; `grouped` where groups have heads."""
     for caption, prefixes in PARTS.items():
-        chosen = [index for index, column in enumerate(whole.columns) if column.group in {"Case", *prefixes}]
-        columns = [whole.columns[index] for index in chosen]
-        if any(column.group != "Case" for column in columns):
-            named = [replace(column, head=prefixes.get(column.group, "") + column.head) for column in columns]
-            yield Table(
-                columns if grouped else named,
-                [[row[index] for index in chosen] for row in whole.rows],
-                caption,
-                folded=grouped,
-            )
+        columns = [column for column in _columns(cases) if column.group in {"Case", *prefixes}]
+        if not grouped:
+            columns = [replace(column, head=prefixes.get(column.group, "") + column.head) for column in columns]
+        part = make_table(columns, cases, caption, folded=grouped)
+        if any(column.group != "Case" for column in part.columns):
+            yield part
 
 
 def render_terminal_table(cases: Sequence[TrainedCase], width: int = TERMINAL_WIDTH, colour: bool = False) -> str:
@@ -83,11 +74,11 @@ def render_terminal_table(cases: Sequence[TrainedCase], width: int = TERMINAL_WI
 
 def _columns(cases: Sequence[TrainedCase]) -> Iterator[Column[TrainedCase]]:
     group = "Case"
-    yield Column("strategy", lambda each: text_cell(each.case.strategy), "", group, numeric=False)
+    yield Column("strategy", lambda each: each.case.strategy, "", group, numeric=False)
     yield Column("devices", _devices_cell, "in total", group)
     yield Column("batch", _batch_cell, "images per device", group, minor=True)
     yield Column("precision", _precision_cell, "and XLA", group, numeric=False, minor=True)
-    yield Column("other settings", _settings_cell, "", group, numeric=False, telling=True)
+    yield Column("other settings", lambda each: label_other_settings(each.case), "", group, numeric=False, telling=True)
     yield Column("trained", lambda each: label_duration(each.case), "", group, numeric=False, telling=True, minor=True)
     group = "Throughput"
     yield Column("images/s", _throughput_cell, "total", group)
@@ -131,7 +122,7 @@ def _terminal_columns(cases: Sequence[TrainedCase]) -> Iterator[Column[TrainedCa
     yield Column("batch", lambda each: _batch_cell(each).text, "/device")
     if len({_terminal_precision(each) for each in cases} - {MISSING}) > 1:  # What was skipped may have none.
         yield Column("type", _terminal_precision, numeric=False)
-    yield Column("other settings", _settings_cell, numeric=False, telling=True)
+    yield Column("other settings", lambda each: label_other_settings(each.case), numeric=False, telling=True)
     yield Column("trained", lambda each: label_duration(each.case).replace("the ", ""), numeric=False, telling=True)
     yield Column("images/s", _throughput_with_margin, "total")
     yield Column("images/s", lambda each: _per_device_cell(each).text, "/device")
@@ -183,10 +174,6 @@ def _terminal_notes(cases: Sequence[TrainedCase]) -> Iterator[str]:
         yield "* oversubscribed: the devices are assigned more cores than the host has."
 
 
-def _settings_cell(each: TrainedCase) -> Cell:
-    return text_cell(label_other_settings(each.case))
-
-
 def _devices_cell(each: TrainedCase) -> Cell:
     devices, _, hosts = label_devices(each.case, each.on_gpus).partition(" on ")
     details = [f"on {hosts}"] if hosts else []
@@ -212,7 +199,7 @@ def _precision_cell(each: TrainedCase) -> Cell:
 
 def _throughput_cell(each: TrainedCase) -> Cell:
     summary = each.summary
-    runs = f"{len(summary.records)} run{'s' if len(summary.records) != 1 else ''}"
+    runs = counted(len(summary.records), "run")
     if not summary.records:
         reasons = {record.status for record in summary.failures}
         return Cell("failed" if reasons - {"skipped"} else "skipped" if reasons else MISSING)
@@ -238,10 +225,8 @@ def _accuracy_cell(each: TrainedCase) -> Cell:
     accuracy = each.summary.test_accuracy
     if accuracy is None:
         return Cell()
-    seeds = f"{accuracy.repeats} seed{'s' if accuracy.repeats != 1 else ''}"
-    return Cell(
-        _hundredths(accuracy.value), ", ".join(filter(None, (_seed_range(each.summary), seeds))), accuracy.value
-    )
+    details = (_seed_range(each.summary), counted(accuracy.repeats, "seed"))
+    return Cell(_hundredths(accuracy.value), ", ".join(filter(None, details)), accuracy.value)
 
 
 def _seed_range(summary: CaseSummary) -> str:

@@ -27,26 +27,18 @@ from mnist_dist.benchmarks.statistics.grouping import group_by
 
 @dataclass(frozen=True)
 class Section:
-    """One part: its points, its tables, and the names of its pictures.
-
-    Attributes:
-        on_terminal: whether the terminal shows its tables below the main one.
-    """
+    """One part."""
 
     name: str
     title: str
     points: Sequence[str] = ()
     tables: Sequence[Table] = ()
-    pictures: Sequence[str] = ()
-    on_terminal: bool = False
+    pictures: Sequence[str] = ()  # By name.
+    on_terminal: bool = False  # Whether the terminal shows its tables below the main one.
 
 
-def build_sections(analysis: Analysis) -> list[Section]:
-    """Returns those parts for which the study has data."""
-    return list(_sections(analysis))
-
-
-def _sections(analysis: Analysis) -> Iterator[Section]:
+def build_sections(analysis: Analysis) -> Iterator[Section]:
+    """Yields those parts for which the study has data."""
     if analysis.curves:
         yield Section("scaling", "Scaling", pictures=("throughput", "efficiency"))
     if analysis.attributions:

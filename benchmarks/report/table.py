@@ -35,21 +35,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column(Generic[Item]):
-    """One column, and what it shows of an item.
-
-    Attributes:
-        numeric: whether it stands on the right.
-        telling: whether it is shown only where it tells items apart.
-        minor: whether a narrow page leaves it out.
-    """
+    """One column, and what it shows of an item."""
 
     head: str
     cell: Callable[[Item], Cell | str]
     unit: str = ""
     group: str = ""
-    numeric: bool = True
-    telling: bool = False
-    minor: bool = False
+    numeric: bool = True  # Whether it stands on the right.
+    telling: bool = False  # Whether it is shown only where it tells items apart.
+    minor: bool = False  # Whether a narrow page leaves it out.
 
 
 @dataclass(frozen=True)
@@ -74,16 +68,15 @@ def make_table(
 
 
 def _as_cell(content: Cell | str) -> Cell:
-    return Cell(content) if isinstance(content, str) else content
+    """A text sorts by itself; an empty one says nothing."""
+    if isinstance(content, Cell):
+        return content
+    return Cell(content, order=content) if content else Cell()
 
 
 def _says_something(column: Column[Any], cells: Sequence[Cell]) -> bool:
     texts = {cell.text for cell in cells}
     return len(texts) > 1 if column.telling else bool(texts - {MISSING})
-
-
-def text_cell(text: str) -> Cell:
-    return Cell(text, order=text) if text else Cell()
 
 
 def number_cell(value: float | None, form: Callable[[float], str]) -> Cell:
@@ -99,11 +92,7 @@ def estimate_cell(estimate: Estimate | None, form: Callable[[float], str]) -> Ce
 
 
 def render_terminal(table: Table, width: int = TERMINAL_WIDTH, colour: bool = False) -> str:
-    """Returns a table whose rows take one line each where `width` columns suffice; no number is ever cut.
-
-    Args:
-        colour: whether to add the terminal's codes for bold, dim and colours.
-    """
+    """Returns a table whose rows take one line each where `width` columns suffice; no number is ever cut."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table as Drawing

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -24,24 +24,17 @@ from mnist_dist.errors import UserError
 from mnist_dist.files import atomic_write, write_text, writing
 
 
-@dataclass(frozen=True)
-class Report:
-    """What was written, and what to print.
+class Report(NamedTuple):
+    """What was written, and what to print."""
 
-    Attributes:
-        html: the page; report.md, report.csv and figures/ lie beside it.
-        terminal_text: throughput against accuracy, and the warnings; with colours if the output is a terminal.
-    """
-
-    html: Path
-    terminal_text: str
+    html: Path  # The page; report.md, report.csv and figures/ lie beside it.
+    terminal_text: str  # Throughput against accuracy, and the warnings; with colours if the output is a terminal.
 
 
 def write_report(folder: Path, records: Sequence[Record], warnings: Sequence[str] = ()) -> Report:
-    """Analyses the records of a study and writes what it says; each file is whole or not there.
+    """Analyses the records of a study and replaces the report in a folder; each file is whole or not there.
 
     Args:
-        folder: where the report goes; an older one there is replaced.
         warnings: further ones for the top of the report, a sentence each.
 
     Raises:
@@ -49,10 +42,9 @@ def write_report(folder: Path, records: Sequence[Record], warnings: Sequence[str
     """
     if not records:
         raise UserError(f"--results: no records in '{folder}', expected at least one; run a suite with it first.")
-    folder = Path(folder)
     analysis = Analysis(records)
     findings = collect_findings(analysis, warnings)
-    sections, pictures = build_sections(analysis), draw_all(analysis)
+    sections, pictures = list(build_sections(analysis)), draw_all(analysis)
     page = folder / "report.html"
     with writing(folder):
         for picture in pictures:
@@ -91,7 +83,7 @@ def render_report(
 
 
 def render_terminal_text(
-    analysis: Analysis, findings: Findings, sections: Sequence[Section], colour: bool = False
+    analysis: Analysis, findings: Findings, sections: Iterable[Section], colour: bool = False
 ) -> str:
     """Returns the main table and that of input pipelines that differ, or all tables where nothing was trained, what
     came out, and the warnings."""

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from mnist_dist.benchmarks import command
-from mnist_dist.benchmarks.command import exit_code, main
+from mnist_dist.benchmarks.command import main
 from mnist_dist.benchmarks.measure.suite import shipped_suites
+from mnist_dist.benchmarks.progress import exit_code
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store
 from tests import nvml

@@ -34,10 +34,13 @@ def main() -> None:
     keras.utils.set_random_seed(1000 * args.seed + hvd.rank())  # Each rank shuffles in its own order.
 
     x_train, y_train, x_test, y_test = load_mnist(args.data)
-    dataset = tf.data.Dataset.from_tensor_slices(
-        (tf.cast(x_train[..., np.newaxis] / np.float32(255), tf.float32), tf.cast(y_train, tf.int64))
+    dataset, test_dataset = (
+        tf.data.Dataset.from_tensor_slices(
+            (tf.cast(images[..., np.newaxis] / np.float32(255), tf.float32), tf.cast(labels, tf.int64))
+        )
+        for images, labels in ((x_train, y_train), (x_test, y_test))
     )
-    dataset = dataset.repeat().shuffle(10_000).batch(BATCH_SIZE)
+    dataset, test_batches = dataset.repeat().shuffle(10_000).batch(BATCH_SIZE), test_dataset.batch(1000)
     model = build_seed()
     loss = keras.losses.SparseCategoricalCrossentropy()
     optimizer = keras.optimizers.Adam(0.001 * hvd.size())
@@ -56,9 +59,6 @@ def main() -> None:
         predicted = tf.argmax(model(images, training=False), axis=1)
         return tf.math.count_nonzero(predicted == labels)
 
-    test_batches = tf.data.Dataset.from_tensor_slices(
-        (tf.cast(x_test[..., np.newaxis] / np.float32(255), tf.float32), tf.cast(y_test, tf.int64))
-    ).batch(1000)
     steps_per_epoch = len(x_train) // (BATCH_SIZE * hvd.size())
     clock = Clock(args.mode, hvd.rank(), hvd.size())
     batches = iter(dataset)

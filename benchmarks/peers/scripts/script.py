@@ -50,19 +50,15 @@ class Clock:
 
     A turn's steps are a window, which closes when a value of the last of them has reached the host. The first step,
     which may trace and compile, is in no window, and in all times to an accuracy; waiting is in neither.
-
-    Attributes:
-        step: steps taken.
     """
 
     def __init__(self, mode: str, rank: int = 0, ranks: int = 1) -> None:
-        self.step = 0
+        self.step = 0  # Steps taken.
         self._rank, self._turns = rank, Turns(os.environ, rank, ranks)
         self._turns.is_training = mode == "accuracy"
         self._images = 0
-        self._windows: dict[str, list[Any]] = {"window_steps": [], "window_images": [], "window_cycles": []}
-        self._window_seconds: list[float] = []
-        self._evaluations: list[dict[str, Any]] = []
+        names = ("window_steps", "window_images", "window_cycles", "window_seconds", "evaluations")
+        self._lists: dict[str, list[Any]] = {name: [] for name in names}
         self._first_step_seconds = 0.0
         self._evaluation_seconds = 0.0
         self._start = self._edge = self._step_end = 0.0
@@ -106,7 +102,7 @@ class Clock:
         self._evaluation_seconds += seconds
         self._edge += seconds
         own_seconds = time.perf_counter() - self._start - self._turns.waited_seconds
-        self._evaluations.append(
+        self._lists["evaluations"].append(
             {
                 "step": self.step,
                 "training_seconds": own_seconds - self._evaluation_seconds,
@@ -125,10 +121,8 @@ class Clock:
             versions: of what the peer is built on, by name.
         """
         result: dict[str, Any] = {
-            **self._windows,
-            "window_seconds": self._window_seconds,
+            **self._lists,
             "first_step_seconds": self._first_step_seconds,
-            "evaluations": self._evaluations,
             "device": device,
             "precision": precision,
             "versions": {"python": platform.python_version(), "numpy": np.__version__, **versions},
@@ -149,8 +143,8 @@ class Clock:
 
     def _end_window(self) -> None:
         seconds = time.perf_counter() - self._edge
-        self._windows["window_steps"].append(self._turn.steps)
-        self._windows["window_images"].append(self._images - self._first_image)
-        self._windows["window_cycles"].append(self._turn.cycle)
-        self._window_seconds.append(seconds)
+        self._lists["window_steps"].append(self._turn.steps)
+        self._lists["window_images"].append(self._images - self._first_image)
+        self._lists["window_cycles"].append(self._turn.cycle)
+        self._lists["window_seconds"].append(seconds)
         self._turns.done(self._turn.steps, seconds)

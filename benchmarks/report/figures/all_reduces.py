@@ -22,19 +22,12 @@ def draw_all_reduces(measured: Sequence[AllReduce]) -> drawing.Picture | None:
         cases, drawing.MOST_LINES, lambda case: max(each.bus_bandwidth for each in case), "fastest cases"
     )
     measured = [each for case in shown for each in case]
-    parts: list[tuple[str, Callable[[AllReduce], tuple[float, float, float]], list[AllReduce]]] = [
-        (
-            "latency of small messages, µs",
-            lambda each: (1e6 * each.seconds, 1e6 * each.low, 1e6 * each.high),
-            [each for each in measured if each.is_latency],
-        ),
-        ("bus bandwidth of large messages, GB/s", _gigabytes, [each for each in measured if not each.is_latency]),
-    ]
-    parts = [part for part in parts if part[2]]
+    parts = group_by(sorted(measured, key=lambda each: not each.is_latency), lambda each: each.is_latency)
     figure, panels = drawing.new_figure(len(parts))
-    for axes, (title, value_of, chosen) in zip(panels, parts, strict=True):
+    for axes, (are_small, chosen) in zip(panels, parts.items(), strict=True):
+        title = "latency of small messages, µs" if are_small else "bus bandwidth of large messages, GB/s"
         drawing.set_title(axes, title)
-        _draw_messages(axes, chosen, value_of)
+        _draw_messages(axes, chosen, _microseconds if are_small else _gigabytes)
     best = max(measured, key=lambda each: each.bus_bandwidth)
     return drawing.make_picture(
         figure,
@@ -67,6 +60,10 @@ def _draw_messages(
     axes.set_ylim(bottom=0)
     axes.set_xlabel("bytes of each rank's message")
     drawing.place_labels(axes, labels)
+
+
+def _microseconds(each: AllReduce) -> tuple[float, float, float]:
+    return 1e6 * each.seconds, 1e6 * each.low, 1e6 * each.high
 
 
 def _gigabytes(each: AllReduce) -> tuple[float, float, float]:

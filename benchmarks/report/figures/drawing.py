@@ -20,10 +20,10 @@ import yaml
 
 from mnist_dist.benchmarks.analysis.scaling import is_oversubscribed
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
-from mnist_dist.benchmarks.report.labels import label_cores, label_duration, label_number, label_other_settings
+from mnist_dist.benchmarks.report.labels import label_duration, label_number, label_other_settings
 from mnist_dist.benchmarks.report.pages import read_resource
 from mnist_dist.benchmarks.statistics.stats import Estimate
-from mnist_dist.errors import one_line
+from mnist_dist.errors import counted, one_line
 from mnist_dist.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def variant_of(summary: CaseSummary, *, shown_batch: bool) -> tuple[str, ...]:
     """Returns what may tell a case from others of its strategy, each in words that fit beside a point."""
     case = summary.case
     batch = f"{label_number(case.global_batch_size)} images" if shown_batch else ""
-    cores = "all cores" if case.cores_per_device is None else label_cores(case.cores_per_device)
+    cores = "all cores" if case.cores_per_device is None else counted(case.cores_per_device, "core")
     precision, xla = (summary.measured_setting(name) for name in ("precision", "xla"))
     return (
         batch,
@@ -242,9 +242,7 @@ def fold(items: Collection[Any], most: int, rank: Callable[[Any], float], what: 
 def make_picture(figure: Figure, name: str, alternative: str, folded: str = "") -> Picture:
     """Renders a figure; the SVG has text as text and takes the colours of the page's dark mode.
 
-    Args:
-        name: of its title and caption in pictures.yaml.
-        folded: what `fold` says of the items that are left out.
+    Its name is that of its title and caption in pictures.yaml; `folded` is what `fold` says of the items left out.
     """
     import matplotlib
 

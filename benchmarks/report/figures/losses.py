@@ -34,9 +34,7 @@ def draw_losses(attributions: Sequence[Attribution]) -> drawing.Picture | None:
         for each in shown
     )
     return drawing.make_picture(
-        figure,
-        "losses",
-        f"Time that each step takes longer than is ideal, by cause. {described}.",
+        figure, "losses", f"Time that each step takes longer than is ideal, by cause. {described}."
     )
 
 

@@ -82,12 +82,7 @@ def draw_predictions(predictions: Sequence[Prediction]) -> drawing.Picture | Non
         f"{each.strategy}, {each.scaling} scaling: sensible devices: up to {each.models[0].worthwhile_devices[1]:,}"
         for each in shown
     )
-    return drawing.make_picture(
-        figure,
-        "prediction",
-        f"Predicted throughput against devices. {described}.",
-        folded,
-    )
+    return drawing.make_picture(figure, "prediction", f"Predicted throughput against devices. {described}.", folded)
 
 
 def _draw_prediction(axes: drawing.Axes, each: Prediction) -> None:

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from mnist_dist.benchmarks.peers.contestants import OURS
-from mnist_dist.benchmarks.peers.table import make_rows, render, write_table
+from mnist_dist.benchmarks.peers.table import make_rows, write_table
 from mnist_dist.benchmarks.report.labels import MISSING
 from tests.benchmarks.peers.made import CONTESTANTS, bad_record, rate_record, rate_records, time_record
 
@@ -19,13 +21,17 @@ RUNS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_table(tmp_path_factory.mktemp("peers"), "a command", RUNS, make_rows(CONTESTANTS, RUNS))
+
+
 def cells(name: str, text: str) -> list[str]:
     line = next(line for line in text.splitlines() if line.startswith(f"| `{name}`"))
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_a_row_compares_a_peer_with_ours() -> None:
-    text = render("a command", RUNS, make_rows(CONTESTANTS, RUNS))
+def test_a_row_compares_a_peer_with_ours(text: str) -> None:
     _, network, rate, ratio, to_98, to_99, to_995, times, accuracy, runs = cells("keras-fit", text)
     assert network == "its own"
     assert 980 < float(rate.split(" ")[0].replace(",", "")) < 1020
@@ -37,8 +43,7 @@ def test_a_row_compares_a_peer_with_ours() -> None:
     assert runs == "3 + 3"
 
 
-def test_ours_is_not_compared_with_itself_and_what_is_unknown_is_a_dash() -> None:
-    text = render("a command", RUNS, make_rows(CONTESTANTS, RUNS))
+def test_ours_is_not_compared_with_itself_and_what_is_unknown_is_a_dash(text: str) -> None:
     assert cells(OURS, text)[3] == cells(FAST, text)[7] == MISSING
     assert cells(FAST, text)[6] == "never (0 of 3)"
     assert cells(FAST, text)[8] == "99.10 % (99.10 to 99.10)"
@@ -47,13 +52,13 @@ def test_ours_is_not_compared_with_itself_and_what_is_unknown_is_a_dash() -> Non
     assert "independent" not in text, "serves the goals alone"
 
 
-def test_the_head_says_when_where_and_with_what() -> None:
-    text = render("mnist-dist bench peers", RUNS, [])
+def test_the_head_says_when_where_and_with_what(tmp_path: Path) -> None:
+    text = write_table(tmp_path, "mnist-dist bench peers", RUNS, [])
     assert text.startswith("Measured with `mnist-dist bench peers` on 2026-01-01, on Example CPU, 2 cores, no GPU;")
     assert "tensorflow 2.21.0" in text.splitlines()[0]
     variables = {"OMP_NUM_THREADS": "1", "SLURM_JOB_PARTITION": "cpu"}
     changed = [rate_record("pytorch-float32", 0, 1000.0, environment=variables)]
-    first = render("a", changed, []).splitlines()[0]
+    first = write_table(tmp_path, "a", changed, []).splitlines()[0]
     assert first.endswith("python 3.11.7, tensorflow 2.21.0, torch 2.13.0; OMP_NUM_THREADS=1."), "the peer's PyTorch"
 
 

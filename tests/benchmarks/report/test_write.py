@@ -279,7 +279,7 @@ def test_text_from_records_is_inert_on_the_terminal() -> None:
 
 def test_text_from_records_is_inert_in_markdown() -> None:
     analysis = Analysis(hostile_study())
-    text = render_report("report.md.j2", analysis, collect_findings(analysis), build_sections(analysis), [])
+    text = render_report("report.md.j2", analysis, collect_findings(analysis), list(build_sections(analysis)), [])
     assert "\x1b" not in text
     page = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
     assert "<script" not in page and 'href="javascript' not in page
