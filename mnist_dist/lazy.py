@@ -1,7 +1,7 @@
 """Modules that take seconds to import, as TensorFlow does: imported when something of them is first used."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 
 class Lazy:
@@ -12,3 +12,12 @@ class Lazy:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(importlib.import_module(self._name), name)
+
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+else:
+    keras, tf = Lazy("keras"), Lazy("tensorflow")
+
+__all__ = ["Lazy", "keras", "tf"]

@@ -16,20 +16,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from mnist_dist.data.dataset import Arrays
 from mnist_dist.errors import UserError
 from mnist_dist.files import reason_of
-from mnist_dist.lazy import Lazy
-
-if TYPE_CHECKING:
-    import keras
-    import tensorflow as tf
-else:
-    keras, tf = Lazy("keras"), Lazy("tensorflow")
+from mnist_dist.lazy import keras, tf
 
 Format = Literal["savedmodel", "tflite", "tflite-int8"]
 FILE_NAMES = {"savedmodel": "saved_model", "tflite": "model.tflite", "tflite-int8": "model-int8.tflite"}

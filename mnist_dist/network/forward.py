@@ -9,19 +9,16 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mnist_dist import cpuinfo
 from mnist_dist.config import ModelConfig, RuntimeConfig
 from mnist_dist.errors import UserError
+from mnist_dist.lazy import keras, tf
 from mnist_dist.network import flops
 from mnist_dist.network.cpu import build as kernel_build
 from mnist_dist.network.cpu import forward as cpu_forward
 from mnist_dist.runtime import Decision, Device, Runtime, import_tensorflow
-
-if TYPE_CHECKING:
-    import keras
-    import tensorflow as tf
 
 
 @dataclass(frozen=True)

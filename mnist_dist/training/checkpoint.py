@@ -12,15 +12,13 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mnist_dist.errors import UserError
 from mnist_dist.files import atomic_write
-
-if TYPE_CHECKING:
-    import keras
+from mnist_dist.lazy import keras
 
 _NOTE = "progress.json"
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from mnist_dist.distributed.strategies.interface import Strategy, all_gather
 from mnist_dist.distributed.turns import Turn
+from mnist_dist.lazy import tf
 
 
 @dataclass
@@ -112,8 +113,6 @@ def peak_memory_bytes() -> int:
 
 def peak_device_memory_bytes() -> int | None:
     """Returns the most memory that TensorFlow has used on this process' GPUs, together; None without a GPU."""
-    import tensorflow as tf
-
     gpus = tf.config.list_logical_devices("GPU")
     if not gpus:
         return None

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from mnist_dist.distributed.turns import FULL, Turns, join_turns
 from mnist_dist.distributed.watchdog import EXIT_LOST_RANKS, Watchdog
 from mnist_dist.errors import TrainingError, UserError
 from mnist_dist.files import write_json
+from mnist_dist.lazy import keras, tf
 from mnist_dist.network.forward import Form, choose_form
 from mnist_dist.network.model import build_model
 from mnist_dist.network.optimizers import build_optimizer
@@ -64,10 +65,6 @@ from mnist_dist.training.steps import StepCall, make_eval_steps, make_train_step
 from mnist_dist.training.variants import VARIANTS
 from mnist_dist.training.workdir import Workdir, check_workdir, claim_workdir, record_config
 from mnist_dist.training.writers import Console, JsonLines, TensorBoard, Writer, open_console
-
-if TYPE_CHECKING:
-    import keras
-    import tensorflow as tf
 
 AGREEMENT_SECONDS = 0.2  # Between two agreements, about; the length of a window of a run that only measures.
 
@@ -329,8 +326,6 @@ def leave_results(
 @contextlib.contextmanager
 def lost_ranks_explained(cluster: Cluster) -> Iterator[None]:
     """Turns what a collective raises when another rank has ended into one line."""
-    import tensorflow as tf
-
     try:
         yield
     except (
