@@ -17,7 +17,9 @@ class Lazy:
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
+    from PIL import Image
+    from scipy import ndimage
 else:
-    keras, tf = Lazy("keras"), Lazy("tensorflow")
+    keras, tf, Image, ndimage = map(Lazy, ("keras", "tensorflow", "PIL.Image", "scipy.ndimage"))
 
-__all__ = ["Lazy", "keras", "tf"]
+__all__ = ["Image", "Lazy", "keras", "ndimage", "tf"]

@@ -55,9 +55,8 @@ def import_tensorflow() -> ModuleType:
         return sys.modules["tensorflow"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["KERAS_BACKEND"] = "tensorflow"  # Whatever other programs of the user's take.
-    os.environ.setdefault(
-        "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
-    )  # As NVIDIA's driver counts; by itself CUDA sorts by speed.
+    # As NVIDIA's driver counts; by itself CUDA sorts by speed.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     _prefer_onednn()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as notices:
@@ -230,14 +229,9 @@ def decide_precision(requested: str, device: Device) -> Decision:
 def decide_xla(
     requested: str, device: Device, exchanges_in_model: bool = False, deterministic: bool = False
 ) -> Decision:
-    """XLA fuses this small network well on GPUs; on CPUs it loses oneDNN's convolutions and is slower.
+    """Returns whether XLA compiles the steps, or raises UserError where it was requested for what it cannot compile.
 
-    Args:
-        exchanges_in_model: replicas exchange values within the model, which XLA cannot compile.
-        deterministic: XLA refuses the gradient of max pooling.
-
-    Raises:
-        UserError: XLA was requested for what it cannot compile.
+    With `exchanges_in_model`, replicas exchange values within the model.
     """
     if exchanges_in_model or deterministic:
         setting, reason = "runtime.deterministic", "XLA has no deterministic gradient of max pooling"

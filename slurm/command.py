@@ -1,7 +1,5 @@
 """`mnist-dist slurm`: submits scaling studies and surveys, shows how far they are, and ends them."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex

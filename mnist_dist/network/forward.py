@@ -67,14 +67,7 @@ class Form:
 def choose_form(config: RuntimeConfig, runtime: Runtime, *, batch_norm: bool = False) -> Form:
     """Decides what `kernels: auto` means, compiles what is needed, and gives TensorFlow the threads for it.
 
-    TensorFlow must not have touched its devices before.
-
-    Args:
-        config: with the strategy resolved.
-        batch_norm: whether the model normalises over the batch.
-
-    Raises:
-        UserError: the fused form was requested where there is none.
+    TensorFlow must not have touched its devices before. Raises UserError as `decide_kernels` does.
     """
     decided = decide_kernels(config.kernels, runtime.device, runtime.precision.value, runtime.xla.value, batch_norm)
     kernels = compile_kernels(config.kernels, decided)
@@ -85,9 +78,6 @@ def choose_form(config: RuntimeConfig, runtime: Runtime, *, batch_norm: bool = F
 
 def decide_kernels(requested: str, device: Device, precision: str, xla: str, batch_norm: bool = False) -> Decision:
     """Picks the layers of Keras (plain), or the same function in a form that CPUs compute faster (fused).
-
-    Args:
-        precision, xla: as decided.
 
     Raises:
         UserError: the fused form was requested where there is none.
@@ -115,10 +105,9 @@ def decide_kernels(requested: str, device: Device, precision: str, xla: str, bat
 
 
 def compile_kernels(requested: str, decided: Decision) -> Decision:
-    """Compiles what the fused form needs, the first time; where that fails, the layers of Keras take its place.
+    """Compiles what the fused form needs, the first time.
 
-    Raises:
-        UserError: the fused form was requested.
+    Where that fails, the layers of Keras take its place, or UserError is raised if the fused form was requested.
     """
     if decided.value == "plain":
         return decided

@@ -31,6 +31,7 @@ class StepClock:
     window_cycles: list[int] = field(default_factory=list)  # Of the turns in which they were trained, if by turns.
     window_variants: list[str] = field(default_factory=list)
     turn: Turn | None = None  # Which this rank has, where it takes turns with others.
+    began: float = field(default_factory=time.perf_counter)  # When this process' part in the run did.
     _turn_start: int = 0
     _edge: float = 0.0
     _paused: float = 0.0
