@@ -200,11 +200,7 @@ def find_device() -> Device:
 
 
 def decide_precision(requested: str, device: Device) -> Decision:
-    """Picks the 16-bit type that the device computes natively, or float32.
-
-    Raises:
-        UserError: float16 was requested on a device that only emulates it.
-    """
+    """Picks the 16-bit type that the device computes natively, or float32; raises UserError for an emulated float16."""
     if requested == "mixed_float16" and not _has_float16(device):
         raise UserError(
             f"runtime.precision: received 'mixed_float16', but the {device.kind} ({device.name}) has no float16 "

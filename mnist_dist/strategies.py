@@ -99,11 +99,7 @@ def missing_packages() -> frozenset[str]:
 
 
 def check_name(value: Any, *more: str) -> Any:
-    """Returns the name of a strategy, or one of some more words.
-
-    Raises:
-        ValueError: it is neither; says what was expected.
-    """
+    """Returns the name of a strategy, or one of some more words, or raises ValueError that says what was expected."""
     expected = [*more, *STRATEGIES]
     if value not in expected:
         raise ValueError(either(f"'{name}'" for name in expected))

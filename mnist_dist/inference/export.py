@@ -52,8 +52,6 @@ def export(model: "keras.Model", arrays: Arrays, destination_folder: Path, forma
     Args:
         model: takes pixels float32 [batch, 28, 28, 1], 0 to 255, and returns probabilities float32 [batch, 10].
         arrays: some training images calibrate `tflite-int8`; the test images measure the accuracy.
-        destination_folder: made if it is missing.
-        format: decides the name, see `FILE_NAMES`.
 
     Raises:
         UserError: the folder cannot be written, something else has the name of the export, or the model does not

@@ -81,11 +81,7 @@ def build_inference_model(config: ModelConfig, trained: keras.Model, temperature
 
 
 def load_model(workdir: Path) -> keras.Model:
-    """Loads the finished model of a workdir.
-
-    Raises:
-        UserError: there is none, or the file is damaged.
-    """
+    """Loads the finished model of a workdir, or raises UserError where there is none or it is damaged."""
     file = workdir / "model.keras"
     if not workdir.is_dir():
         what = "is a file" if workdir.exists() else "does not exist"

@@ -85,11 +85,7 @@ def read_variables(variables: Mapping[str, keras.Variable]) -> dict[str, np.ndar
 
 
 def assign_variables(variables: Mapping[str, keras.Variable], arrays: Mapping[str, np.ndarray]) -> None:
-    """Sets every variable from a checkpoint.
-
-    Raises:
-        UserError: the checkpoint was made for another model, optimizer or precision.
-    """
+    """Sets every variable from a checkpoint; raises UserError for that of another model, optimizer or precision."""
     differing = sorted(set(variables) ^ set(arrays)) or [
         name for name, variable in variables.items() if tuple(variable.shape) != arrays[name].shape
     ]

@@ -139,11 +139,7 @@ def open_console(total_steps: int, batch_size: int, is_chief: bool = True) -> It
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Reads the intact rows of a metrics file; a last line cut off by a kill is left out.
-
-    Raises:
-        UserError: the file exists but cannot be read.
-    """
+    """Reads the intact rows of a metrics file, a line cut off by a kill left out; raises UserError where it cannot."""
     rows = []
     try:
         text = path.read_text(errors="replace")

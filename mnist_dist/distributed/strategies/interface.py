@@ -32,11 +32,7 @@ class Strategy:
 
     @classmethod
     def describe_installation(cls) -> str:
-        """Says, for `mnist-dist doctor`, what the package that it needs has to offer.
-
-        Raises:
-            UserError: the package does not load.
-        """
+        """Says, for the doctor, what the package that it needs has to offer; raises UserError if it does not load."""
         return ""
 
     @classmethod
