@@ -70,11 +70,7 @@ BASELINE = "single"  # On one device: what all others are compared with.
 
 
 def choose(devices: int, *, launched: bool) -> str:
-    """Returns what `auto` means.
-
-    Args:
-        launched: whether a launcher has started this process as one of several.
-    """
+    """Returns what `auto` means where a launcher has started this process as one of several, or where none has."""
     return next(
         name
         for name, row in STRATEGIES.items()

@@ -24,13 +24,9 @@ ENDED_OR_ENDING = (*ENDED, "COMPLETING")  # Its processes have been told to end;
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """A job of a study, or a member of an array, and the points (strategy, devices) that it measures.
+    """A job of a study, or a member of an array, and the points (strategy, devices) that it measures."""
 
-    Attributes:
-        job: Slurm's number, as "17" or "17_2".
-    """
-
-    job: str
+    job: str  # Slurm's number, as "17" or "17_2".
     name: str
     points: tuple[tuple[str, int], ...]
 

@@ -55,11 +55,7 @@ class Prediction:
 
 
 def run(model: Any, paths: Sequence[Path], as_json: bool) -> int:
-    """Prints one line for each file: predictions on stdout, rejected files on stderr.
-
-    Returns:
-        The exit code: 0, or 2 if any file was rejected.
-    """
+    """Prints a line for each file, on stderr for rejected ones; returns the exit code: 0, or 2 if any was rejected."""
     width = max(len("file"), *(len(_printable(path)) for path in paths))
     exit_code = 0
     head = "" if as_json else f"{'file':<{width}}  digit  probability\n"  # Only where there is something below it.

@@ -203,9 +203,6 @@ def _unpadded(message: tf.Tensor, tensors: Sequence[tf.Tensor | keras.Variable])
 def make_eval_steps(model: keras.Model, strategy: Strategy, forward: Forward | None = None) -> EvalSteps:
     """Compiles a call that evaluates a whole set.
 
-    Args:
-        forward: as in training.
-
     Returns:
         `eval_steps(batches, count)` consumes `count` batches of (images, labels, weights) and returns float32 [3]:
         the sums of cross-entropy in nats, of correct predictions and of the weights, over all replicas.

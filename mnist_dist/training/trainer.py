@@ -191,11 +191,7 @@ def own_seconds(session: Session) -> float:
 
 
 def build(session: Session, rates: np.ndarray) -> tuple[keras.Model, keras.Optimizer]:
-    """Returns the model and its optimizer, within the strategy's scope.
-
-    Args:
-        rates: float32 [total steps].
-    """
+    """Returns the model and its optimizer, within the strategy's scope; `rates` are float32 [total steps]."""
     config, strategy = session.config, session.strategy
     precision = session.runtime.precision.value
     with strategy.scope():
