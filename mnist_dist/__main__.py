@@ -1,7 +1,5 @@
 """The `mnist-dist` command: parse, then one call. Heavy imports wait until a command needs them."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib
@@ -97,10 +95,10 @@ def add_train(commands: Any, with_flags: bool) -> None:
     )
     if not with_flags:
         return
-    from mnist_dist.config import default_texts, setting_descriptions, shipped_configs
+    from mnist_dist.config import CONFIGS, names_in, setting_descriptions
 
     parser.add_argument(
-        "--config", metavar="FILE", help=f"a YAML file, or one of: {', '.join(shipped_configs())} (default: default)"
+        "--config", metavar="FILE", help=f"a YAML file, or one of: {', '.join(names_in(CONFIGS))} (default: default)"
     )
     parser.add_argument(
         "--workdir", type=folder_argument, metavar="DIR", help="folder of the run (default: runs/CONFIG-DATE-TIME)"
@@ -108,10 +106,9 @@ def add_train(commands: Any, with_flags: bool) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="continue the run in --workdir with its settings; start it if it is new"
     )
-    descriptions, defaults = setting_descriptions(), default_texts()
     for flag, (key, options) in FLAGS.items():
-        default = "" if defaults[key] == "null" else f" (default: {defaults[key]})"
-        help_text = descriptions[key].rstrip(".") + default
+        default, description = setting_descriptions()[key]
+        help_text = description.rstrip(".") + ("" if default == "null" else f" (default: {default})")
         help_text = f"{help_text}. {options['help']}" if "help" in options else help_text
         names = (flag, *ALIASES.get(flag, ()))
         parser.add_argument(*names, dest=key, default=None, **options | {"help": help_text.replace("%", "%%")})
@@ -300,14 +297,14 @@ def run_completion(args: argparse.Namespace) -> int:
 
 def load_run(workdir: Path) -> tuple[Any, Any]:
     """Loads the model of a finished run and the data it was trained on."""
-    from mnist_dist.config import read_config
+    from mnist_dist.config import load_config
     from mnist_dist.data.dataset import load_arrays
     from mnist_dist.network.model import load_model
     from mnist_dist.runtime import select_devices
 
     select_devices()
     model = load_model(workdir)
-    return model, load_arrays(read_config(workdir / "config.yaml").data)
+    return model, load_arrays(load_config(str(workdir / "config.yaml")).data)
 
 
 def run() -> None:

@@ -1,7 +1,5 @@
 """What the command lines have in common: one line for bad input, and exit codes. Standard library only."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import errno

@@ -6,6 +6,7 @@ names the key.
 """
 
 import functools
+import operator
 import os
 import re
 import reprlib
@@ -173,18 +174,9 @@ RESUMABLE_CHANGES = {
 }
 
 
-def setting_descriptions() -> dict[str, str]:
-    """Returns every dotted key with the sentence that explains it, as default.yaml has them behind the values."""
-    return {key: text for key, (_, text) in _documented_settings().items()}
-
-
-def default_texts() -> dict[str, str]:
-    """Returns every dotted key with its default, as default.yaml has it; "null" for none."""
-    return {key: value for key, (value, _) in _documented_settings().items()}
-
-
 @functools.cache
-def _documented_settings() -> dict[str, tuple[str, str]]:
+def setting_descriptions() -> dict[str, tuple[str, str]]:
+    """Returns every dotted key with its default, "null" for none, and the sentence that explains it in default.yaml."""
     section, found = "", {}
     for line in (CONFIGS / "default.yaml").read_text(encoding="utf-8").splitlines():
         if match := re.fullmatch(r"(\w+):", line):
@@ -192,11 +184,6 @@ def _documented_settings() -> dict[str, tuple[str, str]]:
         elif match := re.fullmatch(r"( *)(\w+): (.*?) +# (.*)", line):
             found[f"{section if match[1] else ''}{match[2]}"] = match[3], match[4]
     return found
-
-
-def shipped_configs() -> list[str]:
-    """Returns the names of the configurations that come with the package."""
-    return names_in(CONFIGS)
 
 
 @functools.cache
@@ -255,11 +242,6 @@ def config_to_yaml(config: Config, *, changed_only: bool = False) -> str:
     return yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=changed_only), sort_keys=False)
 
 
-def read_config(path: Path) -> Config:
-    """Reads the complete configuration that a run wrote into its workdir."""
-    return load_config(str(path))
-
-
 def changed_setting(before: Config, after: Config) -> tuple[str, Any, Any] | None:
     """Returns the first setting that differs and must not differ when a run resumes, with both values."""
     for key in setting_descriptions():
@@ -270,10 +252,7 @@ def changed_setting(before: Config, after: Config) -> tuple[str, Any, Any] | Non
 
 
 def get_setting(config: Config, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
+    return operator.attrgetter(key)(config)
 
 
 def text_of(name: str, folder: Path, argument: str) -> str:

@@ -64,19 +64,11 @@ def check_data() -> Iterator[Finding]:
 
 
 def check_devices() -> Iterator[Finding]:
+    from mnist_dist import runtime
     from mnist_dist.cpuinfo import cpu_name
     from mnist_dist.network.forward import compile_kernels, decide_kernels
-    from mnist_dist.runtime import (
-        decide_precision,
-        decide_resident,
-        decide_xla,
-        find_device,
-        import_tensorflow,
-        select_devices,
-        why_no_gpu,
-    )
 
-    tf = import_tensorflow()
+    tf = runtime.import_tensorflow()
     usable = len(os.sched_getaffinity(0))
     yield Finding("CPU", OK, f"{cpu_name()}, {usable} of {counted(os.cpu_count() or 1, 'core')} usable by this process")
     gpus, cudnn = tf.config.list_physical_devices("GPU"), find_package("nvidia-cudnn-cu12")
@@ -89,12 +81,13 @@ def check_devices() -> Iterator[Finding]:
         problem = outdated_gpu(capability, tf.sysconfig.get_build_info(), (cudnn or ("", None))[1], driver_cuda)
         yield Finding(f"GPU:{index}", BROKEN if problem else OK, f"{shown}: {problem}" if problem else shown)
     if not gpus:
-        problem = why_no_gpu()
+        problem = runtime.why_no_gpu()
         yield Finding("GPU", BROKEN if problem else ABSENT, problem or "none; training runs on the CPU")
-    select_devices()  # What follows needs one, and no more of its memory than it takes.
-    device = find_device()
-    precision, xla = decide_precision("auto", device), decide_xla("auto", device)
-    for name, auto in (("precision", precision), ("XLA", xla), ("resident", decide_resident("auto", device))):
+    runtime.select_devices()  # What follows needs one, and no more of its memory than it takes.
+    device = runtime.find_device()
+    precision, xla = runtime.decide_precision("auto", device), runtime.decide_xla("auto", device)
+    resident = runtime.decide_resident("auto", device)
+    for name, auto in (("precision", precision), ("XLA", xla), ("resident", resident)):
         yield Finding(name, OK, f"auto picks {auto.value}: {auto.reason}")
     kernels = compile_kernels("auto", decide_kernels("auto", device, precision.value, xla.value))
     yield Finding("kernels", OK, f"auto picks {kernels.value}: {kernels.reason}")

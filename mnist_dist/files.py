@@ -96,11 +96,7 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Names `path`, a place for results, in the errors of writing it.
-
-    Raises:
-        UserError: the folder cannot be written or the disk is full.
-    """
+    """Names `path`, a place for results, in the UserError that is raised where it cannot be written."""
     try:
         yield
     except (UserError, OSError) as error:

@@ -22,4 +22,4 @@ if TYPE_CHECKING:
 else:
     keras, tf, Image, ndimage = map(Lazy, ("keras", "tensorflow", "PIL.Image", "scipy.ndimage"))
 
-__all__ = ["Image", "keras", "ndimage", "tf"]
+__all__ = ["Image", "Lazy", "keras", "ndimage", "tf"]

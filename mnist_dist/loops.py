@@ -8,10 +8,9 @@ leaves a temporary file of each behind where a process ends in a hurry. So compi
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    import tensorflow as tf
+from mnist_dist.lazy import tf
 
 State = TypeVar("State")
 
@@ -24,8 +23,6 @@ def repeat(count: tf.Tensor, step: Callable[[tf.Tensor, State], State], start: S
         step: from the index, int32 [], and the state to the next state, of the same dtypes and shapes.
         start: a tensor, or what else `tf.while_loop` carries along.
     """
-    import tensorflow as tf
-
     return tf.while_loop(
         lambda index, _: index < count,
         lambda index, state: (index + 1, step(index, state)),

@@ -55,9 +55,8 @@ def import_tensorflow() -> ModuleType:
         return sys.modules["tensorflow"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["KERAS_BACKEND"] = "tensorflow"  # Whatever other programs of the user's take.
-    os.environ.setdefault(
-        "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
-    )  # As NVIDIA's driver counts; by itself CUDA sorts by speed.
+    # As NVIDIA's driver counts; by itself CUDA sorts by speed.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     _prefer_onednn()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as notices:
@@ -201,11 +200,7 @@ def find_device() -> Device:
 
 
 def decide_precision(requested: str, device: Device) -> Decision:
-    """Picks the 16-bit type that the device computes natively, or float32.
-
-    Raises:
-        UserError: float16 was requested on a device that only emulates it.
-    """
+    """Picks the 16-bit type that the device computes natively, or float32; raises UserError for an emulated float16."""
     if requested == "mixed_float16" and not _has_float16(device):
         raise UserError(
             f"runtime.precision: received 'mixed_float16', but the {device.kind} ({device.name}) has no float16 "
@@ -230,14 +225,9 @@ def decide_precision(requested: str, device: Device) -> Decision:
 def decide_xla(
     requested: str, device: Device, exchanges_in_model: bool = False, deterministic: bool = False
 ) -> Decision:
-    """XLA fuses this small network well on GPUs; on CPUs it loses oneDNN's convolutions and is slower.
+    """Returns whether XLA compiles the steps, or raises UserError where it was requested for what it cannot compile.
 
-    Args:
-        exchanges_in_model: replicas exchange values within the model, which XLA cannot compile.
-        deterministic: XLA refuses the gradient of max pooling.
-
-    Raises:
-        UserError: XLA was requested for what it cannot compile.
+    With `exchanges_in_model`, replicas exchange values within the model.
     """
     if exchanges_in_model or deterministic:
         setting, reason = "runtime.deterministic", "XLA has no deterministic gradient of max pooling"

@@ -70,11 +70,7 @@ BASELINE = "single"  # On one device: what all others are compared with.
 
 
 def choose(devices: int, *, launched: bool) -> str:
-    """Returns what `auto` means.
-
-    Args:
-        launched: whether a launcher has started this process as one of several.
-    """
+    """Returns what `auto` means where a launcher has started this process as one of several, or where none has."""
     return next(
         name
         for name, row in STRATEGIES.items()
@@ -99,11 +95,7 @@ def missing_packages() -> frozenset[str]:
 
 
 def check_name(value: Any, *more: str) -> Any:
-    """Returns the name of a strategy, or one of some more words.
-
-    Raises:
-        ValueError: it is neither; says what was expected.
-    """
+    """Returns the name of a strategy, or one of some more words, or raises ValueError that says what was expected."""
     expected = [*more, *STRATEGIES]
     if value not in expected:
         raise ValueError(either(f"'{name}'" for name in expected))

@@ -1,7 +1,5 @@
 """`mnist-dist slurm`: submits scaling studies and surveys, shows how far they are, and ends them."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex
@@ -227,11 +225,7 @@ def make_request(args: argparse.Namespace) -> Any:
 def points_of(
     args: argparse.Namespace, devices: Sequence[int], devices_per_node: int, cores: int
 ) -> set[tuple[str, int]]:
-    """Plans the suite as the jobs will, in which each device has so many cores.
-
-    Raises:
-        UserError: they would refuse the suite or a setting.
-    """
+    """Plans the suite as the jobs will, with so many cores a device; raises UserError where they would refuse it."""
     from mnist_dist.benchmarks.measure.suite import Machine, Narrowing, load_suite, plan_cases
     from mnist_dist.config import parse_assignment
 

@@ -11,10 +11,10 @@ import itertools
 import json
 import os
 import platform
-import secrets
 import shutil
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -54,14 +54,14 @@ class Report:
 
     rank: int
     node: str
-    cores: tuple[int, ...]
+    cores: Sequence[int]
     host_cores: int
     asked_cores: int
     bound: bool
-    gpus: tuple[str, ...]
+    gpus: Sequence[str]
     promised_gpus: int
     versions: Mapping[str, str]
-    troubles: tuple[str, ...] = ()
+    troubles: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -114,19 +114,19 @@ def check(cluster: Cluster, folder: Path, join_seconds: float = JOIN_SECONDS) ->
 # --- What all ranks do ---
 
 
-def look_around(cluster: Cluster, environment: Mapping[str, str], troubles: Iterable[str] = ()) -> Report:
+def look_around(cluster: Cluster, environment: Mapping[str, str], troubles: Iterable[str]) -> Report:
     gpus, driver = ask_driver(environment)
     return Report(
         rank=cluster.rank,
         node=cluster.hosts[cluster.rank],
-        cores=tuple(sorted(os.sched_getaffinity(0))),
+        cores=sorted(os.sched_getaffinity(0)),
         host_cores=os.cpu_count() or 1,
         asked_cores=int(environment.get("SLURM_CPUS_PER_TASK") or 0),
         bound=environment.get("SLURM_CPU_BIND_TYPE", "none") not in ("", "none"),
-        gpus=tuple(gpus),
+        gpus=gpus,
         promised_gpus=int(environment.get("SLURM_GPUS_ON_NODE") or 0),
         versions=versions() | driver,
-        troubles=(*troubles, *gpu_troubles(cluster, environment)),
+        troubles=[*troubles, *gpu_troubles(cluster, environment)],
     )
 
 
@@ -242,20 +242,17 @@ def unreachable_nodes(cluster: Cluster) -> Iterator[str]:
 def lead(cluster: Cluster, folder: Path, join_seconds: float) -> list[str]:
     """Meets the other ranks, collects their reports and returns all findings; says so when there is none."""
     begun = time.monotonic()
-    token = secrets.token_hex(8)
     with contextlib.ExitStack() as stack:
         lines, missing = stack.enter_context(meeting(cluster, join_seconds))
         if missing:
             return [missing]
         clocks = {0: Clock()} | {rank: measure_clock(line) for rank, line in lines.items()}
-        stack.callback(remove_token, cluster, folder, token)
-        troubles = list(write_token(cluster, folder, token))
-        is_written = not troubles
+        token, troubles = stack.enter_context(token_file(cluster, folder))
         for line in lines.values():
-            line.send({"token": token if is_written else ""})
+            line.send({"token": token})
         troubles += unreachable_nodes(cluster)
         reports = [look_around(cluster, os.environ, troubles)]
-        reports += [line.receive_report() for _, line in sorted(lines.items())]
+        reports += [Report(**line.receive()) for _, line in sorted(lines.items())]
         findings = compare(reports, clocks)
         for note in hidden_peers(reports):
             print(f"pre-flight: note: {note}", file=sys.stderr)
@@ -364,50 +361,48 @@ def ranges(numbers: Sequence[int]) -> str:
 # --- The shared folder ---
 
 
-def write_token(cluster: Cluster, folder: Path, token: str) -> Iterator[str]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        token_file(folder, token, cluster.rank).write_text(token)
-    except OSError as error:
-        yield f"{place_of(cluster, cluster.rank)} cannot write into the folder '{folder}' ({error.strerror})"
+@contextlib.contextmanager
+def token_file(cluster: Cluster, folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yields the name of a new file that holds it, and is there meanwhile; or else "", and what is wrong."""
+    token, troubles = "", []
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".preflight-", delete=False) as file:
+                stack.callback(Path(file.name).unlink, missing_ok=True)
+                file.write(Path(file.name).name)
+            token = Path(file.name).name
+        except OSError as error:
+            place = place_of(cluster, cluster.rank)
+            troubles.append(f"{place} cannot write into the folder '{folder}' ({error.strerror})")
+        yield token, troubles
 
 
-def read_token(file: Path, token: str) -> Iterator[str]:
-    """Reads what another rank has written; yields the reason when that fails."""
+def read_token(file: Path) -> str | None:
+    """Reads what another rank has written; returns the reason when that fails."""
     deadline = time.monotonic() + FILE_SECONDS  # Another node may see a new file with delay.
     while True:
         try:
             os.listdir(file.parent)  # noqa: PTH208 - makes NFS look again.
-            if file.read_text() == token:
-                return
+            if file.read_text() == file.name:
+                return None
             reason = "it has another content"
         except OSError as error:
             reason = error.strerror or str(error)
         if time.monotonic() > deadline:
-            yield reason
-            return
+            return reason
         time.sleep(0.1)
 
 
-def share_files(cluster: Cluster, folder: Path, token: str) -> Iterator[str]:
-    """Another rank's part: reads what rank 0 has written, and writes its own."""
-    for reason in read_token(token_file(folder, token, 0), token):
-        yield (
+def share_files(cluster: Cluster, folder: Path, token: str) -> list[str]:
+    """Another rank's part: reads what rank 0 has written, and writes its own; returns what is wrong."""
+    if reason := read_token(folder / token):
+        return [
             f"{place_of(cluster, cluster.rank)} does not see in '{folder}' what rank 0 on node {cluster.hosts[0]} has "
             f"written ({reason}); expected a folder that all nodes share"
-        )
-        return
-    yield from write_token(cluster, folder, token)
-    remove_token(cluster, folder, token)
-
-
-def remove_token(cluster: Cluster, folder: Path, token: str) -> None:
-    with contextlib.suppress(OSError):
-        token_file(folder, token, cluster.rank).unlink(missing_ok=True)
-
-
-def token_file(folder: Path, token: str, rank: int) -> Path:
-    return folder / f".preflight-{token}.{rank}"
+        ]
+    with token_file(cluster, folder) as (_, troubles):
+        return troubles
 
 
 # --- How the ranks talk: lines of JSON ---
@@ -433,11 +428,6 @@ class Line:
             if not text:
                 raise ConnectionError("it has ended")
             return json.loads(text)
-
-    def receive_report(self) -> Report:
-        content = self.receive()
-        lists = {name: tuple(value) for name, value in content.items() if isinstance(value, list)}
-        return Report(**content | lists)
 
     @contextlib.contextmanager
     def _errors_named(self) -> Iterator[None]:
@@ -491,7 +481,7 @@ def follow(cluster: Cluster, folder: Path, join_seconds: float) -> list[str]:
         line = Line(connection, 2 * join_seconds, f"{here} waited, but {chief}")
         while (question := line.receive()).get("time"):
             line.send({"time": time.time()})
-        troubles = list(share_files(cluster, folder, question["token"])) if question["token"] else []
+        troubles = share_files(cluster, folder, question["token"]) if question["token"] else []
         troubles += unreachable_nodes(cluster)
         line.send(dataclasses.asdict(look_around(cluster, os.environ, troubles)))
         with contextlib.suppress(UserError):

@@ -105,11 +105,7 @@ def check_partition(name: str | None, gpus_per_node: int) -> None:
 
 
 def test_submission(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Lets Slurm say, without submitting, whether it would take a job.
-
-    Raises:
-        UserError: it would not; with Slurm's reason.
-    """
+    """Lets Slurm say, without submitting, whether it would take a job; raises UserError with its reason if not."""
     done = _run([command[0], "--test-only", *command[1:]], environment)
     if done.returncode:
         reason = _reason(done)

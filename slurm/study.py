@@ -1,7 +1,5 @@
 """The jobs of a scaling study: which there are, and the sbatch command of each. Text only; nothing is run here."""
 
-from __future__ import annotations
-
 import math
 import shlex
 from collections.abc import Collection, Mapping, Sequence

@@ -24,13 +24,9 @@ ENDED_OR_ENDING = (*ENDED, "COMPLETING")  # Its processes have been told to end;
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """A job of a study, or a member of an array, and the points (strategy, devices) that it measures.
+    """A job of a study, or a member of an array, and the points (strategy, devices) that it measures."""
 
-    Attributes:
-        job: Slurm's number, as "17" or "17_2".
-    """
-
-    job: str
+    job: str  # Slurm's number, as "17" or "17_2".
     name: str
     points: tuple[tuple[str, int], ...]
 
@@ -57,11 +53,7 @@ def record_file(results: Path) -> Path:
 
 
 def check_submission(request: Request, jobs: Sequence[Job], environment: Mapping[str, str]) -> None:
-    """Finds what would make a study fail, before anything of it is submitted.
-
-    Raises:
-        UserError: Slurm is not there or would refuse a job, or the results folder cannot be used.
-    """
+    """Raises UserError for what would make a study fail, before anything of it is submitted."""
     scheduler.require_sbatch()
     most = max(request.devices)
     per_node = min(most, request.devices_per_node) if request.gpus else 0
@@ -131,11 +123,7 @@ def _take_back(ids: Sequence[str]) -> str:
 
 
 def read_submitted(results: Path) -> Submitted:
-    """Reads who measures what in a results folder.
-
-    Raises:
-        UserError: no study was submitted there, or the record is damaged.
-    """
+    """Reads who measures what in a results folder; raises UserError where no study was submitted, or it is damaged."""
     file = record_file(results)
     try:
         return RECORD.validate_json(file.read_bytes())

@@ -21,7 +21,7 @@ from PIL import Image
 
 import mnist_dist
 from mnist_dist.__main__ import FLAGS, SHELLS, describe_result, main, make_parser
-from mnist_dist.config import Config, load_config, read_config
+from mnist_dist.config import Config, load_config
 from mnist_dist.data.dataset import Arrays
 from mnist_dist.runtime import find_device
 from mnist_dist.training.writers import Console
@@ -445,7 +445,7 @@ def test_defaults_give_way_to_the_file_and_the_file_to_flags(
     assert main(["train", "--config", "mine.yaml", *SMALL, "--set", f"data.path={tiny_mnist}", *flags]) == 0
     (workdir,) = Path("runs").iterdir()
     assert re.fullmatch(r"mine-\d{8}-\d{6}", workdir.name)
-    config = read_config(workdir / "config.yaml")
+    config = load_config(str(workdir / "config.yaml"))
     assert config.optimizer.learning_rate == Config().optimizer.learning_rate, "a default"
     assert (config.seed, config.training.steps) == (7, 1), "from the file"
     assert (config.training.batch_size, config.model.batch_norm) == (32, False), "from flags, over the file"

@@ -15,18 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mnist_dist.config import IMAGE_SIZE, DataConfig
 from mnist_dist.errors import UserError, one_line
-from mnist_dist.lazy import Lazy
-
-if TYPE_CHECKING:
-    import tensorflow as tf
-else:
-    tf = Lazy("tensorflow")
+from mnist_dist.lazy import tf
 
 NUM_CLASSES = 10
 IMAGES_AT_ONCE = 2048  # That the training pipeline gathers in one go, as waking its threads for each batch costs more.

@@ -98,11 +98,7 @@ class Cluster:
 
 
 def find_cluster(environment: Mapping[str, str]) -> Cluster:
-    """Reads the place of this process from the variables of whichever launcher started it.
-
-    Raises:
-        UserError: a launcher's variables are incomplete or contradict one another.
-    """
+    """Reads this process' place from its launcher's variables; raises UserError where they do not fit together."""
     return dataclasses.replace(_find_place(environment), secret=environment.get(SECRET_VARIABLE, ""))
 
 
@@ -144,11 +140,7 @@ def _is_interactive(environment: Mapping[str, str]) -> bool:
 
 
 def _refuse_unknown(environment: Mapping[str, str]) -> None:
-    """Refuses to be one of several processes that all take themselves for the only one.
-
-    Raises:
-        UserError: a launcher that this package does not know has started them.
-    """
+    """Raises UserError where an unknown launcher has started several processes: each would think it is the only one."""
     counts = {name: _count(environment, name) for name, (_, rank) in _UNKNOWN.items() if rank in environment}
     if "SLURM_STEP_NUM_TASKS" in environment:
         counts.pop("PMI_SIZE", None)  # It is srun's, with --mpi=pmi2.

@@ -243,11 +243,7 @@ def run_rank() -> None:
 
 
 def patch_source(source: Path) -> None:
-    """Repairs the unpacked source distribution in place; see PATCHES_FILE.
-
-    Raises:
-        BuildError: a text to be replaced is not there exactly once.
-    """
+    """Repairs the unpacked source, see PATCHES_FILE; raises BuildError where a text is not there exactly once."""
     import yaml
 
     for patch in yaml.safe_load(PATCHES_FILE.read_text(encoding="utf-8")):

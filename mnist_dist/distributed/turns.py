@@ -115,11 +115,7 @@ class Turns:
 
 
 def connect(address: str) -> socket.socket:
-    """Connects to a harness.
-
-    Raises:
-        TrainingError: nobody listens there.
-    """
+    """Connects to a harness, or raises TrainingError where nobody listens."""
     host, _, port = address.rpartition(":")
     try:
         connection = socket.create_connection((host, int(port)), timeout=30)

@@ -16,15 +16,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mnist_dist.doctor import ABSENT, BROKEN, OK, Finding, check_devices, check_strategies, guarded
 from mnist_dist.gpus import open_nvml
-
-if TYPE_CHECKING:
-    import tensorflow as tf
+from mnist_dist.lazy import keras, tf
 
 SLOW = "SLOW"  # It works, and takes longer than it has to.
 BATCH_SIZE = 64  # Of the gradients that are compared.
@@ -128,9 +125,6 @@ def check_xla(devices: Sequence[str]) -> Iterator[Finding]:
 
 def gradient(device: str, form: Form, batch_size: int = BATCH_SIZE) -> np.ndarray:
     """Returns the gradient of the sum of a batch's losses by all weights of a new network, float64 in one row."""
-    import keras
-    import tensorflow as tf
-
     from mnist_dist.config import DataConfig, ModelConfig
     from mnist_dist.data.dataset import load_arrays
     from mnist_dist.network.model import build_model
@@ -208,8 +202,6 @@ def check_horovod(_: Sequence[str]) -> Iterator[Finding]:
 
 def check_batch(devices: Sequence[str], first: int = 4096, last: int = 2**20) -> Iterator[Finding]:
     """Doubles the batch of a gradient until memory does not suffice; each is told, lest one ends the process."""
-    import tensorflow as tf
-
     for batch in (first << doublings for doublings in range((last // first).bit_length())):
         try:
             gradient(devices[0], ARITHMETIC["float32"], batch)
@@ -221,8 +213,6 @@ def check_batch(devices: Sequence[str], first: int = 4096, last: int = 2**20) ->
 
 def _capability(device: str) -> tuple[int, ...]:
     """Returns the compute capability of a GPU; that of another device suffices for all."""
-    import tensorflow as tf
-
     kind, _, index = device.rpartition(":")
     gpu = tf.config.get_visible_devices("GPU")[int(index)] if kind == "GPU" else None
     return tf.config.experimental.get_device_details(gpu).get("compute_capability", ()) if gpu else (99,)

@@ -1,7 +1,5 @@
 """Trainings as users start them: whether all strategies come to equal weights, and how long steps take."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import sys

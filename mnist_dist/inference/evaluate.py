@@ -3,14 +3,12 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mnist_dist.data.dataset import NUM_CLASSES
-
-if TYPE_CHECKING:
-    import keras
+from mnist_dist.lazy import keras, tf
 
 SMALLEST_PROBABILITY = 1e-7  # Keras clips its cross-entropy here too, so the two losses agree.
 
@@ -43,8 +41,6 @@ def predict(model: "keras.Model", images: np.ndarray, batch_size: int = 1000) ->
 
     Every image is seen exactly once; the last batch may be smaller.
     """
-    import tensorflow as tf
-
     pixels = tf.TensorSpec([None, 28, 28, 1], tf.uint8)  # Not the batch size: the last batch would be traced anew.
     forward = tf.function(lambda batch: model(batch, training=False), input_signature=[pixels], autograph=False)
     batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))

@@ -16,20 +16,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from mnist_dist.data.dataset import Arrays
 from mnist_dist.errors import UserError
 from mnist_dist.files import reason_of
-from mnist_dist.lazy import Lazy
-
-if TYPE_CHECKING:
-    import keras
-    import tensorflow as tf
-else:
-    keras, tf = Lazy("keras"), Lazy("tensorflow")
+from mnist_dist.lazy import keras, tf
 
 Format = Literal["savedmodel", "tflite", "tflite-int8"]
 FILE_NAMES = {"savedmodel": "saved_model", "tflite": "model.tflite", "tflite-int8": "model-int8.tflite"}
@@ -58,8 +52,6 @@ def export(model: "keras.Model", arrays: Arrays, destination_folder: Path, forma
     Args:
         model: takes pixels float32 [batch, 28, 28, 1], 0 to 255, and returns probabilities float32 [batch, 10].
         arrays: some training images calibrate `tflite-int8`; the test images measure the accuracy.
-        destination_folder: made if it is missing.
-        format: decides the name, see `FILE_NAMES`.
 
     Raises:
         UserError: the folder cannot be written, something else has the name of the export, or the model does not

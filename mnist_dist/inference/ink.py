@@ -4,9 +4,7 @@ import itertools
 
 import numpy as np
 
-from mnist_dist.lazy import Lazy
-
-ndimage = Lazy("scipy.ndimage")
+from mnist_dist.lazy import ndimage
 
 MIN_CONTRAST_LEVELS = 8.0  # Of 255 grey levels, between ink and paper.
 MIN_CONTRAST_SIGMAS = 6.0  # The same contrast in standard deviations of the paper's noise.

@@ -5,6 +5,8 @@ strokes are found (`ink.py`), scaled so that their longer side is 20 pixels, and
 middle of 28 x 28 pixels, as the makers of MNIST did (LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist).
 """
 
+from __future__ import annotations
+
 import functools
 import itertools
 import json
@@ -15,7 +17,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +25,7 @@ from mnist_dist.config import DataConfig
 from mnist_dist.data.dataset import load_arrays
 from mnist_dist.errors import EXIT_BAD_INPUT, UserError
 from mnist_dist.inference.ink import INK_FRACTION, NotOneDigitError, find_strokes
-
-if TYPE_CHECKING:
-    from PIL import Image
+from mnist_dist.lazy import Image, ndimage
 
 MAX_FILE_BYTES = 50_000_000
 MAX_PIXELS = 50_000_000
@@ -55,11 +55,7 @@ class Prediction:
 
 
 def run(model: Any, paths: Sequence[Path], as_json: bool) -> int:
-    """Prints one line for each file: predictions on stdout, rejected files on stderr.
-
-    Returns:
-        The exit code: 0, or 2 if any file was rejected.
-    """
+    """Prints a line for each file, on stderr for rejected ones; returns the exit code: 0, or 2 if any was rejected."""
     width = max(len("file"), *(len(_printable(path)) for path in paths))
     exit_code = 0
     head = "" if as_json else f"{'file':<{width}}  digit  probability\n"  # Only where there is something below it.
@@ -140,8 +136,6 @@ def _load_or_error(path: Path) -> np.ndarray | UserError:
 
 def _read_grey(path: Path) -> np.ndarray:
     """Returns float32 [height, width] grey levels 0..255, with a longer side of `FIELD_PIXELS` to `WORKING_PIXELS`."""
-    from PIL import Image
-
     _check_file(path)
     Image.init()
     try:
@@ -189,7 +183,7 @@ def _printable(path: Path | str) -> str:
     return "".join(character if character.isprintable() else "?" for character in str(path))
 
 
-def _grey(image: "Image.Image") -> np.ndarray:
+def _grey(image: Image.Image) -> np.ndarray:
     """Decodes, reduces and turns upright; see `_read_grey`."""
     from PIL import ImageOps
 
@@ -207,14 +201,11 @@ def _grey(image: "Image.Image") -> np.ndarray:
     return pixels if pixels.ndim == 2 else _without_colour(pixels[..., :3], pixels[..., 3:] / 255)
 
 
-def _stretched(levels: np.ndarray) -> "Image.Image":
+def _stretched(levels: np.ndarray) -> Image.Image:
     """Maps the range in use, which may be 12 of 16 bits or 0..1, to 0..255.
 
     The range is that of medians of nine neighbours, so that a hot or dead pixel does not count.
     """
-    from PIL import Image
-    from scipy import ndimage
-
     levels = np.nan_to_num(levels, posinf=0, neginf=0)
     for used in (ndimage.median_filter(levels, 3), levels):  # The latter where all strokes are a pixel wide.
         low, high = float(used.min()), float(used.max())
@@ -245,8 +236,6 @@ def _backdrop(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 def _scaled(ink: np.ndarray) -> np.ndarray:
     """Makes the longer side 20 pixels and the strokes as bright as MNIST's, to 0..1."""
-    from PIL import Image
-
     height, width = (max(1, round(side * DIGIT_PIXELS / max(ink.shape))) for side in ink.shape)
     resized = Image.fromarray(ink.astype(np.float32)).resize((width, height), Image.Resampling.HAMMING)
     digit = np.asarray(resized)

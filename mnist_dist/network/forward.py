@@ -9,19 +9,16 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mnist_dist import cpuinfo
 from mnist_dist.config import ModelConfig, RuntimeConfig
 from mnist_dist.errors import UserError
+from mnist_dist.lazy import keras, tf
 from mnist_dist.network import flops
 from mnist_dist.network.cpu import build as kernel_build
 from mnist_dist.network.cpu import forward as cpu_forward
 from mnist_dist.runtime import Decision, Device, Runtime, import_tensorflow
-
-if TYPE_CHECKING:
-    import keras
-    import tensorflow as tf
 
 
 @dataclass(frozen=True)
@@ -70,14 +67,7 @@ class Form:
 def choose_form(config: RuntimeConfig, runtime: Runtime, *, batch_norm: bool = False) -> Form:
     """Decides what `kernels: auto` means, compiles what is needed, and gives TensorFlow the threads for it.
 
-    TensorFlow must not have touched its devices before.
-
-    Args:
-        config: with the strategy resolved.
-        batch_norm: whether the model normalises over the batch.
-
-    Raises:
-        UserError: the fused form was requested where there is none.
+    TensorFlow must not have touched its devices before. Raises UserError as `decide_kernels` does.
     """
     decided = decide_kernels(config.kernels, runtime.device, runtime.precision.value, runtime.xla.value, batch_norm)
     kernels = compile_kernels(config.kernels, decided)
@@ -88,9 +78,6 @@ def choose_form(config: RuntimeConfig, runtime: Runtime, *, batch_norm: bool = F
 
 def decide_kernels(requested: str, device: Device, precision: str, xla: str, batch_norm: bool = False) -> Decision:
     """Picks the layers of Keras (plain), or the same function in a form that CPUs compute faster (fused).
-
-    Args:
-        precision, xla: as decided.
 
     Raises:
         UserError: the fused form was requested where there is none.
@@ -118,10 +105,9 @@ def decide_kernels(requested: str, device: Device, precision: str, xla: str, bat
 
 
 def compile_kernels(requested: str, decided: Decision) -> Decision:
-    """Compiles what the fused form needs, the first time; where that fails, the layers of Keras take its place.
+    """Compiles what the fused form needs, the first time.
 
-    Raises:
-        UserError: the fused form was requested.
+    Where that fails, the layers of Keras take its place, or UserError is raised if the fused form was requested.
     """
     if decided.value == "plain":
         return decided

@@ -5,18 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mnist_dist.config import ModelConfig
 from mnist_dist.data.dataset import IMAGE_SIZE, NUM_CLASSES
 from mnist_dist.errors import UserError
-from mnist_dist.lazy import Lazy
-
-if TYPE_CHECKING:
-    import keras
-    import tensorflow as tf
-else:
-    keras, tf = Lazy("keras"), Lazy("tensorflow")
+from mnist_dist.lazy import keras, tf
 
 # Mean and standard deviation of all pixels of MNIST's 60,000 training images (checked by a test).
 PIXEL_MEAN = 33.3184
@@ -87,11 +81,7 @@ def build_inference_model(config: ModelConfig, trained: keras.Model, temperature
 
 
 def load_model(workdir: Path) -> keras.Model:
-    """Loads the finished model of a workdir.
-
-    Raises:
-        UserError: there is none, or the file is damaged.
-    """
+    """Loads the finished model of a workdir, or raises UserError where there is none or it is damaged."""
     file = workdir / "model.keras"
     if not workdir.is_dir():
         what = "is a file" if workdir.exists() else "does not exist"

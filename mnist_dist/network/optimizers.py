@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mnist_dist.config import OptimizerConfig
-from mnist_dist.lazy import Lazy
-
-if TYPE_CHECKING:
-    import keras
-    import tensorflow as tf
-else:
-    keras, tf = Lazy("keras"), Lazy("tensorflow")
+from mnist_dist.lazy import keras, tf
 
 
 def build_optimizer(

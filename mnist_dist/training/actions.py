@@ -6,24 +6,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from mnist_dist.distributed.strategies.interface import Strategy
 from mnist_dist.errors import TrainingError
-from mnist_dist.lazy import Lazy
+from mnist_dist.lazy import keras, tf
 from mnist_dist.training import guard
 from mnist_dist.training.checkpoint import Checkpoints, read_variables
 from mnist_dist.training.plan import PROFILED_STEPS
 from mnist_dist.training.steps import EvalSteps
 from mnist_dist.training.writers import Writer
-
-if TYPE_CHECKING:
-    import keras
-    import tensorflow as tf
-else:
-    tf = Lazy("tensorflow")
 
 
 @dataclass

@@ -9,8 +9,8 @@ from mnist_dist.training.step_times import StepClock
 from mnist_dist.training.steps import StepCall
 
 
-class Ration:
-    """How many steps a training may take until others have their turn; without others, all that it asks for."""
+class ByTurns:
+    """One rank's part, a turn after another; without others to take turns with, it may train as it likes."""
 
     def __init__(self, turns: Turns | None, clock: StepClock, watchdog: Watchdog, preemption: Preemption) -> None:
         self._turns, self._clock, self._watchdog, self._preemption = turns, clock, watchdog, preemption
@@ -21,37 +21,31 @@ class Ration:
         if self._turns is None:
             return count
         if self._left == 0:
-            turn = next_turn(self._turns, self._clock, self._watchdog, self._preemption)
+            turn = self._next(self._turns)
             self._left = turn.steps if turn else 0
         allowed = min(count, self._left)
         self._left -= allowed
         return allowed
 
+    def measure(self, call_of: Callable[[str], StepCall]) -> None:
+        """Takes steps of the variants that a harness asks for until it asks for no more.
 
-def measure_by_turns(
-    turns: Turns,
-    call_of: Callable[[str], StepCall],
-    clock: StepClock,
-    watchdog: Watchdog,
-    preemption: Preemption,
-) -> None:
-    """Takes steps of the variants that a harness asks for, a turn after another, until it asks for no more.
+        What the weights become does not matter any more: without all-reduce, they are not those of any training.
+        """
+        if self._turns is None:
+            return
+        self._turns.is_training = False
+        while (turn := self._next(self._turns)) is not None:
+            take_steps = call_of(turn.variant)
+            if turn.lead:
+                with self._clock.paused():
+                    take_steps(turn.lead)
+            take_steps(turn.steps)
+            self._clock.stop_window(turn.steps)
 
-    What the weights become does not matter any more: without all-reduce, they are not those of any training.
-    """
-    turns.is_training = False
-    while (turn := next_turn(turns, clock, watchdog, preemption)) is not None:
-        take_steps = call_of(turn.variant)
-        if turn.lead:
-            with clock.paused():
-                take_steps(turn.lead)
-        take_steps(turn.steps)
-        clock.stop_window(turn.steps)
-
-
-def next_turn(turns: Turns, clock: StepClock, watchdog: Watchdog, preemption: Preemption) -> Turn | None:
-    """Ends this turn and returns the next, once it has come; the wait is in no time that counts."""
-    with clock.paused(), watchdog.without_limit("waiting for its turn"):
-        turns.done(*clock.end_turn())
-        clock.turn = turns.wait(lambda: preemption.received)
-    return clock.turn
+    def _next(self, turns: Turns) -> Turn | None:
+        """Ends this turn and returns the next, once it has come; the wait is in no time that counts."""
+        with self._clock.paused(), self._watchdog.without_limit("waiting for its turn"):
+            turns.done(*self._clock.end_turn())
+            self._clock.turn = turns.wait(lambda: self._preemption.received)
+        return self._clock.turn

@@ -12,15 +12,13 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mnist_dist.errors import UserError
 from mnist_dist.files import atomic_write
-
-if TYPE_CHECKING:
-    import keras
+from mnist_dist.lazy import keras
 
 _NOTE = "progress.json"
 
@@ -87,11 +85,7 @@ def read_variables(variables: Mapping[str, keras.Variable]) -> dict[str, np.ndar
 
 
 def assign_variables(variables: Mapping[str, keras.Variable], arrays: Mapping[str, np.ndarray]) -> None:
-    """Sets every variable from a checkpoint.
-
-    Raises:
-        UserError: the checkpoint was made for another model, optimizer or precision.
-    """
+    """Sets every variable from a checkpoint; raises UserError for that of another model, optimizer or precision."""
     differing = sorted(set(variables) ^ set(arrays)) or [
         name for name, variable in variables.items() if tuple(variable.shape) != arrays[name].shape
     ]

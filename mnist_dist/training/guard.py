@@ -7,21 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mnist_dist.data.resident import Resident
 from mnist_dist.distributed.strategies.interface import Strategy, all_gather
 from mnist_dist.errors import TrainingError
-from mnist_dist.lazy import Lazy
+from mnist_dist.lazy import keras, tf
 from mnist_dist.loops import repeat
-
-if TYPE_CHECKING:
-    import keras
-    import tensorflow as tf
-else:
-    keras, tf = Lazy("keras"), Lazy("tensorflow")
 
 
 def check_shards(

@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import platform
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import mnist_dist
 from mnist_dist.config import Config
@@ -15,12 +14,10 @@ from mnist_dist.errors import one_line
 from mnist_dist.files import atomic_path
 from mnist_dist.inference.calibration import calibration_images, fit_temperature
 from mnist_dist.inference.evaluate import Evaluation, predict, summarize
+from mnist_dist.lazy import keras
 from mnist_dist.network.model import build_inference_model
 from mnist_dist.training.workdir import Workdir
 from mnist_dist.training.writers import read_rows
-
-if TYPE_CHECKING:
-    import keras
 
 
 def save_deliverables(

@@ -17,6 +17,7 @@ import numpy as np
 
 from mnist_dist.distributed.strategies.interface import Strategy, all_gather
 from mnist_dist.distributed.turns import Turn
+from mnist_dist.lazy import tf
 
 
 @dataclass
@@ -30,6 +31,7 @@ class StepClock:
     window_cycles: list[int] = field(default_factory=list)  # Of the turns in which they were trained, if by turns.
     window_variants: list[str] = field(default_factory=list)
     turn: Turn | None = None  # Which this rank has, where it takes turns with others.
+    began: float = field(default_factory=time.perf_counter)  # When this process' part in the run did.
     _turn_start: int = 0
     _edge: float = 0.0
     _paused: float = 0.0
@@ -112,8 +114,6 @@ def peak_memory_bytes() -> int:
 
 def peak_device_memory_bytes() -> int | None:
     """Returns the most memory that TensorFlow has used on this process' GPUs, together; None without a GPU."""
-    import tensorflow as tf
-
     gpus = tf.config.list_logical_devices("GPU")
     if not gpus:
         return None

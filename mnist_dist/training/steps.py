@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from mnist_dist.data.resident import Resident
 from mnist_dist.distributed.strategies.interface import Strategy
-from mnist_dist.lazy import Lazy
+from mnist_dist.lazy import keras, tf
 from mnist_dist.loops import repeat
 from mnist_dist.network.forward import Forward
 
-if TYPE_CHECKING:
-    import keras
-    import numpy as np
-    import tensorflow as tf
-else:
-    keras, tf = Lazy("keras"), Lazy("tensorflow")
-
 TrainSteps = Callable[["tf.data.Iterator", int], "tf.Tensor"]
-StepCall = Callable[[int], "np.ndarray"]  # Takes so many steps; returns float32 [steps, 2] as `TrainSteps` does.
+StepCall = Callable[[int], np.ndarray]  # Takes so many steps; returns float32 [steps, 2] as `TrainSteps` does.
 EvalSteps = Callable[["tf.data.Iterator", int], "tf.Tensor"]
 ALIGNED = 32  # Elements: 64 bytes of bfloat16. TensorFlow copies a part of a tensor that begins elsewhere.
 
@@ -207,9 +202,6 @@ def _unpadded(message: tf.Tensor, tensors: Sequence[tf.Tensor | keras.Variable])
 
 def make_eval_steps(model: keras.Model, strategy: Strategy, forward: Forward | None = None) -> EvalSteps:
     """Compiles a call that evaluates a whole set.
-
-    Args:
-        forward: as in training.
 
     Returns:
         `eval_steps(batches, count)` consumes `count` batches of (images, labels, weights) and returns float32 [3]:

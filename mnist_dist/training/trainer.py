@@ -10,21 +10,12 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mnist_dist.config import Config
-from mnist_dist.data.dataset import (
-    Arrays,
-    Shard,
-    doubts,
-    load_arrays,
-    make_eval_dataset,
-    make_synthetic_dataset,
-    make_train_dataset,
-    num_eval_steps,
-)
+from mnist_dist.data import dataset
 from mnist_dist.data.resident import Resident
 from mnist_dist.distributed.cluster import Cluster, find_cluster
 from mnist_dist.distributed.launch import join_ranks
@@ -36,6 +27,7 @@ from mnist_dist.distributed.turns import FULL, Turns, join_turns
 from mnist_dist.distributed.watchdog import EXIT_LOST_RANKS, Watchdog
 from mnist_dist.errors import TrainingError, UserError, counted
 from mnist_dist.files import write_json
+from mnist_dist.lazy import keras, tf
 from mnist_dist.network.forward import Form, choose_form
 from mnist_dist.network.model import build_model
 from mnist_dist.network.optimizers import build_optimizer
@@ -55,7 +47,7 @@ from mnist_dist.training.actions import (
     is_due,
     steps_until_due,
 )
-from mnist_dist.training.by_turns import Ration, measure_by_turns
+from mnist_dist.training.by_turns import ByTurns
 from mnist_dist.training.checkpoint import Checkpoints, assign_variables, variables_by_name
 from mnist_dist.training.plan import PROFILED_STEPS, Plan, make_plan
 from mnist_dist.training.results import library_versions, save_deliverables
@@ -64,10 +56,6 @@ from mnist_dist.training.steps import StepCall, make_eval_steps, make_train_step
 from mnist_dist.training.variants import VARIANTS
 from mnist_dist.training.workdir import Workdir, check_workdir, claim_workdir, record_config
 from mnist_dist.training.writers import Console, JsonLines, TensorBoard, Writer, open_console
-
-if TYPE_CHECKING:
-    import keras
-    import tensorflow as tf
 
 AGREEMENT_SECONDS = 0.2  # Between two agreements, about; the length of a window of a run that only measures.
 
@@ -84,13 +72,13 @@ def train(config: Config, workdir: Path, resume: bool = False) -> dict[str, Any]
         UserError: the input is bad, see its message; nothing that existed was overwritten.
         TrainingError: the loss was not finite, or the guard found a fault.
     """
-    started = time.perf_counter()
+    clock = StepClock()
     cluster = find_cluster(os.environ)
     config = config.model_copy(update={"runtime": resolve_strategy(config.runtime, cluster)})
     folder = check_workdir(workdir, config, resume) if cluster.is_chief else Workdir(workdir)
     if resume and (result := folder.read_result()) and result["status"] == "completed":
         return result
-    arrays = load_arrays(config.data)
+    arrays = dataset.load_arrays(config.data)
     plan = make_plan(config, len(arrays.train_images))
     with contextlib.ExitStack() as stack:
         preemption = stack.enter_context(Preemption())
@@ -113,19 +101,7 @@ def train(config: Config, workdir: Path, resume: bool = False) -> dict[str, Any]
         turns = stack.enter_context(join_turns(os.environ, cluster.rank, cluster.size))
         console = stack.enter_context(open_console(plan.total_steps, config.training.batch_size, cluster.is_chief))
         session = Session(
-            config,
-            arrays,
-            plan,
-            cluster,
-            runtime,
-            form,
-            strategy,
-            folder,
-            console,
-            watchdog,
-            preemption,
-            turns,
-            started,
+            config, arrays, plan, cluster, runtime, form, strategy, folder, console, watchdog, preemption, turns, clock
         )
         with lost_ranks_explained(cluster):
             result = run_session(session, resume)
@@ -139,7 +115,7 @@ class Session:
     """One process' part in a run, from its start to its end."""
 
     config: Config
-    arrays: Arrays
+    arrays: dataset.Arrays
     plan: Plan
     cluster: Cluster
     runtime: Runtime
@@ -150,7 +126,7 @@ class Session:
     watchdog: Watchdog
     preemption: Preemption
     turns: Turns | None  # With other groups of processes, where a harness of benchmarks grants them.
-    started: float  # time.perf_counter() when the process' part began.
+    clock: StepClock
 
     @property
     def resident(self) -> Decision:
@@ -195,13 +171,12 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
     if config.runtime.guard:
         check_shards(session)
 
-    clock = StepClock()
     call_of = make_step_calls(session, model, optimizer, progress.step)
-    train_steps_to_the_end(session, call_of(FULL), progress, actions, clock)
+    by_turns = ByTurns(session.turns, session.clock, session.watchdog, session.preemption)
+    train_steps_to_the_end(session, call_of(FULL), progress, actions, by_turns)
     result = leave_results(session, model, progress, save_checkpoint)
-    if session.turns is not None:
-        measure_by_turns(session.turns, call_of, clock, session.watchdog, session.preemption)
-    step_times = gather_step_times(clock, strategy, session.cluster.hosts)
+    by_turns.measure(call_of)
+    step_times = gather_step_times(session.clock, strategy, session.cluster.hosts)
     if strategy.is_chief:
         session.folder.check_there()
         write_json(session.folder.step_times_file, step_times)
@@ -212,15 +187,11 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
 def own_seconds(session: Session) -> float:
     """Returns how long this process' part has taken, without the turns of others."""
     waited = session.turns.waited_seconds if session.turns else 0.0
-    return time.perf_counter() - session.started - waited
+    return time.perf_counter() - session.clock.began - waited
 
 
 def build(session: Session, rates: np.ndarray) -> tuple[keras.Model, keras.Optimizer]:
-    """Returns the model and its optimizer, within the strategy's scope.
-
-    Args:
-        rates: float32 [total steps].
-    """
+    """Returns the model and its optimizer, within the strategy's scope; `rates` are float32 [total steps]."""
     config, strategy = session.config, session.strategy
     precision = session.runtime.precision.value
     with strategy.scope():
@@ -264,12 +235,11 @@ def make_step_calls(
 
 
 def train_steps_to_the_end(
-    session: Session, take_steps: StepCall, progress: Progress, actions: Sequence[Action], clock: StepClock
+    session: Session, take_steps: StepCall, progress: Progress, actions: Sequence[Action], by_turns: ByTurns
 ) -> None:
     """Trains until the plan or the time to measure is over, or a rank was told to stop; `progress` says how far."""
-    config, plan = session.config, session.plan
-    ration = Ration(session.turns, clock, session.watchdog, session.preemption)
-    by_turns = session.turns is not None and config.training.measure_seconds is not None
+    config, plan, clock = session.config, session.plan, session.clock
+    harness_measures = session.turns is not None and config.training.measure_seconds is not None
     clock.start()
     first_call = True
     signalled = time_is_up = False
@@ -278,7 +248,7 @@ def train_steps_to_the_end(
     while progress.step < plan.total_steps and not signalled and not time_is_up:
         count = min(window, steps_until_due(actions, progress.step, plan.total_steps))
         # The first alone, so that compiling is timed apart.
-        count = 1 if first_call else ration.allow(count)
+        count = 1 if first_call else by_turns.allow(count)
         if count == 0:
             break
         session.watchdog.enter(f"step {progress.step + count}")
@@ -294,13 +264,13 @@ def train_steps_to_the_end(
                 with contextlib.nullcontext() if isinstance(action, LogMetrics) else clock.paused():
                     action(progress)
         # The same on all ranks; but a process that is alone need not wait with a signal.
-        if progress.step < agreement_step and not by_turns and not (is_alone and session.preemption.received):
+        if progress.step < agreement_step and not harness_measures and not (is_alone and session.preemption.received):
             continue
         session.watchdog.enter(f"agreement after step {progress.step}")
         # Ranks that run freely must not show each other's pace in their windows.
         with contextlib.nullcontext() if config.runtime.all_reduce else clock.paused():
-            signalled, time_is_up, slowest_step_seconds = agree(session, clock, seconds / count)
-        time_is_up |= by_turns  # Measured from here on as the harness says.
+            signalled, time_is_up, slowest_step_seconds = agree(session, seconds / count)
+        time_is_up |= harness_measures  # Measured from here on as the harness says.
         steps = max(round(AGREEMENT_SECONDS / slowest_step_seconds), 1)
         agreement_step = progress.step + steps
         if config.training.measure_seconds:  # Windows long enough by time, and enough of them to see them settle.
@@ -329,8 +299,6 @@ def leave_results(
 @contextlib.contextmanager
 def lost_ranks_explained(cluster: Cluster) -> Iterator[None]:
     """Turns what a collective raises when another rank has ended into one line."""
-    import tensorflow as tf
-
     try:
         yield
     except (
@@ -370,7 +338,7 @@ def introduce(session: Session, peak_learning_rate: float) -> Iterator[str]:
     if config.training.measure_seconds is None and session.cluster.is_chief:  # A model is to come of it.
         if rate := doubt_peak(config.schedule, config.optimizer, config.training.batch_size):
             yield f"warning    {rate}"
-        yield from (f"warning    {doubt}" for doubt in (doubts(session.arrays) if config.data.path else ()))
+        yield from (f"warning    {doubt}" for doubt in (dataset.doubts(session.arrays) if config.data.path else ()))
 
 
 def compare_decisions(session: Session) -> None:
@@ -427,10 +395,10 @@ def make_batches(
     config, images = session.config, session.arrays.train_images
     batch_size, resident = config.training.batch_size, session.resident.value == "on"
 
-    def make_dataset(shard: Shard) -> tf.data.Dataset:
+    def make_dataset(shard: dataset.Shard) -> tf.data.Dataset:
         if synthetic:
-            return make_synthetic_dataset(images, labels, batch_size=batch_size, shard=shard, resident=resident)
-        return make_train_dataset(
+            return dataset.make_synthetic_dataset(images, labels, batch_size=batch_size, shard=shard, resident=resident)
+        return dataset.make_train_dataset(
             images,
             labels,
             batch_size=batch_size,
@@ -487,9 +455,9 @@ def make_evaluate(session: Session, model: keras.Model, writers: list[Writer]) -
         split="holdout" if held_out else "test",
         eval_steps=make_eval_steps(model, strategy, session.form.make_forward(model)),
         make_batches=lambda: strategy.distribute(
-            lambda shard: make_eval_dataset(images, labels, batch_size=evaluation.batch_size, shard=shard)
+            lambda shard: dataset.make_eval_dataset(images, labels, batch_size=evaluation.batch_size, shard=shard)
         ),
-        num_steps=num_eval_steps(len(images), evaluation.batch_size, strategy.shard.num_replicas),
+        num_steps=dataset.num_eval_steps(len(images), evaluation.batch_size, strategy.shard.num_replicas),
         num_images=len(images),
         writers=writers,
         steps_per_epoch=session.plan.steps_per_epoch,
@@ -521,14 +489,14 @@ def stop_unless_finite(losses: np.ndarray, progress: Progress) -> None:
         raise diverged(f"the loss at step {step}", losses[bad[0]])
 
 
-def agree(session: Session, clock: StepClock, step_seconds: float) -> tuple[bool, bool, float]:
+def agree(session: Session, step_seconds: float) -> tuple[bool, bool, float]:
     """Lets all ranks agree, after the same step, on what must not differ between them.
 
     Returns:
         Whether a signal, and whether the end of the measuring time, came to any; the slowest rank's seconds of a step.
     """
     limit = session.config.training.measure_seconds or float("inf")
-    own = [float(session.preemption.received is not None), float(clock.measured_seconds >= limit), step_seconds]
+    own = [float(session.preemption.received is not None), float(session.clock.measured_seconds >= limit), step_seconds]
     signalled, time_is_up, slowest = all_gather(session.strategy, own).max(axis=0)
     return bool(signalled), bool(time_is_up), float(slowest)
 

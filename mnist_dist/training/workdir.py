@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.config import Config, changed_setting, config_to_yaml, read_config
+from mnist_dist.config import Config, changed_setting, config_to_yaml, load_config
 from mnist_dist.errors import UserError
 from mnist_dist.files import cannot_write, write_text
 
@@ -69,7 +69,7 @@ def check_workdir(path: Path, config: Config, resume: bool) -> Workdir:
         raise UserError(
             f"--workdir: '{path}' already holds a run; add --resume to continue it, or name another folder."
         )
-    changed = changed_setting(read_config(folder.config_file), config)
+    changed = changed_setting(load_config(str(folder.config_file)), config)
     if changed:
         key, before, now = changed
         raise UserError(

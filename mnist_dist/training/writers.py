@@ -14,6 +14,7 @@ from mnist_dist.command import clock
 from mnist_dist.display import Display, make_display
 from mnist_dist.errors import UserError
 from mnist_dist.files import atomic_path, atomic_write, cannot_write
+from mnist_dist.lazy import tf
 
 Row = dict[str, Any]
 
@@ -56,9 +57,6 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, resume_step: int, report: Callable[[str], None]) -> None:
-        import tensorflow as tf
-
-        self._tf = tf
         self._folder = folder
         self._report = report
         self._is_broken = False
@@ -74,7 +72,7 @@ class TensorBoard:
             with self._user_errors(), self._writer.as_default(step=row["step"]):
                 for name, value in row.items():
                     if isinstance(value, float) and name != "epoch":
-                        self._tf.summary.scalar(f"{row['kind']}/{name}", value)
+                        tf.summary.scalar(f"{row['kind']}/{name}", value)
                 self._writer.flush()
         except UserError as error:
             self._is_broken = True
@@ -83,11 +81,11 @@ class TensorBoard:
     def _drop_behind(self, file: Path, step: int) -> None:
         """Drops the events of later steps from a file, and a last one that was cut off by a kill."""
         events = []
-        with contextlib.suppress(self._tf.errors.DataLossError):
-            for event in self._tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
-                if self._tf.compat.v1.Event.FromString(event).step <= step:
+        with contextlib.suppress(tf.errors.DataLossError):
+            for event in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+                if tf.compat.v1.Event.FromString(event).step <= step:
                     events.append(event)
-        with atomic_path(file) as temporary, self._tf.io.TFRecordWriter(str(temporary)) as writer:
+        with atomic_path(file) as temporary, tf.io.TFRecordWriter(str(temporary)) as writer:
             for event in events:
                 writer.write(event)
 
@@ -95,7 +93,7 @@ class TensorBoard:
     def _user_errors(self) -> Iterator[None]:
         try:
             yield
-        except self._tf.errors.OpError as error:
+        except tf.errors.OpError as error:
             reason = re.sub(r"{{.*?}} |\[Op:.*", "", error.message.splitlines()[0])  # The names of operations.
             raise cannot_write(self._folder, OSError(reason.strip())) from None
 
@@ -141,11 +139,7 @@ def open_console(total_steps: int, batch_size: int, is_chief: bool = True) -> It
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Reads the intact rows of a metrics file; a last line cut off by a kill is left out.
-
-    Raises:
-        UserError: the file exists but cannot be read.
-    """
+    """Reads the intact rows of a metrics file, a line cut off by a kill left out; raises UserError where it cannot."""
     rows = []
     try:
         text = path.read_text(errors="replace")

@@ -49,9 +49,9 @@ def hinder_input(rank: int) -> None:
     """Each batch comes late."""
     import tensorflow as tf
 
-    from mnist_dist.training import trainer
+    from mnist_dist.data import dataset
 
-    original = trainer.make_train_dataset
+    original = dataset.make_train_dataset
 
     def make_slow_dataset(*arguments: Any, **options: Any) -> Any:
         batches = original(*arguments, **options)
@@ -60,7 +60,7 @@ def hinder_input(rank: int) -> None:
         pipeline.experimental_optimization.inject_prefetch = False  # It would hide the delay behind the step.
         return slow.with_options(pipeline)
 
-    trainer.make_train_dataset = make_slow_dataset
+    dataset.make_train_dataset = make_slow_dataset
 
 
 def hinder_rank(rank: int) -> None:

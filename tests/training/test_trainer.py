@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import mnist_dist
-from mnist_dist.config import Config, config_to_yaml, load_config, read_config
+from mnist_dist.config import Config, config_to_yaml, load_config
 from mnist_dist.data.dataset import Shard, load_arrays
 from mnist_dist.distributed.cluster import Cluster
 from mnist_dist.distributed.strategies.single import Single
@@ -247,7 +247,7 @@ def test_a_profile_of_steady_steps(configure: Configure, tmp_path: Path) -> None
 def test_the_configuration_is_written_complete(finished: tuple[Path, dict[str, Any]], configure: Configure) -> None:
     workdir, _ = finished
     expected = configure({"logging.tensorboard": True, "logging.every_steps": 8, "runtime.strategy": "single"})
-    assert read_config(workdir / "config.yaml") == expected
+    assert load_config(str(workdir / "config.yaml")) == expected
     assert "warmup_percent: 20.0" in (workdir / "config.yaml").read_text(), "a default is written, too"
 
 

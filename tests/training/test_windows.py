@@ -15,6 +15,7 @@ from mnist_dist.benchmarks.statistics.steady_state import find_steady_state
 from mnist_dist.config import Config, load_config
 from mnist_dist.training import trainer
 from mnist_dist.training.actions import Progress
+from mnist_dist.training.by_turns import ByTurns
 from mnist_dist.training.step_times import StepClock
 
 STEP_SECONDS = 1e-4  # Of a GPU.
@@ -41,20 +42,22 @@ def run_fast(config: Config, total_steps: int, monkeypatch: pytest.MonkeyPatch) 
     nothing = SimpleNamespace(enter=lambda phase: None, advance=lambda step, seconds: None, received=None)
     plan = SimpleNamespace(total_steps=total_steps, steps_per_epoch=468)
     session: Any = SimpleNamespace(
-        config=config, plan=plan, strategy=strategy, turns=None, watchdog=nothing, preemption=nothing, console=nothing
+        **{"config": config, "plan": plan, "strategy": strategy, "turns": None, "clock": clock},
+        **{"watchdog": nothing, "preemption": nothing, "console": nothing},
     )
     really_agree = trainer.agree
 
-    def agree(session: Any, clock: StepClock, step_seconds: float) -> tuple[bool, bool, float]:
+    def agree(session: Any, step_seconds: float) -> tuple[bool, bool, float]:
         agreements.append(progress.step)
-        return really_agree(session, clock, step_seconds)
+        return really_agree(session, step_seconds)
 
     monkeypatch.setattr(trainer, "agree", agree)
     monkeypatch.setattr(trainer, "make_evaluate", lambda session, model, writers: SimpleNamespace(period=total_steps))
     model: Any = None
     actions = trainer.make_actions(session, model, model, np.zeros(total_steps, np.float32), progress)
     logging = [action for action in actions if isinstance(action, trainer.LogMetrics)]
-    trainer.train_steps_to_the_end(session, lambda count: np.zeros([count, 2], np.float32), progress, logging, clock)
+    alone: Any = ByTurns(None, clock, session.watchdog, session.preemption)
+    trainer.train_steps_to_the_end(session, lambda count: np.zeros([count, 2], np.float32), progress, logging, alone)
     return clock, agreements
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import mnist_dist
-from mnist_dist.config import Config, load_config, read_config
+from mnist_dist.config import Config, load_config
 from mnist_dist.training.workdir import Workdir, check_workdir, claim_workdir
 
 REPOSITORY = Path(mnist_dist.__file__).parent.parent
@@ -93,7 +93,7 @@ def test_a_damaged_configuration_is_named(run: Path, user_error: Callable[..., s
 def test_claiming_records_the_configuration(tmp_path: Path) -> None:
     config = load_config("default", {"seed": 5})
     with claim_workdir(Workdir(tmp_path / "a" / "b"), config):
-        assert read_config(tmp_path / "a" / "b" / "config.yaml") == config
+        assert load_config(str(tmp_path / "a" / "b" / "config.yaml")) == config
 
 
 HOLD = """
@@ -114,7 +114,7 @@ def test_two_processes_do_not_train_in_one_folder(run: Path, user_error: Callabl
         claim = claim_workdir(Workdir(run), load_config("default", {"seed": 5}))
         line = user_error(claim.__enter__)
         assert line.startswith(f"--workdir: another process is training in '{run}'; wait for it")
-        assert read_config(run / "config.yaml") == Config(), "the other process' configuration was overwritten"
+        assert load_config(str(run / "config.yaml")) == Config(), "the other process' configuration was overwritten"
     finally:
         other.kill()
         other.communicate()

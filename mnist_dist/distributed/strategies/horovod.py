@@ -11,7 +11,6 @@ import struct
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.data.dataset import Shard
@@ -20,11 +19,8 @@ from mnist_dist.distributed.cluster import Cluster
 from mnist_dist.distributed.membership import MOST_STRANGERS, derive, own_address
 from mnist_dist.distributed.strategies.interface import Strategy
 from mnist_dist.errors import UserError
+from mnist_dist.lazy import keras, tf
 from mnist_dist.strategies import STRATEGIES
-
-if TYPE_CHECKING:
-    import keras
-    import tensorflow as tf
 
 
 class Horovod(Strategy):
@@ -34,7 +30,6 @@ class Horovod(Strategy):
         if horovod_build.waits_for_tensors():
             os.environ.setdefault("HOROVOD_CYCLE_TIME", f"{horovod_build.IDLE_CYCLE_MILLISECONDS:g}")
         import horovod.tensorflow as hvd
-        import tensorflow as tf
 
         on_gpus = bool(tf.config.get_visible_devices("GPU"))
         if on_gpus and not hvd.nccl_built():
@@ -137,8 +132,6 @@ class Horovod(Strategy):
             variable.assign(self._hvd.broadcast(variable.value, root_rank=0))
 
     def barrier(self) -> None:
-        import tensorflow as tf
-
         self.all_reduce(tf.zeros([1])).numpy()
         self._hvd.shutdown()
 

@@ -9,22 +9,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.data.dataset import Shard
 from mnist_dist.distributed.cluster import Cluster
-from mnist_dist.lazy import Lazy
+from mnist_dist.lazy import keras, tf
 
-if TYPE_CHECKING:
-    import keras
-    import tensorflow as tf
-
-    MakeDataset = Callable[[Shard], tf.data.Dataset]
-else:
-    keras, tf = Lazy("keras"), Lazy("tensorflow")
+MakeDataset = Callable[[Shard], "tf.data.Dataset"]
 
 
 class Strategy:
@@ -38,11 +32,7 @@ class Strategy:
 
     @classmethod
     def describe_installation(cls) -> str:
-        """Says, for `mnist-dist doctor`, what the package that it needs has to offer.
-
-        Raises:
-            UserError: the package does not load.
-        """
+        """Says, for the doctor, what the package that it needs has to offer; raises UserError if it does not load."""
         return ""
 
     @classmethod

@@ -5,18 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.data.dataset import Shard
 from mnist_dist.distributed.cluster import Cluster
 from mnist_dist.distributed.strategies.interface import Strategy, backend_of, sum_in_replica_context
-from mnist_dist.lazy import Lazy
-
-if TYPE_CHECKING:
-    import tensorflow as tf
-else:
-    tf = Lazy("tensorflow")
+from mnist_dist.lazy import tf
 
 
 class Mirrored(Strategy):

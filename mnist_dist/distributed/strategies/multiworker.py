@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.data.dataset import Shard
@@ -15,13 +15,7 @@ from mnist_dist.distributed.cluster import Cluster
 from mnist_dist.distributed.rollcall import roll_call
 from mnist_dist.distributed.strategies.interface import Strategy, backend_of, sum_in_replica_context
 from mnist_dist.errors import TrainingError
-from mnist_dist.lazy import Lazy
-
-if TYPE_CHECKING:
-    import keras
-    import tensorflow as tf
-else:
-    keras, tf = Lazy("keras"), Lazy("tensorflow")
+from mnist_dist.lazy import keras, tf
 
 GATHER_GROUP_KEY = 1_000_000  # TensorFlow counts its own groups from 1.
 LAST_WAIT_SECONDS = 600.0  # For the chief to save, test and draw, while the others have nothing left to do.

@@ -8,11 +8,7 @@ from mnist_dist.strategies import STRATEGIES, choose, either, with_processes
 
 
 def resolve_strategy(config: RuntimeConfig, cluster: Cluster) -> RuntimeConfig:
-    """Replaces `auto` and completes the number of devices from what the launcher says.
-
-    Raises:
-        UserError: strategy, devices and launcher contradict one another.
-    """
+    """Replaces `auto` and completes the number of devices; raises UserError where these and the launcher disagree."""
     several = cluster.launcher != "none"
     name = config.strategy
     if name == "auto":

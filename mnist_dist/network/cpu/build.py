@@ -72,11 +72,7 @@ def load(cpu_flags: frozenset[str]) -> Any:
 
 
 def build(level: str | None, folder: Path) -> Path:
-    """Returns the library for CPUs of this level in `folder`, compiled if it is not there yet.
-
-    Raises:
-        KernelError: there is no compiler, or it fails.
-    """
+    """Returns the library for CPUs of this level in `folder`, compiled if it is not there, or raises KernelError."""
     import tensorflow as tf
 
     library = folder / library_name(level)
@@ -118,11 +114,7 @@ def library_name(level: str | None) -> str:
 
 
 def find_compiler() -> list[str]:
-    """Returns the command of the C++ compiler: what CXX names, or the first of those that are usual.
-
-    Raises:
-        KernelError: there is none.
-    """
+    """Returns the command of the C++ compiler: what CXX names, or the first usual one; raises KernelError without."""
     try:
         named = shlex.split(os.environ.get("CXX", ""))
     except ValueError as error:

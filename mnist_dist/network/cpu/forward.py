@@ -15,15 +15,12 @@ What differs from the layers, and changes no result beyond rounding and the orde
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mnist_dist.config import IMAGE_SIZE
 from mnist_dist.cpuinfo import cpu_flags
+from mnist_dist.lazy import keras, tf
 from mnist_dist.network.cpu import build as kernel_build
-
-if TYPE_CHECKING:
-    import keras
-    import tensorflow as tf
 
 Forward = Callable[..., "tf.Tensor"]
 MIN_PART, MAX_PART = 16, 256  # Images; with fewer the kernels are less busy, with more the caches too small.
@@ -46,8 +43,6 @@ def make_forward(model: keras.Model) -> Forward:
     Raises:
         KernelError: kernels.cc cannot be compiled.
     """
-    import tensorflow as tf
-
     normalize, conv_1, conv_2 = (model.get_layer(name) for name in ("normalize", "conv_1", "conv_2"))
     layers = list(model.layers)
     head = layers[layers.index(model.get_layer("flatten")) + 1 :]
@@ -80,8 +75,6 @@ def convolve(
     Returns:
         [images, features], as the layer `flatten` has them.
     """
-    import tensorflow as tf
-
     images, size_1, size_2 = pixels.shape[0], kernels[0].shape[0], kernels[1].shape[0]
     filters_1, filters_2 = kernels[1].shape[2:]
     edge_1, edge_2 = pooled_edges(size_1, size_2)

@@ -7,7 +7,7 @@ import pytest
 from mnist_dist.benchmarks.kinds import peer
 from mnist_dist.benchmarks.measure.suite import Machine, training_settings
 from mnist_dist.benchmarks.peers.contestants import MODES, OURS, case_of, choose, plan
-from mnist_dist.config import load_config, shipped_configs
+from mnist_dist.config import CONFIGS, load_config, names_in
 from tests.benchmarks.peers.made import CONTESTANTS, TWO_CORES
 
 ALL = list(CONTESTANTS.values())
@@ -20,7 +20,7 @@ def test_cases_are_accepted() -> None:
         assert training_settings(case, seed=3)["seed"] == 3
 
 
-@pytest.mark.parametrize("name", shipped_configs())
+@pytest.mark.parametrize("name", names_in(CONFIGS))
 def test_a_shipped_configuration_becomes_the_case_that_trains_it(name: str) -> None:
     wanted = load_config(name)
     trained = load_config("default", training_settings(case_of(name), seed=wanted.seed))
