@@ -42,6 +42,9 @@ def save_curves(path: Path, history: Iterable[Entry]) -> None:
         history: entries of metrics.jsonl: of kind `train` with `step`, `epoch`, `loss`, `accuracy` (0..1) and
             `learning_rate`, and of kind `evaluate` with `step`, `epoch`, `split`, `loss` and `accuracy`. Others are
             ignored. Of entries for the same step the later counts, since a resumed run may repeat steps.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     entries = list(history)
     train = _by_step(entry for entry in entries if entry["kind"] == "train")
@@ -143,6 +146,9 @@ def save_confusion_matrix(path: Path, confusion: np.ndarray) -> None:
     """Draws the counts of a confusion matrix, integers [10, 10] with true classes in rows.
 
     Only mistakes are coloured: beside the diagonal's thousand images, a colour scale over all cells would show nothing.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -181,6 +187,9 @@ def save_samples(path: Path, images: np.ndarray, labels: np.ndarray, probabiliti
         images: uint8 [n, 28, 28].
         labels: the true digits, integers [n].
         probabilities: float [n, 10].
+
+    Raises:
+        UserError: the file cannot be written.
     """
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     first = [int(np.argmax(labels == digit)) for digit in np.unique(labels)]
