@@ -6,7 +6,7 @@ import numpy as np
 
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.statistics.paired import TRIMMED, mean_of_rounds, ratio_of_totals
+from mnist_dist.benchmarks.statistics.paired import mean_of_alike, mean_of_rounds, ratio_of_totals
 from mnist_dist.benchmarks.statistics.stats import LogEstimate
 from mnist_dist.distributed.turns import FULL
 
@@ -27,7 +27,8 @@ def paired_ratio(
     None without a common cycle; a single round tells nothing of how much fresh processes differ.
     """
     pairs = [log_rates_of_both(a, b, variant_a, variant_b) for a in records_a for b in records_b]
-    return _estimate([a - b for a, b in pairs if len(a)])
+    rounds = [a - b for a, b in pairs if len(a)]
+    return LogEstimate(*mean_of_alike(rounds), len(rounds)) if rounds else None
 
 
 def ratio_of_total_rates(records_a: Sequence[Record], records_b: Sequence[Record]) -> LogEstimate | None:
@@ -35,13 +36,14 @@ def ratio_of_total_rates(records_a: Sequence[Record], records_b: Sequence[Record
     pairs = [log_rates_of_both(a, b) for a in records_a for b in records_b]
     ratios = [ratio_of_totals(np.exp(-b), np.exp(-a)) for a, b in pairs if len(a)]
     rounds = [np.log(each.mean()) + each / each.mean() - 1 for each in ratios]
-    return _estimate(rounds, trimmed=0.0)
+    return LogEstimate(*mean_of_rounds(rounds, trimmed=0.0), len(rounds)) if rounds else None
 
 
 def rate_in_turns(records: Sequence[Record], variant: str = FULL) -> LogEstimate | None:
     """Estimates the logarithm of the work per second over the rounds of one case; None if it took no turns."""
-    rounds = [list(log_rates_by_cycle(record, variant).values()) for record in records]
-    return _estimate([np.array(values) for values in rounds if values])
+    series = [list(log_rates_by_cycle(record, variant).values()) for record in records]
+    rounds = [np.array(values) for values in series if values]
+    return LogEstimate(*mean_of_rounds(rounds), len(rounds)) if rounds else None
 
 
 def log_rates_of_both(
@@ -54,7 +56,3 @@ def log_rates_of_both(
     common = np.array([(rates_a[each], rates_b[each]) for each in sorted(rates_a.keys() & rates_b.keys())])
     of_a, of_b = common.reshape(-1, 2).T
     return of_a, of_b
-
-
-def _estimate(rounds: Sequence[np.ndarray], trimmed: float = TRIMMED) -> LogEstimate | None:
-    return LogEstimate(*mean_of_rounds(rounds, trimmed), len(rounds)) if rounds else None

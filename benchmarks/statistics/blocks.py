@@ -21,18 +21,21 @@ def lag_one_correlation(values: np.ndarray) -> float:
     Args:
         values: float64 [windows].
     """
-    ranks = centred_ranks(values)
-    return float(ranks[1:] @ ranks[:-1] / (ranks @ ranks or 1.0))
+    return _lag_one(centred_ranks(values))
 
 
 def block_length(series: np.ndarray) -> int:
     """Returns Politis and White's block length for noise of the first order (Econometric Reviews 23, 2004).
 
+    The memory is the larger of what ranks and values have: outliers hide it from the values; and from the ranks, noise
+    in most windows hides that of the few stretches of another pace from which nearly all of the variance comes.
+
     Args:
         series: float64 [rows, windows], of which that with the longest memory decides.
     """
     windows = series.shape[1]
-    memory = min(max(0.0, *map(lag_one_correlation, series)), 0.9)
+    memories = [max(lag_one_correlation(row), _lag_one(row - row.mean())) for row in series]
+    memory = min(max(0.0, *memories), 0.9)
     best = (6 * windows) ** (1 / 3) * (memory / (1 - memory**2)) ** (2 / 3)
     return max(1, min(round(best), windows // 3))
 
@@ -54,3 +57,7 @@ def covariance_of_means(series: np.ndarray, length: int) -> np.ndarray:
     deviations = series - series.mean(axis=1, keepdims=True)
     blocks = ndimage.uniform_filter1d(deviations, length, axis=1, mode="wrap")
     return blocks @ blocks.T / windows * length / max(windows - length, 1)
+
+
+def _lag_one(centred: np.ndarray) -> float:
+    return float(centred[1:] @ centred[:-1] / (centred @ centred or 1.0))

@@ -22,7 +22,7 @@ from mnist_dist.benchmarks.statistics.stats import (
     repeats_needed,
     split_variance,
 )
-from tests.benchmarks.simulation import correlated_noise, make_series, true_rate
+from tests.benchmarks.simulation import correlated_noise, make_series, throttled, true_rate
 
 
 def coverage(repeats: int, studies: int, *, between: float, within: float, windows: int = 40) -> float:
@@ -69,6 +69,14 @@ def test_variance_from_blocks_is_that_of_theory(memory: float) -> None:
         found.append(estimate_rate([Series(np.ones(windows), np.exp(row))]).variance)
     expected = deviation**2 / windows * (1 + memory) / (1 - memory)
     assert np.mean(found) == pytest.approx(expected, rel=0.2)
+
+
+def test_variance_from_blocks_holds_seldom_stretches_of_another_pace() -> None:
+    """A tenth of the windows takes 1.6 times as long, nearly all of the variance; the ranks of the others are noise."""
+    rng = np.random.default_rng(0)
+    slow = [throttled(rng, 100, share=0.1, stretch=4.0) for _ in range(300)]
+    runs = [Series(np.ones(100), np.where(each, 1.6, 1.0) * (1 + 0.01 * rng.standard_normal(100))) for each in slow]
+    assert np.mean([run.variance for run in runs]) >= 0.6 * np.var([run.log_rate for run in runs])
 
 
 def test_blocks_are_of_one_window_where_windows_are_independent() -> None:
