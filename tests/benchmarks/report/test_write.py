@@ -75,7 +75,7 @@ def test_a_faultless_study_has_no_warnings(study: list[Record]) -> None:
 
 def test_short_runs_apart_are_told_of_in_one_line_whatever_they_met(study: list[Record]) -> None:
     (found,) = collect_findings(Analysis(study)).caveats
-    assert found.text.startswith("Intervals of runs apart of ") and "62 % of simulated studies" in found.text
+    assert found.text.startswith("Intervals of runs apart of ") and "64 % of simulated studies" in found.text
     assert "measure in turns, or for 60 s a run. Concerned: single, 1" in found.text and "; horovod, 2" in found.text
     assert "! Intervals of runs apart of " in terminal_text(study)
     alone = Turns(round_id="0" * 32, contenders=1, waiting_cores=0.0, ended="time")
