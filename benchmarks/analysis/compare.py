@@ -60,6 +60,7 @@ class Verdict:
             all-reduces per second as the geometric mean over message sizes. None if one of them is not known.
         total: the same ratio with every window in full, where the estimate winsorises.
         in_turns: both sides took turns, so that they are compared within each cycle.
+        seconds_apart: of each run that took no turns, even with others, and may have met no slow stretch.
         outcome: the worst of its speed, its accuracy and its failures.
         corrected: the ratio with the 95 % interval that Holm's correction, and the days, leave to it; None where
             nothing could be tested.
@@ -77,6 +78,7 @@ class Verdict:
     estimate: stats.LogEstimate | None = None
     total: float = 0.0
     in_turns: bool = False
+    seconds_apart: tuple[float, ...] = ()
     outcome: Outcome = "inconclusive"
     corrected: stats.Estimate | None = None
     more_runs: int | None = None
@@ -194,11 +196,14 @@ def _measure(base: Sequence[Record], new: Sequence[Record]) -> Verdict:
         except NoRateError as error:
             return replace(found, remark="; ".join(filter(None, [f"{name}: {error}", failures])))
     remarks.append(_assumption(len(base_ok), len(new_ok)))
+    runs = zip(base_ok + new_ok, series[0] + series[1], strict=True)
+    apart = tuple(float(each.seconds.sum()) for run, each in runs if not run.took_turns and each.may_miss_stretches)
     winsorized = ([each.winsorized(TRIMMED) for each in side] for side in series)
     return replace(
         found,
         estimate=stats.estimate_ratio(*winsorized),
         total=stats.log_total_rate(series[1]) - stats.log_total_rate(series[0]),
+        seconds_apart=apart,
         remark="; ".join(filter(None, remarks)),
     )
 

@@ -166,6 +166,11 @@ class Record(Section):
         """Returns a record of `case` with an identifier of its own; a ValidationError says which field is wrong."""
         return cls(record_id=uuid.uuid4().hex, case=case, case_id=case.case_id, **fields)
 
+    @property
+    def took_turns(self) -> bool:
+        """Whether other cases had turns in between."""
+        return self.turns is not None and self.turns.contenders > 1
+
     def to_json(self) -> dict[str, Any]:
         """Returns what `json.dump` takes and `parse_record` reads back."""
         return self.model_dump(mode="json")

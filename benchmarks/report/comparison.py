@@ -10,7 +10,14 @@ import numpy as np
 
 from mnist_dist.benchmarks.analysis.accuracy import LARGEST_DROP, TOLD_DROP
 from mnist_dist.benchmarks.analysis.compare import DAY_DEVIATION, OUTCOMES, WORSE, Comparison, Outcome, Verdict
-from mnist_dist.benchmarks.report.labels import DASH, MISSING, label_briefly, label_records, label_with_kind
+from mnist_dist.benchmarks.report.labels import (
+    DASH,
+    MISSING,
+    label_briefly,
+    label_records,
+    label_with_kind,
+    warn_of_short_runs,
+)
 from mnist_dist.benchmarks.report.table import (
     TERMINAL_WIDTH,
     Cell,
@@ -71,6 +78,8 @@ def render_reproduction(comparison: Comparison) -> str:
         lines.append(f"{_again(each.outcome)}: {label_with_kind(each.case, each.on_gpus)}: {'; '.join(texts)}")
     lines += [f"not comparable: {label_records(each.records)}: {each.reason}" for each in comparison.incomparable]
     lines += [f"undecided: {label_records(records)}: not measured" for records in comparison.only_in_base]
+    seconds = [length for each in comparison.verdicts for length in each.seconds_apart]
+    lines += [warn_of_short_runs(seconds)] if seconds else []
     others = ["not comparable"] * len(comparison.incomparable) + ["undecided"] * len(comparison.only_in_base)
     counts = Counter([*map(_again, worst.values()), *others])
     conclusion = {0: "Reproduced", 1: "Not reproduced", 3: "Undecided"}[comparison.exit_code]
@@ -187,6 +196,8 @@ def _explanations(comparison: Comparison) -> Iterator[str]:
             "Apart: not measured in turns (--interleave), so the ratio includes the difference between days. Slower "
             "and faster exceed it. Alike: the runs agree, but the days may hide a slowdown; only turns can show `same`."
         )
+    if seconds := [length for verdict in tested for length in verdict.seconds_apart]:
+        yield warn_of_short_runs(seconds)
     powers = [each.accuracy.power for each in comparison.verdicts if each.accuracy]
     if known := [power for power in powers if not math.isnan(power)]:
         yield (

@@ -12,7 +12,14 @@ from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.analysis.trained import TrainedCase
 from mnist_dist.benchmarks.records.record import Hardware, Record
 from mnist_dist.benchmarks.report.explanation import explain_briefly
-from mnist_dist.benchmarks.report.labels import TIMES, label_briefly, label_bytes, label_count, label_records
+from mnist_dist.benchmarks.report.labels import (
+    TIMES,
+    label_briefly,
+    label_bytes,
+    label_count,
+    label_records,
+    warn_of_short_runs,
+)
 from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.benchmarks.statistics.stats import Estimate, find_clusters
 from mnist_dist.errors import counted, one_line
@@ -191,13 +198,11 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
     yield from _unstable_caveats(summaries, name)
     for summary in summaries:
         yield from _cluster_caveats(summary, name)
-    apart = [each for each in summaries if each.images_per_second and each.records[0].turns is None]
-    uneven = [each for each in apart if any(run.series.has_long_stretches for run in each.runs)]
-    if uneven:
-        yield Caveat(
-            f"The pace changes for so long that a run meets few such stretches: {_list(uneven, name)}. Runs that met "
-            "none, of any case, are too fast, and their intervals do not know: measure longer, or in turns."
-        )
+    runs = [(each, run) for each in summaries if each.images_per_second for run in each.runs]
+    blind = [(each, run) for each, run in runs if not run.record.took_turns and run.series.may_miss_stretches]
+    if blind:
+        warning = warn_of_short_runs([run.series.seconds.sum() for _, run in blind])
+        yield Caveat(f"{warning} Concerned: {_list([*dict.fromkeys(each for each, _ in blind)], name)}.")
     yield from _gpu_caveats(summaries, name)
     restless = [each for each in summaries if any(map(_is_restless, each.records))]
     if restless:

@@ -25,8 +25,7 @@ stats = Lazy("scipy.stats")
 CONFIDENCE = 0.95
 FEWEST_CLUSTERED = 3  # Runs.
 NOTABLE_GAP = 0.1  # Between two clusters of runs.
-FEWEST_STRETCHES = 6  # Nearly independent ones, in a run.
-NOTABLE_DEVIATION = 0.02  # Of a run's rate, by its stretches.
+FEWEST_SECONDS = 60.0  # Of a run apart that is likely to meet the machine's slow stretches.
 MOST_REPEATS = 10_000  # Nobody plans more; `repeats_needed` stops there.
 
 
@@ -94,10 +93,12 @@ class Series:
         return len(self.work) // self._block_length
 
     @property
-    def has_long_stretches(self) -> bool:
-        """Whether its pace changes for stretches so long that a run like it meets few of them, and another none."""
-        are_few = len(self.work) >= 5 * FEWEST_STRETCHES and self.blocks < FEWEST_STRETCHES
-        return are_few and self.variance > NOTABLE_DEVIATION**2
+    def may_miss_stretches(self) -> bool:
+        """Whether runs as short, measured apart, may meet none of the stretches in which the machine is slow.
+
+        What they met does not tell. A single window is no series in time.
+        """
+        return len(self.work) > 1 and float(self.seconds.sum()) < FEWEST_SECONDS
 
     @cached_property
     def _block_length(self) -> int:

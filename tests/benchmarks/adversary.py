@@ -167,9 +167,10 @@ def runs_apart(
     records = []
     for repeat in range(repeats):
         levels = day * machine.draw_level(rng) * (1 + machine.rank_level * rng.standard_normal(devices))
-        count = int(1.5 * seconds / (STEPS * costs.compute)) + 1
+        expected = int(seconds / (STEPS * costs.compute))
+        count = int(1.5 * expected) + 1
         nominal = costs.windows(machine, devices, FULL, count, levels, rng)
-        nominal *= _warm_up(rng, machine, count)[:, None]
+        nominal[:expected] *= _warm_up(rng, machine, expected)[:, None]
         nominal *= 1 + machine.drift * (repeat + np.arange(count)[:, None] / count) / repeats
         wall = machine.pass_time(nominal.max(axis=1), rng)
         nominal *= (wall / nominal.max(axis=1))[:, None]

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.attribution import Attribution
+from mnist_dist.benchmarks.analysis.scaling import find_curves
 from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.analysis.summary import summarize
 from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.benchmarks.statistics.stats import find_clusters
 from tests.benchmarks.adversary import (
     FULL,
@@ -92,12 +94,14 @@ def rate_coverage(
 
 
 def efficiency_coverage(machine: Machine, repeats: int, studies: int) -> float:
-    """Returns the share of intervals that hold the truth, among studies that settled."""
+    """Returns the share of intervals that hold the truth, among studies that settled; nothing else is analysed."""
     truth, held = true_rate(machine, devices=2) / true_rate(machine) / 2, []
     for seed in range(studies):
         rng = np.random.default_rng([repeats, seed])
         day = 1 + DAY * float(rng.standard_normal())
-        for curve in point_in_turns(rng, machine, Costs(), repeats, day=day).curves:
+        records = point_in_turns(rng, machine, Costs(), repeats, day=day).records
+        trained = group_by((each for each in records if each.case.kind == "train"), lambda each: each.case_id)
+        for curve in find_curves([summarize(of_case) for of_case in trained.values()]):
             found = curve.points[-1].efficiency
             held.append(found.low <= truth <= found.high)
     return float(np.mean(held))

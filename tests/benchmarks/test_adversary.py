@@ -9,6 +9,7 @@ import pytest
 
 from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.analysis.summary import summarize
+from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.explanation import explain
 from mnist_dist.benchmarks.report.findings import collect_findings
 from tests.benchmarks.adversary import FULL, Costs, Machine, rounds, runs_apart, true_rate
@@ -106,18 +107,14 @@ def test_runs_in_two_clusters_are_told_of_and_others_are_not() -> None:
     assert not any("clusters" in each.text for each in collect_findings(Analysis(alike)).caveats)
 
 
-def test_long_stretches_of_another_pace_are_told_of_where_runs_were_apart() -> None:
-    throttled, calm = MACHINES["20 %, 3 s"], Machine(level=0.02, stalls=0.02)
-    for measure, machine, expected in (
-        (runs_apart, throttled, True),
-        (runs_in_turns, throttled, False),
-        (runs_apart, calm, False),
-    ):
-        told = 0
-        for seed in range(10):
-            caveats = collect_findings(Analysis(measure(np.random.default_rng([5, seed]), machine, 5))).caveats
-            told += any(each.text.startswith("The pace changes for so long") for each in caveats)
-        assert told >= 3 if expected else told == 0
+def test_what_runs_apart_may_miss_is_told_of_unless_they_last_a_minute() -> None:
+    def long(rng: np.random.Generator, machine: Machine, repeats: int) -> list[Record]:
+        return runs_apart(rng, machine, repeats, seconds=66.0)
+
+    for measure, is_told in ((runs_apart, True), (runs_in_turns, False), (long, False)):
+        for machine in (MACHINES["20 %, 3 s"], Machine(level=0.02)):
+            caveats = collect_findings(Analysis(measure(np.random.default_rng(5), machine, 3))).caveats
+            assert any(each.text.startswith("Intervals of runs apart of ") for each in caveats) == is_told
 
 
 def test_what_short_runs_miss_is_that_the_machine_is_slower() -> None:

@@ -94,10 +94,12 @@ def test_speed_up_is_faster() -> None:
 def test_equal_quiet_studies_are_alike_and_the_same_only_in_turns() -> None:
     comparison = compare(*studies(0, **QUIET))
     assert outcomes(comparison) == ["alike"] and comparison.exit_code == 0
-    assert "Apart: not measured in turns" in " ".join(render_comparison(comparison).split())
+    text = " ".join(render_comparison(comparison).split())
+    assert "Apart: not measured in turns" in text
+    assert "Intervals of runs apart of 5 s may miss slow stretches" in text and "for 60 s a run" in text
     comparison = compare(*in_turns(np.random.default_rng(0), Machine(), [1.0]))
     assert outcomes(comparison) == ["same"] and comparison.exit_code == 0
-    assert "Apart" not in render_comparison(comparison)
+    assert "apart of" not in render_comparison(comparison) and "Apart" not in render_comparison(comparison)
 
 
 @pytest.mark.slow

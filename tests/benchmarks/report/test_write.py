@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 from mnist_dist.benchmarks.analysis.attribution import Part
 from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.records.record import Gpu, GpuTelemetry, Hardware, Record, Telemetry
+from mnist_dist.benchmarks.records.record import Gpu, GpuTelemetry, Hardware, Record, Telemetry, Turns
 from mnist_dist.benchmarks.report.findings import Findings, collect_findings
 from mnist_dist.benchmarks.report.sections import build_sections
 from mnist_dist.benchmarks.report.write import (
@@ -47,7 +47,11 @@ HOSTILE = "<script>alert(1)</script> </pre> ``` | [x](javascript:alert(1)) \x1b[
 
 
 def find(records: list[Record], *warnings: str) -> Findings:
-    return collect_findings(Analysis(records), warnings)
+    """Of records that took turns with something, unless they say that they did with nothing."""
+    rounds = [Turns(round_id=each.record_id, contenders=2, waiting_cores=0.0, ended="time") for each in records]
+    pairs = zip(records, rounds, strict=True)
+    taken = [each.model_copy(update={"turns": each.turns or turns}) for each, turns in pairs]
+    return collect_findings(Analysis(taken), warnings)
 
 
 def terminal_text(records: list[Record]) -> str:
@@ -71,6 +75,15 @@ def study() -> list[Record]:
 
 def test_a_faultless_study_has_no_warnings(study: list[Record]) -> None:
     assert caveats(study) == []
+
+
+def test_short_runs_apart_are_told_of_in_one_line_whatever_they_met(study: list[Record]) -> None:
+    (found,) = collect_findings(Analysis(study)).caveats
+    assert found.text.startswith("Intervals of runs apart of ") and "64 % of simulated studies" in found.text
+    assert "measure in turns, or for 60 s a run. Concerned: single, 1" in found.text and "; horovod, 2" in found.text
+    assert "! Intervals of runs apart of " in terminal_text(study)
+    alone = Turns(round_id="0" * 32, contenders=1, waiting_cores=0.0, ended="time")
+    assert caveats([each.model_copy(update={"turns": alone}) for each in study])  # Nothing came in between.
 
 
 def test_warnings_of_the_caller_stand_first(study: list[Record]) -> None:
