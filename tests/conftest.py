@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from mnist_dist.config import DataConfig
+from mnist_dist.cpuinfo import cpu_flags
 from mnist_dist.data.dataset import Arrays, load_arrays
 from mnist_dist.errors import UserError
 from mnist_dist.runtime import import_tensorflow
@@ -23,6 +24,8 @@ from tests import nvml
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("PYTHONUNBUFFERED", None)  # Programs must show what they say without it.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # For the processes that tests start, too.
+if "avx2" in cpu_flags():  # As `import_tensorflow` asks; some tests are the first to import it in another way.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 TESTS = Path(__file__).parent
 # What takes longest starts first, so that none of it is left for the end, and what waits beside what computes.

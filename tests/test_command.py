@@ -69,7 +69,7 @@ def test_whatever_a_message_quotes_it_is_one_line_that_a_terminal_can_show(
     lines = capsys.readouterr().err.removesuffix("\n").split("\n")
     assert len(lines) == 2 and all(line.isprintable() and len(line) < 1100 for line in lines), lines
     assert lines[0].startswith("tool: error: --this: received '") and lines[0].endswith("', expected 2."), lines
-    assert lines[1].endswith("see `tool group --help`."), lines
+    assert lines[1].endswith("expected one of do. See `tool group --help`."), lines
 
 
 def test_quoted_lines_stand_below_the_message(capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,6 +133,7 @@ print(_pywrap_util_port.IsMklEnabled(), decide_kernels("auto", find_device(), "f
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("onednn_by_default")
 @pytest.mark.parametrize("told", thorough_but_for(None, ["0", "1", None]))
 def test_onednn_computes_wherever_it_is_faster_unless_told(told: str | None) -> None:
     """On any CPU, what is decided must be what TensorFlow does."""

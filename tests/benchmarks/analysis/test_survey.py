@@ -126,7 +126,7 @@ def test_a_folder_of_studies_becomes_one_file(tmp_path: Path) -> None:
     assert sorted(part.log_rates["compute"]) == pytest.approx(expected)
     assert (part.throttled_by, part.ecc_errors, part.failures) == (["power"], 1, [])
     (tmp_path / "nodes" / "n1.json").write_text('{"machine": 3, "parts": {}}')
-    with pytest.raises(UserError, match=r"n1.json: machine: received 3 .*survey again"):
+    with pytest.raises(UserError, match=r"n1.json: machine: received 3, expected text.*survey again"):
         read_surveyed(tmp_path)
 
 
