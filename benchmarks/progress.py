@@ -73,7 +73,10 @@ class RoundProgress:
         what = f"{self._side(record.study)}{self._name(record.case)}, repeat {record.repeat + 1}: {describe(record)}"
         left = f"; {clock(left_seconds)} left" if left_seconds and not self._display.has_bar else ""
         self._display.say(f"[{self._done}/{self._total}] {what}{left}")
-        self._note(left_seconds)
+        if record.status == "skipped":  # The others of its round are still to come.
+            self._draw()
+        else:
+            self._note(left_seconds)
 
     @property
     def _round(self) -> str:

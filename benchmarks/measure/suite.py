@@ -240,7 +240,7 @@ def _explain(error: ValidationError) -> str:
     finding = error.errors(include_url=False)[0]
     key = one_line(".".join(str(part) for part in finding["loc"]))
     if finding["type"] == "missing":
-        return f"{key}: is missing; see benchmarks/suites/ for examples."
+        return f"{key}: is missing; see benchmarks/measure/suites/ for examples."
     if finding["type"] == "too_short":
         return f"{key}: received an empty list, expected at least one entry."
     if finding["type"] == "extra_forbidden":
@@ -270,8 +270,15 @@ def _expand(
                 cores_per_device=cores,
                 global_batch_size=batch,
                 measure_seconds=block.measure_seconds,
-                settings={**block.settings, **dict(values), **settings},
+                settings=_with_words({**block.settings, **dict(values), **settings}),
             )
+
+
+def _with_words(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives switches their words, so that a case is the same however it is written: to YAML, `on` is a boolean."""
+    switches = {key for key, (default, _) in setting_descriptions().items() if default == "auto"}
+    named = {key: "on" if value else "off" for key, value in settings.items() if isinstance(value, bool)}
+    return {key: named[key] if key in named and key in switches else value for key, value in settings.items()}
 
 
 def _variants(block: Block, case: Case, machine: Machine) -> tuple[tuple[str, ...], float]:

@@ -95,11 +95,9 @@ def _fastest(cases: Sequence[TrainedCase]) -> Iterator[str]:
     equals = [name for rate, name in others if rate.high >= best.low and rate.value >= NEAR * best.value]
     beside = f"; as fast within noise: {'; '.join(equals[:MOST_EQUALS])}" if equals else ""
     more = f" and {len(equals) - MOST_EQUALS} more" if len(equals) > MOST_EQUALS else ""
-    factor = best.value / known[-1][0].value
-    yield (
-        f"Fastest is {fastest}, with {label_count(best.value)} images/s, {factor:.2g} times the slowest "
-        f"({known[-1][1]}){beside}{more}."
-    )
+    slowest, name = known[-1]
+    factor = "" if len(equals) == len(others) else f", {best.value / slowest.value:.2g} times the slowest ({name})"
+    yield f"Fastest is {fastest}, with {label_count(best.value)} images/s{factor}{beside}{more}."
 
 
 def _efficiency(cases: Sequence[TrainedCase]) -> Iterator[str]:
@@ -215,8 +213,8 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
     if few:
         most = max(len(each.records) for each in few)
         yield Caveat(
-            f"{counted(len(few), 'case')} with {'one run' if most == 1 else 'one or two runs'} each: their intervals "
-            "say little about how much another run would differ. Use --repeats 3 or more."
+            f"Intervals of {counted(len(few), 'case')} with {'one run' if most == 1 else 'one or two runs'} say little "
+            "about how much another run would differ. Use --repeats 3 or more."
         )
     crowded = [each.summary for each in analysis.main_cases if each.oversubscribed]
     if crowded:

@@ -357,6 +357,15 @@ class TestProgress:
             progress.tick()
             assert bar._bar.tasks[0].description == "0:50 left  round 1 of 1"
 
+    def test_what_is_skipped_leaves_the_time_of_the_others(self, tmp_path: Path) -> None:
+        with Bar(2, auto_refresh=False) as bar:
+            progress = self.begin(bar, tmp_path, "study")
+            (record,) = make_records([train("horovod", 1)], 1)
+            progress.end(record.model_copy(update={"status": "skipped", "reason": "not installed"}), 0.0)
+            assert bar._bar.tasks[0].description == "1:40 left  round 1 of 1"
+            progress.end(record, 0.0)
+            assert bar._bar.tasks[0].description == "0:00 left  round 1 of 1"
+
 
 def test_a_bar_shows_texts_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     with Bar(2, auto_refresh=False) as bar:

@@ -87,7 +87,7 @@ class TestExpansion:
         assert [(case.devices, case.global_batch_size) for case in cases] == [(1, 96), (2, 96)]
 
     def test_varied_settings_are_crossed(self) -> None:
-        vary = {"runtime.xla": ["on", "off"], "data.shift_pixels": [0, 1, 2]}
+        vary = {"runtime.xla": ["on", False], "data.shift_pixels": [0, 1, 2]}  # YAML takes `off` for False.
         block = {"vary": vary, "settings": {"model.dense_units": 16}, "images_per_device": [64, 128]}
         cases = cases_of(plan(make_suite(block, strategies="single")))
         assert len({case.case_id for case in cases}) == len(cases) == 2 * 3 * 2

@@ -190,7 +190,7 @@ def test_fewer_than_three_runs_are_named(repeats: int, expected: str | None) -> 
     found = caveats(make_study([SINGLE, HOROVOD], repeats))
     assert all("say little about how much another run would differ" in text for text in found)
     assert bool(found) == bool(expected)
-    assert expected is None or found[0].startswith(f"2 cases with {expected} each: ")
+    assert expected is None or found[0].startswith(f"Intervals of 2 cases with {expected} say ")
 
 
 @pytest.mark.parametrize(("cores", "contenders", "is_named"), [(0.2, 2, True), (0.04, 2, False), (0.2, 1, False)])
@@ -394,3 +394,8 @@ def test_no_winner_is_named_while_a_rival_has_no_rate() -> None:
     assert first.startswith("Fastest is not known: 1 training that may be as fast has no rate yet")
     first, *_ = find(make_study(cases, 3, unstable=[SINGLE])).result
     assert first.startswith("Fastest is "), "one device is no rival of two"
+
+
+def test_of_cases_that_are_all_as_fast_none_is_the_slowest() -> None:
+    found = find(make_study([train("mirrored", 1), train("horovod", 1)], 1))
+    assert "as fast within noise" in found.result[0] and "slowest" not in found.result[0]
