@@ -1,7 +1,12 @@
-"""Where ranks run on a host with hardware threads, from a tree as Linux has it, and what a record says of it."""
+"""Where ranks run on a host with hardware threads, from a tree as Linux has it, and what is said of ranks that end."""
 
+import asyncio
 import os
+import signal
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,7 +16,9 @@ from mnist_dist.config import RuntimeConfig
 from mnist_dist.cpuinfo import thread_siblings
 from mnist_dist.distributed import launch
 from mnist_dist.distributed.cluster import Cluster
-from mnist_dist.distributed.launch import bind_cores
+from mnist_dist.distributed.launch import bind_cores, run_ranks
+from mnist_dist.distributed.watchdog import EXIT_LOST_RANKS
+from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, TrainingError
 
 SHARED = "cores: {} ranks share 2 physical cores of this host and are slower for it; 2 would have one each.\n"
 
@@ -81,3 +88,55 @@ def test_a_rank_tells_which_gpu_it_will_take(monkeypatch: pytest.MonkeyPatch) ->
         Cluster(3, 4, 1, 2, ("n1", "n1", "n2", "n2"), launcher="srun"), RuntimeConfig(strategy="multiworker")
     ):
         assert told == ["GPU-1"]
+
+
+@pytest.mark.parametrize(
+    ("end", "ended", "exit_code"),
+    [
+        ("exit 2", "ended with code 2", EXIT_BAD_INPUT),
+        ("exit 7", "ended with code 7", EXIT_FAILED),
+        ("kill -KILL $$", "was killed by SIGKILL", EXIT_FAILED),
+    ],
+)
+def test_who_ends_badly_ends_all_and_is_quoted(
+    end: str, ended: str, exit_code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.5)
+    script = f"[ $MNIST_DIST_RANK = 1 ] || exec sleep 100; echo why >&2; {end}"
+    with pytest.raises(TrainingError) as caught:
+        run_ranks(["sh", "-c", script], 3, strategy="multiworker")
+    assert str(caught.value) == f"launch: rank 1 {ended}; all 3 ranks were stopped."
+    assert (caught.value.exit_code, caught.value.quoted[-1]) == (exit_code, "  [1] why")
+    assert capsys.readouterr().err == "[1] why\n"
+
+
+def make_rank(number: int, phase: str, silent_seconds: float = 0.0, code: int | None = None) -> launch._Rank:
+    process: Any = SimpleNamespace(returncode=code)
+    return launch._Rank(number, process, phase=phase, heard=time.monotonic() - silent_seconds)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (("step 20", 100.2), "rank 1 gave no sign of life for 100 s; all ranks were stopped"),
+        (("step 10", 0.0), "rank 1 stayed in the phase 'step 10' while rank 0 waited in 'step 20'; all ranks were "),
+        (("step 20", 0.0), "all ranks waited in the phase 'step 20' for longer than the time-out"),
+    ],
+)
+def test_who_is_to_blame_for_a_wait_that_took_too_long(other: tuple[str, float], said: str) -> None:
+    group = launch._Group([], Cluster(0, 2, 0, 2, ("n1", "n1")), None)
+    group.ranks = [make_rank(0, "step 20", code=EXIT_LOST_RANKS), make_rank(1, *other)]
+    error = group._explain(group.ranks[0], group._blame(group.ranks[0]))
+    assert str(error).startswith(f"launch: {said}") and error.exit_code == EXIT_FAILED
+
+
+def test_a_crash_says_more_than_the_complaint_of_a_rank_that_lost_its_partner() -> None:
+    async def end(number: int, code: int) -> launch._Rank:
+        return make_rank(number, "step 20", code=code)
+
+    async def first_failure() -> launch._Rank | None:
+        codes = [0, EXIT_LOST_RANKS, -signal.SIGSEGV, EXIT_LOST_RANKS]
+        return await launch._first_failure({asyncio.create_task(end(*each)) for each in enumerate(codes)})
+
+    failed = asyncio.run(first_failure())
+    assert failed and failed.number == 2

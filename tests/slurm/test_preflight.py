@@ -19,7 +19,7 @@ from mnist_dist.distributed.cluster import Cluster as Place
 from mnist_dist.distributed.cluster import free_port
 from mnist_dist.distributed.membership import make_secret
 from mnist_dist.gpus import DEVICES
-from mnist_dist.slurm.preflight import Clock, Report, ask_driver, check, compare, hidden_peers, ranges
+from mnist_dist.slurm.preflight import Clock, Report, ask_driver, check, compare, hidden_peers, measure_clock, ranges
 from tests import nvml
 from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.conftest import ROOT
@@ -83,6 +83,28 @@ def test_one_finding_for_one_fault(changes: dict[str, object], finding: str) -> 
 )
 def test_clocks(clock: Clock, finding: str | None) -> None:
     assert compare(make_reports(), CLOCKS | {3: clock}) == ([finding] if finding else [])
+
+
+@pytest.mark.parametrize("ahead", [60.0, -60.0])
+def test_the_clock_that_was_asked_fastest_is_what_counts(ahead: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a rank whose clock is ahead, or behind, and to which each question takes another time."""
+    now, delays = 1000.0, iter([(0.5, 0.25), (0.125, 0.0625), (0.25, 4.0)])  # There, and back.
+
+    class Far:
+        def send(self, question: object) -> None:
+            nonlocal now
+            there, self.back = next(delays)
+            now += there
+
+        def receive(self) -> dict[str, float]:
+            nonlocal now
+            told = {"time": now + ahead}
+            now += self.back
+            return told
+
+    monkeypatch.setattr(time, "time", lambda: now)
+    clock = measure_clock(Far())  # type: ignore[arg-type]
+    assert (clock.ahead_seconds, clock.error_seconds) == (ahead + 0.03125, 0.09375)
 
 
 def test_gpus_shared_out_by_slurm() -> None:
