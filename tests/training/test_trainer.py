@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from mnist_dist.network.model import load_model
 from mnist_dist.network.schedule import learning_rates, peak_learning_rate
 from mnist_dist.training import trainer
 from mnist_dist.training.checkpoint import Checkpoints
+from mnist_dist.training.step_times import StepClock
 from mnist_dist.training.trainer import train
 from mnist_dist.training.writers import Console, read_rows
 
@@ -493,6 +494,26 @@ def test_ranks_whose_devices_decide_differently_end_before_the_first_step(
     monkeypatch.setattr(trainer, "find_cluster", lambda _: Cluster(hosts=("n1", "n2")))
     line = user_error(train, configure(), tmp_path / "run")
     assert line.startswith(f"{setting}: 'auto' became another value on rank 1 (n2) than on rank 0 (n1), as their")
+
+
+@pytest.mark.parametrize("own", [[0.0, 0.0, 0.25], [1.0, 0.0, 0.25], [0.0, 1.0, 0.25]])
+@pytest.mark.parametrize("other", [[0.0, 0.0, 0.125], [1.0, 0.0, 0.5], [0.0, 1.0, 0.5]])
+def test_what_comes_to_one_rank_holds_for_all(own: list[float], other: list[float], configure: Configure) -> None:
+    """A signal, the end of the time to measure, and the pace of the slowest; the other rank is made up."""
+
+    class BesideAnother(Single):
+        shard = Shard(0, 1, 2)
+
+        def all_reduce(self, tensor: Any) -> Any:
+            return np.stack([tensor.numpy()[0], other])
+
+    session: Any = SimpleNamespace(
+        config=configure({"training.measure_seconds": 2.0}),
+        strategy=BesideAnother(),
+        preemption=SimpleNamespace(received="SIGTERM" if own[0] else None),
+        clock=StepClock(window_seconds=[1.0, 1.0] if own[1] else [1.0]),
+    )
+    assert trainer.agree(session, own[2]) == tuple(max(each) for each in zip(own, other, strict=True))
 
 
 def test_after_a_failure_the_process_trains_on(configure: Configure, tmp_path: Path) -> None:
