@@ -43,7 +43,6 @@ while True:
     while time.monotonic() - began < 2: pass
     time.sleep(3)
 """
-VERDICTS = {0: "same", 1: "slower", 3: "inconclusive"}
 
 
 def main() -> None:
@@ -64,8 +63,8 @@ def main() -> None:
             command += ["--results", f"{folder}/try-{number}", "--smallest-effect", options.smallest_effect]
             variables = {**os.environ, "PYTHONPATH": ""}
             done = subprocess.run(command, cwd=checkout, env=variables, capture_output=True, text=True, check=False)
-            verdicts[VERDICTS.get(done.returncode, f"exit {done.returncode}")] += 1
             row = next((line for line in done.stdout.splitlines() if line.startswith("single")), done.stderr[-300:])
+            verdicts[row.split()[-1] if done.stdout else f"exit {done.returncode}"] += 1
             print(f"{number}: exit {done.returncode} after {time.monotonic() - began:.0f} s: {row}", flush=True)
     print(", ".join(f"{verdict} {count} of {options.tries}" for verdict, count in verdicts.most_common()))
 
