@@ -11,7 +11,8 @@ The effect is the log ratio of the rates. With d the smallest effect that matter
 
 Only turns leave out what differs between two times of measuring. Studies that did not take turns differ by their days,
 too, of which their runs say nothing: slower and faster must exceed what days may differ by, and what would be the same
-is called alike, which claims nothing of the days.
+is called alike, which claims nothing of the days. Likewise fresh processes of one program differ in their level, which
+only several rounds can see; the interval of a single one includes what is assumed of it.
 
 Windows are winsorised where there are no turns, as the trimmed mean of cycles does it where there are; but nothing
 is the same or alike whose ratio with all windows lies beyond d. Neither accuracy nor failures may pay for speed.
@@ -46,6 +47,7 @@ SIGNIFICANCE = 0.05  # Of the whole comparison, however many cases it has.
 EQUIVALENCE_CONFIDENCE = 1 - 2 * SIGNIFICANCE
 DAY_DEVIATION = 0.03  # Of the level of a study, where none took turns: an assumption, as no study can measure its own.
 DAY_HALF_WIDTH = 1.96 * math.sqrt(2) * DAY_DEVIATION  # Of the 95 % interval of what two studies differ by.
+PROCESS_DEVIATION = 0.015  # Of the level of a process, where one round cannot measure it: an assumption.
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,9 @@ def _measure(base: Sequence[Record], new: Sequence[Record]) -> Verdict:
             return replace(found, remark=f"no run of {name} ended well: {last.status}: {last.reason}")
     remarks = [_changed_settings(base[0].case, found.case), failures]
     if estimate := paired_ratio(new_ok, base_ok):
+        if estimate.repeats == 1:
+            estimate = replace(estimate, variance=estimate.variance + 2 * PROCESS_DEVIATION**2)
+            remarks.append(f"one round, in which processes are assumed to differ by {100 * PROCESS_DEVIATION:g} %")
         return replace(found, estimate=estimate, in_turns=True, remark="; ".join(filter(None, remarks)))
     series = []
     for name, ok in (("base", base_ok), ("new", new_ok)):
