@@ -7,9 +7,11 @@ from mnist_dist.benchmarks.analysis.attribution import PartName
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record, on_gpus
-from mnist_dist.benchmarks.statistics.stats import FEWEST_SECONDS
+from mnist_dist.benchmarks.statistics.stats import FEWEST_SECONDS, Estimate
 from mnist_dist.errors import counted, one_line
 
+FEW_RUNS = (2, 3)  # Of which Student's t is more than twice as wide as of many.
+WIDE_INTERVAL = 0.5  # Of the value.
 TIMES, DASH = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 MISSING = DASH
 SHOWN_APART = ("runtime.precision", "runtime.xla")  # Settings that have a column of their own.
@@ -126,6 +128,11 @@ def label_range(low: float, high: float, form: Callable[[float], str]) -> str:
     """Returns both ends, with a word between where a dash could be a sign; or nothing where one is not known."""
     between = DASH if low >= 0 else " to "
     return f"{form(low)}{between}{form(high)}" if math.isfinite(low) and math.isfinite(high) else ""
+
+
+def says_little(rate: Estimate | None) -> bool:
+    """Whether an interval is wide because so few runs hardly tell how much they deviate."""
+    return rate is not None and rate.repeats in FEW_RUNS and rate.high - rate.low > WIDE_INTERVAL * rate.value
 
 
 def warn_of_short_runs(seconds: Sequence[float]) -> str:

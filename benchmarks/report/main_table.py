@@ -19,6 +19,7 @@ from mnist_dist.benchmarks.report.labels import (
     label_percent,
     label_range,
     label_three_digits,
+    says_little,
 )
 from mnist_dist.benchmarks.report.table import (
     TERMINAL_WIDTH,
@@ -30,12 +31,9 @@ from mnist_dist.benchmarks.report.table import (
     number_cell,
     render_terminal,
 )
-from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.errors import counted
 
 TERMINAL_TARGET = 0.99
-FEW_RUNS = (2, 3)  # Of which Student's t is more than twice as wide as of many.
-WIDE_INTERVAL = 0.5  # Of the value.
 KERNELS = {"fused": "custom kernels", "plain": "TensorFlow's layers"}  # What computes on a CPU.
 # The parts of the table that fit a page; and what the head of a group adds to a column where there are no such heads.
 PARTS = {
@@ -149,7 +147,7 @@ def _terminal_precision(each: TrainedCase) -> str:
 def _throughput_with_margin(each: TrainedCase) -> str:
     """The interval as the larger of its halves, in percent; or the lowest and highest run."""
     text, estimate = _throughput_cell(each).text, each.summary.images_per_second
-    if _says_little(estimate):
+    if says_little(estimate):
         return f"{text} {_range_cell(each).text}"
     if estimate is None or not estimate_cell(estimate, label_count).detail:
         return text
@@ -163,7 +161,7 @@ def _terminal_target(each: TrainedCase) -> str:
 
 
 def _terminal_notes(cases: Sequence[TrainedCase]) -> Iterator[str]:
-    if any(_says_little(each.summary.images_per_second) for each in cases):
+    if any(says_little(each.summary.images_per_second) for each in cases):
         yield f"2 or 3 runs whose interval would be wider than half of images/s show lowest{DASH}highest instead."
     if any(each.summary.images_per_second for each in cases):
         yield "± is the 95 % interval; efficiency compares N devices with N times one device."
@@ -206,19 +204,14 @@ def _throughput_cell(each: TrainedCase) -> Cell:
     if summary.images_per_second is None:
         return Cell("unstable" if summary.unstable else MISSING, runs)
     cell = estimate_cell(summary.images_per_second, label_count)
-    few = _says_little(summary.images_per_second)
+    few = says_little(summary.images_per_second)
     detail = f"{_range_cell(each).text} lowest{DASH}highest" if few else cell.detail
     return replace(cell, detail=", ".join(filter(None, (detail, runs))))
 
 
-def _says_little(rate: Estimate | None) -> bool:
-    """Whether an interval is wide because so few runs hardly tell how much they deviate."""
-    return rate is not None and rate.repeats in FEW_RUNS and rate.high - rate.low > WIDE_INTERVAL * rate.value
-
-
 def _per_device_cell(each: TrainedCase) -> Cell:
     cell = estimate_cell(each.images_per_second_per_device, label_count)
-    return replace(cell, detail="") if _says_little(each.summary.images_per_second) else cell
+    return replace(cell, detail="") if says_little(each.summary.images_per_second) else cell
 
 
 def _accuracy_cell(each: TrainedCase) -> Cell:

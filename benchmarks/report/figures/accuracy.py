@@ -11,7 +11,7 @@ import numpy as np
 from mnist_dist.benchmarks.analysis.summary import TimeToAccuracy
 from mnist_dist.benchmarks.analysis.trained import TrainedCase
 from mnist_dist.benchmarks.report.figures import drawing
-from mnist_dist.benchmarks.report.labels import TIMES, label_number, label_point
+from mnist_dist.benchmarks.report.labels import TIMES, label_number, label_point, says_little
 from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.errors import counted
 
@@ -42,8 +42,7 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
         for trained, throughput, accuracies in group:
             mean = float(accuracies.mean())
             upright = [[mean - accuracies.min()], [accuracies.max() - mean]]
-            # Two runs tell so little that their interval would cross the picture; the table has it.
-            level = drawing.error_bars(throughput) if throughput.high < 2 * throughput.value else None
+            level = None if says_little(throughput) else drawing.error_bars(throughput)
             bars += [(throughput.low, throughput.high, mean)] if level else []
             drawing.draw_point(axes, trained.summary, throughput.value, mean, upright, level)
             is_last = trained is group[-1][0]

@@ -7,6 +7,8 @@ import re
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -230,6 +232,23 @@ def test_one_run_without_intervals_is_drawn() -> None:
         warnings.simplefilter("error")
         drawn = draw_all(Analysis(make_study([SINGLE, *ablations(SINGLE), HOROVOD, *ablations(HOROVOD)], 1)))
     assert {"throughput", "efficiency", "losses", "step_times"} <= {picture.name for picture in drawn}
+
+
+def test_an_interval_that_says_little_crosses_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table shows lowest and highest run instead."""
+    levels = []
+    draw = drawing.draw_point
+
+    def draw_and_note(*arguments: Any) -> None:
+        levels.append(arguments[-1])
+        draw(*arguments)
+
+    monkeypatch.setattr(drawing, "draw_point", draw_and_note)
+    cases = Analysis(make_study([SINGLE, train("mirrored", 1)], 2)).main_cases
+    few, many = (replace(case.summary.images_per_second, low=1.0, repeats=repeats) for case, repeats in zip(cases, (2, 4)))
+    shown = [replace(case, summary=replace(case.summary, images_per_second=each)) for case, each in zip(cases, (few, many))]
+    assert accuracy.draw_accuracy(shown)
+    assert [level is None for level in levels] == [True, False]
 
 
 def test_targets_that_no_seed_reaches_are_named() -> None:
