@@ -244,9 +244,11 @@ def test_an_interval_that_says_little_crosses_no_picture(monkeypatch: pytest.Mon
         draw(*arguments)
 
     monkeypatch.setattr(drawing, "draw_point", draw_and_note)
-    cases = Analysis(make_study([SINGLE, train("mirrored", 1)], 2)).main_cases
-    few, many = (replace(case.summary.images_per_second, low=1.0, repeats=repeats) for case, repeats in zip(cases, (2, 4)))
-    shown = [replace(case, summary=replace(case.summary, images_per_second=each)) for case, each in zip(cases, (few, many))]
+    shown = []
+    for case, repeats in zip(Analysis(make_study([SINGLE, train("mirrored", 1)], 2)).main_cases, (2, 4), strict=True):
+        assert case.summary.images_per_second
+        rate = replace(case.summary.images_per_second, low=1.0, repeats=repeats)
+        shown.append(replace(case, summary=replace(case.summary, images_per_second=rate)))
     assert accuracy.draw_accuracy(shown)
     assert [level is None for level in levels] == [True, False]
 
