@@ -16,7 +16,7 @@ from mnist_dist.config import ModelConfig
 from mnist_dist.cpuinfo import cpu_flags
 from mnist_dist.data.dataset import Arrays
 from mnist_dist.network.cpu.build import LEVELS, find_level, load
-from mnist_dist.network.cpu.forward import MAX_PART, convolve, count_parts, make_forward, pooled_edges
+from mnist_dist.network.cpu.forward import MAX_PART, convolve_and_multiply, count_parts, make_forward, pooled_edges
 from mnist_dist.network.flops import flops_per_image
 from mnist_dist.network.forward import decide_kernels
 from mnist_dist.network.model import build_model
@@ -148,7 +148,9 @@ def test_bfloat16_is_nearer_to_float32_than_the_layers_are(kernel_sizes: tuple[i
                 )
                 tape.watch([*kernels, *biases])
                 pixels = tf.reshape(normalized, [len(images), -1])
-                features = convolve(load(cpu_flags()), pixels, kernels, biases, layers[1].compute_dtype)
+                kernels.append(tf.eye(of_layers.output.shape[-1]))  # The product is the features themselves.
+                dtype = layers[1].compute_dtype
+                features = convolve_and_multiply(load(cpu_flags()), pixels, kernels, biases, dtype)
             else:
                 kernels, biases = (
                     [variable.value for variable in vs] for vs in zip(*(x.weights for x in layers), strict=True)
@@ -156,7 +158,7 @@ def test_bfloat16_is_nearer_to_float32_than_the_layers_are(kernel_sizes: tuple[i
                 features = of_layers([images])
             factors = np.random.default_rng(5).normal(size=features.shape)
             objective = tf.reduce_sum(tf.cast(factors, features.dtype) * features)
-        gradients = tape.gradient(objective, [*kernels, *biases])
+        gradients = tape.gradient(objective, [*kernels[:2], *biases])
         return [np.asarray(tf.cast(tensor, tf.float32)) for tensor in (features, *gradients)]
 
     exact = compute_convolutions("float32", fused=False)
@@ -209,6 +211,25 @@ def test_gradients_of_what_is_exact_in_bfloat16(
     gradients = compute(images=pixels, kernel_size_1=size_1, **winners, **factors)
     for name in expected._fields:
         assert distance(getattr(gradients, name).numpy(), getattr(expected, name).numpy()) < 5e-6, name
+
+
+def test_the_gradients_of_the_convolutions_go_first(tf: ModuleType) -> None:
+    """They take longest. Else chance decides, process by process, whether another core waits for them."""
+    model = build((3, 3), filters=(32, 64))
+    forward = make_forward(model)
+
+    @tf.function(autograph=False)
+    def compute_gradients(images: Any) -> Any:
+        with tf.GradientTape() as tape:
+            objective = tf.reduce_sum(forward(images, training=True))
+        return tape.gradient(objective, [variable.value for variable in model.trainable_variables])
+
+    graph = compute_gradients.get_concrete_function(tf.TensorSpec([16, 28, 28, 1], tf.uint8)).graph
+    (convolutions,) = (each for each in graph.get_operations() if each.type == "MnistDistConvolutionGradients")
+    upstream = convolutions.inputs[-1].op.inputs[0].op  # Before it was reshaped.
+    (dense,) = (each for each in graph.get_operations() if upstream in each.control_inputs)
+    assert upstream.type == dense.type == "MatMul"
+    assert dense.outputs[0].shape == model.get_layer("dense").kernel.shape
 
 
 def test_digits(arrays: Arrays) -> None:
