@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mnist_dist.errors import EXIT_BAD_INPUT, UserError, check_local, nearest, not_among, without_middle
+from mnist_dist.lazy import UNUSED_BY_COMMANDS, hidden_from_keras
 
 # As shells say of a process that Ctrl-C ended, or that wrote to a pipe which nobody reads.
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141
@@ -116,6 +117,7 @@ def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: st
     arguments = sys.argv[1:] if arguments is None else arguments
     _reopen_closed_streams()
     _leave_out_of_account()
+    hidden_from_keras.update(UNUSED_BY_COMMANDS)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # A terminal that cannot show a sign must not end a study for it.
     try:

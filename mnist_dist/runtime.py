@@ -17,6 +17,7 @@ from mnist_dist import cpuinfo
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.errors import UserError, counted, one_line
 from mnist_dist.gpus import driver_gpus
+from mnist_dist.lazy import hidden, hidden_from_keras
 from mnist_dist.strategies import STRATEGIES
 
 
@@ -65,8 +66,9 @@ def import_tensorflow() -> ModuleType:
         collects = gc.isenabled()
         gc.disable()  # Else a third of the import goes into looking for garbage among thousands of modules.
         try:
-            import keras  # noqa: F401 - its notices belong to the same moment.
-            import tensorflow
+            with hidden(hidden_from_keras):
+                import keras  # noqa: F401 - its notices belong to the same moment.
+                import tensorflow
 
             tensorflow.config.list_physical_devices()  # Says so when there is no GPU driver.
             tensorflow.get_logger().setLevel("ERROR")  # Warns of compiling when a process trains several times.

@@ -10,8 +10,9 @@ from types import ModuleType
 import pytest
 
 import mnist_dist
-from mnist_dist import doctor, runtime
+from mnist_dist import command, doctor, runtime
 from mnist_dist.config import RuntimeConfig
+from mnist_dist.lazy import UNUSED_BY_COMMANDS
 from mnist_dist.runtime import (
     Decision,
     Device,
@@ -177,13 +178,18 @@ def python(script: str, arguments: Sequence[str] = (), **environment: str) -> su
 
 
 CONFIGURE = """
+import sys
+from mnist_dist import lazy
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.runtime import configure_runtime
 settings = RuntimeConfig(
     strategy="single", precision="float32", intra_op_threads=3, inter_op_threads=2, tf32=False, deterministic=True
 )
+lazy.hidden_from_keras.update(lazy.UNUSED_BY_COMMANDS)
 runtime = configure_runtime(settings, 5)
 import tensorflow as tf
+print({*lazy.UNUSED_BY_COMMANDS} & sys.modules.keys())
+import matplotlib
 float(tf.reduce_sum([1.0]))
 print(tf.config.threading.get_intra_op_parallelism_threads(), tf.config.threading.get_inter_op_parallelism_threads())
 print(tf.config.experimental.tensor_float_32_execution_enabled(), runtime.precision.value, runtime.xla.value)
@@ -194,13 +200,19 @@ except tf.errors.InvalidArgumentError as error:
 """
 
 
-def test_settings_reach_a_fresh_tensorflow_which_stays_quiet() -> None:
+def test_settings_reach_a_fresh_tensorflow_which_stays_quiet_and_small() -> None:
     done = python(CONFIGURE)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == "3 2"
-    assert lines[1].startswith("False float32 ")
-    assert "determinism is enabled" in lines[2]
+    assert lines[:2] == ["set()", "3 2"]
+    assert lines[2].startswith("False float32 ")
+    assert "determinism is enabled" in lines[3]
+
+
+def test_commands_hide_from_keras_what_they_do_not_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "hidden_from_keras", hidden := set[str]())
+    assert command.run_command(command.Parser(prog="mnist-dist"), []) == 2
+    assert hidden == {*UNUSED_BY_COMMANDS}
 
 
 def test_a_failing_import_tells_why(tmp_path: Path) -> None:

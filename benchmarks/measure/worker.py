@@ -23,6 +23,7 @@ from mnist_dist.distributed.strategies.resolve import make_strategy, resolve_str
 from mnist_dist.distributed.turns import Turns
 from mnist_dist.errors import UserError
 from mnist_dist.files import write_json
+from mnist_dist.lazy import UNUSED_BY_COMMANDS, hidden_from_keras
 from mnist_dist.network.forward import choose_form
 from mnist_dist.runtime import configure_runtime
 from mnist_dist.strategies import STRATEGIES
@@ -31,6 +32,7 @@ from mnist_dist.strategies import STRATEGIES
 def main(arguments: Sequence[str] | None = None) -> int:
     case_file, result_file = (Path(argument) for argument in arguments or sys.argv[1:])
     case = Case.model_validate(json.loads(case_file.read_text()))
+    hidden_from_keras.update(UNUSED_BY_COMMANDS)
     try:
         measure_or_start_ranks(case, result_file)
     except UserError as error:
