@@ -47,7 +47,12 @@ LONGEST_FIRST = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # Before pytest chooses by marks.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tf" in getattr(item, "fixturenames", ()):  # Whoever runs others alone need not wait for TensorFlow.
+            item.add_marker("slow")
+
     def place(item: pytest.Item) -> int:
         name = item.path.relative_to(TESTS).as_posix()
         return next((place for place, first in enumerate(LONGEST_FIRST) if name.startswith(first)), len(LONGEST_FIRST))

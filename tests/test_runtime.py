@@ -200,6 +200,7 @@ except tf.errors.InvalidArgumentError as error:
 """
 
 
+@pytest.mark.slow
 def test_settings_reach_a_fresh_tensorflow_which_stays_quiet_and_small() -> None:
     done = python(CONFIGURE)
     assert done.returncode == 0 and done.stderr == "", done.stderr
@@ -215,6 +216,7 @@ def test_commands_hide_from_keras_what_they_do_not_use(monkeypatch: pytest.Monke
     assert hidden == {*UNUSED_BY_COMMANDS}
 
 
+@pytest.mark.slow
 def test_a_failing_import_tells_why(tmp_path: Path) -> None:
     (tmp_path / "keras.py").write_text(
         "import os\nos.write(2, b'a library is missing\\n')\nraise ImportError('keras is broken')\n"

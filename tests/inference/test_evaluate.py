@@ -93,6 +93,7 @@ def test_of_equal_probabilities_the_lowest_class_counts() -> None:
     assert summarize(np.array([0, 9], np.uint8), np.full((2, 10), 0.1, np.float32)).accuracy == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 4, 9, 1000])
 def test_predict_gives_each_image_its_own_row(model: Any, batch_size: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (9, 28, 28), np.uint8)
@@ -104,6 +105,7 @@ def test_predict_gives_each_image_its_own_row(model: Any, batch_size: int) -> No
     assert len(np.unique(probabilities.round(4), axis=0)) == 9  # Else rows could be swapped without notice.
 
 
+@pytest.mark.slow
 def test_summary_agrees_with_keras(model: Any) -> None:
     generator = np.random.default_rng(1)
     images = generator.integers(0, 256, (50, 28, 28), np.uint8)

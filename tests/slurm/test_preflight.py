@@ -223,6 +223,7 @@ def test_ranges(numbers: list[int], text: str) -> None:
     assert ranges(numbers) == text
 
 
+@pytest.mark.slow
 def test_strangers_that_come_first(tmp_path: Path) -> None:
     """A hundred that say nothing at each port, and one that greets as rank 1 once did."""
     here = Place(hosts=("n9", "n10"), size=2, addresses=("127.0.0.1",) * 2, port=free_port(4), secret=make_secret())

@@ -173,6 +173,7 @@ for step in itertools.count(int(sys.argv[2])):
 """
 
 
+@pytest.mark.slow
 def test_killing_the_writer_leaves_an_intact_checkpoint(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, 2, report=fail)
     step = 0

@@ -123,6 +123,7 @@ def test_counters_that_overflow(powercap: Path) -> None:
     assert joules[-1] - joules[0] == pytest.approx(3 * 0.7 * LARGEST / 1e6, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_energy_is_that_of_the_turns(powercap: Path, tmp_path: Path) -> None:
     """A contender is charged with what is used while it has the turn, and with nothing else: 1 J for each reading."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

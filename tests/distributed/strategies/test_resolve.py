@@ -61,6 +61,7 @@ def test_what_contradicts(
     assert user_error(resolve_strategy, RuntimeConfig(strategy=strategy, devices=devices), cluster) == line
 
 
+@pytest.mark.slow
 def test_making_one() -> None:
     pytest.importorskip("tensorflow")
     assert type(make_strategy(RuntimeConfig(strategy="single"), ALONE)) is Single
