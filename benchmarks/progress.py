@@ -126,12 +126,15 @@ def describe(record: Record) -> str:
 def exit_code(
     records: Iterable[Record], only: Collection[int] | None = None, name: Callable[[Case], str] = label_case
 ) -> int:
-    """Returns 1 when a run that was tried, with so many devices, has never ended well, and says which."""
+    """Returns 1 when a run that was tried, with so many devices, has never ended well, or none could be; says which."""
     tried = [record for record in records if only is None or record.case.devices in only]
     fine = {(record.case_id, record.repeat) for record in tried if record.status in ("ok", "skipped")}
     bad = {(each.case_id, each.repeat): each for each in tried if (each.case_id, each.repeat) not in fine}
     for record in bad.values():
         print(f"{record.status}: {name(record.case)}, repeat {record.repeat + 1}: {record.reason}", file=sys.stderr)
+    if tried and all(record.status == "skipped" for record in tried):
+        print("nothing was measured: this machine can run none of the cases", file=sys.stderr)
+        return EXIT_FAILED
     return EXIT_FAILED if bad else 0
 
 

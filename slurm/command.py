@@ -20,7 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog="mnist-dist slurm", description="Scaling studies and surveys on a Slurm cluster.")
+    parser = Parser(
+        prog="mnist-dist slurm",
+        description="Scaling studies and surveys on a Slurm cluster.",
+        epilog="Start with: mnist-dist slurm scaling --help. It prepares and shows a study with --dry-run.",
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_scaling(commands)
     add_survey(commands)

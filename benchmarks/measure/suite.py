@@ -41,8 +41,8 @@ ABLATION_SECONDS = 4.0  # For which each variant of a training to its end is mea
 DECIDED = {
     "seed": "the number of the repeat",
     "data.kind": "a block's ablations",
-    "runtime.strategy": "strategies",
-    "runtime.devices": "devices",
+    "runtime.strategy": "--strategies",
+    "runtime.devices": "--devices",
     "runtime.all_reduce": "a block's ablations",
     "training.batch_size": "a block's images_per_device or global_batch_size",
     "training.measure_seconds": "a block's measure_seconds",
@@ -230,7 +230,9 @@ def check_settings(settings: Iterable[str]) -> None:
     """Refuses keys that a case would not follow."""
     for key in settings:
         if key in DECIDED:
-            raise UserError(f"{key}: received as a setting of a case, expected it to be said by {DECIDED[key]}.")
+            where = "; blocks stand in a suite's file: copy one of benchmarks/measure/suites/, and name yours as SUITE"
+            hint = where if "block" in DECIDED[key] else ""
+            raise UserError(f"{key}: received as a setting of a case, but {DECIDED[key]} decides it{hint}.")
         if any(known.startswith(f"{key}.") for known in setting_descriptions()):
             raise UserError(f"{key}: received a section, expected dotted keys such as runtime.precision.")
 

@@ -184,12 +184,15 @@ class TestExitCode:
         again = make_study([train("mirrored", 2)], 2)
         assert exit_code([*records, *again]) == 0
 
-    def test_what_was_skipped_is_no_failure(self, records: list[Record]) -> None:
-        skipped = [
-            record.model_copy(update={"status": "skipped", "reason": "no second GPU", "measurements": None})
-            for record in records
-        ]
-        assert exit_code(skipped) == 0
+    def test_what_was_skipped_is_no_failure_unless_all_was(
+        self, records: list[Record], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        measured, other = ([each for each in records if each.case.devices == devices] for devices in (1, 2))
+        nothing = {"status": "skipped", "reason": "no second GPU", "measurements": None}
+        skipped = [record.model_copy(update=nothing) for record in other]
+        assert exit_code([*measured, *skipped]) == 0
+        assert exit_code(skipped) == 1
+        assert capsys.readouterr().err.startswith("nothing was measured")
 
 
 def test_a_second_signal_does_not_end_the_interpreter_before_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -288,7 +288,7 @@ def test_time_limits_in_every_form_of_slurm(limit: str, seconds: float) -> None:
         ((*POINTS, "--set", "model.filter=[1, 2]"), "model.filter: no such setting. Did you mean"),
         (
             (*POINTS, "--set", "runtime.devices=3"),
-            "runtime.devices: received as a setting of a case, exp",
+            "runtime.devices: received as a setting of a case, but --devices",
         ),
         (
             (*POINTS, "--suite", "collectives"),
