@@ -18,8 +18,6 @@ Windows are winsorised where there are no turns, as the trimmed mean of cycles d
 is the same or alike whose ratio with all windows lies beyond d. Neither accuracy nor failures may pay for speed.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace

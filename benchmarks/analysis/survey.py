@@ -5,8 +5,6 @@ of its spread (1.4826 MAD; Iglewicz and Hoaglin, "How to detect and handle outli
 repeats' own spread makes of a median.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence

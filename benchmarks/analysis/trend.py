@@ -4,8 +4,6 @@ A case is followed on one type of machine. A study gives it one value, the logar
 days differ by noise between values. What a study says is kept in a file, and read again only if the study changed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sys

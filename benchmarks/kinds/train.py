@@ -1,7 +1,5 @@
 """The training loop: `mnist-dist train` itself, whose own clock tells the time of its windows on every rank."""
 
-from __future__ import annotations
-
 import json
 import platform
 from collections.abc import Mapping, Sequence

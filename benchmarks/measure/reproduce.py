@@ -4,8 +4,6 @@ Records may be a stranger's. Their settings pass the checks of every configurati
 their variables are compared with those here, never set.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What an attribution means, in words: what is lost to what, who is slow, and what to try. Imports no TensorFlow."""
 
-from __future__ import annotations
-
 from mnist_dist.benchmarks.analysis.attribution import Attribution, Part, PartName
 from mnist_dist.benchmarks.report.labels import label_part
 from mnist_dist.benchmarks.report.pages import render_template

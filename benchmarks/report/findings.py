@@ -1,7 +1,5 @@
 """What is worth saying of a study besides its numbers: what came out and was measured, and what casts doubt on it."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """The parts of the report below the main table, as text and tables that Markdown and the page share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args

@@ -1,7 +1,5 @@
 """Trends for a terminal and as a page: what the words and charts of templates/trend.* need."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import date
 from itertools import pairwise, zip_longest

@@ -5,8 +5,6 @@ penalty holds for all. PELT (Killick, Fearnhead and Eckley, JASA 107, 2012) cuts
 it costs. Each piece is searched again by its own ranks, as large changes leave little of the scale to small ones.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

@@ -18,8 +18,6 @@ The largest sensible number of devices is the last to which doubling, from one d
 least 1.5-fold, that is by half of the ideal gain, as far as is foretold. Imports no TensorFlow.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
