@@ -273,7 +273,7 @@ def compare_times(comparison: Comparison) -> Comparison:
     for verdict in comparison.verdicts:
         sides = (verdict.base, verdict.new)
         runs = [run for side in sides for run in side]
-        if not all(sides) or not all((run.measurements or {}).get("evaluations") for run in runs):
+        if not all(sides) or not all(run.measured.get("evaluations") for run in runs):
             continue
         reached = [each for each in ACCURACY_TARGETS if all(seconds_to_accuracy(run, each)[1] for run in runs)]
         for target in reached[-1:]:

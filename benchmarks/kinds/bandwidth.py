@@ -76,7 +76,7 @@ class Bandwidth(WorkerKind):
         return [f"{name} {label_three_digits(float(np.exp(rate)) / 1e9)} GB/s" for name, rate in rates]
 
     def aspects(self, record: Record) -> Mapping[str, float]:
-        return {name: float(np.log(np.median((record.measurements or {})[name]))) for name in MOVED}
+        return {name: float(np.log(np.median(record.measured[name]))) for name in MOVED}
 
     def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:
         """The rate is the geometric mean of both bandwidths."""

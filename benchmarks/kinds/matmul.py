@@ -79,16 +79,14 @@ class Matmul(WorkerKind):
         }
 
     def describe(self, record: Record) -> Sequence[str]:
-        measured = record.measurements or {}
-        return [f"{math.exp(matmul_series(record).log_rate) / 1e9:,.0f} GFLOP/s in {measured['dtype']}"]
+        return [f"{math.exp(matmul_series(record).log_rate) / 1e9:,.0f} GFLOP/s in {record.measured['dtype']}"]
 
     def aspects(self, record: Record) -> Mapping[str, float]:
         return {"compute": matmul_series(record).log_rate}
 
     def rates_by_cycle(self, record: Record, variant: str = FULL) -> Mapping[int, float]:
         """In floating-point operations per second."""
-        measured = record.measurements or {}
-        by_cycle = zip(measured.get("cycles") or (), measured.get("flops_per_second") or (), strict=False)
+        by_cycle = zip(record.measured.get("cycles") or (), record.measured["flops_per_second"], strict=False)
         return {cycle: rate for cycle, rate in by_cycle if cycle >= 0}
 
     def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:

@@ -98,10 +98,7 @@ def compare_again(
     for case_id, of_case in group_by(new, lambda record: record.case_id).items():
         before = [record for record in base if record.case_id == case_id]
         for name in ("precision", "xla", "resident", "kernels", "all_reduce_backend"):
-            sides = [
-                {each.measurements[name] for each in side if each.measurements and each.measurements.get(name)}
-                for side in (before, of_case)
-            ]
+            sides = [{each.measured[name] for each in side if each.measured.get(name)} for side in (before, of_case)]
             if all(sides) and sides[0] != sides[1]:
                 there, here = (" and ".join(sorted(side)) for side in sides)
                 others.append(Incomparable(tuple(of_case), f"{name}: recorded {there}, here {here}"))
@@ -130,9 +127,8 @@ def _settings(record: Record) -> dict[str, Any]:
 
 def _plan(records: Sequence[Record], seconds: float | None) -> PlannedCase:
     case, of_kind = records[0].case, kind(records[0].case.kind)
-    measured = [record.measurements or {} for record in records]
-    took_turns = any(max(each.get("window_cycles") or [-1]) >= 0 for each in measured)
-    variants = {name for each in measured for name in each.get("window_variants") or ()}
+    took_turns = any(max(each.measured.get("window_cycles") or [-1]) >= 0 for each in records)
+    variants = {name for each in records for name in each.measured.get("window_variants") or ()}
     names = (
         *of_kind.variants_on(bool(find_hardware().gpus)),
         *(name for name in of_kind.ablations(case) if name in variants),

@@ -129,7 +129,7 @@ def head(command: str, records: Sequence[Record]) -> str:
     parts += [gpu.name for gpu in hardware.gpus] or ["no GPU"]
     versions = dict(identity.software)
     for record in records:
-        versions = (record.measurements or {}).get("versions", {}) | versions
+        versions = record.measured.get("versions", {}) | versions
     shown = [f"{name} {versions[name]}" for name in VERSIONS if name in versions]
     variables = [f"{name}={value}" for name, value in identity.environment.items() if not name.startswith(SCHEDULER)]
     where = "; ".join(", ".join(part) for part in (parts, shown, variables) if part)
@@ -148,7 +148,7 @@ def _time_column(target: float) -> Column[Standing]:
 
 
 def _final_accuracies(records: Sequence[Record]) -> list[float]:
-    ended = [(record.measurements or {}).get("evaluations") for record in records]
+    ended = [record.measured.get("evaluations") for record in records]
     return [evaluations[-1]["accuracy"] for evaluations in ended if evaluations]
 
 
