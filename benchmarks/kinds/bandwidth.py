@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from mnist_dist.benchmarks.labels import label_three_digits
 from mnist_dist.benchmarks.measure.timing import take_timings
 from mnist_dist.benchmarks.records.kinds import Measurements, WorkerKind
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.labels import label_three_digits
 from mnist_dist.benchmarks.statistics.stats import Series
 from mnist_dist.config import Config, PositiveFloat, PositiveInt
 from mnist_dist.distributed.strategies.interface import Strategy

@@ -10,10 +10,10 @@ from pydantic import Field, model_validator
 
 from mnist_dist.benchmarks.analysis.limits import AllReduce, slowest_seconds
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
+from mnist_dist.benchmarks.labels import label_bytes, label_count, label_devices, label_range, label_three_digits
 from mnist_dist.benchmarks.measure.timing import take_timings
 from mnist_dist.benchmarks.records.kinds import Measurements, NoRateError, WorkerKind
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.labels import label_bytes, label_count, label_devices, label_range, label_three_digits
 from mnist_dist.benchmarks.report.sections import Section
 from mnist_dist.benchmarks.report.table import Column, make_table
 from mnist_dist.benchmarks.statistics.stats import Series

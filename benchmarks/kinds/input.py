@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.analysis.trained import TrainedCase
 from mnist_dist.benchmarks.kinds.windows import Windows, WindowsKind
+from mnist_dist.benchmarks.labels import MISSING, label_case, label_count
 from mnist_dist.benchmarks.measure.timing import take_timings
 from mnist_dist.benchmarks.records.kinds import WorkerKind
-from mnist_dist.benchmarks.report.labels import MISSING, label_case, label_count
 from mnist_dist.benchmarks.report.sections import Section
 from mnist_dist.benchmarks.report.table import Cell, Column, estimate_cell, make_table
 from mnist_dist.config import Config

@@ -4,16 +4,15 @@ Records may be a stranger's. Their settings pass the checks of every configurati
 their variables are compared with those here, never set.
 """
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mnist_dist.benchmarks.analysis.compare import Comparison, Incomparable, compare, compare_times
 from mnist_dist.benchmarks.analysis.matching import find_differences, flat, settings_of
-from mnist_dist.benchmarks.measure.runner import Run, find_machine
-from mnist_dist.benchmarks.measure.study import Progress, open_study, plan_rounds, run_rounds
+from mnist_dist.benchmarks.measure.runner import find_machine
+from mnist_dist.benchmarks.measure.study import open_study, plan_rounds, run_rounds
 from mnist_dist.benchmarks.measure.suite import (
     ABLATION_SECONDS,
     DECIDED,
@@ -41,15 +40,14 @@ def reproduce(
     results: Path | None,
     seconds: float | None,
     smallest_effect: float,
-    say: Callable[[str], None],
-    show: Callable[[Sequence[Sequence[Run]]], contextlib.AbstractContextManager[Progress]],
 ) -> Comparison:
     """Measures the cases of some records again and compares both, case by case.
+
+    What differs between the records' machines and versions and those here is printed before anything runs.
 
     Args:
         results: gets the new study.
         seconds: for which each variant of a case is measured, at most; None: for as long as in the records.
-        say: is told what differs between the records' machines and versions and those here, before anything runs.
 
     Raises:
         UserError: a setting of the records is not accepted.
@@ -73,7 +71,7 @@ def reproduce(
         else:
             planned.append(_plan(of_case, seconds))
     for text in told:
-        say(text)
+        print(text)
     new: list[Record] = []
     if planned:
         with named_or_dated(results, "results", "reproduce") as folder:
@@ -84,8 +82,7 @@ def reproduce(
             for all_runs in plan_rounds([side], planned)
             if (each := [run for run in all_runs if (run.planned.case_id, run.repeat) in runs])
         ]
-        with show(rounds) as progress:
-            measured = run_rounds(rounds, [side], progress)
+        measured = run_rounds(rounds, [side])
         new = [scrubbed(each).model_copy(update={"reason": each.reason}) for each in measured]
     return compare_again(base, new, refused, smallest_effect)
 

@@ -10,11 +10,11 @@ from pydantic_core import to_jsonable_python
 
 from mnist_dist.benchmarks.analysis.in_turns import paired_ratio, rate_in_turns
 from mnist_dist.benchmarks.kinds.peer import KIND as PEER
+from mnist_dist.benchmarks.labels import label_count
 from mnist_dist.benchmarks.peers.contestants import MODES, OURS, OURS_ACCURACY, Contestant, Mode
 from mnist_dist.benchmarks.peers.scripts.script import TARGET_ACCURACY
 from mnist_dist.benchmarks.peers.times import TimeTo, time_ratio, time_to
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.labels import label_count
 from mnist_dist.benchmarks.report.table import Cell, Column, estimate_cell, make_table, render_markdown
 from mnist_dist.benchmarks.statistics.stats import Estimate, LogEstimate
 from mnist_dist.errors import counted

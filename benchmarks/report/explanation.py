@@ -1,7 +1,7 @@
 """What an attribution means, in words: what is lost to what, who is slow, and what to try. Imports no TensorFlow."""
 
 from mnist_dist.benchmarks.analysis.attribution import Attribution, Part, PartName
-from mnist_dist.benchmarks.report.labels import label_part
+from mnist_dist.benchmarks.labels import label_part
 from mnist_dist.benchmarks.report.pages import render_template
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.config import Config, get_setting

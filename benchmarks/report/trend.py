@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.trend import Trend
-from mnist_dist.benchmarks.report.labels import label_briefly
+from mnist_dist.benchmarks.labels import label_briefly
 from mnist_dist.benchmarks.report.pages import render_template
 from mnist_dist.benchmarks.statistics.change_points import FEWEST_VALUES
 
