@@ -16,10 +16,11 @@ class Lazy:
 
 if TYPE_CHECKING:
     import keras
+    import scipy
     import tensorflow as tf
     from PIL import Image
     from scipy import ndimage
 else:
-    keras, tf, Image, ndimage = map(Lazy, ("keras", "tensorflow", "PIL.Image", "scipy.ndimage"))
+    keras, scipy, tf, Image, ndimage = map(Lazy, ("keras", "scipy", "tensorflow", "PIL.Image", "scipy.ndimage"))
 
-__all__ = ["Image", "Lazy", "keras", "ndimage", "tf"]
+__all__ = ["Image", "Lazy", "keras", "ndimage", "scipy", "tf"]

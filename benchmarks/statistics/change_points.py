@@ -11,6 +11,7 @@ import numpy as np
 
 from mnist_dist.benchmarks.statistics.blocks import centred_ranks
 from mnist_dist.benchmarks.statistics.stats import student_quantile
+from mnist_dist.lazy import scipy
 
 # Of a single place; tests.benchmarks.adversary_trend measures what follows for 20 years of nights.
 SIGNIFICANCE = 2.5e-5
@@ -45,9 +46,7 @@ def locate_change(values: np.ndarray) -> tuple[int, int, int]:
 
 def _normal_scores(values: np.ndarray) -> np.ndarray:
     """Returns Blom's scores of the ranks."""
-    from scipy import special
-
-    return np.asarray(special.ndtri(0.5 + centred_ranks(values) / (len(values) + 1 / 4)))
+    return np.asarray(scipy.special.ndtri(0.5 + centred_ranks(values) / (len(values) + 1 / 4)))
 
 
 def _noise_variance(values: np.ndarray) -> float:
