@@ -64,6 +64,7 @@ def make_rows(contestants: Mapping[str, Contestant], records: Sequence[Record]) 
         is_peer = contestant.accuracy is not None and contestant.accuracy.kind == PEER.name
         times = {f"{target:g}": time_to(whole, target) for target in TARGETS if not is_peer or target <= COMPARED}
         compared = times[f"{COMPARED:g}"]
+        ended = [record for record in whole if record.measured.get("evaluations")]
         rows.append(
             Standing(
                 contestant.name,
@@ -73,7 +74,7 @@ def make_rows(contestants: Mapping[str, Contestant], records: Sequence[Record]) 
                 at_level(paired_ratio(ours, steady)) if is_peer else None,
                 times,
                 at_level(time_ratio(compared, time_of_ours)) if is_peer and compared and time_of_ours else None,
-                [] if is_peer else _final_accuracies(whole),
+                [each.measured["evaluations"][-1]["accuracy"] for each in ended if not is_peer],
                 {mode: sum(record.status == "ok" for record in of_mode) for mode, of_mode in runs.items()},
                 reasons([*steady, *whole]),
             )
@@ -145,11 +146,6 @@ def _time_column(target: float) -> Column[Standing]:
         return Cell(seconds, "" if time.reached == time.runs else f"{time.reached} of {time.runs}")
 
     return Column(f"time to {100 * target:g} %", cell)
-
-
-def _final_accuracies(records: Sequence[Record]) -> list[float]:
-    ended = [record.measured.get("evaluations") for record in records]
-    return [evaluations[-1]["accuracy"] for evaluations in ended if evaluations]
 
 
 def _accuracy_cell(accuracies: Sequence[float]) -> Cell:
