@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from mnist_dist.benchmarks.analysis.limits import MatmulRate, matmul_series
+from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.labels import label_devices, label_range, label_three_digits
 from mnist_dist.benchmarks.measure.timing import take_timings
@@ -24,9 +25,6 @@ from mnist_dist.lazy import keras, tf
 from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime
 from mnist_dist.strategies import BASELINE
-
-if TYPE_CHECKING:
-    from mnist_dist.benchmarks.analysis.study import Analysis
 
 SIZE, GPU_SIZE = 2048, 8192  # A product of 2048 takes an H100 25 us, less than to start it and those beside it.
 
