@@ -140,18 +140,17 @@ def run_run(args: argparse.Namespace) -> int:
     and write a record of each, then a report. Within a Slurm job the ranks are started by srun. Exits with 1 when a
     case failed, ran out of time or memory; the others are measured all the same.
     """
+    from mnist_dist.benchmarks.measure.progress import exit_code, render_cases
     from mnist_dist.benchmarks.measure.runner import Study, find_machine
     from mnist_dist.benchmarks.measure.study import (
         choose,
         estimate_seconds,
         open_study,
         plan_rounds,
-        remark,
         results_folder,
         run_rounds,
     )
     from mnist_dist.benchmarks.measure.suite import load_suite, plan_cases, shipped_suites
-    from mnist_dist.benchmarks.progress import exit_code, render_cases, show_rounds
     from mnist_dist.benchmarks.records.store import Store
 
     if args.suite is None:
@@ -164,17 +163,14 @@ def run_run(args: argparse.Namespace) -> int:
     cases = plan_cases(suite, machine, read_narrowing(args))
     if args.dry_run:
         chosen = choose(cases, args.only)
-        rows = [(planned.case, planned.repeats, remark(planned, machine)) for planned in chosen]
         study = Study("", "", suite.timeout_seconds, machine, Path())
         rounds = plan_rounds([(study, Store(Path()))], chosen)
-        print(render_cases(rows, bool(machine.gpus), len(rounds), estimate_seconds(rounds)))
+        print(render_cases(chosen, machine, len(rounds), estimate_seconds(rounds)))
         return 0
     with results_folder(args.results, Path(args.suite).stem, args.resume) as folder:
         study, store = open_study(folder, Path(args.suite).stem, suite, machine, cases, args.resume)
     sides = [(study, store)]
-    rounds = plan_rounds(sides, choose(cases, args.only), store.records())
-    with show_rounds(rounds) as progress:
-        run_rounds(rounds, sides, progress)
+    run_rounds(plan_rounds(sides, choose(cases, args.only), store.records()), sides)
     records = store.records()
     if not args.no_report:
         show_report(store, records)
@@ -285,10 +281,9 @@ def run_compare(args: argparse.Namespace) -> int:
     allow = set(args.allow)
     if args.interleave:
         from mnist_dist.benchmarks.measure.interleave import measure_both
-        from mnist_dist.benchmarks.progress import show_rounds
 
         suite, narrowing = args.suite or "quick", read_narrowing(args)
-        base, new, subject = measure_both(args.base, args.new, suite, args.results, narrowing, args.resume, show_rounds)
+        base, new, subject = measure_both(args.base, args.new, suite, args.results, narrowing, args.resume)
         allow |= subject
     else:
         for name in ("suite", "results", "devices", "strategies", "repeats", "cores_per_device", "set", "resume"):
@@ -392,12 +387,11 @@ def run_reproduce(args: argparse.Namespace) -> int:
     faster, slower or not comparable. Exits as `compare` does.
     """
     from mnist_dist.benchmarks.measure.reproduce import reproduce
-    from mnist_dist.benchmarks.progress import show_rounds
     from mnist_dist.benchmarks.report.comparison import render_reproduction
 
     store, records = read_study(args.study, "STUDY")
     for note in getattr(store, "notes", ()):
         print(f"left out: {note}")
-    found = reproduce(records, args.results, args.time, args.smallest_effect / 100, print, show_rounds)
+    found = reproduce(records, args.results, args.time, args.smallest_effect / 100)
     print(render_reproduction(found))
     return found.exit_code

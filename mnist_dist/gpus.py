@@ -38,9 +38,6 @@ class Nvml:
             return None
         return answer.decode() if isinstance(answer, bytes) else answer  # As pynvml returned until version 11.5.
 
-    def is_mig(self, handle: Any) -> bool:
-        return bool((self.ask("DeviceGetMigMode", handle) or [0])[0])
-
     def throttled_by(self, handle: Any) -> frozenset[str]:
         """Returns what holds the clock of a GPU down now."""
         bits = self.ask("DeviceGetCurrentClocksThrottleReasons", handle) or 0
@@ -67,11 +64,13 @@ class Nvml:
         """Yields what CUDA would count: GPUs that this user may use, or, of one that is divided, its parts."""
         for index in range(self.ask("DeviceGetCount") or 0):
             gpu = self.ask("DeviceGetHandleByIndex", index)
-            if gpu is not None and self.is_mig(gpu):
+            if gpu is None:
+                continue
+            if (self.ask("DeviceGetMigMode", gpu) or [0])[0]:
                 most = self.ask("DeviceGetMaxMigDeviceCount", gpu) or 0
                 parts = (self.ask("DeviceGetMigDeviceHandleByIndex", gpu, place) for place in range(most))
                 yield from (part for part in parts if part is not None)
-            elif gpu is not None:
+            else:
                 yield gpu
 
 

@@ -24,13 +24,14 @@ class Lazy:
 
 if TYPE_CHECKING:
     import keras
+    import scipy
     import tensorflow as tf
     from PIL import Image
     from scipy import ndimage
 else:
-    keras, tf, Image, ndimage = map(Lazy, ("keras", "tensorflow", "PIL.Image", "scipy.ndimage"))
+    keras, scipy, tf, Image, ndimage = map(Lazy, ("keras", "scipy", "tensorflow", "PIL.Image", "scipy.ndimage"))
 
-__all__ = ["UNUSED_BY_COMMANDS", "Image", "Lazy", "hidden", "hidden_from_keras", "keras", "ndimage", "tf"]
+__all__ = ["UNUSED_BY_COMMANDS", "Image", "Lazy", "hidden", "hidden_from_keras", "keras", "ndimage", "scipy", "tf"]
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mnist_dist.slurm.scheduler import JobState
@@ -22,7 +22,9 @@ def render_status(submitted: Submitted, states: Sequence[JobState], results: Pat
             measured, failed = counts.get(point, (0, 0))
             rows.append((point[0], str(point[1]), job.job, describe(state), state.elapsed, str(measured), str(failed)))
     report = by_job.get(submitted.report_job)
-    return "\n".join([*_aligned(rows), "", describe_report(submitted, report, results)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "\n".join([*lines, "", describe_report(submitted, report, results)])
 
 
 def describe(state: JobState) -> str:
@@ -40,25 +42,18 @@ def describe_report(submitted: Submitted, state: JobState | None, results: Path)
 
 
 def count_results(results: Path) -> dict[tuple[str, int], tuple[int, int]]:
-    """Counts, by strategy and devices, the records of measurements that succeeded and that failed."""
+    """Counts, by strategy and devices, the records of measurements that succeeded and that failed.
+
+    Of each it reads only what it needs, as a study may have thousands.
+    """
     counts: dict[tuple[str, int], tuple[int, int]] = {}
-    for status, point in _read_records(results):
-        measured, failed = counts.get(point, (0, 0))
-        counts[point] = (measured + (status == "ok"), failed + (status not in ("ok", "skipped")))
-    return counts
-
-
-def _read_records(results: Path) -> Iterator[tuple[str, tuple[str, int]]]:
-    """Yields status and point of each record; reads only what it needs, as a study may have thousands."""
     for file in sorted((results / "records").glob("[!.]*.json")):
         try:
             content = json.loads(file.read_text())
-            yield content["status"], (content["case"]["strategy"], content["case"]["devices"])
+            status, point = content["status"], (content["case"]["strategy"], content["case"]["devices"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             print(f"left out: cannot read '{file}' ({error!r}); it may be damaged.", file=sys.stderr)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            continue
+        measured, failed = counts.get(point, (0, 0))
+        counts[point] = (measured + (status == "ok"), failed + (status not in ("ok", "skipped")))
+    return counts

@@ -30,8 +30,6 @@ Means and not medians over windows, as every step waits for whichever rank is sl
 are slow by chance, and so would not add up to what the efficiency says.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace

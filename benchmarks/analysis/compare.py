@@ -18,8 +18,6 @@ Windows are winsorised where there are no turns, as the trimmed mean of cycles d
 is the same or alike whose ratio with all windows lies beyond d. Neither accuracy nor failures may pay for speed.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +35,7 @@ from mnist_dist.benchmarks.records.record import Record, on_gpus
 from mnist_dist.benchmarks.statistics import stats
 from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.benchmarks.statistics.paired import TRIMMED
-from mnist_dist.errors import UserError, one_line
+from mnist_dist.errors import one_line
 
 Outcome = Literal["failing", "slower", "less accurate", "inconclusive", "faster", "same", "alike"]
 
@@ -133,46 +131,37 @@ def compare(
     """Compares the cases that both studies measured.
 
     Args:
-        smallest_effect: a share; smaller differences do not matter.
+        smallest_effect: a share between 0 and 1; smaller differences do not matter.
         allow: what may differ between the studies, being the subject. The commit always may. With `config`, cases
             match although settings differ that have no value in common between the studies.
         judge_all: also the cases that only explain others: ablations, matrix products and inputs alone.
-
-    Raises:
-        UserError: `smallest_effect` is not a share between 0 and 1.
     """
-    if not 0 < smallest_effect < 1:
-        raise UserError(
-            f"--smallest-effect: received {100 * smallest_effect:g} percent, expected between 0 and 100, such as 5."
-        )
 
     def is_judged(case: Case) -> bool:
         return judge_all or not (case.is_ablation or kind(case.kind).explains)
 
     sides = [[record for record in side if record.status != "skipped"] for side in (base, new)]
-    matched = []
+    families = []
     for judged in (True, False):
         of_family = ([run for run in side if is_judged(run.case) == judged] for side in sides)
         base_cases, new_cases = (group_by(side, lambda run: run.case_id) for side in of_family)
-        matched.append(match_cases(base_cases, new_cases, "config" in allow))
-    (pairs, *missing), (explaining, *_) = matched
-    incomparable: list[Incomparable] = []
-    measured: list[Verdict] = []
-    for base_records, new_records in sorted([*pairs, *explaining], key=lambda pair: pair[1][0].case.order):
-        differing = [text for what, text in find_differences(base_records, new_records) if what not in allow]
-        if differing:
-            incomparable.append(Incomparable(tuple(new_records), "; ".join(differing)))
-        else:
-            measured.append(_measure(base_records, new_records))
-    families = ([each for each in measured if is_judged(each.case) == judged] for judged in (True, False))
-    verdicts, unjudged = (_decide(family, math.log1p(smallest_effect)) for family in families)
+        pairs, *missing = match_cases(base_cases, new_cases, "config" in allow)
+        incomparable, measured = [], []
+        for base_records, new_records in sorted(pairs, key=lambda pair: pair[1][0].case.order):
+            differing = [text for what, text in find_differences(base_records, new_records) if what not in allow]
+            if differing:
+                incomparable.append(Incomparable(tuple(new_records), "; ".join(differing)))
+            else:
+                measured.append(_measure(base_records, new_records))
+        families.append((_decide(measured, math.log1p(smallest_effect)), incomparable, missing))
+    (verdicts, incomparable, missing), (unjudged, *_) = families
     only_in_base, only_in_new = (sorted(map(tuple, side), key=lambda runs: runs[0].case.order) for side in missing)
     return Comparison(
         _name(sides[0]),
         _name(sides[1]),
         smallest_effect,
         verdicts,
-        tuple(each for each in incomparable if is_judged(each.records[0].case)),
+        tuple(incomparable),
         tuple(only_in_base),
         tuple(only_in_new),
         unjudged,
@@ -275,7 +264,7 @@ def compare_times(comparison: Comparison) -> Comparison:
     for verdict in comparison.verdicts:
         sides = (verdict.base, verdict.new)
         runs = [run for side in sides for run in side]
-        if not all(sides) or not all((run.measurements or {}).get("evaluations") for run in runs):
+        if not all(sides) or not all(run.measured.get("evaluations") for run in runs):
             continue
         reached = [each for each in ACCURACY_TARGETS if all(seconds_to_accuracy(run, each)[1] for run in runs)]
         for target in reached[-1:]:

@@ -50,7 +50,7 @@ class AllReduce:
 
 def slowest_seconds(record: Record) -> dict[int, np.ndarray]:
     """Returns the times of one all-reduce on the slowest rank, float64 [timings], by the bytes of its message."""
-    messages = (record.measurements or {}).get("messages", ())
+    messages = record.measured.get("messages", ())
     return {each["bytes"]: np.max(each["seconds"], axis=0) / each["calls"] for each in messages}
 
 
@@ -84,7 +84,7 @@ class MatmulRate:
 
 def matmul_series(record: Record) -> Series:
     """Returns the timings of a run: all of equal work, so that their total rate is the harmonic mean of their rates."""
-    rates = np.asarray((record.measurements or {})["flops_per_second"])
+    rates = np.asarray(record.measured["flops_per_second"])
     return Series(np.ones(len(rates)), 1 / rates)
 
 
@@ -92,10 +92,10 @@ def measured_rates(summaries: Iterable[CaseSummary]) -> list[MatmulRate]:
     """Returns the rate of every case that multiplies matrices, by type and number of devices."""
     found = []
     for summary in summaries:
-        measured = [(each.measurements or {}, each) for each in summary.records]
-        products = [(each["dtype"], each["size"], record) for each, record in measured if "flops_per_second" in each]
-        for (dtype, size), of_product in group_by(products, lambda product: product[:2]).items():
-            repeats = [matmul_series(record) for *_, record in of_product]
+        products = [each for each in summary.records if "flops_per_second" in each.measured]
+        by_product = group_by(products, lambda record: (record.measured["dtype"], record.measured["size"]))
+        for (dtype, size), of_product in by_product.items():
+            repeats = [matmul_series(record) for record in of_product]
             low, high = np.percentile(np.concatenate([1 / each.seconds for each in repeats]), [5, 95]).tolist()
             rate = estimate_rate(repeats).at_level().value
             found.append(MatmulRate(summary.case, dtype, size, rate, low, high))

@@ -86,7 +86,7 @@ def describe_surroundings(record: Record) -> dict[str, str]:
         "SM clock, MHz": sorted(clocks),
         "throttled by": sorted({cause for each in told for cause in each.throttled_by}),
         **{f"GPU {name}": sorted({show_value(gpu[name]) for gpu in gpus}) for name in (gpus[0] if gpus else ())},
-        **{name: (record.measurements or {}).get(name) for name in MEASURED},
+        **{name: record.measured.get(name) for name in MEASURED},
     }
     everything = found | _software(record) | settings_of(record) | _surroundings(record)
     return {name: show_value(value) for name, value in everything.items()}

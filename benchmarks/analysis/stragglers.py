@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mnist_dist.benchmarks.statistics.blocks import block_length
+from mnist_dist.lazy import scipy
 
 NOTABLE_EXCESS = 0.05  # By which a rank must be slower than the others to be named.
 SIGNIFICANCE = 0.05
@@ -65,8 +66,6 @@ def find_slow_place(repeats: Sequence[np.ndarray], hosts: Sequence[str] | None) 
 
 def _outstanding(repeats: Sequence[np.ndarray]) -> tuple[int, int, float] | None:
     """Returns index, number of windows in which it was the slowest, and excess of the row that stands out, or None."""
-    from scipy import stats
-
     candidates = len(repeats[0]) if repeats else 0
     if candidates < 2:
         return None
@@ -74,11 +73,11 @@ def _outstanding(repeats: Sequence[np.ndarray]) -> tuple[int, int, float] | None
     means = np.concatenate([_block_means(times) for times in repeats], axis=1)
     counts = np.bincount(means.argmax(axis=0), minlength=candidates)
     index = int(counts.argmax())
-    p_values = [stats.binom.sf(counts[index] - 1, means.shape[1], 1 / candidates)]
+    p_values = [scipy.stats.binom.sf(counts[index] - 1, means.shape[1], 1 / candidates)]
     if len(slowest) >= FEWEST_WINDOWS:
         excesses = np.log(means[index] / np.median(np.delete(means, index, axis=0), axis=0))
         error = max(float(np.std(excesses, ddof=1)), SMALLEST_DEVIATION) / np.sqrt(len(excesses))
-        p_values.append(stats.t.sf((excesses.mean() - np.log1p(NOTABLE_EXCESS)) / error, len(excesses) - 1))
+        p_values.append(scipy.stats.t.sf((excesses.mean() - np.log1p(NOTABLE_EXCESS)) / error, len(excesses) - 1))
     p_value = len(p_values) * candidates * min(p_values)
     excess = _excess(repeats, index, [index])
     if p_value >= SIGNIFICANCE or excess <= NOTABLE_EXCESS:

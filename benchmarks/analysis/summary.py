@@ -87,16 +87,16 @@ class RunSummary:
         steps, seconds, _ = merge_windows(steps[first:], seconds[:, first:])
         return steps, seconds
 
-    @property
+    @cached_property
     def cycles(self) -> np.ndarray:
         """The cycle of the turn of each of `measured_windows`, int64 [windows]; empty of a run without turns."""
-        cycles = (self.record.measurements or {}).get("window_cycles")
-        return np.empty(0, np.int64) if cycles is None else np.asarray(cycles)[self._chosen]
+        cycles = self.record.measured.get("window_cycles")
+        return np.empty(0, np.int64) if cycles is None else np.asarray(cycles)[self.chosen]
 
     @cached_property
-    def _chosen(self) -> np.ndarray:
+    def chosen(self) -> np.ndarray:
         """Which windows are of this variant, and of no cycle before measuring began, bool [windows]."""
-        measured = self.record.measurements or {}
+        measured = self.record.measured
         windows = len(measured["window_steps"])
         cycles = np.asarray(measured.get("window_cycles") or np.zeros(windows, np.int64))
         variants = np.asarray(measured.get("window_variants") or [FULL] * windows)
@@ -105,8 +105,8 @@ class RunSummary:
     @cached_property
     def measured_windows(self) -> tuple[np.ndarray, np.ndarray]:
         """Steps, int64 [windows], and seconds, float64 [ranks, windows], as they were measured."""
-        measured, chosen = self.record.measurements or {}, self._chosen
-        return np.asarray(measured["window_steps"])[chosen], np.asarray(measured["window_seconds"])[:, chosen]
+        steps, seconds = (np.asarray(self.record.measured[name]) for name in ("window_steps", "window_seconds"))
+        return steps[self.chosen], seconds[:, self.chosen]
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +177,7 @@ def untimed(case: Case) -> str:
 
 def summarize_variants(records: Sequence[Record]) -> list[CaseSummary]:
     """Summarises the records of one case, and those of their variants that have windows, each as a case of its own."""
-    names = {name for record in records for name in (record.measurements or {}).get("window_variants") or ()}
+    names = {name for record in records for name in record.measured.get("window_variants") or ()}
     return [summarize(records), *(summarize(records, name) for name in VARIANTS if name in names - {FULL})]
 
 
@@ -194,7 +194,7 @@ def summarize(records: Sequence[Record], variant: str = FULL) -> CaseSummary:
     case, changed = records[0].case, VARIANTS[variant]
     if variant != FULL:
         case = case.model_copy(update={"synthetic_input": changed.resident, "all_reduce": changed.reduced})
-    has_windows = all("window_steps" in (record.measurements or {}) for record in ok)
+    has_windows = all("window_steps" in record.measured for record in ok)
     states = [run.steady_state for run in runs] if has_windows else []
     unstable = why_unstable(states)
     series = [run.series for run in runs] if states and not unstable else []
@@ -247,7 +247,7 @@ def accuracy_by_seed(records: Sequence[Record]) -> dict[int, float]:
 
 def _measured(records: Sequence[Record], name: str) -> list[Any]:
     """Returns what each record measured under a name, without the records that did not."""
-    values = [(record.measurements or {}).get(name) for record in records]
+    values = [record.measured.get(name) for record in records]
     return [value for value in values if value is not None]
 
 
@@ -262,7 +262,7 @@ def _mean(values: Sequence[float], most: float = math.inf) -> stats.Mean | None:
 
 def _times_to_accuracy(ok: Sequence[Record], failures: Sequence[Record]) -> dict[float, TimeToAccuracy]:
     """Returns nothing for cases that were not to be trained to the end."""
-    runs = [record for record in ok if (record.measurements or {}).get("evaluations")]
+    runs = [record for record in ok if record.measured.get("evaluations")]
     case = (*ok, *failures)[0].case
     if not runs and (ok or case.kind != "train" or case.measure_seconds is not None):
         return {}
@@ -288,7 +288,7 @@ def _time_to_accuracy(target: float, runs: Sequence[Record], failed_seconds: Seq
 
 def seconds_to_accuracy(record: Record, target: float) -> tuple[float, bool]:
     """Returns how long a run with evaluations took to reach an accuracy, or to its end, and whether it did reach it."""
-    evaluations = (record.measurements or {})["evaluations"]
+    evaluations = record.measured["evaluations"]
     first = next((each for each in evaluations if each["accuracy"] >= target), None)
     decisive = first or evaluations[-1]
     return decisive["training_seconds"] + decisive["evaluation_seconds"], first is not None

@@ -5,8 +5,6 @@ of its spread (1.4826 MAD; Iglewicz and Hoaglin, "How to detect and handle outli
 repeats' own spread makes of a median.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +25,7 @@ from mnist_dist.benchmarks.statistics.stats import holm_levels
 from mnist_dist.config import NonNegativeInt, Section, explain
 from mnist_dist.errors import UserError
 from mnist_dist.files import write_json
+from mnist_dist.lazy import scipy
 
 SMALLEST_EFFECT = -math.log1p(-0.05)  # Of the log rate; smaller differences do not matter.
 SMALLEST_SPREAD = 0.003  # Of log rates, however much the units resemble one another.
@@ -149,14 +148,12 @@ def judge(units: Iterable[Unit], significance: float = 0.05) -> list[Unit]:
 
 def _compare(fleet: Sequence[Unit]) -> np.ndarray:
     """Returns of each unit its effect, that of its fastest repeat, z and the p-value, float64 [4, units]."""
-    from scipy import special
-
     values = np.array([np.median(each.log_rates) for each in fleet])
     middle = np.median(values)
     effects, best = values - middle, np.array([max(each.log_rates) for each in fleet]) - middle
     distances = np.abs(effects)
     z = effects / max(1.4826 * float(np.median(distances)), _spread_of_repeats(fleet), SMALLEST_SPREAD)
-    return np.stack([effects, best, z, special.stdtr(_freedoms(distances), np.minimum(z, 0.0))])
+    return np.stack([effects, best, z, scipy.special.stdtr(_freedoms(distances), np.minimum(z, 0.0))])
 
 
 def _spread_of_repeats(fleet: Sequence[Unit]) -> float:
@@ -172,12 +169,10 @@ def _freedoms(distances: np.ndarray) -> float:
 
     Of a small fleet, whose spread is hardly known, they are few; how few, adversary_survey.py of the tests has shown.
     """
-    from scipy import special
-
     if len(distances) < FEWEST_FOR_TAILS or not np.median(distances):
         return max(FEW_FREEDOMS, len(distances) / 3)
     freedoms = np.geomspace(2.0, MOST_FREEDOMS, 100)
-    ratios = special.stdtrit(freedoms, 0.975) / special.stdtrit(freedoms, 0.75)
+    ratios = scipy.special.stdtrit(freedoms, 0.975) / scipy.special.stdtrit(freedoms, 0.75)
     return float(np.interp(-np.quantile(distances, 0.95) / np.median(distances), -ratios, freedoms))
 
 

@@ -4,8 +4,6 @@ A case is followed on one type of machine. A study gives it one value, the logar
 days differ by noise between values. What a study says is kept in a file, and read again only if the study changed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sys
@@ -31,6 +29,7 @@ from mnist_dist.benchmarks.statistics.stats import Estimate, log_total_rate
 from mnist_dist.config import Section
 from mnist_dist.errors import UserError
 from mnist_dist.files import write_text
+from mnist_dist.lazy import scipy
 
 CACHE = "trend.json"
 SMALLEST_EFFECT = float(np.log1p(0.02))  # Of the log rate; smaller changes do not matter.
@@ -191,8 +190,6 @@ def find_trends(summaries: Summaries) -> list[Trend]:
 
 
 def _follow(points: Sequence[tuple[str, Point]], settings: Mapping[str, Setting]) -> Trend:
-    from scipy import stats
-
     rated = [(day, point) for day, point in points if point[1] is not None]
     days, rates = tuple(day for day, _ in rated), np.array([rate for _, (_, rate, _) in rated], np.float64)
     facts = [ChainMap({"node": nodes}, settings[key].facts) for _, (key, _, nodes) in rated]
@@ -207,7 +204,7 @@ def _follow(points: Sequence[tuple[str, Point]], settings: Mapping[str, Setting]
 
     def describe(low: int, place: int, high: int, span: tuple[int, int]) -> Change:
         """Describes the change at `place`, or elsewhere in `span`, between those at `low` and `high`."""
-        interval = stats.ttest_ind(rates[place:high], rates[low:place], equal_var=False).confidence_interval()
+        interval = scipy.stats.ttest_ind(rates[place:high], rates[low:place], equal_var=False).confidence_interval()
         effect = rates[place:high].mean() - rates[low:place].mean()
         value, *ends = np.exp([effect, interval.low, interval.high]).tolist()
         differences = tuple(_differences(facts[low : span[0]], facts[span[1] : high]))

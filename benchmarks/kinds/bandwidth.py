@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from mnist_dist.benchmarks.labels import label_three_digits
 from mnist_dist.benchmarks.measure.timing import take_timings
 from mnist_dist.benchmarks.records.kinds import Measurements, WorkerKind
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.labels import label_three_digits
 from mnist_dist.benchmarks.statistics.stats import Series
 from mnist_dist.config import Config, PositiveFloat, PositiveInt
 from mnist_dist.distributed.strategies.interface import Strategy
@@ -76,7 +76,7 @@ class Bandwidth(WorkerKind):
         return [f"{name} {label_three_digits(float(np.exp(rate)) / 1e9)} GB/s" for name, rate in rates]
 
     def aspects(self, record: Record) -> Mapping[str, float]:
-        return {name: float(np.log(np.median((record.measurements or {})[name]))) for name in MOVED}
+        return {name: float(np.log(np.median(record.measured[name]))) for name in MOVED}
 
     def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:
         """The rate is the geometric mean of both bandwidths."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from mnist_dist.benchmarks.analysis.limits import AllReduce, slowest_seconds
+from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
+from mnist_dist.benchmarks.labels import label_bytes, label_count, label_devices, label_range, label_three_digits
 from mnist_dist.benchmarks.measure.timing import take_timings
 from mnist_dist.benchmarks.records.kinds import Measurements, NoRateError, WorkerKind
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.labels import label_bytes, label_count, label_devices, label_range, label_three_digits
 from mnist_dist.benchmarks.report.sections import Section
 from mnist_dist.benchmarks.report.table import Column, make_table
 from mnist_dist.benchmarks.statistics.stats import Series
@@ -24,9 +25,6 @@ from mnist_dist.distributed.turns import Turns
 from mnist_dist.lazy import tf
 from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime
-
-if TYPE_CHECKING:
-    from mnist_dist.benchmarks.analysis.study import Analysis
 
 MESSAGE_BYTES = tuple(4 * 8**exponent for exponent in range(9))  # 4 B to 64 MiB.
 GPU_MESSAGE_BYTES = (*MESSAGE_BYTES, 2**28, 2**30)  # Links of GPUs are at their fastest with the largest alone.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.analysis.trained import TrainedCase
 from mnist_dist.benchmarks.kinds.windows import Windows, WindowsKind
+from mnist_dist.benchmarks.labels import MISSING, label_case, label_count
 from mnist_dist.benchmarks.measure.timing import take_timings
 from mnist_dist.benchmarks.records.kinds import WorkerKind
-from mnist_dist.benchmarks.report.labels import MISSING, label_case, label_count
 from mnist_dist.benchmarks.report.sections import Section
 from mnist_dist.benchmarks.report.table import Cell, Column, estimate_cell, make_table
 from mnist_dist.config import Config
@@ -21,9 +22,6 @@ from mnist_dist.distributed.turns import FULL, Turns
 from mnist_dist.lazy import tf
 from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime, decide_resident
-
-if TYPE_CHECKING:
-    from mnist_dist.benchmarks.analysis.study import Analysis
 
 Row = tuple[CaseSummary, TrainedCase | None]  # A pipeline, and the fastest training with its devices.
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from mnist_dist.benchmarks.analysis.limits import MatmulRate, matmul_series
+from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
+from mnist_dist.benchmarks.labels import label_devices, label_range, label_three_digits
 from mnist_dist.benchmarks.measure.timing import take_timings
 from mnist_dist.benchmarks.records.kinds import Measurements, WorkerKind
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.labels import label_devices, label_range, label_three_digits
 from mnist_dist.benchmarks.report.sections import Section
 from mnist_dist.benchmarks.report.table import Column, make_table
 from mnist_dist.benchmarks.statistics.stats import Series
@@ -24,9 +25,6 @@ from mnist_dist.lazy import keras, tf
 from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime
 from mnist_dist.strategies import BASELINE
-
-if TYPE_CHECKING:
-    from mnist_dist.benchmarks.analysis.study import Analysis
 
 SIZE, GPU_SIZE = 2048, 8192  # A product of 2048 takes an H100 25 us, less than to start it and those beside it.
 
@@ -79,16 +77,14 @@ class Matmul(WorkerKind):
         }
 
     def describe(self, record: Record) -> Sequence[str]:
-        measured = record.measurements or {}
-        return [f"{math.exp(matmul_series(record).log_rate) / 1e9:,.0f} GFLOP/s in {measured['dtype']}"]
+        return [f"{math.exp(matmul_series(record).log_rate) / 1e9:,.0f} GFLOP/s in {record.measured['dtype']}"]
 
     def aspects(self, record: Record) -> Mapping[str, float]:
         return {"compute": matmul_series(record).log_rate}
 
     def rates_by_cycle(self, record: Record, variant: str = FULL) -> Mapping[int, float]:
         """In floating-point operations per second."""
-        measured = record.measurements or {}
-        by_cycle = zip(measured.get("cycles") or (), measured.get("flops_per_second") or (), strict=False)
+        by_cycle = zip(record.measured.get("cycles") or (), record.measured["flops_per_second"], strict=False)
         return {cycle: rate for cycle, rate in by_cycle if cycle >= 0}
 
     def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:

@@ -118,7 +118,7 @@ class Peer(WindowsKind):
         return {**ranks[0], **of_each}, [platform.node()] * len(ranks)
 
     def describe(self, record: Record) -> Sequence[str]:
-        evaluations = (record.measurements or {})["evaluations"]
+        evaluations = record.measured["evaluations"]
         if not evaluations:
             return super().describe(record)
         last = evaluations[-1]
@@ -126,7 +126,7 @@ class Peer(WindowsKind):
         return [f"test accuracy {100 * last['accuracy']:.2f} % after {seconds:.1f} s"]
 
     def images(self, record: Record) -> np.ndarray:
-        return np.asarray((record.measurements or {})["window_images"], np.int64)
+        return np.asarray(record.measured["window_images"], np.int64)
 
 
 def _script(case: Case) -> Script:

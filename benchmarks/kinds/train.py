@@ -1,7 +1,5 @@
 """The training loop: `mnist-dist train` itself, whose own clock tells the time of its windows on every rank."""
 
-from __future__ import annotations
-
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -89,7 +87,7 @@ class Train(WindowsKind):
         return {"training": RunSummary(record).series.log_rate}
 
     def describe(self, record: Record) -> Sequence[str]:
-        accuracy = (record.measurements or {})["test_accuracy"]
+        accuracy = record.measured["test_accuracy"]
         found = [] if accuracy is None else [f"test accuracy {100 * accuracy:.2f} %"]
         return [*super().describe(record), *found]
 

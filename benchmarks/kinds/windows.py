@@ -65,19 +65,17 @@ class WindowsKind(Kind):
 
     def rates_by_cycle(self, record: Record, variant: str = FULL) -> Mapping[int, float]:
         """In images of all devices per second, by the slowest rank of each cycle."""
-        measured = record.measurements or {}
-        cycles = np.array(measured.get("window_cycles") or (), np.int64)
-        variants = np.array(measured.get("window_variants") or [FULL] * len(cycles), object)
-        chosen = (variants == variant) & (cycles >= 0)
-        numbers, places = np.unique(cycles[chosen], return_inverse=True)
-        images = np.bincount(places, self.images(record)[chosen])
-        rows = np.asarray(measured.get("window_seconds") or [[]])[:, chosen]
-        seconds = np.max([np.bincount(places, row) for row in rows], axis=0)
+        run = RunSummary(record, variant)
+        numbers, places = np.unique(run.cycles, return_inverse=True)
+        if not len(numbers):
+            return {}
+        images = np.bincount(places, self.images(record)[run.chosen])
+        seconds = np.max([np.bincount(places, row) for row in run.measured_windows[1]], axis=0)
         return dict(zip(numbers.tolist(), (images / seconds).tolist(), strict=True))
 
     def images(self, record: Record) -> np.ndarray:
         """Returns the images of all devices in each window, int64 [windows]."""
-        return record.case.global_batch_size * np.asarray((record.measurements or {})["window_steps"], np.int64)
+        return record.case.global_batch_size * np.asarray(record.measured["window_steps"], np.int64)
 
     def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:
         runs = [RunSummary(record) for record in records]

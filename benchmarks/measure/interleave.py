@@ -4,13 +4,13 @@ import contextlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mnist_dist.benchmarks.measure.runner import Run, find_machine
-from mnist_dist.benchmarks.measure.study import Progress, open_study, plan_rounds, results_folder, run_rounds
+from mnist_dist.benchmarks.measure.runner import find_machine
+from mnist_dist.benchmarks.measure.study import open_study, plan_rounds, results_folder, run_rounds
 from mnist_dist.benchmarks.measure.suite import Narrowing, changed_settings, check_settings, load_suite, plan_cases
 from mnist_dist.benchmarks.records.environment import CODE_FOLDER
 from mnist_dist.benchmarks.records.record import Record
@@ -26,7 +26,6 @@ def measure_both(
     results: Path | None,
     narrowing: Narrowing,
     resume: bool,
-    show: Callable[[Sequence[Sequence[Run]]], contextlib.AbstractContextManager[Progress]],
 ) -> tuple[list[Record], list[Record], set[str]]:
     """Measures both sides of every case in turns.
 
@@ -50,9 +49,7 @@ def measure_both(
             study, store = open_study(folder / name, Path(suite_name).stem, suite, machine, cases, resume)
             sides.append((replace(study, code=code, under_test=settings), store))
         known = [record for _, store in sides for record in store.records()]
-        rounds = plan_rounds(sides, cases, known)
-        with show(rounds) as progress:
-            run_rounds(rounds, sides, progress)
+        run_rounds(plan_rounds(sides, cases, known), sides)
     subject = {what for what, *sides in zip(("software", "config"), *arms, strict=True) if sides[0] != sides[1]}
     return sides[0][1].records(), sides[1][1].records(), subject
 

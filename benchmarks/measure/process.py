@@ -1,7 +1,5 @@
 """A command as a process group of its own: started on some cores, ended in time, its end put into words."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

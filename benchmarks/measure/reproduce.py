@@ -4,18 +4,15 @@ Records may be a stranger's. Their settings pass the checks of every configurati
 their variables are compared with those here, never set.
 """
 
-from __future__ import annotations
-
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mnist_dist.benchmarks.analysis.compare import Comparison, Incomparable, compare, compare_times
 from mnist_dist.benchmarks.analysis.matching import find_differences, flat, settings_of
-from mnist_dist.benchmarks.measure.runner import Run, find_machine
-from mnist_dist.benchmarks.measure.study import Progress, open_study, plan_rounds, run_rounds
+from mnist_dist.benchmarks.measure.runner import find_machine
+from mnist_dist.benchmarks.measure.study import open_study, plan_rounds, run_rounds
 from mnist_dist.benchmarks.measure.suite import (
     ABLATION_SECONDS,
     DECIDED,
@@ -43,15 +40,14 @@ def reproduce(
     results: Path | None,
     seconds: float | None,
     smallest_effect: float,
-    say: Callable[[str], None],
-    show: Callable[[Sequence[Sequence[Run]]], contextlib.AbstractContextManager[Progress]],
 ) -> Comparison:
     """Measures the cases of some records again and compares both, case by case.
+
+    What differs between the records' machines and versions and those here is printed before anything runs.
 
     Args:
         results: gets the new study.
         seconds: for which each variant of a case is measured, at most; None: for as long as in the records.
-        say: is told what differs between the records' machines and versions and those here, before anything runs.
 
     Raises:
         UserError: a setting of the records is not accepted.
@@ -75,7 +71,7 @@ def reproduce(
         else:
             planned.append(_plan(of_case, seconds))
     for text in told:
-        say(text)
+        print(text)
     new: list[Record] = []
     if planned:
         with named_or_dated(results, "results", "reproduce") as folder:
@@ -86,8 +82,7 @@ def reproduce(
             for all_runs in plan_rounds([side], planned)
             if (each := [run for run in all_runs if (run.planned.case_id, run.repeat) in runs])
         ]
-        with show(rounds) as progress:
-            measured = run_rounds(rounds, [side], progress)
+        measured = run_rounds(rounds, [side])
         new = [scrubbed(each).model_copy(update={"reason": each.reason}) for each in measured]
     return compare_again(base, new, refused, smallest_effect)
 
@@ -100,10 +95,7 @@ def compare_again(
     for case_id, of_case in group_by(new, lambda record: record.case_id).items():
         before = [record for record in base if record.case_id == case_id]
         for name in ("precision", "xla", "resident", "kernels", "all_reduce_backend"):
-            sides = [
-                {each.measurements[name] for each in side if each.measurements and each.measurements.get(name)}
-                for side in (before, of_case)
-            ]
+            sides = [{each.measured[name] for each in side if each.measured.get(name)} for side in (before, of_case)]
             if all(sides) and sides[0] != sides[1]:
                 there, here = (" and ".join(sorted(side)) for side in sides)
                 others.append(Incomparable(tuple(of_case), f"{name}: recorded {there}, here {here}"))
@@ -132,9 +124,8 @@ def _settings(record: Record) -> dict[str, Any]:
 
 def _plan(records: Sequence[Record], seconds: float | None) -> PlannedCase:
     case, of_kind = records[0].case, kind(records[0].case.kind)
-    measured = [record.measurements or {} for record in records]
-    took_turns = any(max(each.get("window_cycles") or [-1]) >= 0 for each in measured)
-    variants = {name for each in measured for name in each.get("window_variants") or ()}
+    took_turns = any(max(each.measured.get("window_cycles") or [-1]) >= 0 for each in records)
+    variants = {name for each in records for name in each.measured.get("window_variants") or ()}
     names = (
         *of_kind.variants_on(bool(find_hardware().gpus)),
         *(name for name in of_kind.ablations(case) if name in variants),

@@ -121,44 +121,39 @@ class Standing:
         return any(cycle >= 0 for rates in self.rates.values() for cycle in rates)
 
 
+@dataclass(eq=False)
 class Round:
     """Takes contenders from their start to their end.
 
     Attributes:
-        ended: what ended it: "narrow" (all ratios are known as well as was asked for), "time", "trained" (there was
-            nothing more to measure) or "interrupted".
-        interruption: what ended the round early, if anything did; to be raised again when the results are safe.
-
-    Args:
         tick: called at least once a turn, to show the time.
+        seed: of the order in which turns are given.
         meter: reads the energy that the devices have used; None where it cannot be read.
         host: an address of this host at which all ranks reach it.
         tell: learns what the round is doing, whenever that changes.
+        ended: what ended it: "narrow" (all ratios are known as well as was asked for), "time", "trained" (there was
+            nothing more to measure) or "interrupted".
+        interruption: what ended the round early, if anything did; to be raised again when the results are safe.
     """
 
-    def __init__(
-        self,
-        contenders: Sequence[Contender],
-        limits: Limits,
-        tick: Callable[[], None] = lambda: None,
-        seed: int = 0,
-        meter: Meter | None = None,
-        host: str = "127.0.0.1",
-        tell: Callable[[Stage], None] = lambda stage: None,
-    ) -> None:
-        self.standings: dict[str, Standing] = {}
-        self.ended: Ended = "trained"
-        self.interruption: BaseException | None = None
-        self._contenders, self._limits, self._tick = contenders, limits, tick
-        self._random = random.Random(seed)  # noqa: S311 - an order, not a secret.
-        self._meter, self._host, self._tell = meter, host, tell
-        self._cycles = 0
+    contenders: Sequence[Contender]
+    limits: Limits
+    tick: Callable[[], None] = lambda: None
+    seed: int = 0
+    meter: Meter | None = None
+    host: str = "127.0.0.1"
+    tell: Callable[[Stage], None] = lambda stage: None
+    standings: dict[str, Standing] = field(default_factory=dict, init=False)
+    ended: Ended = field(default="trained", init=False)
+    interruption: BaseException | None = field(default=None, init=False)
+    _cycles: int = field(default=0, init=False)
 
     def run(self) -> Mapping[str, Standing]:
         """Returns how each contender fared; whatever happens, none of them is left alive."""
-        with Harness(self._host) as self._harness:
+        self._random = random.Random(self.seed)  # noqa: S311 - an order, not a secret.
+        with Harness(self.host) as self._harness:
             try:
-                for contender in self._contenders:
+                for contender in self.contenders:
                     self._start(contender)
                 self._train()
                 self._calibrate()
@@ -175,22 +170,22 @@ class Round:
         return self.standings
 
     def _start(self, contender: Contender) -> None:
-        self._tell(Stage("starting", contender.name))
+        self.tell(Stage("starting", contender.name))
         with signals_held():
             running = contender.start(self._harness.variables(contender.name))
             standing = self.standings[contender.name] = Standing(contender, running, began=time.monotonic())
         standing.group = self._harness.wait_until_ready(
-            contender.name, self._limits.timeout_seconds, self._is_alive(standing)
+            contender.name, self.limits.timeout_seconds, self._is_alive(standing)
         )
         standing.own_seconds = time.monotonic() - standing.began
         if standing.group is None:
-            standing.end = running.end(f"not ready after {self._limits.timeout_seconds:g} s")
+            standing.end = running.end(f"not ready after {self.limits.timeout_seconds:g} s")
 
     def _train(self) -> None:
         """Lets those train that train to an end, in turns, until each has come to it."""
-        limit = self._limits.timeout_seconds
+        limit = self.limits.timeout_seconds
         while training := [each for each in self._alive() if _is_training(each)]:
-            self._tell(Stage("training", training=len(training)))
+            self.tell(Stage("training", training=len(training)))
             for standing in self._random.sample(training, len(training)):
                 self._give(standing, FULL, self._cycles, lead=False)
                 if standing.end is None and not _is_training(standing) and not standing.contender.variants:
@@ -202,7 +197,7 @@ class Round:
 
     def _calibrate(self) -> None:
         """Compiles every variant, and learns how long its steps take."""
-        self._tell(Stage("warming up"))
+        self.tell(Stage("warming up"))
         for standing in self._alive():
             for variant in standing.contender.variants:
                 for _ in range(CALIBRATIONS):
@@ -217,16 +212,16 @@ class Round:
             standing.measured_from = (began, standing.running.cpu_seconds())
             standing.turn_seconds = standing.turn_cpu_seconds = 0.0
         while keys := [(standing, variant) for standing in self._alive() for variant in standing.contender.variants]:
-            self._tell(Stage("measuring", cycle=self._cycles - before, half_width=widest))
+            self.tell(Stage("measuring", cycle=self._cycles - before, half_width=widest))
             for standing, variant in self._random.sample(keys, len(keys)):
                 if standing.end is None:
                     self._give(standing, variant, self._cycles)
             self._cycles += 1
             widest = self._widest()
-            if widest is not None and widest <= self._limits.width:
+            if widest is not None and widest <= self.limits.width:
                 self.ended = "narrow"
                 break
-            if self._limits.time_is_up(time.monotonic() - began, self._cycles - before):
+            if self.limits.time_is_up(time.monotonic() - began, self._cycles - before):
                 self.ended = "time"
                 break
 
@@ -238,16 +233,16 @@ class Round:
         steps = max(1, round(TURN_SECONDS / standing.step_seconds.get(variant, TURN_SECONDS)))
         turn = Turn(steps, max(1, round(LEAD_SHARE * steps)) if lead else 0, variant, cycle)
         began, cpu_before = time.monotonic(), standing.running.cpu_seconds()
-        energy_before = self._meter() if self._meter else None
-        seconds = self._harness.give(group, turn, self._limits.timeout_seconds, self._is_alive(standing))
+        energy_before = self.meter() if self.meter else None
+        seconds = self._harness.give(group, turn, self.limits.timeout_seconds, self._is_alive(standing))
         standing.turn_seconds += time.monotonic() - began
         standing.own_seconds += time.monotonic() - began
         standing.turn_cpu_seconds += standing.running.cpu_seconds() - cpu_before
-        if self._meter and energy_before and (energy_after := self._meter()):
+        if self.meter and energy_before and (energy_after := self.meter()):
             standing.energy.append((energy_before, energy_after))
         if seconds is None:
             if standing.running.is_alive and group.is_complete:
-                standing.end = standing.running.end(f"a turn took longer than {self._limits.timeout_seconds:g} s")
+                standing.end = standing.running.end(f"a turn took longer than {self.limits.timeout_seconds:g} s")
             else:
                 standing.running.wait(ENDING_SECONDS)
                 left = f"it left the round, and had not ended {ENDING_SECONDS:g} s later"
@@ -264,7 +259,7 @@ class Round:
     def _end(self, standing: Standing) -> None:
         """Tells a contender that there is no turn any more, and waits until it has written what it measured."""
         self._dismiss(standing)
-        standing.running.wait(ENDING_SECONDS, self._tick)
+        standing.running.wait(ENDING_SECONDS, self.tick)
         standing.end = standing.running.end(f"it was told to end, and had not {ENDING_SECONDS:g} s later")
 
     def _dismiss(self, standing: Standing) -> None:
@@ -281,7 +276,7 @@ class Round:
         """Ends all that are alive: those that measured something with it, and others without waiting for them."""
         measured = [each for each in self._alive() if each.is_measured and not _is_training(each)]
         if measured:
-            self._tell(Stage("ending"))
+            self.tell(Stage("ending"))
         for standing in self._alive():
             if standing in measured:
                 self._dismiss(standing)
@@ -295,7 +290,7 @@ class Round:
 
     def _is_alive(self, standing: Standing) -> Callable[[], bool]:
         def is_alive() -> bool:
-            self._tick()
+            self.tick()
             return standing.running.is_alive
 
         return is_alive
@@ -303,7 +298,7 @@ class Round:
     def _widest(self) -> float | None:
         """Returns half of the widest interval of a ratio; None where none is to be had, or not yet."""
         alive = [each.contender.name for each in self._alive()]
-        ratios = [ratio for ratio in self._limits.ratios if all(name in alive for name, _ in ratio)]
+        ratios = [ratio for ratio in self.limits.ratios if all(name in alive for name, _ in ratio)]
         widths = [self._half_width(*ratio) for ratio in ratios]
         return None if not widths or math.inf in widths else max(widths)
 

@@ -4,10 +4,9 @@ import contextlib
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from mnist_dist.benchmarks.measure import runner
-from mnist_dist.benchmarks.measure.rounds import Stage
+from mnist_dist.benchmarks.measure.progress import RoundProgress, show_rounds
 from mnist_dist.benchmarks.measure.runner import Run, Study
 from mnist_dist.benchmarks.measure.suite import Limits, Machine, PlannedCase
 from mnist_dist.benchmarks.records.environment import find_hardware
@@ -24,18 +23,6 @@ PROCESS_BYTES, GPU_PROCESS_BYTES = 1.2e9, 2e9  # What a process of this network 
 IMAGE_BYTES = 4e5  # Of a GPU's, for each image of a step: two sets of the activations, 0.14 MB in float32, and copies.
 Side = tuple[Study, Store]
 Ratios = Callable[[Sequence[Run]], Sequence[tuple[Run, Run]]]
-
-
-class Progress(Protocol):
-    """Is told how far a study is: which runs take turns next, what their round is doing, and what came of each.
-
-    `tick` is called once a second at least; `left_seconds` are those of all rounds that have not ended.
-    """
-
-    def begin(self, runs: Sequence[Run], left_seconds: float) -> None: ...
-    def tick(self) -> None: ...
-    def tell(self, stage: Stage) -> None: ...
-    def end(self, record: Record, left_seconds: float) -> None: ...
 
 
 @contextlib.contextmanager
@@ -155,9 +142,7 @@ def _processes(run: Run) -> int:
     return int(processes * (1 + large))
 
 
-def run_rounds(
-    rounds: Sequence[Sequence[Run]], sides: Sequence[Side], progress: Progress, ratios: Ratios | None = None
-) -> list[Record]:
+def run_rounds(rounds: Sequence[Sequence[Run]], sides: Sequence[Side], ratios: Ratios | None = None) -> list[Record]:
     """Measures round by round, and returns the records, which are in their store before the next round begins.
 
     Args:
@@ -166,18 +151,19 @@ def run_rounds(
     stores = {study.name: store for study, store in sides}
     records = []
     estimates = [estimate_seconds([runs]) for runs in rounds]
-    for number, runs in enumerate(rounds):
-        progress.begin(runs, sum(estimates[number:]))
-        after = sum(estimates[number + 1 :])
-        with contextlib.closing(_run(runs, progress, number, ratios or compared)) as found:
-            for record in found:
-                stores[record.study].add(record)
-                records.append(record)
-                progress.end(record, after)
+    with show_rounds(rounds) as progress:
+        for number, runs in enumerate(rounds):
+            progress.begin(runs, sum(estimates[number:]))
+            after = sum(estimates[number + 1 :])
+            with contextlib.closing(_run(runs, progress, number, ratios or compared)) as found:
+                for record in found:
+                    stores[record.study].add(record)
+                    records.append(record)
+                    progress.end(record, after)
     return records
 
 
-def _run(runs: Sequence[Run], progress: Progress, seed: int, ratios: Ratios) -> Generator[Record, None, None]:
+def _run(runs: Sequence[Run], progress: RoundProgress, seed: int, ratios: Ratios) -> Generator[Record, None, None]:
     able = [run for run in runs if run.planned.skip_reason is None]
     yield from (runner.skipped(run) for run in runs if run not in able)
     if able:
@@ -205,12 +191,3 @@ def estimate_seconds(rounds: Iterable[Sequence[Run]]) -> float:
         for run in runs
         if run.planned.skip_reason is None
     )
-
-
-def remark(planned: PlannedCase, machine: Machine) -> str:
-    """Says what a list of cases has to tell of one: why it is skipped, or that its devices share cores."""
-    case = planned.case
-    if planned.skip_reason:
-        return f"skipped: {planned.skip_reason}"
-    cores = case.devices // case.hosts * (case.cores_per_device or 0)
-    return f"oversubscribed: {cores} cores on a host of {machine.cores}" if cores > machine.cores else ""

@@ -79,10 +79,10 @@ def run_peers(args: argparse.Namespace) -> int:
     beside ours: in fresh processes that take turns of a fraction of a second. Peers whose environment is not there are
     skipped. Exits with 1 when a run failed.
     """
+    from mnist_dist.benchmarks.measure.progress import exit_code
     from mnist_dist.benchmarks.measure.study import plan_rounds
     from mnist_dist.benchmarks.peers.contestants import MODES, OURS, choose, make_contestants, plan
     from mnist_dist.benchmarks.peers.table import make_rows, write_table
-    from mnist_dist.benchmarks.progress import exit_code
 
     machine = _prepare(args)
     contestants = make_contestants(args.seconds, machine)
@@ -184,10 +184,8 @@ def _ratios(pairs: Sequence[tuple[Contestant, Contestant]], mode: Mode) -> Ratio
 def _measure(rounds: Sequence[Sequence[Run]], side: Side, ratios: Ratios) -> list[Record]:
     """Measures some rounds, and returns all records that there are then."""
     from mnist_dist.benchmarks.measure.study import run_rounds
-    from mnist_dist.benchmarks.progress import show_rounds
 
-    with show_rounds(rounds) as progress:
-        run_rounds(rounds, [side], progress, ratios)
+    run_rounds(rounds, [side], ratios)
     return side[1].records()
 
 

@@ -17,12 +17,12 @@ import yaml
 from pydantic import Field
 
 from mnist_dist.benchmarks.analysis.in_turns import paired_ratio, rate_in_turns
+from mnist_dist.benchmarks.labels import MISSING, label_count
 from mnist_dist.benchmarks.peers.contestants import Contestant, Mode
 from mnist_dist.benchmarks.peers.scripts.script import TARGET_ACCURACY
 from mnist_dist.benchmarks.peers.table import at_level, reasons, write_both
 from mnist_dist.benchmarks.peers.times import TimeTo, time_ratio, time_to
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.labels import MISSING, label_count
 from mnist_dist.benchmarks.report.table import Cell, Column, estimate_cell, make_table, render_markdown
 from mnist_dist.benchmarks.statistics.stats import Estimate, LogEstimate
 from mnist_dist.config import PositiveFloat, Section

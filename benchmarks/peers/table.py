@@ -10,11 +10,11 @@ from pydantic_core import to_jsonable_python
 
 from mnist_dist.benchmarks.analysis.in_turns import paired_ratio, rate_in_turns
 from mnist_dist.benchmarks.kinds.peer import KIND as PEER
+from mnist_dist.benchmarks.labels import label_count
 from mnist_dist.benchmarks.peers.contestants import MODES, OURS, OURS_ACCURACY, Contestant, Mode
 from mnist_dist.benchmarks.peers.scripts.script import TARGET_ACCURACY
 from mnist_dist.benchmarks.peers.times import TimeTo, time_ratio, time_to
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.labels import label_count
 from mnist_dist.benchmarks.report.table import Cell, Column, estimate_cell, make_table, render_markdown
 from mnist_dist.benchmarks.statistics.stats import Estimate, LogEstimate
 from mnist_dist.errors import counted
@@ -64,6 +64,7 @@ def make_rows(contestants: Mapping[str, Contestant], records: Sequence[Record]) 
         is_peer = contestant.accuracy is not None and contestant.accuracy.kind == PEER.name
         times = {f"{target:g}": time_to(whole, target) for target in TARGETS if not is_peer or target <= COMPARED}
         compared = times[f"{COMPARED:g}"]
+        ended = [record for record in whole if record.measured.get("evaluations")]
         rows.append(
             Standing(
                 contestant.name,
@@ -73,7 +74,7 @@ def make_rows(contestants: Mapping[str, Contestant], records: Sequence[Record]) 
                 at_level(paired_ratio(ours, steady)) if is_peer else None,
                 times,
                 at_level(time_ratio(compared, time_of_ours)) if is_peer and compared and time_of_ours else None,
-                [] if is_peer else _final_accuracies(whole),
+                [each.measured["evaluations"][-1]["accuracy"] for each in ended if not is_peer],
                 {mode: sum(record.status == "ok" for record in of_mode) for mode, of_mode in runs.items()},
                 reasons([*steady, *whole]),
             )
@@ -129,7 +130,7 @@ def head(command: str, records: Sequence[Record]) -> str:
     parts += [gpu.name for gpu in hardware.gpus] or ["no GPU"]
     versions = dict(identity.software)
     for record in records:
-        versions = (record.measurements or {}).get("versions", {}) | versions
+        versions = record.measured.get("versions", {}) | versions
     shown = [f"{name} {versions[name]}" for name in VERSIONS if name in versions]
     variables = [f"{name}={value}" for name, value in identity.environment.items() if not name.startswith(SCHEDULER)]
     where = "; ".join(", ".join(part) for part in (parts, shown, variables) if part)
@@ -145,11 +146,6 @@ def _time_column(target: float) -> Column[Standing]:
         return Cell(seconds, "" if time.reached == time.runs else f"{time.reached} of {time.runs}")
 
     return Column(f"time to {100 * target:g} %", cell)
-
-
-def _final_accuracies(records: Sequence[Record]) -> list[float]:
-    ended = [(record.measurements or {}).get("evaluations") for record in records]
-    return [evaluations[-1]["accuracy"] for evaluations in ended if evaluations]
 
 
 def _accuracy_cell(accuracies: Sequence[float]) -> Cell:

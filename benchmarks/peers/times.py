@@ -30,7 +30,7 @@ def time_to(records: Sequence[Record], accuracy: float) -> TimeTo | None:
     for record in records:
         if record.status == "skipped":
             continue
-        has_evaluations = (record.measurements or {}).get("evaluations")
+        has_evaluations = record.measured.get("evaluations")
         outcome = seconds_to_accuracy(record, accuracy) if has_evaluations else (record.seconds, False)
         outcomes[record.repeat] = outcome
     if not outcomes:

@@ -4,8 +4,6 @@ Of a record it keeps numbers, words that the schemas name, and those texts that 
 and versions. Names and paths are taken out of these, and in the end all texts of the file are searched for them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import getpass

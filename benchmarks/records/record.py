@@ -167,6 +167,11 @@ class Record(Section):
         return cls(record_id=uuid.uuid4().hex, case=case, case_id=case.case_id, **fields)
 
     @property
+    def measured(self) -> dict[str, Any]:
+        """The measurements; empty unless the status is ok."""
+        return self.measurements or {}
+
+    @property
     def took_turns(self) -> bool:
         """Whether other cases had turns in between."""
         return self.turns is not None and self.turns.contenders > 1
@@ -240,7 +245,7 @@ def parse_record(content: Mapping[str, Any], source: str) -> Record:
 
 def on_gpus(records: Sequence[Record]) -> bool:
     """Whether the devices of these records are GPUs."""
-    return any((record.measurements or {}).get("device", "").upper().startswith("GPU") for record in records)
+    return any(record.measured.get("device", "").upper().startswith("GPU") for record in records)
 
 
 def explain_record(error: ValidationError) -> str:

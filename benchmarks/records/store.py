@@ -7,8 +7,6 @@ Nothing is locked, appended to or changed: every record is a file of its own und
 chooses, and is there whole or not at all, so this holds on network file systems, too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

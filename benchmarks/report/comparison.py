@@ -10,7 +10,7 @@ import numpy as np
 
 from mnist_dist.benchmarks.analysis.accuracy import LARGEST_DROP, TOLD_DROP
 from mnist_dist.benchmarks.analysis.compare import DAY_DEVIATION, OUTCOMES, WORSE, Comparison, Outcome, Verdict
-from mnist_dist.benchmarks.report.labels import (
+from mnist_dist.benchmarks.labels import (
     DASH,
     MISSING,
     label_briefly,

@@ -1,11 +1,8 @@
 """What an attribution means, in words: what is lost to what, who is slow, and what to try. Imports no TensorFlow."""
 
-from __future__ import annotations
-
 from mnist_dist.benchmarks.analysis.attribution import Attribution, Part, PartName
-from mnist_dist.benchmarks.report.labels import label_part
+from mnist_dist.benchmarks.labels import label_part
 from mnist_dist.benchmarks.report.pages import render_template
-from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.config import Config, get_setting
 from mnist_dist.strategies import STRATEGIES, either, with_processes
 
@@ -16,15 +13,17 @@ NOTABLE_SHARE = 0.01  # Of the throughput; smaller causes are not worth a word.
 def explain(attribution: Attribution) -> str:
     """Says in a few sentences what is lost to what, who is slow, and what to try."""
     case, slow, biggest = attribution.case, attribution.slowest, attribution.biggest
+    loss, within = attribution.loss, ", within single runs" if attribution.loss.repeats == 1 else ""
+    interval = f"95 % interval {100 * loss.low:.0f} to {100 * loss.high:.0f}{within}"
     who = f"{case.strategy} on {case.devices} devices, {attribution.scaling} scaling, loses"
-    lost = f"{_percent(attribution.loss)} of the ideal throughput"
+    lost = f"{100 * loss.value:.0f} % ({interval}) of the ideal throughput"
     culprit = ""
     if slow:
         which = " with real input" if slow.with_real_input else ""
         share = f"{slow.windows} of {slow.all_windows} windows{which}"
         culprit = f"; {slow.name} is the slowest in {share}, by {100 * slow.excess:.0f} %"
-    if attribution.loss.low <= 0 and not attribution.is_significant:
-        more = "; more repeats would tell" if attribution.loss.high >= WIDE_INTERVAL else ""
+    if loss.low <= 0 and not attribution.is_significant:
+        more = "; more repeats would tell" if loss.high >= WIDE_INTERVAL else ""
         return f"{who} nothing significant: {lost} is within the noise{more}{culprit}."
     if not attribution.is_significant:
         return f"{who} nothing that matters: {lost}{culprit}."
@@ -68,11 +67,6 @@ def _points(part: Part) -> str:
     """Returns, for example, `22 points to exposed communication`."""
     points, label = f"{100 * part.share.value:.0f} points", label_part(part.name)
     return f"{points} {label}" if part.name == "unexplained" else f"{points} to {label}"
-
-
-def _percent(share: Estimate) -> str:
-    within = ", within single runs" if share.repeats == 1 else ""
-    return f"{100 * share.value:.0f} % (95 % interval {100 * share.low:.0f} to {100 * share.high:.0f}{within})"
 
 
 def _advice(attribution: Attribution, cause: PartName) -> list[str]:

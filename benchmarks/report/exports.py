@@ -63,7 +63,7 @@ def write_tensorboard(records: Iterable[Record], folder: Path) -> list[Path]:
 
     runs = []
     for record in records:
-        if record.measurements is None or "window_steps" not in record.measurements:
+        if "window_steps" not in record.measured:
             continue
         run = Path(folder) / run_name(record)
         path = run / "events.out.tfevents.0.benchmarks"  # Always this name: a second export replaces the first.
@@ -90,8 +90,7 @@ def points(record: Record) -> Iterator[Point]:
     `images_per_second/total` of each window, which the slowest rank decides, and `/per_device`; `accuracy/test` and
     `loss/test` (or `/holdout`) of each evaluation.
     """
-    values: dict[str, Any] = record.measurements or {}
-    evaluations = values.get("evaluations", [])
+    values, evaluations = record.measured, record.measured.get("evaluations", [])
     now, step = _first_step(record), 0
     if "first_step_seconds" in values:  # Training: its first step is in no window.
         now, step = now + max(values["first_step_seconds"]), 1
@@ -196,7 +195,7 @@ def _progress(record: Record, step: int) -> dict[str, Any]:
 
 def _images(record: Record) -> tuple[int | None, int | None]:
     """Returns how many images were for training and how many were evaluated, as far as that is known."""
-    data, evaluations = record.identity.config.get("data", {}), (record.measurements or {}).get("evaluations", [])
+    data, evaluations = record.identity.config.get("data", {}), record.measured.get("evaluations", [])
     if data.get("kind") != "mnist" or data.get("path") is not None:
         return None, None
     holdout, splits = int(data.get("holdout_images", 0)), {evaluation["split"] for evaluation in evaluations}
@@ -209,7 +208,7 @@ def _started(record: Record) -> float:
 
 def _first_step(record: Record) -> float:
     """Returns when the last rank began its first step, or the case itself where that was not measured."""
-    return _started(record) + max((record.measurements or {}).get("startup_seconds", [0.0]))
+    return _started(record) + max(record.measured.get("startup_seconds", [0.0]))
 
 
 def _milliseconds(unix_seconds: float) -> int:

@@ -1,7 +1,5 @@
 """What is worth saying of a study besides its numbers: what came out and was measured, and what casts doubt on it."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,9 +8,7 @@ from dataclasses import dataclass
 from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.analysis.trained import TrainedCase
-from mnist_dist.benchmarks.records.record import Hardware, Record
-from mnist_dist.benchmarks.report.explanation import explain_briefly
-from mnist_dist.benchmarks.report.labels import (
+from mnist_dist.benchmarks.labels import (
     TIMES,
     label_briefly,
     label_bytes,
@@ -20,6 +16,8 @@ from mnist_dist.benchmarks.report.labels import (
     label_records,
     warn_of_short_runs,
 )
+from mnist_dist.benchmarks.records.record import Hardware, Record
+from mnist_dist.benchmarks.report.explanation import explain_briefly
 from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.benchmarks.statistics.stats import Estimate, find_clusters
 from mnist_dist.errors import counted, one_line

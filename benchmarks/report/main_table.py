@@ -7,7 +7,7 @@ from functools import partial
 
 from mnist_dist.benchmarks.analysis.summary import CaseSummary, TimeToAccuracy
 from mnist_dist.benchmarks.analysis.trained import TrainedCase
-from mnist_dist.benchmarks.report.labels import (
+from mnist_dist.benchmarks.labels import (
     DASH,
     MISSING,
     TIMES,

@@ -1,7 +1,5 @@
 """The parts of the report below the main table, as text and tables that Markdown and the page share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -9,9 +7,7 @@ from typing import get_args
 from mnist_dist.benchmarks.analysis.attribution import Attribution, PartName
 from mnist_dist.benchmarks.analysis.prediction.predict import FittedModel, Forecast, Prediction
 from mnist_dist.benchmarks.analysis.study import Analysis
-from mnist_dist.benchmarks.records.kinds import KINDS, kind
-from mnist_dist.benchmarks.report.explanation import explain
-from mnist_dist.benchmarks.report.labels import (
+from mnist_dist.benchmarks.labels import (
     MISSING,
     label_count,
     label_number,
@@ -21,6 +17,8 @@ from mnist_dist.benchmarks.report.labels import (
     label_range,
     label_three_digits,
 )
+from mnist_dist.benchmarks.records.kinds import KINDS, kind
+from mnist_dist.benchmarks.report.explanation import explain
 from mnist_dist.benchmarks.report.table import Cell, Column, Table, estimate_cell, make_table
 from mnist_dist.benchmarks.statistics.grouping import group_by
 

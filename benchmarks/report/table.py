@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from mnist_dist.benchmarks.report.labels import MISSING, label_range
+from mnist_dist.benchmarks.labels import MISSING, label_range
 from mnist_dist.benchmarks.statistics.stats import Estimate
 
 Item = TypeVar("Item")

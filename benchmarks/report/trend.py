@@ -1,7 +1,5 @@
 """Trends for a terminal and as a page: what the words and charts of templates/trend.* need."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import date
 from itertools import pairwise, zip_longest
@@ -10,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.trend import Trend
-from mnist_dist.benchmarks.report.labels import label_briefly
+from mnist_dist.benchmarks.labels import label_briefly
 from mnist_dist.benchmarks.report.pages import render_template
 from mnist_dist.benchmarks.statistics.change_points import FEWEST_VALUES
 

@@ -1,7 +1,5 @@
 """The report of a study: report.md, report.csv, report.html and figures/*.png in its folder."""
 
-from __future__ import annotations
-
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence

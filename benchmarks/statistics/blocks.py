@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from mnist_dist.lazy import ndimage
+
 
 def centred_ranks(values: np.ndarray) -> np.ndarray:
     """Returns the ranks of some values less the mean rank, equal values sharing theirs, float64 [windows].
@@ -51,8 +53,6 @@ def covariance_of_means(series: np.ndarray, length: int) -> np.ndarray:
         series: float64 [rows, windows].
         length: of the blocks, see `block_length`.
     """
-    from scipy import ndimage
-
     windows = series.shape[1]
     deviations = series - series.mean(axis=1, keepdims=True)
     blocks = ndimage.uniform_filter1d(deviations, length, axis=1, mode="wrap")

@@ -5,14 +5,13 @@ penalty holds for all. PELT (Killick, Fearnhead and Eckley, JASA 107, 2012) cuts
 it costs. Each piece is searched again by its own ranks, as large changes leave little of the scale to small ones.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np
 
 from mnist_dist.benchmarks.statistics.blocks import centred_ranks
 from mnist_dist.benchmarks.statistics.stats import student_quantile
+from mnist_dist.lazy import scipy
 
 # Of a single place; tests.benchmarks.adversary_trend measures what follows for 20 years of nights.
 SIGNIFICANCE = 2.5e-5
@@ -26,7 +25,7 @@ def find_changes(values: np.ndarray) -> list[int]:
     """Returns the places, in rising order, from which on a series, float64 [n], has another level than before."""
     if len(values) < FEWEST_VALUES or np.ptp(values) == 0:
         return []
-    scores = _normal_scores(values)
+    scores = scipy.special.ndtri(0.5 + centred_ranks(values) / (len(values) + 1 / 4))  # Blom's.
     quantile = student_quantile(1 - SIGNIFICANCE / 2, 2 * (len(values) - 1) / 3)
     places = pelt(scores, _noise_variance(scores) * quantile**2, CONFIRMING)
     pieces = pairwise([0, *places, len(values)]) if places else ()
@@ -43,13 +42,6 @@ def locate_change(values: np.ndarray) -> tuple[int, int, int]:
     explained = np.cumsum(tame - tame.mean())[places - 1] ** 2 * (1 / places + 1 / places[::-1])
     possible = places[explained >= explained.max() - LOCATION_DROP * _noise_variance(tame)]
     return int(places[explained.argmax()]), int(possible[0]), int(possible[-1])
-
-
-def _normal_scores(values: np.ndarray) -> np.ndarray:
-    """Returns Blom's scores of the ranks."""
-    from scipy import special
-
-    return np.asarray(special.ndtri(0.5 + centred_ranks(values) / (len(values) + 1 / 4)))
 
 
 def _noise_variance(values: np.ndarray) -> float:

@@ -17,10 +17,7 @@ from functools import cached_property
 import numpy as np
 
 from mnist_dist.benchmarks.statistics.blocks import block_length, covariance_of_means
-from mnist_dist.lazy import Lazy
-
-special = Lazy("scipy.special")
-stats = Lazy("scipy.stats")
+from mnist_dist.lazy import scipy
 
 CONFIDENCE = 0.95
 FEWEST_CLUSTERED = 3  # Runs.
@@ -135,7 +132,7 @@ class LogEstimate:
         """Returns the two-sided p-value of the hypothesis that the quantity is 1: its inverted interval."""
         if self.variance == 0:
             return float(self.value == 0)
-        return float(2 * special.stdtr(self.freedom, -abs(self.value) / math.sqrt(self.variance)))
+        return float(2 * scipy.special.stdtr(self.freedom, -abs(self.value) / math.sqrt(self.variance)))
 
 
 @dataclass(frozen=True)
@@ -271,7 +268,7 @@ def drop_p_value(base: Mean, new: Mean, margin: float = 0.0) -> float:
     if before[1] == after[1] == 0:
         return float(base.value - margin <= new.value)
     shifted, alone = (base.value - margin, *before[1:]), min(base.repeats, new.repeats) == 1
-    return float(stats.ttest_ind_from_stats(*shifted, *after, equal_var=alone, alternative="greater").pvalue)
+    return float(scipy.stats.ttest_ind_from_stats(*shifted, *after, equal_var=alone, alternative="greater").pvalue)
 
 
 def drop_power(base: Mean, new: Mean, drop: float, significance: float) -> float:
@@ -284,7 +281,7 @@ def drop_power(base: Mean, new: Mean, drop: float, significance: float) -> float
     if freedom == 0 or sum(squares) == 0:
         return math.nan
     error = math.sqrt(sum(squares) / freedom * (1 / base.repeats + 1 / new.repeats))
-    return float(stats.nct.sf(stats.t.isf(significance, freedom), freedom, drop / error))
+    return float(scipy.stats.nct.sf(scipy.stats.t.isf(significance, freedom), freedom, drop / error))
 
 
 def percentiles(values: np.ndarray) -> dict[str, float]:
@@ -330,4 +327,4 @@ def holm_levels(p_values: np.ndarray, significance: float = 0.05) -> np.ndarray:
 
 def student_quantile(probability: float, freedom: float) -> float:
     """Returns the quantile of Student's t distribution; nan where the degrees of freedom are."""
-    return float(special.stdtrit(freedom, probability))
+    return float(scipy.special.stdtrit(freedom, probability))

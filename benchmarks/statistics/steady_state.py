@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mnist_dist.benchmarks.statistics.blocks import centred_ranks, lag_one_correlation
+from mnist_dist.lazy import scipy
 
 MERGED_SECONDS = 0.1  # Shorter windows are joined: their noise is that of the timer and of the scheduler.
 MOST_MERGED_WINDOWS = 400
@@ -108,8 +109,6 @@ def find_drift(values: np.ndarray) -> float | None:
     curve is large, so one that rises or falls nearly all the time is a drift without the test. A single change of level
     that describes the ranks better than a straight line does is none.
     """
-    from scipy import stats
-
     count = len(values)
     windows = np.arange(count) - (count - 1) / 2
     ranks = centred_ranks(values)
@@ -119,14 +118,14 @@ def find_drift(values: np.ndarray) -> float | None:
     two_levels = np.max(np.cumsum(ranks)[:-1] ** 2 * (1 / before + 1 / before[::-1]))
     if line <= two_levels:
         return None
-    slope, intercept, _, _ = stats.theilslopes(values, windows)
+    slope, intercept, _, _ = scipy.stats.theilslopes(values, windows)
     drift = float(slope) * (count - 1)
     if abs(drift) < np.log1p(SMALLEST_CHANGE):
         return None
     memory = np.clip(lag_one_correlation(values - intercept - slope * windows), 0, 0.9)
     variance = 2 * (2 * count + 5) / (9 * count * (count - 1)) * (1 + memory) / (1 - memory)
-    tau = stats.kendalltau(windows, values).statistic
-    p_value = 2 * stats.norm.sf(abs(tau) / np.sqrt(variance))
+    tau = scipy.stats.kendalltau(windows, values).statistic
+    p_value = 2 * scipy.stats.norm.sf(abs(tau) / np.sqrt(variance))
     return drift if p_value < DRIFT_SIGNIFICANCE or line > OBVIOUS_DRIFT * (ranks @ ranks) else None
 
 

@@ -107,16 +107,15 @@ class _Rank:
         return code in (EXIT_INTERRUPTED, -signal.SIGINT) or bool(self.tail and self.tail[-1] == "KeyboardInterrupt")
 
 
+@dataclass
 class _Group:
     """The ranks of one run, from start to the end of the last; `cluster` is the first one's place."""
 
-    def __init__(self, command: Sequence[str], cluster: Cluster, stdin: IO[str] | None) -> None:
-        self.command = command
-        self.size = cluster.size
-        self.cluster = cluster
-        self.stdin = stdin
-        self.ranks: list[_Rank] = []
-        self.interrupted = False  # By Ctrl-C.
+    command: Sequence[str]
+    cluster: Cluster
+    stdin: IO[str] | None
+    ranks: list[_Rank] = field(default_factory=list)
+    interrupted: bool = False  # By Ctrl-C.
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -124,7 +123,7 @@ class _Group:
             loop.add_signal_handler(number, self._forward, number)
         readers: list[asyncio.Task[None]] = []
         try:
-            for rank in range(self.size):
+            for rank in range(self.cluster.size):
                 readers += await self._start(rank)
             waiting = {asyncio.create_task(self._wait(rank)) for rank in self.ranks}
             failed = await _first_failure(waiting)
@@ -184,7 +183,7 @@ class _Group:
         if code == EXIT_LOST_RANKS:
             return TrainingError(f"launch: {blame}.")
         ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        error = TrainingError(f"launch: rank {failed.number} {ended}; all {self.size} ranks were stopped.")
+        error = TrainingError(f"launch: rank {failed.number} {ended}; all {self.cluster.size} ranks were stopped.")
         error.quoted = [f"  [{failed.number}] {line}" for line in ["Its last lines:", *failed.tail]]
         error.exit_code = EXIT_BAD_INPUT if code == EXIT_BAD_INPUT else EXIT_FAILED
         return error

@@ -8,6 +8,7 @@ import numpy as np
 
 from mnist_dist.data.dataset import Arrays
 from mnist_dist.inference.evaluate import SMALLEST_PROBABILITY
+from mnist_dist.lazy import scipy
 
 IMAGES = 5000
 BOUNDS = 0.2, 5.0  # Of the temperature; it has no minimum of its own where every image is read right.
@@ -34,15 +35,13 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
         labels: integers [n], 0..9.
         probabilities: float [n, 10] at the temperature 1.
     """
-    from scipy import optimize, special
-
     # Up to a constant that the softmax drops.
     logits = np.log(np.maximum(probabilities.astype(np.float64), SMALLEST_PROBABILITY**4))
 
     def cross_entropy(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
-        return float(np.mean(special.logsumexp(scaled, axis=1) - scaled[np.arange(len(labels)), labels]))
+        return float(np.mean(scipy.special.logsumexp(scaled, axis=1) - scaled[np.arange(len(labels)), labels]))
 
     # In three digits, so that the last bits of a sum do not decide the model's.
-    best = optimize.minimize_scalar(cross_entropy, bounds=np.log(BOUNDS), method="bounded").x
+    best = scipy.optimize.minimize_scalar(cross_entropy, bounds=np.log(BOUNDS), method="bounded").x
     return float(f"{np.exp(best):.3g}")

@@ -70,7 +70,8 @@ def export(model: "keras.Model", arrays: Arrays, destination_folder: Path, forma
             _replace(path, new, aside=workspace / "replaced")
         classify = _load_saved_model(path) if format == "savedmodel" else _load_tflite(path)
         accuracy = _accuracy(classify, arrays.test_images, arrays.test_labels)
-    return Exported(path, _size_bytes(path), accuracy, len(arrays.test_images))
+    size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+    return Exported(path, size, accuracy, len(arrays.test_images))
 
 
 def render(exported: Exported) -> str:
@@ -187,10 +188,6 @@ def _accuracy(classify: Classifier, images: np.ndarray, labels: np.ndarray) -> f
     starts = range(0, len(images), TEST_BATCH_SIZE)
     batches = [classify(images[start : start + TEST_BATCH_SIZE, ..., np.newaxis]) for start in starts]
     return float(np.mean(np.concatenate(batches).argmax(axis=1) == labels))
-
-
-def _size_bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
 
 
 @contextlib.contextmanager

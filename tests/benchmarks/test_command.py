@@ -15,8 +15,8 @@ import pytest
 
 from mnist_dist.benchmarks import command
 from mnist_dist.benchmarks.command import main
+from mnist_dist.benchmarks.measure.progress import exit_code
 from mnist_dist.benchmarks.measure.suite import shipped_suites
-from mnist_dist.benchmarks.progress import exit_code
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store
 from tests import nvml

@@ -18,8 +18,6 @@ The largest sensible number of devices is the last to which doubling, from one d
 least 1.5-fold, that is by half of the ideal gain, as far as is foretold. Imports no TensorFlow.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +32,7 @@ from mnist_dist.benchmarks.analysis.prediction.step_times import StepTimes, Step
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point, Scaling, is_oversubscribed
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.record import on_gpus
+from mnist_dist.lazy import scipy
 
 Law = ScalingLaw | StepTimes
 Model = ScalingLawModel | StepTimesModel
@@ -220,15 +219,13 @@ def _fit(evidence: Evidence, name: str, wanted: Floats) -> FittedModel:
 
 def _is_rejected(evidence: Evidence, law: Law) -> bool:
     """Whether the residuals are larger than the noise of the points explains: an F-test, as that is an estimate too."""
-    from scipy import stats
-
     residuals = np.log(evidence.images_per_second / law.images_per_second(evidence.devices))
     freedom = len(residuals) - law.free_parameters
     if freedom <= 0:
         return False
     variance = max(evidence.noise_variance, SMALLEST_MISFIT**2)
     ratio = float(residuals @ residuals) / freedom / variance
-    return bool(stats.f.sf(ratio, freedom, evidence.noise_freedom) < REJECTION)
+    return bool(scipy.stats.f.sf(ratio, freedom, evidence.noise_freedom) < REJECTION)
 
 
 def _held_out_error(evidence: Evidence, name: str) -> float | None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mnist_dist.lazy import scipy
+
 GAUSS_NEWTON_STEPS = 15
 
 Floats = np.ndarray  # float64
@@ -65,13 +67,11 @@ def fit_nonnegative(columns: Floats, values: Floats, *, robust: bool = False) ->
         values: float64 [points], positive.
         robust: give residuals beyond 1.345 robust standard deviations less weight (Huber's).
     """
-    from scipy import optimize
-
     fitted, weights = values, np.ones(len(values))
     for _ in range(GAUSS_NEWTON_STEPS):
         # A fit far above a value must not step below zero.
         targets = np.maximum(1 + np.log(values / fitted), 0.0)
-        coefficients, _ = optimize.nnls(columns * (weights / fitted)[:, None], weights * targets)
+        coefficients, _ = scipy.optimize.nnls(columns * (weights / fitted)[:, None], weights * targets)
         fitted = np.maximum(columns @ coefficients, 1e-3 * values)
         if robust:
             residuals = np.abs(np.log(values / fitted))

@@ -17,6 +17,7 @@ import numpy as np
 from mnist_dist.benchmarks.analysis.limits import AllReduce
 from mnist_dist.benchmarks.analysis.prediction.scaling_models import Floats, fit_nonnegative
 from mnist_dist.config import IMAGE_SIZE, parse_config
+from mnist_dist.lazy import scipy
 
 FEWEST_MESSAGES = 3
 DIGITS = 10
@@ -113,8 +114,6 @@ class StepTimesModel:
         Raises:
             ValueError: an all-reduce that takes part in a point was not measured.
         """
-        from scipy import optimize
-
         links = self.links if rng is None else self.drawn_links[rng.integers(len(self.drawn_links))]
         seconds = self.images_per_step(devices) / images_per_second
         law = StepTimes(self, links, float(seconds[0]), 0.0)
@@ -129,7 +128,7 @@ class StepTimesModel:
 
         if np.ptp(overlaps) == 0:
             return replace(law, overlap_seconds=float(overlaps[0]))
-        found = optimize.minimize_scalar(misfit, bounds=(overlaps.min(), overlaps.max()), method="bounded")
+        found = scipy.optimize.minimize_scalar(misfit, bounds=(overlaps.min(), overlaps.max()), method="bounded")
         return replace(law, overlap_seconds=float(found.x))
 
     def images_per_step(self, devices: Floats) -> Floats:

@@ -10,8 +10,8 @@ import numpy as np
 
 from mnist_dist.benchmarks.analysis.summary import TimeToAccuracy
 from mnist_dist.benchmarks.analysis.trained import TrainedCase
+from mnist_dist.benchmarks.labels import TIMES, label_number, label_point, says_little
 from mnist_dist.benchmarks.report.figures import drawing
-from mnist_dist.benchmarks.report.labels import TIMES, label_number, label_point, says_little
 from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.errors import counted
 

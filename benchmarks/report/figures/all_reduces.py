@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.limits import AllReduce
+from mnist_dist.benchmarks.labels import label_bytes, label_point
 from mnist_dist.benchmarks.report.figures import drawing
-from mnist_dist.benchmarks.report.labels import label_bytes, label_point
 from mnist_dist.benchmarks.statistics.grouping import group_by
 
 

@@ -20,7 +20,7 @@ import yaml
 
 from mnist_dist.benchmarks.analysis.scaling import is_oversubscribed
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
-from mnist_dist.benchmarks.report.labels import label_duration, label_number, label_other_settings
+from mnist_dist.benchmarks.labels import label_duration, label_number, label_other_settings
 from mnist_dist.benchmarks.report.pages import read_resource
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.errors import counted, one_line

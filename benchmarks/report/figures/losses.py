@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.attribution import Attribution
+from mnist_dist.benchmarks.labels import label_part, label_point, label_three_digits
 from mnist_dist.benchmarks.report.figures import drawing
-from mnist_dist.benchmarks.report.labels import label_part, label_point, label_three_digits
 from mnist_dist.benchmarks.statistics.grouping import group_by
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from mnist_dist.benchmarks.analysis.prediction.predict import Prediction
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point
+from mnist_dist.benchmarks.labels import label_number
 from mnist_dist.benchmarks.report.figures import drawing
-from mnist_dist.benchmarks.report.labels import label_number
 from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.errors import counted

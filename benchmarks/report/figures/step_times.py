@@ -9,8 +9,8 @@ import numpy as np
 
 from mnist_dist.benchmarks.analysis.scaling import is_oversubscribed
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
+from mnist_dist.benchmarks.labels import label_point
 from mnist_dist.benchmarks.report.figures import drawing
-from mnist_dist.benchmarks.report.labels import label_point
 from mnist_dist.benchmarks.statistics.grouping import group_by
 
 MOST_RANKS_APART = 32  # More are drawn as bands.

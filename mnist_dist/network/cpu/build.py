@@ -57,7 +57,7 @@ def load(cpu_flags: frozenset[str]) -> Any:
 
     level = find_level(cpu_flags)
     with contextlib.ExitStack() as stack:
-        folder = default_folder()
+        folder = (user_folder("XDG_CACHE_HOME", ".cache") or Path(os.devnull)) / "kernels"  # Not kept without a home.
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):  # Nothing can be kept: it is gone as soon as it is loaded.
@@ -124,10 +124,6 @@ def find_compiler() -> list[str]:
             return command
     expected = f"CXX names {named[0]}, which is not there" if named else "no C++ compiler was found"
     raise KernelError(f"{expected}; install one, e.g. `apt-get install g++`")
-
-
-def default_folder() -> Path:
-    return (user_folder("XDG_CACHE_HOME", ".cache") or Path(os.devnull)) / "kernels"  # Without a home, nothing is kept.
 
 
 def build_for_image() -> None:

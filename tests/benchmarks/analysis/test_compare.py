@@ -387,11 +387,6 @@ def test_no_message_size_in_common() -> None:
     assert only_verdict(base, new).remark == "base: no message size was measured in all runs"
 
 
-@pytest.mark.parametrize("effect", [0.0, -0.05, 1.0, 5.0, float("nan")])
-def test_smallest_effect_must_be_a_share(effect: float, user_error: Callable[..., str]) -> None:
-    assert "--smallest-effect: received" in user_error(compare, [], [], smallest_effect=effect)
-
-
 def test_table_reads_well() -> None:
     rng = np.random.default_rng(0)
     base = [run for case in CASES[:3] for run in make_runs(rng, 5, case, study="monday", **QUIET)]

@@ -3,7 +3,7 @@ import pytest
 from mnist_dist.benchmarks.analysis.compare import compare
 from mnist_dist.benchmarks.analysis.limits import measured_rates
 from mnist_dist.benchmarks.analysis.summary import summarize
-from mnist_dist.benchmarks.progress import describe
+from mnist_dist.benchmarks.measure.progress import describe
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
 from tests.benchmarks.simulation import make_record

@@ -10,7 +10,7 @@ import pytest
 from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.kinds import input as kind
 from mnist_dist.benchmarks.kinds.input import KIND, fastest_training
-from mnist_dist.benchmarks.report.labels import label_case
+from mnist_dist.benchmarks.labels import label_case
 from mnist_dist.config import load_config
 from mnist_dist.distributed.strategies.single import Single
 from mnist_dist.distributed.turns import FULL

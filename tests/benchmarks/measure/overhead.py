@@ -17,7 +17,6 @@ from pathlib import Path
 from mnist_dist.benchmarks.measure.runner import Study, find_machine
 from mnist_dist.benchmarks.measure.study import plan_rounds, run_rounds
 from mnist_dist.benchmarks.measure.suite import PlannedCase
-from mnist_dist.benchmarks.progress import show_rounds
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store
@@ -74,8 +73,7 @@ def measure(folder: Path) -> Sequence[Record]:
     """Measures two cases as a study does, with its progress shown and its records written."""
     sides = [(Study("overhead", "overhead", 120.0, find_machine(), folder / "scratch", width=1e-6), Store(folder))]
     rounds = plan_rounds(sides, [PlannedCase(case, 1, None, (FULL,), SECONDS) for case in CASES])
-    with show_rounds(rounds) as progress:
-        return run_rounds(rounds, sides, progress)
+    return run_rounds(rounds, sides)
 
 
 def turn_cost(record: Record) -> TurnCost:

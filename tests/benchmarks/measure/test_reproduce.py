@@ -13,7 +13,6 @@ import pytest
 
 from mnist_dist.benchmarks.command import main
 from mnist_dist.benchmarks.measure.reproduce import _settings, compare_again, reproduce
-from mnist_dist.benchmarks.progress import show_rounds
 from mnist_dist.benchmarks.records.environment import identity
 from mnist_dist.benchmarks.records.published import Published
 from mnist_dist.benchmarks.records.record import Record
@@ -114,8 +113,7 @@ REFUSED: dict[str, tuple[Record, str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_repeated_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
     record, reason = REFUSED[name]
-    said: list[str] = []
-    found = reproduce([record], tmp_path / "new", None, 0.05, said.append, show_rounds)
+    found = reproduce([record], tmp_path / "new", None, 0.05)
     assert found.exit_code == 3
     assert reason in render_reproduction(found)
     assert not list(tmp_path.iterdir())
@@ -130,12 +128,12 @@ def test_what_cannot_be_repeated_is_refused_with_the_reason(name: str, tmp_path:
     ],
 )
 def test_settings_of_strangers_are_checked(settings: dict[str, Any], said: str, user_error: Callable[..., str]) -> None:
-    assert said in user_error(reproduce, [recorded({"settings": settings})], None, None, 0.05, print, show_rounds)
+    assert said in user_error(reproduce, [recorded({"settings": settings})], None, None, 0.05)
 
 
 def test_a_stranger_cannot_ask_for_a_million_repeats(user_error: Callable[..., str]) -> None:
     record = recorded({}).model_copy(update={"repeat": 10**9})
-    assert "repeat: received 1000000000" in user_error(reproduce, [record], None, None, 0.05, print, show_rounds)
+    assert "repeat: received 1000000000" in user_error(reproduce, [record], None, None, 0.05)
 
 
 def test_bad_input_is_one_line_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

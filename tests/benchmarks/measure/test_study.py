@@ -4,12 +4,13 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mnist_dist.benchmarks.measure.progress import RoundProgress, render_cases
 from mnist_dist.benchmarks.measure.rounds import Stage
 from mnist_dist.benchmarks.measure.runner import Run
 from mnist_dist.benchmarks.measure.study import (
@@ -20,12 +21,10 @@ from mnist_dist.benchmarks.measure.study import (
     most_processes,
     open_study,
     plan_rounds,
-    remark,
     results_folder,
     run_rounds,
 )
 from mnist_dist.benchmarks.measure.suite import PlannedCase, Suite, plan_cases
-from mnist_dist.benchmarks.progress import RoundProgress, render_cases
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store
@@ -58,8 +57,8 @@ def planned(*cases: Case, repeats: int = 1, skip_reason: str | None = None) -> l
 class Notes(Display):
     """Keeps what would be shown."""
 
-    def __init__(self) -> None:
-        self.lines: list[str] = []
+    def __init__(self, lines: Sequence[str] = ()) -> None:
+        self.lines = list(lines)
 
     def say(self, line: str) -> None:
         self.lines.append(line)
@@ -270,23 +269,22 @@ class TestEstimate:
     def test_the_list_names_cases_reasons_and_total(self) -> None:
         cases = [*planned(BAD, repeats=2), *planned(train("mirrored", 2), skip_reason="no second GPU")]
         cases += planned(train("horovod", 4, cores_per_device=1))
-        rows = [(item.case, item.repeats, remark(item, MACHINE)) for item in cases]
-        *lines, total = render_cases(rows, False, 2, 65.0).splitlines()
+        *lines, total = render_cases(cases, MACHINE, 2, 65.0).splitlines()
         assert [line.split()[0] for line in lines] == [item.case.case_id for item in cases]
         assert "(skipped: no second GPU)" in lines[1]
         assert lines[2].endswith("(oversubscribed: 4 cores on a host of 2)") and "oversubscribed" not in lines[0]
         assert total == "2 cases (1 more skipped), 3 runs in 2 rounds, about 1:05"
-        assert render_cases(rows[:1], False, 1, 0.0).endswith("1 case, 2 runs in 1 round, about 0:00")
+        assert render_cases(cases[:1], MACHINE, 1, 0.0).endswith("1 case, 2 runs in 1 round, about 0:00")
 
 
 @pytest.mark.slow
-def test_a_failing_case_does_not_stop_the_rest(tmp_path: Path) -> None:
+def test_a_failing_case_does_not_stop_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = planned(BAD, BAD.model_copy(update={"global_batch_size": 64})) + planned(
         train("mirrored", 2), skip_reason="no second GPU"
     )
     side = open_study(tmp_path / "results", "test", SUITE, MACHINE, cases, resume=False)
-    notes, rounds = Notes(), plan_rounds([side], cases)
-    records = run_rounds(rounds, [side], RoundProgress(notes, rounds))
+    records = run_rounds(plan_rounds([side], cases), [side])
+    notes = Notes(capsys.readouterr().out.splitlines())
     assert Counter(record.status for record in records) == Counter(failed=2, skipped=1)
     assert {record.record_id for record in side[1].records()} == {record.record_id for record in records}
     assert sum("/nowhere/mnist.npz" in line for line in notes.lines if line.startswith("[")) == 2

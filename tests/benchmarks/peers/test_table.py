@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from mnist_dist.benchmarks.labels import MISSING
 from mnist_dist.benchmarks.peers.contestants import OURS
 from mnist_dist.benchmarks.peers.table import make_rows, write_table
-from mnist_dist.benchmarks.report.labels import MISSING
 from tests.benchmarks.peers.made import CONTESTANTS, bad_record, rate_record, rate_records, time_record
 
 FAST = "speedrun"

@@ -10,10 +10,10 @@ import pytest
 
 from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.analysis.trained import TrainedCase
+from mnist_dist.benchmarks.labels import DASH, MISSING
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record, Telemetry
 from mnist_dist.benchmarks.report.csv_table import render_csv
-from mnist_dist.benchmarks.report.labels import DASH, MISSING
 from mnist_dist.benchmarks.report.main_table import main_table, main_table_in_parts, render_terminal_table
 from mnist_dist.benchmarks.report.table import (
     MISSING_ORDER,

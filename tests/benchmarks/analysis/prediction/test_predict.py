@@ -14,8 +14,8 @@ from mnist_dist.benchmarks.analysis.prediction.scaling_models import ScalingLaw,
 from mnist_dist.benchmarks.analysis.prediction.step_times import Ring, StepTimes, gradient_bytes
 from mnist_dist.benchmarks.analysis.scaling import Curve, find_curves
 from mnist_dist.benchmarks.analysis.summary import CaseSummary, RunSummary, summarize
+from mnist_dist.benchmarks.labels import MISSING
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.report.labels import MISSING
 from mnist_dist.benchmarks.report.sections import prediction_section
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from tests.benchmarks import factory

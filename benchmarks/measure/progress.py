@@ -5,12 +5,13 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+from mnist_dist.benchmarks.labels import label_case, label_with_kind
 from mnist_dist.benchmarks.measure.rounds import Stage
 from mnist_dist.benchmarks.measure.runner import Run
+from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.labels import label_case, label_with_kind
 from mnist_dist.command import clock, outlive_reader
 from mnist_dist.display import Display, make_display
 from mnist_dist.errors import EXIT_FAILED, counted
@@ -138,15 +139,16 @@ def exit_code(
     return EXIT_FAILED if bad else 0
 
 
-def render_cases(cases: Iterable[tuple[Case, int, str]], gpus: bool, rounds: int, seconds: float) -> str:
+def render_cases(cases: Sequence[PlannedCase], machine: Machine, rounds: int, seconds: float) -> str:
     """Renders the cases of a suite, a line each, with their repeats and a remark, and the time that all will take."""
-    cases = list(cases)
-    lines = [
-        f"{case.case_id}  {repeats} x  {label_with_kind(case, gpus, HOW_LONG)}" + (f"  ({remark})" if remark else "")
-        for case, repeats, remark in cases
-    ]
-    repeats_measured = [repeats for _, repeats, remark in cases if not remark.startswith("skipped")]
-    skipped = len(cases) - len(repeats_measured)
-    parts = f"{counted(len(repeats_measured), 'case')}{f' ({skipped} more skipped)' if skipped else ''}, "
-    parts += f"{counted(sum(repeats_measured), 'run')} in {counted(rounds, 'round')}"
+    gpus, lines = bool(machine.gpus), []
+    for each in cases:
+        cores = each.case.devices // each.case.hosts * (each.case.cores_per_device or 0)
+        remark = f"  (skipped: {each.skip_reason})" if each.skip_reason else ""
+        if not remark and cores > machine.cores:
+            remark = f"  (oversubscribed: {cores} cores on a host of {machine.cores})"
+        lines.append(f"{each.case_id}  {each.repeats} x  {label_with_kind(each.case, gpus, HOW_LONG)}{remark}")
+    measured = [each.repeats for each in cases if not each.skip_reason]
+    skipped = f" ({len(cases) - len(measured)} more skipped)" if len(measured) < len(cases) else ""
+    parts = f"{counted(len(measured), 'case')}{skipped}, {counted(sum(measured), 'run')} in {counted(rounds, 'round')}"
     return "\n".join([*lines, f"{parts}, about {clock(seconds)}"])
