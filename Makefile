@@ -46,7 +46,7 @@ test-all: $(HOROVOD) $(DEVELOPING) ## run the tests that take long, too
 	@$(BESIDE)
 
 test-fast: $(DEVELOPING) ## run the unit tests, in less than a minute
-	@$(BIN)/python -m pytest -m "not slow and not thorough" --numprocesses auto --dist loadfile --durations 3
+	@$(BIN)/python -m pytest -m "not slow and not thorough" --numprocesses $(TEST_PROCESSES) --dist loadfile --durations 3
 
 lint: $(DEVELOPING) ## check style, types and who imports whom
 	@$(BIN)/ruff check .

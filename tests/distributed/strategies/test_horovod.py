@@ -5,6 +5,7 @@ import pytest
 from mnist_dist.distributed import horovod_build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("built_here", "said"),
     [

@@ -201,6 +201,7 @@ class TestScalingLaws:
         amdahl, usl = model(prediction, "Amdahl"), model(prediction, "USL")
         assert (at(amdahl, 32).low, at(amdahl, 32).high) == (at(usl, 32).low, at(usl, 32).high)
 
+    @pytest.mark.slow
     def test_numbers_asked_for_are_predicted_up_to_four_times_the_largest_measured(self) -> None:
         prediction = predict_from(points(LAW, (1, 2, 4)), devices=(3, 12, 48))
         assert [each.devices for each in prediction.models[0].forecasts] == [1, 2, 3, 4, 12]
@@ -219,6 +220,7 @@ class TestStepTimes:
         single, *several = points(RingLaw(), devices)
         return [with_jitter(single, 0.0), *several, *(collectives(RING, count) for count in devices if count > 1)]
 
+    @pytest.mark.slow
     def test_ring_overlap_and_extrapolation(self) -> None:
         prediction = predict_from(self.study())
         fitted = prediction.models[0]
@@ -352,6 +354,7 @@ class TestHonesty:
         assert prediction.models == ()
         assert "no model fits the 5 points within their noise" in said(prediction)
 
+    @pytest.mark.slow
     def test_nothing_is_foretold_of_several_hosts_from_one(self) -> None:
         """Links between hosts are of another kind: ten times slower here, where it would have said +160 %."""
         inside = on_hosts_of(8, points(SLOW_BEYOND_EIGHT, (1, 2, 4, 8), 0.01))
@@ -379,6 +382,7 @@ class TestHonesty:
         held, _ = held_on_curve(*CURVES[name], studies=2)
         assert held >= 0.5 or math.isnan(held)
 
+    @pytest.mark.slow
     def test_devices_that_share_cores_are_left_out_or_named(self) -> None:
         """The hosts have 512 cores."""
 
@@ -457,6 +461,7 @@ def test_table_has_a_row_for_each_number_of_devices_and_a_column_for_each_model(
     assert [cell.text for cell in table.rows[-1][:2]] == ["16", MISSING]
 
 
+@pytest.mark.slow
 def test_windows_and_timings_as_they_are_measured() -> None:
     """The whole way: throughputs from noisy windows, all-reduces from noisy timings."""
     chosen = [factory.train("single", 1), *(factory.train("horovod", count) for count in (2, 4))]
