@@ -49,7 +49,7 @@ def test_peers_leaves_a_table_in_which_missing_peers_are_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(PYTHON_VARIABLE, str(tmp_path / "missing"))
-    options = ("--only", "keras-fit-seed,fast-mnist", "--mode", "throughput", "--repeats", "1", "--seconds", "1")
+    options = ("--only", "keras-fit-seed,fast-mnist", "--mode", "throughput", "--repeats", "1", "--seconds", "3")
     args = parse("peers", *options, "--results", str(tmp_path / "results"))
     assert args.command(args) == 0
     printed = capsys.readouterr().out
