@@ -249,7 +249,8 @@ def test_a_full_disk_leaves_the_earlier_export(
     assert line.startswith(f"--output: cannot write '{earlier.path}': No space left on device; free some space")
     assert {path.name for path in small_disk.iterdir()} == {earlier.path.name, "filling"}
     (small_disk / "filling").unlink()
-    assert sum(file.stat().st_size for file in [earlier.path, *earlier.path.rglob("*")] if file.is_file()) == earlier.bytes
+    files = (file for file in (earlier.path, *earlier.path.rglob("*")) if file.is_file())
+    assert sum(file.stat().st_size for file in files) == earlier.bytes
 
 
 @pytest.mark.filterwarnings("error")
