@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flag = unknown[0].partition("=")[0]
             own = [text.removeprefix("--") for action in self._actions for text in action.option_strings]
-            hint = nearest(flag.strip("-").replace("_", "-"), own).replace("'", "'--", 1) if flag[0] == "-" else ""
+            hint = nearest(flag.strip("-").replace("_", "-"), own).replace("'", "'--", 1) if flag[:1] == "-" else ""
             self.error(f"unrecognized argument '{flag}'{'.' if hint else ''}{hint}")
         return known, unknown
 

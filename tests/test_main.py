@@ -186,6 +186,7 @@ def test_without_arguments_it_prints_its_help(arguments: list[str], capsys: pyte
         (["trian"], r"argument COMMAND: received 'trian', .* Did you mean 'train'\? See `mnist-dist --help`\."),
         (["train", "--epochs", "x"], "argument --epochs: received 'x', expected a whole number; see .*"),
         (["train", "--learning-rate", ""], r"argument --learning-rate/--lr: received '', expected a number; see .*"),
+        (["train", ""], r"unrecognized argument ''; see `mnist-dist train --help`\."),
         (["train", "--turbo"], r"unrecognized argument '--turbo'; see `mnist-dist train --help`\."),
         (
             ["train", "--epoch", "1"],
