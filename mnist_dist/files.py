@@ -4,6 +4,8 @@ import contextlib
 import itertools
 import json
 import os
+import re
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -26,7 +28,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}")
+        prefix = f".{path.stem}.{_host()}-{os.getpid()}."
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=f".tmp{path.suffix}")
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -43,6 +46,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes what `atomic_path` left in a folder where its process on this host was killed while it wrote."""
+    for path in folder.glob(f".*.{_host()}-*.tmp*"):
+        process = path.name.rpartition(f".{_host()}-")[2].partition(".")[0]
+        if not Path("/proc", process).exists():
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _host() -> str:
+    """Returns this host's name as far as it can stand in a pattern of file names."""
+    return re.sub(r"[^\w-]", "", socket.gethostname())[:32]
 
 
 @contextlib.contextmanager

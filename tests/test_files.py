@@ -2,13 +2,24 @@ import contextlib
 import errno
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mnist_dist.files import atomic_path, atomic_write, named_or_dated, user_folder, write_json, write_text
+from mnist_dist.files import (
+    atomic_path,
+    atomic_write,
+    named_or_dated,
+    remove_abandoned,
+    user_folder,
+    write_json,
+    write_text,
+)
 
 NO_FOLDER = "a file, or a link to nothing, is in the way"
 
@@ -70,6 +81,25 @@ def test_the_temporary_file_is_beside_the_target_and_has_its_suffix(tmp_path: Pa
         assert temporary.name.startswith(".")
         temporary.write_text("model")
     assert names(tmp_path) == ["model.keras"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mnist_dist.files import atomic_path
+with atomic_path(Path(sys.argv[1])):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "killed.json")])
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".killed.") and left.name.endswith(".tmp.json")
+    with atomic_path(tmp_path / "alive.json") as alive:
+        remove_abandoned(tmp_path)
+        assert [*tmp_path.iterdir()] == [alive]
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])

@@ -15,7 +15,7 @@ from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store, finished
 from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.errors import UserError
-from mnist_dist.files import named_or_dated
+from mnist_dist.files import named_or_dated, remove_abandoned
 from mnist_dist.strategies import STRATEGIES
 
 VARIANT_SECONDS = 2.0  # To compile a variant, and to learn how long its steps take.
@@ -49,6 +49,7 @@ def open_study(
         UserError: the folder holds a study that was not asked to continue, or another one.
     """
     store = Store(folder)
+    remove_abandoned(store.records_folder)
     there = f"--results: '{folder}' already holds a study; add --resume to go on, or name another folder."
     if store.study_file.exists() and not resume:
         raise UserError(there)

@@ -306,6 +306,7 @@ def lost_ranks_explained(cluster: Cluster) -> Iterator[None]:
         tf.errors.UnknownError,
         tf.errors.InternalError,
         tf.errors.AbortedError,
+        tf.errors.DeadlineExceededError,  # Of a rank that stands still.
     ) as error:
         if cluster.size == 1:
             raise
