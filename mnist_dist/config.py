@@ -55,7 +55,11 @@ def _check_windows_fit(sizes: tuple[int, int]) -> tuple[int, int]:
     return sizes
 
 
-SHORT_PRECISIONS = {"fp32": "float32", "fp16": "mixed_float16", "bf16": "mixed_bfloat16"}
+SHORT_PRECISIONS = {
+    "fp32": "float32",
+    **dict.fromkeys(("fp16", "float16"), "mixed_float16"),
+    **dict.fromkeys(("bf16", "bfloat16"), "mixed_bfloat16"),
+}
 Precision = Annotated[
     Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"],
     BeforeValidator(lambda name: SHORT_PRECISIONS.get(name, name) if isinstance(name, str) else name),

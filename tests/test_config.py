@@ -400,3 +400,11 @@ def test_the_first_change_is_named() -> None:
 
 def test_what_may_change_exists() -> None:
     assert set(RESUMABLE_CHANGES) <= set(setting_descriptions())
+
+
+@pytest.mark.parametrize(
+    ("short", "name"),
+    [("bf16", "mixed_bfloat16"), ("bfloat16", "mixed_bfloat16"), ("float16", "mixed_float16"), ("fp32", "float32")],
+)
+def test_what_others_call_a_precision(short: str, name: str) -> None:
+    assert load_config("default", {"runtime.precision": short}).runtime.precision == name
