@@ -164,7 +164,11 @@ def _terminal_notes(cases: Sequence[TrainedCase]) -> Iterator[str]:
     if any(says_little(each.summary.images_per_second) for each in cases):
         yield f"2 or 3 runs whose interval would be wider than half of images/s show lowest{DASH}highest instead."
     if any(each.summary.images_per_second for each in cases):
-        yield "± is the 95 % interval; efficiency compares N devices with N times one device."
+        several = any(each.summary.case.devices > 1 for each in cases)
+        efficiency = "; efficiency compares N devices with N times one device" if several else ""
+        measured = [record for each in cases for record in each.summary.records if record.measured]
+        in_turns = all(record.took_turns for record in measured)
+        yield f"± is the 95 % interval{efficiency}{', turn by turn' if several and in_turns else ''}."
     computed = {each.summary.measured_setting("kernels") for each in cases if each.summary.records and not each.on_gpus}
     if computed in ({"fused"}, {"plain"}):
         yield f"Computed on CPUs by {KERNELS[computed.pop()]}."
