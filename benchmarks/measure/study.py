@@ -49,7 +49,6 @@ def open_study(
         UserError: the folder holds a study that was not asked to continue, or another one.
     """
     store = Store(folder)
-    remove_abandoned(store.records_folder)
     there = f"--results: '{folder}' already holds a study; add --resume to go on, or name another folder."
     if store.study_file.exists() and not resume:
         raise UserError(there)
@@ -60,6 +59,7 @@ def open_study(
     plan = {"name": name, "suite": suite_name, "seed": 0, "repeats": repeats, "cases": contents}
     if not store.write_study(plan) and not resume:  # Another process has begun it since.
         raise UserError(there)
+    remove_abandoned(store.records_folder)  # Not of a study that is refused.
     # Not relative: the case's processes run in another folder.
     scratch = folder.resolve() / "scratch"
     return Study(name, suite_name, suite.timeout_seconds, machine, scratch, suite.width), store

@@ -4,6 +4,7 @@ from mnist_dist.benchmarks.analysis.attribution import Attribution, Part, PartNa
 from mnist_dist.benchmarks.labels import label_part
 from mnist_dist.benchmarks.report.pages import render_template
 from mnist_dist.config import Config, get_setting
+from mnist_dist.errors import counted
 from mnist_dist.strategies import STRATEGIES, either, with_processes
 
 WIDE_INTERVAL = 0.1  # An upper bound of the loss from which on "not significant" says little.
@@ -59,13 +60,14 @@ def _parts(attribution: Attribution) -> str:
     texts = [*map(_points, told)]
     if noise:
         points = 100 * sum(part.share.value for part in noise)
-        texts.append(f"{points + 0:.0f} points within noise ({', '.join(label_part(part.name) for part in noise)})")
+        parts = ", ".join(label_part(part.name) for part in noise)
+        texts.append(f"{counted(round(points), 'point')} within noise ({parts})")
     return ", ".join(texts)
 
 
 def _points(part: Part) -> str:
     """Returns, for example, `22 points to exposed communication`."""
-    points, label = f"{100 * part.share.value:.0f} points", label_part(part.name)
+    points, label = counted(round(100 * part.share.value), "point"), label_part(part.name)
     return f"{points} {label}" if part.name == "unexplained" else f"{points} to {label}"
 
 

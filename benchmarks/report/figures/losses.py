@@ -20,8 +20,9 @@ def draw_losses(attributions: Sequence[Attribution]) -> drawing.Picture | None:
         return None
     figure, panels = drawing.new_figure(len(shown), height=0.9 + 0.34 * max(len(each.parts) + 1 for each in shown))
     scalings = {each.scaling for each in shown}
+    largest = max(1000 * (each.step_seconds.value - each.ideal_step_seconds.value) for each in shown)
     for axes, each in zip(panels, shown, strict=True):
-        _draw_waterfall(axes, each)
+        _draw_waterfall(axes, each, largest)
         ends = [label_three_digits(1000 * end.value) for end in (each.ideal_step_seconds, each.step_seconds)]
         scaling = f", {each.scaling}" if len(scalings) > 1 else ""
         drawing.set_title(axes, f"{label_point(each.case)}{scaling}: {ends[0]} to {ends[1]} ms")
@@ -45,13 +46,14 @@ def _largest_explained(attributions: Sequence[Attribution]) -> list[Attribution]
     return [max(group, key=lambda each: (not each.oversubscribed, each.case.devices)) for group in groups]
 
 
-def _draw_waterfall(axes: drawing.Axes, each: Attribution) -> None:
+def _draw_waterfall(axes: drawing.Axes, each: Attribution, largest_loss: float) -> None:
+    """Draws one case; `largest_loss` is that of all panels, ms, as they will have one axis."""
     steps = np.array([1000 * part.step_seconds.value for part in each.parts])
     starts = np.concatenate([[0.0], np.cumsum(steps)[:-1]])
     biggest = each.biggest.name if each.biggest else None
     total = 1000 * (each.step_seconds.value - each.ideal_step_seconds.value)
     left, right = min(0.0, *starts, *(starts + steps)), max(0.0, *starts, *(starts + steps))
-    span = right - left or 1.0
+    span = max(right - left, largest_loss) or 1.0
     for place, (part, step, start) in enumerate(zip(each.parts, steps, starts, strict=True)):
         colour = drawing.LARGEST_LOSS if part.name == biggest else drawing.LOSS if step > 0 else drawing.GAIN
         axes.barh(place, step, left=start, height=0.62, color=colour)

@@ -23,13 +23,12 @@ def draw_throughput(curves: Sequence[Curve]) -> drawing.Picture | None:
         return None
     by_kind, points, folded = _by_kind(curves)
     best = max(points, key=lambda point: point.throughput.value)
-    values = [
-        rate for each in points for rate in (each.throughput.value, each.throughput.value / each.efficiency.value)
-    ]
+    ideal = [each.throughput.value / each.efficiency.value for each in points]
+    low, high = _extent([each.throughput for each in points])
     figure, panels = drawing.new_figure(len(by_kind))
     for axes, chosen in zip(panels, by_kind, strict=True):
         axes.set_yscale("log")
-        axes.set_ylim(min(values) / 1.25, max(values) * 1.25)  # The interval of two runs can be wider than all else.
+        axes.set_ylim(min(low, *ideal) / 1.1, max(high, *ideal) * 1.1)
         drawing.plain_log_ticks(axes.yaxis)
         for baseline in {id(curve.baseline): curve.baseline for curve in chosen}.values():
             if start := baseline.images_per_second:
@@ -53,10 +52,10 @@ def draw_efficiency(curves: Sequence[Curve]) -> drawing.Picture | None:
         return None
     by_kind, points, folded = _by_kind(curves)
     worst = min(points, key=lambda point: point.efficiency.value)
-    best = max(points, key=lambda point: point.efficiency.value)
+    low, high = _extent([each.efficiency for each in points])
     figure, panels = drawing.new_figure(len(by_kind))
     for axes, chosen in zip(panels, by_kind, strict=True):
-        axes.set_ylim(min(worst.efficiency.value - 0.05, 0.8), max(best.efficiency.value + 0.05, 1.07))
+        axes.set_ylim(min(low - 0.03, 0.8), max(high + 0.03, 1.07))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
         axes.axhline(1, color=drawing.MUTED, linewidth=1.2, dashes=(4, 3))
         _draw_curves(axes, chosen, lambda point: point.efficiency, "efficiency, % of N times one device")
@@ -155,6 +154,18 @@ def _by_kind(curves: Sequence[Curve]) -> tuple[list[list[Curve]], list[Point], s
     shown = [of_kind for of_kind, _ in folded]
     points = [point for of_kind in shown for curve in of_kind for point in curve.points]
     return shown, points, "".join(note for _, note in folded)
+
+
+def _extent(estimates: Sequence[Estimate]) -> tuple[float, float]:
+    """Returns the lowest and the highest end of intervals.
+
+    Each is cut at half and twice its value, as that of two runs may be wider than all else.
+    """
+    known = [each for each in estimates if each.low <= each.high]  # Not of a single run apart.
+    values = [each.value for each in estimates]
+    lows = [max(each.low, each.value / 2) for each in known]
+    highs = [min(each.high, each.value * 2) for each in known]
+    return min(lows + values), max(highs + values)
 
 
 def _devices(curves: Iterable[Curve]) -> list[int]:

@@ -32,6 +32,7 @@ from mnist_dist.benchmarks.report.figures.drawing import (
     new_figure,
     place_labels,
 )
+from mnist_dist.benchmarks.statistics.stats import Estimate
 from tests.benchmarks.factory import SLOW_RANK, ablations, collectives, make_study, strong, train, whole_study
 
 pytestmark = pytest.mark.slow
@@ -160,6 +161,30 @@ def test_curves_are_drawn_at_their_values(study: Analysis, drawn: list[Figure]) 
     single = curve.baseline.images_per_second
     assert single
     assert any(np.allclose(line, [(1, single.value), (8, 8 * single.value)]) for line in lines if len(line) == 2)
+
+
+def test_no_interval_is_cut_off(study: Analysis, drawn: list[Figure]) -> None:
+    """Of single runs on a noisy machine, they are wider than what devices differ by."""
+
+    def widened(estimate: Estimate) -> Estimate:
+        return replace(estimate, low=0.7 * estimate.value, high=1.3 * estimate.value)
+
+    curves = [
+        replace(
+            curve,
+            points=[
+                replace(each, throughput=widened(each.throughput), efficiency=widened(each.efficiency))
+                for each in curve.points
+            ],
+        )
+        for curve in study.curves
+    ]
+    scaling.draw_throughput(curves)
+    scaling.draw_efficiency(curves)
+    for axes in (axes for figure in drawn for axes in figure.axes):
+        ends = [end for bars in axes.collections for segment in bars.get_segments() for _, end in segment]
+        low, high = axes.get_ylim()
+        assert ends and low < min(ends) and max(ends) < high
 
 
 def test_the_strategies_are_named_beside_their_lines(pictures: dict[str, Picture]) -> None:
