@@ -39,7 +39,7 @@ import numpy as np
 
 from mnist_dist.benchmarks.analysis.limits import AllReduce
 from mnist_dist.benchmarks.analysis.prediction.step_times import gradient_bytes
-from mnist_dist.benchmarks.analysis.scaling import Curve, Point, Scaling, is_oversubscribed
+from mnist_dist.benchmarks.analysis.scaling import Curve, Point, Scaling, is_oversubscribed, rate_ratio
 from mnist_dist.benchmarks.analysis.stragglers import SlowPlace, find_slow_place
 from mnist_dist.benchmarks.analysis.summary import CaseSummary, untimed
 from mnist_dist.benchmarks.records.case import Case
@@ -189,7 +189,7 @@ def _attribute_point(
         parts=tuple(parts),
         slowest=slow,
         missing=tuple(missing),
-        faster_strategy=_faster_strategy(full, by_case),
+        faster_strategy=_faster_strategy(full, by_case, curve.baseline),
         on_gpus=on_gpus(full.records),
         oversubscribed=is_oversubscribed(full),
     )
@@ -322,14 +322,13 @@ def _all_reduce_seconds(full: CaseSummary, all_reduces: Iterable[AllReduce]) -> 
     return float(np.exp(np.interp(np.log(size), np.log(sizes), np.log(seconds))))
 
 
-def _faster_strategy(full: CaseSummary, by_case: Mapping[str, CaseSummary]) -> tuple[str, float] | None:
-    """Returns the fastest other strategy whose throughput lies beyond this one's interval and by more than 5 %."""
-    own = full.images_per_second
+def _faster_strategy(
+    full: CaseSummary, by_case: Mapping[str, CaseSummary], baseline: CaseSummary
+) -> tuple[str, float] | None:
+    """Returns the fastest other strategy that is surely faster than this one, and by more than 5 %."""
     same = [untimed(full.case.model_copy(update={"strategy": strategy})) for strategy in STRATEGIES]
-    factors = {
-        each.case.strategy: each.images_per_second.value / own.value
-        for each in (by_case[identity] for identity in same if identity in by_case)
-        if own and each.images_per_second and each.images_per_second.low > own.high
-    }
+    found = [by_case[identity] for identity in same if identity in by_case]
+    ratios = {each.case.strategy: rate_ratio(each, full, baseline) for each in found if each.images_per_second}
+    factors = {strategy: ratio.value for strategy, ratio in ratios.items() if ratio.low > 1}
     strategy, factor = max(factors.items(), key=lambda item: item[1], default=("", 0.0))
     return (strategy, factor) if factor > 1 + NOTABLE_GAIN else None

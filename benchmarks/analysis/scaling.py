@@ -8,9 +8,10 @@ E(N) = X(N) / (N X(1)), where X(1) is the throughput of the strategy `single` wi
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from mnist_dist.benchmarks.analysis.compare import DAY_HALF_WIDTH, PROCESS_DEVIATION
 from mnist_dist.benchmarks.analysis.in_turns import ratio_of_total_rates
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.case import Case
@@ -73,6 +74,32 @@ def efficiency(summary: CaseSummary, baseline: CaseSummary) -> Estimate:
     in_turns = ratio_of_total_rates(summary.records, baseline.records)
     ratio = in_turns.at_level() if in_turns else independent_ratio(own, single)
     return Estimate(ratio.value / devices, ratio.low / devices, ratio.high / devices, ratio.repeats)
+
+
+def rate_ratio(new: CaseSummary, base: CaseSummary, third: CaseSummary) -> Estimate:
+    """Returns how many times as fast one case is as another, of cases that have a throughput.
+
+    Cases that shared no round, but each one with a third, are compared by way of that, as the machine may have had
+    another pace. The interval includes what `bench compare` assumes where a single round or run does not tell it.
+    """
+    if ratio := _ratio_in_turns(new, base):
+        return ratio
+    by_third = _ratio_in_turns(new, third), _ratio_in_turns(base, third)
+    if by_third[0] and by_third[1]:
+        return independent_ratio(by_third[0], by_third[1])
+    own, other = new.images_per_second, base.images_per_second
+    if own is None or other is None:
+        raise ValueError("expected cases with a throughput")
+    ratio = independent_ratio(own, other)
+    days = Estimate(1.0, math.exp(-DAY_HALF_WIDTH), math.exp(DAY_HALF_WIDTH), 1)
+    return independent_ratio(ratio, days) if ratio.repeats == 1 else ratio
+
+
+def _ratio_in_turns(new: CaseSummary, base: CaseSummary) -> Estimate | None:
+    ratio = ratio_of_total_rates(new.records, base.records)
+    if ratio and ratio.repeats == 1:
+        ratio = replace(ratio, variance=ratio.variance + 2 * PROCESS_DEVIATION**2)
+    return ratio.at_level() if ratio else None
 
 
 def independent_ratio(new: Estimate, base: Estimate) -> Estimate:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from mnist_dist.benchmarks.analysis.scaling import rate_ratio
 from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.analysis.trained import TrainedCase
@@ -24,7 +25,7 @@ from mnist_dist.errors import counted, one_line
 
 FEWEST_REPEATS = 3
 MOST_EQUALS = 2  # Cases that are as fast, named beside the fastest.
-NEAR = 0.9  # Of the fastest rate: what is slower is not as fast, however wide its interval.
+NEAR = 0.9  # Of the fastest rate: a run without a rate that is slower is no rival.
 MOST_NAMES = 6  # Hosts or cases that are listed by name; of more, the number.
 MOST_WAITING_CORES = 0.05  # That a case may use while others have the turn.
 MOST_LETTERS = 1000  # Of one text.
@@ -78,24 +79,34 @@ def _describe_result(analysis: Analysis) -> Iterator[str]:
 
 
 def _fastest(cases: Sequence[TrainedCase]) -> Iterator[str]:
-    _, names = label_briefly([(each.case, each.on_gpus) for each in cases]) if cases else ("", [])
-    rates = [(each.summary.images_per_second, name) for each, name in zip(cases, names, strict=True)]
-    known = sorted(((rate, name) for rate, name in rates if rate), key=lambda pair: -pair[0].value)
-    if len(known) < 2:
+    summaries = [each.summary for each in cases]
+    _, labels = label_briefly([(each.case, each.on_gpus) for each in cases]) if cases else ("", [])
+    names = dict(zip(summaries, labels, strict=True))
+    rates = {each: each.images_per_second for each in summaries if each.images_per_second}
+    if len(rates) < 2:
         return
-    (best, fastest), *others = known
-    doubtful = [each.summary.runs for each in cases if each.summary.images_per_second is None]
-    rivals = sum(any(math.exp(run.series.log_rate) > NEAR * best.value for run in runs) for runs in doubtful)
+    common = max(rates, key=lambda each: len(each.records))  # A round without the baseline measures that once more.
+    best, *others = sorted(rates, key=lambda each: -rate_ratio(each, common, common).value)
+    doubtful = [each.runs for each in summaries if each not in rates]
+    rivals = sum(any(math.exp(run.series.log_rate) > NEAR * rates[best].value for run in runs) for runs in doubtful)
     if rivals:
         verb = "trainings that may be as fast have" if rivals > 1 else "training that may be as fast has"
         yield f"Fastest is not known: {rivals} {verb} no rate yet, as they were too short or did not settle."
         return
-    equals = [name for rate, name in others if rate.high >= best.low and rate.value >= NEAR * best.value]
+    ratios = {each: rate_ratio(each, best, common) for each in others}
+    equals = [names[each] for each in others if not ratios[each].high < 1]  # Also where no bound is known.
     beside = f"; as fast within noise: {'; '.join(equals[:MOST_EQUALS])}" if equals else ""
     more = f" and {len(equals) - MOST_EQUALS} more" if len(equals) > MOST_EQUALS else ""
-    slowest, name = known[-1]
-    factor = "" if len(equals) == len(others) else f", {best.value / slowest.value:.2g} times the slowest ({name})"
-    yield f"Fastest is {fastest}, with {label_count(best.value)} images/s{factor}{beside}{more}."
+    slowest = names[others[-1]]
+    factor = "" if slowest in equals else f", {1 / ratios[others[-1]].value:.2g} times the slowest ({slowest})"
+    yield f"Fastest is {names[best]}, with {label_count(rates[best].value)} images/s{factor}{beside}{more}."
+    rounds = {each: {run.turns.round_id for run in each.records if run.turns} for each in rates}
+    apart = [names[each] for each in others if rounds[each] & rounds[common] and not rounds[each] & rounds[best]]
+    if apart and rounds[best] & rounds[common]:
+        yield (
+            f"Measured at another time than the fastest: {_names(apart, '; ')}. Compare their efficiency, not their "
+            f"images/s; they are ranked by their ratio to {names[common]}, which was measured beside all."
+        )
 
 
 def _efficiency(cases: Sequence[TrainedCase]) -> Iterator[str]:
@@ -176,10 +187,10 @@ def _commit(record: Record) -> str:
     return git.commit[:12] + (" with changes that were not committed" if git.dirty else "")
 
 
-def _names(names: Iterable[str]) -> str:
+def _names(names: Iterable[str], comma: str = ", ") -> str:
     each = list(dict.fromkeys(names))
     more = f" and {len(each) - MOST_NAMES} more" if len(each) > MOST_NAMES else ""
-    return ", ".join(each[:MOST_NAMES]) + more
+    return comma.join(each[:MOST_NAMES]) + more
 
 
 def _caveats(analysis: Analysis) -> Iterator[Caveat]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
@@ -27,6 +28,7 @@ from mnist_dist.benchmarks.report.write import (
     write_report,
 )
 from mnist_dist.benchmarks.statistics.stats import Estimate
+from mnist_dist.distributed.turns import FULL
 from tests.benchmarks import planted
 from tests.benchmarks.factory import (
     FAILING,
@@ -41,6 +43,7 @@ from tests.benchmarks.factory import (
     train,
     whole_study,
 )
+from tests.benchmarks.rounds import Machine, make_round
 
 SINGLE, HOROVOD = train("single", 1), train("horovod", 2)
 HOSTILE = "<script>alert(1)</script> </pre> ``` | [x](javascript:alert(1)) \x1b[31m"
@@ -399,3 +402,42 @@ def test_no_winner_is_named_while_a_rival_has_no_rate() -> None:
 def test_of_cases_that_are_all_as_fast_none_is_the_slowest() -> None:
     found = find(make_study([train("mirrored", 1), train("horovod", 1)], 1))
     assert "as fast within noise" in found.result[0] and "slowest" not in found.result[0]
+
+
+def in_rounds(*rounds: dict[tuple[str, int], float]) -> list[Record]:
+    """Of each round the seconds of a step of each strategy on so many devices of one core, without levels."""
+    rng, calm, records = np.random.default_rng(0), Machine(drift=0.01, throttled=0.0), []
+    for steps in rounds:
+        contenders = [(train(*key, cores_per_device=1), {FULL: [each]}, {}) for key, each in steps.items()]
+        records += make_round(rng, contenders, 100, calm)
+    return records
+
+
+def test_cases_of_two_sessions_are_ranked_by_the_baseline_that_both_have() -> None:
+    first = {("single", 1): 0.010, ("mirrored", 1): 0.0105, ("mirrored", 2): 0.0105}
+    fastest, apart, *_ = find(in_rounds(first, {("single", 1): 0.015, ("horovod", 2): 0.0157})).result
+    assert "; as fast within noise: " in fastest and ", 2 times the slowest (mirrored, 1 " in fastest
+    assert "mirrored, 2 " in fastest and "horovod, 2 " in fastest
+    assert apart.startswith("Measured at another time than the fastest: ") and "Compare their efficiency" in apart
+    fastest, apart, *_ = find(in_rounds(first, {("single", 1): 0.015, ("horovod", 2): 0.013})).result
+    assert fastest.startswith("Fastest is horovod, ") and "within noise" not in fastest
+    assert "mirrored, 1 " in apart and "mirrored, 2 " in apart and "to single, " in apart
+    assert not any("another time" in text for text in find(in_rounds(first, first)).result)
+    advised = Analysis(in_rounds(first, {("single", 1): 0.015, ("multiworker", 2): 0.0162})).attributions
+    assert [each.faster_strategy for each in advised] == [None, None], "only the machine was slower"
+
+
+def test_levels_of_processes_and_of_runs_apart_are_noise_to_a_winner() -> None:
+    assert "as fast within noise" in find(in_rounds({("single", 1): 0.010, ("mirrored", 1): 0.0102})).result[0]
+    runs = make_study([SINGLE, train("horovod", 1)], 1)
+    slower = [[1.08 * each for each in row] for row in runs[1].measured["window_seconds"]]
+    runs[1] = runs[1].model_copy(update={"measurements": runs[1].measured | {"window_seconds": slower}})
+    assert "as fast within noise" in find(runs).result[0]
+
+
+def test_where_few_runs_differ_much_the_slower_may_be_as_fast() -> None:
+    runs = [*make_study([SINGLE, train("mirrored", 1)], 2), *make_study([train("horovod", 1)], 2)]
+    slow = [[3 * each for each in row] for row in runs[-1].measured["window_seconds"]]
+    runs[-1] = runs[-1].model_copy(update={"measurements": runs[-1].measured | {"window_seconds": slow}})
+    first = find(runs).result[0]
+    assert "times the slowest" not in first and "horovod" in first.partition("within noise")[2]
