@@ -7,7 +7,7 @@ The effect is the log ratio of the rates. With d the smallest effect that matter
 - the same, if its whole 90 % interval lies within d to both sides: shown to be equal, not just no difference found.
   That is two one-sided tests at 5 % (TOST: Schuirmann, J. Pharmacokinetics and Biopharmaceutics 15, 1987). It takes no
   correction, as "nothing changed" needs all cases to pass (intersection-union test: Berger, Technometrics 24, 1982);
-- else inconclusive.
+- else undecided.
 
 Only turns leave out what differs between two times of measuring. Studies that did not take turns differ by their days,
 too, of which their runs say nothing: slower and faster must exceed what days may differ by, and what would be the same
@@ -37,9 +37,9 @@ from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.benchmarks.statistics.paired import TRIMMED
 from mnist_dist.errors import one_line
 
-Outcome = Literal["failing", "slower", "less accurate", "inconclusive", "faster", "same", "alike"]
+Outcome = Literal["failing", "slower", "less accurate", "undecided", "faster", "same", "alike"]
 
-OUTCOMES: tuple[Outcome, ...] = ("failing", "slower", "less accurate", "inconclusive", "faster", "same", "alike")
+OUTCOMES: tuple[Outcome, ...] = ("failing", "slower", "less accurate", "undecided", "faster", "same", "alike")
 WORSE: tuple[Outcome, ...] = OUTCOMES[:3]
 SIGNIFICANCE = 0.05  # Of the whole comparison, however many cases it has.
 EQUIVALENCE_CONFIDENCE = 1 - 2 * SIGNIFICANCE
@@ -64,7 +64,7 @@ class Verdict:
         outcome: the worst of its speed, its accuracy and its failures.
         corrected: the ratio with the 95 % interval that Holm's correction, and the days, leave to it; None where
             nothing could be tested.
-        more_runs: of each study, after which an inconclusive case would probably be decided; None if not known, or not
+        more_runs: of each study, after which an undecided case would probably be decided; None if not known, or not
             within reason as the effect is about as large as the smallest that matters.
         accuracy: None where a side left no model.
     """
@@ -79,7 +79,7 @@ class Verdict:
     total: float = 0.0
     in_turns: bool = False
     seconds_apart: tuple[float, ...] = ()
-    outcome: Outcome = "inconclusive"
+    outcome: Outcome = "undecided"
     corrected: stats.Estimate | None = None
     more_runs: int | None = None
     accuracy: AccuracyChange | None = None
@@ -117,7 +117,7 @@ class Comparison:
         outcomes = {verdict.outcome for verdict in self.verdicts}
         if outcomes & {*WORSE}:
             return 1
-        return 3 if "inconclusive" in outcomes or self.incomparable or self.only_in_base or not outcomes else 0
+        return 3 if "undecided" in outcomes or self.incomparable or self.only_in_base or not outcomes else 0
 
 
 def compare(
@@ -232,7 +232,7 @@ def _decide(measured: Sequence[Verdict], smallest_effect: float) -> tuple[Verdic
         decided = _decide_speed(each, level, smallest_effect)
         found: list[Outcome] = ["failing"] if each.fails else []
         if accuracy and accuracy.outcome != "kept":
-            found.append("less accurate" if accuracy.outcome == "lower" else "inconclusive")
+            found.append("less accurate" if accuracy.outcome == "lower" else "undecided")
         outcome = min([*found, decided.outcome], key=OUTCOMES.index)
         verdicts.append(replace(decided, outcome=outcome, accuracy=accuracy))
     return tuple(sorted(verdicts, key=lambda verdict: OUTCOMES.index(verdict.outcome)))

@@ -13,6 +13,7 @@ from mnist_dist.benchmarks.analysis.compare import DAY_DEVIATION, OUTCOMES, WORS
 from mnist_dist.benchmarks.labels import (
     DASH,
     MISSING,
+    TIMES,
     label_briefly,
     label_records,
     label_with_kind,
@@ -46,7 +47,8 @@ def render_comparison(comparison: Comparison, width: int = TERMINAL_WIDTH, colou
     """
 
     def fill(text: str) -> str:
-        return textwrap.fill(one_line(text, 2000), width=width, subsequent_indent="  " * text.startswith("- "))
+        indent = "  " * text.startswith("- ")
+        return textwrap.fill(one_line(text, 2000), width, subsequent_indent=indent, break_on_hyphens=False)
 
     names = f"Base: {comparison.base_name}", f"New: {comparison.new_name}"
     lines = [fill(_headline(comparison)), *map(fill, names)]
@@ -96,7 +98,7 @@ def render_reproduction(comparison: Comparison) -> str:
 
 
 def _again(outcome: Outcome) -> str:
-    return {"same": "reproduced", "alike": "reproduced", "inconclusive": "undecided"}.get(outcome, outcome)
+    return {"same": "reproduced", "alike": "reproduced"}.get(outcome, outcome)
 
 
 def render_comparison_markdown(comparison: Comparison) -> str:
@@ -113,18 +115,19 @@ def render_comparison_markdown(comparison: Comparison) -> str:
 
 def _tables(comparison: Comparison) -> Iterator[tuple[str, Sequence[Verdict], list[str]]]:
     """Yields what is judged and what is not: what all cases share, their verdicts, and what tells them apart."""
-    for title, verdicts in (("Judged", comparison.verdicts), ("Not judged without --judge all", comparison.unjudged)):
+    unjudged = "Not in the verdict without --judge all"
+    for title, verdicts in (("Compared", comparison.verdicts), (unjudged, comparison.unjudged)):
         if verdicts:
             shared, labels = label_briefly([(each.case, each.on_gpus) for each in verdicts])
-            runs, ways = {f"{len(each.base)}, {len(each.new)}" for each in verdicts}, {_way(each) for each in verdicts}
-            alike = [f"{one} runs" for one in runs] * (len(runs) == 1) + [*ways] * (len(ways) == 1)
-            yield "; ".join(filter(None, [title, shared, *alike])), verdicts, labels
+            runs, ways = {_runs(each) for each in verdicts}, {_way(each) for each in verdicts}
+            alike = [*runs] * (len(runs) == 1) + [f"measured {way}" for way in ways - {MISSING}] * (len(ways) == 1)
+            yield f"{title}: {'; '.join(filter(None, [shared, *alike]))}", verdicts, labels
 
 
 def _table(verdicts: Sequence[Verdict], labels: Sequence[str], *more: Column[tuple[Verdict, str]]) -> Table:
     columns: list[Column[tuple[Verdict, str]]] = [
         Column("case", lambda each: each[1], numeric=False),
-        Column("ratio", lambda each: f"{each[0].ratio.value:.3f}" if each[0].ratio else "unknown"),
+        Column("speed", lambda each: f"{each[0].ratio.value:.3f}" if each[0].ratio else "unknown", f"{TIMES} base"),
         Column("90 %", lambda each: _interval(each[0].ratio), "interval"),
         *more,
         Column(
@@ -134,6 +137,11 @@ def _table(verdicts: Sequence[Verdict], labels: Sequence[str], *more: Column[tup
         Column("measured", lambda each: _way(each[0]), numeric=False, telling=True),
     ]
     return make_table(columns, zip(verdicts, labels, strict=True))
+
+
+def _runs(verdict: Verdict) -> str:
+    base, new = len(verdict.base), len(verdict.new)
+    return f"{counted(new, 'run')} of each" if base == new else f"{counted(base, 'run')} of base, {new} of new"
 
 
 def _way(verdict: Verdict) -> str:
@@ -185,15 +193,21 @@ def _explanations(comparison: Comparison) -> Iterator[str]:
     """Says how to read the table."""
     tested = [verdict for verdict in comparison.verdicts if verdict.corrected]
     effect = f"{100 * comparison.smallest_effect:g} %"
+    if any(verdict.ratio for verdict in comparison.verdicts):
+        yield "Speed: images/s (or what else is measured) of new over that of base, above 1 where new is faster."
     if tested:
         yield (
-            f"Ratio: new over base, above 1 where new is faster. Slower or faster: off by more than {effect}, and the "
-            f"95 % interval, corrected for {counted(len(tested), 'test')} (Holm), leaves out 1. Same: "
-            f"the whole 90 % interval is within {effect}."
+            f"Slower or faster: off by more than {effect}, and the 95 % interval, corrected for "
+            f"{counted(len(tested), 'test')} (Holm), leaves out 1. Same: the whole 90 % interval is within {effect}."
+        )
+    if any(verdict.ratio and not verdict.corrected for verdict in comparison.verdicts):
+        yield (
+            "To decide what has one run of each, measure both with --repeats 3 or more, or commits or settings in "
+            "turns: mnist-dist bench compare --interleave."
         )
     if not all(verdict.in_turns for verdict in tested):
         yield (
-            "Apart: not measured in turns (--interleave), so the ratio includes the difference between days. Slower "
+            "Apart: not measured in turns (--interleave), so the speed includes the difference between days. Slower "
             "and faster exceed it. Alike: the runs agree, but the days may hide a slowdown; only turns can show `same`."
         )
     if seconds := [length for verdict in tested for length in verdict.seconds_apart]:

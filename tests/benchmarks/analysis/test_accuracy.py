@@ -47,7 +47,7 @@ def test_accuracy_is_lower_kept_or_unclear(new: list[float], outcome: str) -> No
     comparison = compared(BASE, new)
     (verdict,) = comparison.verdicts
     assert verdict.accuracy is not None and verdict.accuracy.outcome == outcome
-    spoken = {"kept": "alike", "unclear": "inconclusive", "lower": "less accurate"}[outcome]
+    spoken = {"kept": "alike", "unclear": "undecided", "lower": "less accurate"}[outcome]
     assert verdict.outcome == spoken
     assert comparison.exit_code == {"kept": 0, "unclear": 3, "lower": 1}[outcome]
 

@@ -119,7 +119,7 @@ def test_real_but_small_slowdown_is_alike() -> None:
 def test_what_the_day_may_explain_is_not_slower() -> None:
     base, new = studies(1, slower=1.07, **QUIET)
     verdict = only_verdict(base, new)
-    assert verdict.outcome == "inconclusive" and "may be the day" in verdict.remark and verdict.more_runs is None
+    assert verdict.outcome == "undecided" and "may be the day" in verdict.remark and verdict.more_runs is None
     assert compare(*in_turns(np.random.default_rng(0), Machine(), [1.08])).exit_code == 1
 
 
@@ -128,7 +128,7 @@ def test_stalls_are_not_winsorized_away() -> None:
     base, _ = studies(0, **QUIET)
     stalled = [(WINDOW_SECONDS * (1 + (np.arange(48) % 12 == 5))).tolist()]
     verdict = only_verdict(base, [make_record(repeat=n, window_seconds=stalled, minute=LATER + n) for n in range(5)])
-    assert verdict.outcome == "inconclusive" and "slowest windows in full, the ratio is 0.9" in verdict.remark
+    assert verdict.outcome == "undecided" and "slowest windows in full, the ratio is 0.9" in verdict.remark
 
 
 def test_smallest_effect_decides_what_matters() -> None:
@@ -137,10 +137,10 @@ def test_smallest_effect_decides_what_matters() -> None:
     assert only_verdict(base, new, smallest_effect=0.2).outcome == "alike"
 
 
-def test_noisy_studies_are_inconclusive_and_say_how_many_runs_they_need() -> None:
+def test_noisy_studies_are_undecided_and_say_how_many_runs_they_need() -> None:
     base, new = studies(0, between=0.08)
     comparison = compare(base, new)
-    assert outcomes(comparison) == ["inconclusive"] and comparison.exit_code == 3
+    assert outcomes(comparison) == ["undecided"] and comparison.exit_code == 3
     more_runs = comparison.verdicts[0].more_runs
     assert more_runs is not None and more_runs > 2
     assert f"about {more_runs} further runs of each needed" in render_comparison_markdown(comparison)
@@ -155,7 +155,7 @@ def test_runs_said_to_be_needed_suffice_in_most_studies() -> None:
         more_runs = only_verdict(base, new).more_runs
         if more_runs is not None and more_runs <= 40:
             outcome = only_verdict(*studies(1000 + seed, between=0.04, repeats=5 + more_runs)).outcome
-            decided.append(outcome != "inconclusive")
+            decided.append(outcome != "undecided")
     assert len(decided) >= 10 and np.mean(decided) > 0.5
 
 
@@ -189,8 +189,12 @@ def test_order_of_records_does_not_matter() -> None:
 
 def test_one_run_of_each_is_never_enough() -> None:
     comparison = compare(*studies(0, slower=2.0, repeats=1))
-    assert outcomes(comparison) == ["inconclusive"] and comparison.exit_code == 3
-    assert "one run of each: how much runs differ is not known" in render_comparison_markdown(comparison)
+    assert outcomes(comparison) == ["undecided"] and comparison.exit_code == 3
+    text = " ".join(render_comparison(comparison).split())
+    assert text.startswith("Undecided: ") and "one run of each: how much runs differ is not known" in text
+    assert "To decide what has one run of each, measure both with --repeats 3 or more, or " in text
+    assert "in turns: mnist-dist bench compare --interleave." in text and "above 1 where new is faster" in text
+    assert "To decide" not in render_comparison(compare(*studies(0, **QUIET)))
     assert "| 0.5" in render_comparison_markdown(comparison)
 
 
@@ -199,7 +203,7 @@ def test_one_new_run_is_judged_by_the_spread_of_the_base() -> None:
     verdict = only_verdict(base, new[:1])
     assert verdict.outcome == "slower" and "spread of the other's runs is taken for both" in verdict.remark
     base, new = studies(0, slower=1.1, between=0.15)
-    assert only_verdict(base, new[:1]).outcome == "inconclusive"
+    assert only_verdict(base, new[:1]).outcome == "undecided"
 
 
 def changed(part: str, **values: Any) -> dict[str, Any]:
@@ -300,7 +304,7 @@ def test_what_only_explains_is_listed_apart_and_not_judged() -> None:
     text = render_comparison(comparison)
     assert (
         text.startswith("Nothing is worse, unless the days hide it: of 1 case 1 alike.\n")
-        and "Not judged without --judge all" in text
+        and "Not in the verdict without --judge all" in text
     )
     judged = compare([*base, *slow[0], *of_kind("matmul", matmul, 1.0, 0)], [*new, *slow[1]], judge_all=True)
     assert outcomes(judged) == ["slower", "alike"] and len(judged.only_in_base) == 1 and judged.exit_code == 1
@@ -336,12 +340,12 @@ def test_other_settings_still_tell_cases_apart() -> None:
     assert {verdict.remark for verdict in comparison.verdicts} == {"runtime.xla: off became on"}
 
 
-def test_unstable_cases_are_inconclusive() -> None:
+def test_unstable_cases_are_undecided() -> None:
     base, _ = studies(0, between=0.01)
     ramp = [(WINDOW_SECONDS * np.linspace(1, 1.5, 40)).tolist()]
     new = [make_record(repeat=repeat, window_seconds=ramp, minute=LATER + repeat) for repeat in range(5)]
     verdict = only_verdict(base, new)
-    assert verdict.outcome == "inconclusive" and verdict.ratio is None
+    assert verdict.outcome == "undecided" and verdict.ratio is None
     assert verdict.remark.startswith("new: unstable: 5 of 5 repeats did not settle")
 
 
@@ -398,13 +402,13 @@ def test_table_reads_well() -> None:
     comparison = compare(base, new)
     text = render_comparison_markdown(comparison)
     lines = text.splitlines()
-    assert lines[0] == "**New is worse: of 3 cases 1 slower, 1 inconclusive, 1 alike.**"
+    assert lines[0] == "**New is worse: of 3 cases 1 slower, 1 undecided, 1 alike.**"
     assert lines[2] == "Base: monday (commit 0123456789)"
     assert lines[4] == "New: tuesday (commit fedcba9876, changed)"
-    assert lines[6].startswith("Judged; single, 1 × 1 core, trained 5 s; 5, 5 runs; apart")  # noqa: RUF001
+    assert lines[6].startswith("Compared: single, 1 × 1 core, trained 5 s; 5 runs of each; measured apart")  # noqa: RUF001
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 5 and len({line.count("|") for line in table}) == 1
-    assert [line.split(" | ")[4].rstrip(" |") for line in table[2:]] == ["**slower**", "inconclusive", "alike"]
+    assert [line.split(" | ")[4].rstrip(" |") for line in table[2:]] == ["**slower**", "undecided", "alike"]
     shown = re.search(r"\| 200 images \| (0\.8\d\d) \| (0\.\d{3})–(0\.\d{3}) \|", table[2])  # noqa: RUF001
     ratio = comparison.verdicts[0].ratio
     assert shown is not None and isinstance(ratio, Estimate)

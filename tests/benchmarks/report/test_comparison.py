@@ -40,8 +40,8 @@ def test_what_a_kind_shares_is_said_once() -> None:
     base, new = ([make_record(case, repeat) for case in cases for repeat in range(2)] for _ in range(2))
     lines = render_comparison(compare(base, new, judge_all=True), 140).splitlines()
     assert lines[4] == (
-        "Judged; 1 × 1 core, 128 images per device; the training loop: epochs 2, trained to the end; "  # noqa: RUF001
-        "2, 2 runs; apart"
+        "Compared: 1 × 1 core, 128 images per device; the training loop: epochs 2, trained to the end; "  # noqa: RUF001
+        "2 runs of each; measured apart"
     )
     assert [line.split("  ")[0] for line in lines[8:11]] == ["mirrored", "horovod", "input alone: single"]
 
