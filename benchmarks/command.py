@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mnist_dist.command import Parser, add_command, folder_argument, integer, integers, run_command
 from mnist_dist.distributed.preemption import catchable
 from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError, counted, not_among, one_line
+from mnist_dist.gpus import of_gpus
 
 if TYPE_CHECKING:
     from mnist_dist.benchmarks.records.record import Record
@@ -102,8 +103,9 @@ def add_results(parser: argparse._ActionsContainer) -> None:
 
 
 def add_narrowing(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--devices", type=integers, metavar="N,...", help="numbers of devices (default: the suite's)")
     parser.add_argument(
-        *("--devices", "--gpus"), type=integers, metavar="N,...", help="numbers of devices (default: the suite's)"
+        "--gpus", dest="devices", type=of_gpus(integers), metavar="N,...", help="--devices that must be GPUs"
     )
     parser.add_argument("--strategies", type=names, metavar="NAME,...", help="a part of the suite's strategies")
     parser.add_argument("--repeats", type=integer, metavar="N", help="fresh processes per case (default: the suite's)")

@@ -36,7 +36,6 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # What people type who come from other programs.
 ALIASES = {
-    "--devices": ("--gpus", "--num-gpus"),
     "--batch-size": ("--batchsize",),
     "--learning-rate": ("--lr",),
 }
@@ -95,7 +94,9 @@ def add_train(commands: Any, with_flags: bool) -> None:
     )
     if not with_flags:
         return
+    from mnist_dist.command import integer
     from mnist_dist.config import CONFIGS, names_in, setting_descriptions
+    from mnist_dist.gpus import of_gpus
 
     parser.add_argument(
         "--config", metavar="FILE", help=f"a YAML file, or one of: {', '.join(names_in(CONFIGS))} (default: default)"
@@ -112,6 +113,8 @@ def add_train(commands: Any, with_flags: bool) -> None:
         help_text = f"{help_text}. {options['help']}" if "help" in options else help_text
         names = (flag, *ALIASES.get(flag, ()))
         parser.add_argument(*names, dest=key, default=None, **options | {"help": help_text.replace("%", "%%")})
+    gpus, dest = ("--gpus", "--num-gpus"), FLAGS["--devices"][0]
+    parser.add_argument(*gpus, dest=dest, type=of_gpus(integer), metavar="N", help="--devices that must be GPUs")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, e.g. model.filters=[16,32]"
     )

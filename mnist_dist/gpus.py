@@ -3,9 +3,10 @@
 What the driver forbids or does not know costs nothing else. Imports no TensorFlow, and pynvml only when asked.
 """
 
+import argparse
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,21 @@ def driver_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
             return [nvml.ask("DeviceGetUUID", handle) or "" for handle in nvml.handles]
     uuids = [""] * sum(map(_opens, DEVICES.glob("nvidia[0-9]*")))
     return [uuids[index] for index in visible_gpus(uuids, environment)]
+
+
+def of_gpus(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Returns the type of a flag that names GPUs, where `parse` is that of the one that names any devices."""
+
+    def parse_with_gpus(text: str) -> Any:
+        value = parse(text)
+        if not driver_gpus():
+            raise argparse.ArgumentTypeError(
+                f"received '{text}', expected a machine with GPUs, and this process may use none; "
+                f"`--devices {text}` takes shares of the CPU's cores"
+            )
+        return value
+
+    return parse_with_gpus
 
 
 def least_capability() -> tuple[int, int] | None:

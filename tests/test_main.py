@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 import mnist_dist
+from mnist_dist import gpus
 from mnist_dist.__main__ import FLAGS, SHELLS, describe_result, main, make_parser
 from mnist_dist.config import Config, load_config
 from mnist_dist.data.dataset import Arrays
@@ -145,7 +146,8 @@ def test_completion_knows_commands_within_commands_and_their_flags(
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
-def test_names_that_other_programs_have_for_flags_and_types() -> None:
+def test_names_that_other_programs_have_for_flags_and_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "driver_gpus", lambda: ["GPU-0"])
     given = ["train", "--num-gpus", "4", "--batchsize", "64", "--lr", "0.1", "--precision", "bf16"]
     args = make_parser().parse_args(given)
     settings = {key: getattr(args, key) for key, _ in FLAGS.values() if getattr(args, key) is not None}
@@ -186,6 +188,12 @@ def test_without_arguments_it_prints_its_help(arguments: list[str], capsys: pyte
         (["trian"], r"argument COMMAND: received 'trian', .* Did you mean 'train'\? See `mnist-dist --help`\."),
         (["train", "--epochs", "x"], "argument --epochs: received 'x', expected a whole number; see .*"),
         (["train", "--learning-rate", ""], r"argument --learning-rate/--lr: received '', expected a number; see .*"),
+        (
+            ["train", "--gpus", "2"],
+            r"argument --gpus/--num-gpus: received '2', expected a machine with GPUs, and this process may use none; "
+            r"`--devices 2` takes shares of the CPU's cores; see `mnist-dist train --help`\.",
+        ),
+        (["train", "--gpus", "0"], "argument --gpus/--num-gpus: received '0', expected a whole number from 1 on; .*"),
         (["train", ""], r"unrecognized argument ''; see `mnist-dist train --help`\."),
         (["train", "--turbo"], r"unrecognized argument '--turbo'; see `mnist-dist train --help`\."),
         (
@@ -204,7 +212,10 @@ def test_without_arguments_it_prints_its_help(arguments: list[str], capsys: pyte
         (["train", "--config", "."], r"--config: there is no file '\.'; expected a YAML file or one of: .*"),
     ],
 )
-def test_a_wrong_command_line(arguments: list[str], line: str, refused: Refused) -> None:
+def test_a_wrong_command_line(
+    arguments: list[str], line: str, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert re.fullmatch(line, refused(*arguments))
 
 

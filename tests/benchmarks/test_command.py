@@ -103,9 +103,10 @@ class TestBadInput:
             (["run", "qick"], "SUITE: there is no file 'qick'"),
             (
                 ["run", "quick", "--devices", "0"],
-                "argument --devices/--gpus: received '0', expected a whole number from 1 on",
+                "argument --devices: received '0', expected a whole number from 1 on",
             ),
-            (["run", "quick", "--devices", "1,,2"], "argument --devices/--gpus: received ''"),
+            (["run", "quick", "--devices", "1,,2"], "argument --devices: received ''"),
+            (["run", "quick", "--gpus", "1,2"], "argument --gpus: received '1,2', expected a machine with GPUs, "),
             (["run", "quick", "--repeats", "-1"], "argument --repeats: received '-1'"),
             (["run", "quick", "--cores-per-device", "half"], "argument --cores-per-device: received 'half'"),
             (["run", "quick", "--strategies", "horovd"], "argument --strategies: received 'horovd'"),
@@ -138,6 +139,7 @@ class TestBadInput:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
         if "--only" in arguments:
             arguments = [*arguments, "--dry-run"]
         try:
