@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -333,15 +333,13 @@ def cores_near(
     return parts[:local_rank].count(mine), parts.count(mine), sorted(mine)
 
 
-def shared_cores(
-    local_size: int, cores: Sequence[int], siblings: Callable[[int], Sequence[int]] = thread_siblings
-) -> str | None:
-    """Returns a line where the ranks of a host must share its physical cores."""
-    physical = len({min(siblings(core)) for core in cores})
+def shared_cores(local_size: int, cores: Iterable[int], what: str = "ranks") -> str | None:
+    """Returns a line where the ranks of a host, or what else computes there, must share its physical cores."""
+    physical = len({min(thread_siblings(core)) for core in cores})
     if local_size <= physical:
         return None
     return (
-        f"cores: {local_size} ranks share {physical} physical core{'s' * (physical > 1)} of this host and are slower "
+        f"cores: {local_size} {what} share {physical} physical core{'s' * (physical > 1)} of this host and are slower "
         f"for it; {physical} would have one each."
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 from mnist_dist.config import Config
 from mnist_dist.data import dataset
 from mnist_dist.data.resident import Resident
-from mnist_dist.distributed.cluster import Cluster, find_cluster
+from mnist_dist.distributed.cluster import Cluster, find_cluster, shared_cores
 from mnist_dist.distributed.launch import join_ranks
 from mnist_dist.distributed.preemption import Preemption
 from mnist_dist.distributed.strategies.interface import Strategy, all_gather
@@ -92,6 +93,9 @@ def train(config: Config, workdir: Path, resume: bool = False) -> dict[str, Any]
             local_size=cluster.local_size,
             batch_norm=config.model.batch_norm,
         )
+        line = shared_cores(runtime.replicas, os.sched_getaffinity(0), "replicas")
+        if line and runtime.device.kind == "CPU":
+            print(line, file=sys.stderr)
         form = choose_form(config.runtime, runtime, batch_norm=config.model.batch_norm)
         strategy = make_strategy(config.runtime, cluster)
         preemption.listen()

@@ -1,6 +1,7 @@
 """A training among what other programs and other people have set, as on a cluster behind a proxy."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,14 @@ def test_a_training_goes_on_without_a_reader(start: StartRun) -> None:
     run.process.stdout.close()
     assert run.process.wait(timeout=240) == 0
     assert (run.result["status"], run.result["steps"]) == ("completed", 12)
+
+
+def test_replicas_that_share_a_core_are_told_of_it_before_the_first_step(start: StartRun) -> None:
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        run = start("run", "--devices", "3", "--steps", "1")
+    finally:
+        os.sched_setaffinity(0, cores)
+    first, *_ = run.succeed().output.splitlines()
+    assert first.startswith("cores: 3 replicas share 1 physical core of this host and are slower for it; ")
