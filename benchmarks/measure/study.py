@@ -30,10 +30,12 @@ def results_folder(named: Path | None, what: str, resume: bool) -> Iterator[Path
     """Yields the folder of a study; says the name of a new one, by which an interrupted study is gone on with.
 
     Raises:
-        UserError: no folder is named to go on with, or none can be made.
+        UserError: no folder is named to go on with, it is not there, or none can be made.
     """
     if resume and named is None:
         raise UserError("--resume: received no --results DIR, which names the study to go on with.")
+    if resume and named and not named.exists():
+        raise UserError(f"--resume: '{named}' does not exist, so nothing goes on there; leave --resume out to begin.")
     with named_or_dated(named, "results", what) as folder:
         if named is None:
             print(f"results: {folder}", file=sys.stderr, flush=True)

@@ -119,6 +119,7 @@ class TestBadInput:
             (["trend"], "the following arguments are required: DIR"),
             (["predict", "nowhere"], "DIR: 'nowhere' does not exist"),
             (["run", "quick", "--resume"], "--resume: received no --results DIR"),
+            (["run", "quick", "--results", "nowhere", "--resume"], "--resume: 'nowhere' does not exist"),
             (["compare", "HEAD", "HEAD", "--interleave", "--resume"], "--resume: received no --results DIR"),
             (["run", "quick", "--results", ""], "argument --results: received '', expected the name of a folder"),
             (["compare", "nowhere", "nowhere"], "BASE: 'nowhere' does not exist"),

@@ -483,6 +483,7 @@ def test_two_harnesses_share_a_folder(tmp_path: Path, tiny_mnist: Path) -> None:
     """As two jobs of a scaling study do, each with its number of devices."""
     suite = write_suite(tmp_path / "small.yaml", tiny_mnist, strategies=["mirrored"], devices=[1, 2])
     folder = tmp_path / "results"
+    folder.mkdir()
     arguments = ("run", suite, "--results", folder, "--resume", "--no-report")
     harnesses = [start(*arguments, "--only", str(devices)) for devices in (1, 2)]
     outcomes = [(*harness.communicate(timeout=300), harness.returncode) for harness in harnesses]
