@@ -38,7 +38,9 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flag = unknown[0].partition("=")[0]
             own = [text.removeprefix("--") for action in self._actions for text in action.option_strings]
-            hint = nearest(flag.strip("-").replace("_", "-"), own).replace("'", "'--", 1) if flag[:1] == "-" else ""
+            word = flag.strip("-").replace("_", "-")
+            begun = [text for text in own if text.startswith(word)][:1]  # Else an alias may be nearer than its flag.
+            hint = nearest(word, begun or own).replace("'", "'--", 1) if flag[:1] == "-" else ""
             self.error(f"unrecognized argument '{flag}'{'.' if hint else ''}{hint}")
         return known, unknown
 
