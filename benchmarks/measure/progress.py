@@ -39,7 +39,7 @@ class RoundProgress:
         self._label = self._stage = ""
         self._left_seconds = self._began = self._looked = self._told = 0.0
         runs = [run for runs in rounds for run in runs]
-        self._total, self._sides = len(runs), len({run.study.name for run in runs})
+        self._total, self._sides = _count(rounds), len({run.study.name for run in runs})
         self._gpus = any(run.study.machine.gpus for run in runs)
         settings = [{(key, repr(value)) for key, value in run.case.settings.items()} for run in runs]
         self._without = HOW_LONG | {key for key, _ in set.intersection(*settings)} if settings else HOW_LONG
@@ -70,14 +70,14 @@ class RoundProgress:
             self._display.say(f"  {text}")
 
     def end(self, record: Record, left_seconds: float) -> None:
-        self._done += 1
         what = f"{self._side(record.study)}{self._name(record.case)}, repeat {record.repeat + 1}: {describe(record)}"
+        if record.status == "skipped":  # It does not count, and the others of its round are still to come.
+            self._display.say(what)
+            return
+        self._done += 1
         left = f"; {clock(left_seconds)} left" if left_seconds and not self._display.has_bar else ""
-        self._display.say(f"[{self._done}/{self._total}] {what}{left}")
-        if record.status == "skipped":  # The others of its round are still to come.
-            self._draw()
-        else:
-            self._note(left_seconds)
+        self._display.say(f"[run {self._done} of {self._total}] {what}{left}")
+        self._note(left_seconds)
 
     @property
     def _round(self) -> str:
@@ -113,8 +113,13 @@ class RoundProgress:
 @contextlib.contextmanager
 def show_rounds(rounds: Sequence[Sequence[Run]]) -> Iterator[RoundProgress]:
     outlive_reader()
-    with make_display(sum(map(len, rounds)), auto_refresh=False) as display:
+    with make_display(_count(rounds), auto_refresh=False) as display:
         yield RoundProgress(display, rounds)
+
+
+def _count(rounds: Iterable[Sequence[Run]]) -> int:
+    """Returns how many runs are to be measured, each a case in a round; what is skipped is none."""
+    return sum(run.planned.skip_reason is None for runs in rounds for run in runs)
 
 
 def describe(record: Record) -> str:
