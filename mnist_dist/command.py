@@ -108,12 +108,12 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: str = "interrupted") -> int:
+def run_command(parser: Parser, arguments: Sequence[str] | None) -> int:
     """Parses, runs the chosen command's function, and returns its exit code.
 
     Args:
-        parser: its commands set `command` to a function from their arguments to an exit code.
-        interrupted: what to say after Ctrl-C.
+        parser: its commands set `command` to a function from their arguments to an exit code; what it raises after
+            Ctrl-C, a KeyboardInterrupt, may say how to go on.
     """
     name = parser.prog.split()[0]
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -135,8 +135,8 @@ def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: st
     except UserError as error:
         print(f"{name}: error: {without_middle(str(error))}", *error.quoted, sep="\n", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{name}: {interrupted}", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(f"{name}: {'; '.join(['interrupted', *interruption.args])}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `| head` has read enough.
         # What is still to be written goes nowhere: Python would try again at its end, and say so.

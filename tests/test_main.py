@@ -533,7 +533,7 @@ def test_the_exit_code_of_a_run_that_a_signal_stopped(
     tiny_mnist: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     def send_a_signal(console: Console, step: int, step_seconds: float) -> None:
         os.kill(os.getpid(), number)
@@ -541,7 +541,9 @@ def test_the_exit_code_of_a_run_that_a_signal_stopped(
     monkeypatch.setattr(Console, "advance", send_a_signal)
     arguments = [*SMALL, "--set", f"data.path={tiny_mnist}", "--workdir", str(tmp_path / "run")]
     assert main(["train", *arguments]) == code
-    last = capsys.readouterr().out.splitlines()[-1]
+    said, errors = capfd.readouterr()
+    assert errors.count("mnist-dist: stopping after the next step") == (number == signal.SIGINT)
+    last = said.splitlines()[-1]
     command = f"mnist-dist train --workdir {tmp_path / 'run'} --resume"
     assert last == f"preempted by {number.name} after step 1; continue with `{command}`"
 

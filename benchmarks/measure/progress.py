@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from mnist_dist.benchmarks.labels import label_case, label_with_kind
-from mnist_dist.benchmarks.measure.rounds import Stage
+from mnist_dist.benchmarks.measure.rounds import ENDING_SECONDS, Stage
 from mnist_dist.benchmarks.measure.runner import Run
 from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase
 from mnist_dist.benchmarks.records.case import Case
@@ -97,6 +97,8 @@ class RoundProgress:
             return f"starting {self._side(run.study.name)}{self._name(run.case)}"
         if stage.training:
             return f"{stage.training} still training"
+        if stage.name == "stopping":
+            return f"stopping; keeping what was measured, up to {ENDING_SECONDS:.0f} s"
         if not stage.cycle:
             return stage.name
         width = "" if stage.half_width is None else f", the widest interval ±{100 * stage.half_width:.1f} %"

@@ -1,6 +1,7 @@
 """Runs a whole suite into a results folder: round by round, resumable, and to its end whatever a case does."""
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -40,6 +41,19 @@ def results_folder(named: Path | None, what: str, resume: bool) -> Iterator[Path
         if named is None:
             print(f"results: {folder}", file=sys.stderr, flush=True)
         yield folder
+
+
+@contextlib.contextmanager
+def naming_the_rest(folder: Path) -> Iterator[None]:
+    """Says after Ctrl-C how the study in a folder goes on: by the command of this process, which has --resume."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = ["mnist-dist", *sys.argv[1:]]
+        if not any(word.split("=")[0] == "--results" for word in command):
+            command += ["--results", str(folder)]
+        command += [] if "--resume" in command else ["--resume"]
+        raise KeyboardInterrupt(f"what has been measured is kept\ngo on: {shlex.join(command)}") from None
 
 
 def open_study(

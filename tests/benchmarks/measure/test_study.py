@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import time
 from collections import Counter
@@ -289,7 +290,8 @@ def test_a_failing_case_does_not_stop_the_rest(tmp_path: Path, capsys: pytest.Ca
     assert {record.record_id for record in side[1].records()} == {record.record_id for record in records}
     assert sum("/nowhere/mnist.npz" in line for line in notes.lines if line.startswith("[")) == 2
     assert [line.split(",")[0] for line in notes.lines if "skipped: no second GPU" in line] == ["mirrored"]
-    assert notes.lines[-1].startswith("[run 2 of 2] single, ") and "0:00 left" not in notes.lines[-1], "of the last round"
+    assert notes.lines[-1].startswith("[run 2 of 2] single, ")
+    assert "0:00 left" not in notes.lines[-1], "of the last round"
     assert notes.lines[0].startswith("round 1 of 1: 2 cases in turns, about 0:")
     assert [text.split(",")[0] for text in notes.told[:2]] == ["starting single"] * 2
     left = plan_rounds([side], cases, side[1].records())
@@ -431,7 +433,10 @@ def test_an_interrupted_round_is_kept_and_measured_again(tmp_path: Path, tiny_mn
     finally:
         for process in marked_processes(mark):
             os.kill(process, signal.SIGKILL)
-    assert errors.splitlines()[-1].startswith("mnist-dist: interrupted; what has been measured is kept")
+    *_, stopped, rest = errors.splitlines()
+    assert stopped == "mnist-dist: interrupted; what has been measured is kept"
+    assert rest == "go on: " + shlex.join(["mnist-dist", "bench", *map(str, arguments), "--resume"])
+    assert "  stopping; keeping what was measured, up to 60 s\n" in out
     assert [line.split(",")[0] for line in said if "starting" in line] == ["  starting single", "  starting mirrored"]
     kept = Store(folder).records()
     assert [(record.status, record.turns and record.turns.ended) for record in kept] == [("ok", "interrupted")] * 2
