@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 a case failed or is slower, 2 bad input, 3 cannot tell."""
     before = {ending: signal.signal(ending, leave) for ending in catchable(ENDING)}
     try:
-        return run_command(make_parser(), arguments, f"interrupted; {KEPT}")
+        return run_command(make_parser(), arguments)
     finally:
         for ending, handler in before.items():
             # Else one has come, and a second must not end the interpreter while it exits.
@@ -147,6 +147,7 @@ def run_run(args: argparse.Namespace) -> int:
     from mnist_dist.benchmarks.measure.study import (
         choose,
         estimate_seconds,
+        naming_the_rest,
         open_study,
         plan_rounds,
         results_folder,
@@ -172,7 +173,8 @@ def run_run(args: argparse.Namespace) -> int:
     with results_folder(args.results, Path(args.suite).stem, args.resume) as folder:
         study, store = open_study(folder, Path(args.suite).stem, suite, machine, cases, args.resume)
     sides = [(study, store)]
-    run_rounds(plan_rounds(sides, choose(cases, args.only), store.records()), sides)
+    with naming_the_rest(folder):
+        run_rounds(plan_rounds(sides, choose(cases, args.only), store.records()), sides)
     records = store.records()
     if not args.no_report:
         show_report(store, records)

@@ -2,12 +2,14 @@
 
 import argparse
 import contextlib
+import functools
 import importlib
 import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from mnist_dist import __version__
@@ -215,11 +217,18 @@ def run_predict(args: argparse.Namespace) -> int:
     probable than 0.95, is called uncertain.
     """
     from mnist_dist.inference import predict
-    from mnist_dist.network import model
-    from mnist_dist.runtime import select_devices
 
-    select_devices()
-    return predict.run(model.load_model(args.workdir), args.images, as_json=args.json)
+    @functools.cache
+    def load() -> Any:
+        """Takes seconds, and so waits until there is a picture to read."""
+        from mnist_dist.network.model import load_model
+        from mnist_dist.runtime import select_devices
+
+        select_devices()
+        return load_model(args.workdir)
+
+    lazy = SimpleNamespace(predict=lambda digits, **options: load().predict(digits, **options))
+    return predict.run(lazy, args.images, as_json=args.json)
 
 
 def add_export(commands: Any) -> None:

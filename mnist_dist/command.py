@@ -38,7 +38,9 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flag = unknown[0].partition("=")[0]
             own = [text.removeprefix("--") for action in self._actions for text in action.option_strings]
-            hint = nearest(flag.strip("-").replace("_", "-"), own).replace("'", "'--", 1) if flag[:1] == "-" else ""
+            word = flag.strip("-").replace("_", "-")
+            begun = [text for text in own if text.startswith(word)][:1]  # Else an alias may be nearer than its flag.
+            hint = nearest(word, begun or own).replace("'", "'--", 1) if flag[:1] == "-" else ""
             self.error(f"unrecognized argument '{flag}'{'.' if hint else ''}{hint}")
         return known, unknown
 
@@ -106,12 +108,12 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: str = "interrupted") -> int:
+def run_command(parser: Parser, arguments: Sequence[str] | None) -> int:
     """Parses, runs the chosen command's function, and returns its exit code.
 
     Args:
-        parser: its commands set `command` to a function from their arguments to an exit code.
-        interrupted: what to say after Ctrl-C.
+        parser: its commands set `command` to a function from their arguments to an exit code; what it raises after
+            Ctrl-C, a KeyboardInterrupt, may say how to go on.
     """
     name = parser.prog.split()[0]
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -133,8 +135,8 @@ def run_command(parser: Parser, arguments: Sequence[str] | None, interrupted: st
     except UserError as error:
         print(f"{name}: error: {without_middle(str(error))}", *error.quoted, sep="\n", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print(f"{name}: {interrupted}", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(f"{name}: {'; '.join(['interrupted', *interruption.args])}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `| head` has read enough.
         # What is still to be written goes nowhere: Python would try again at its end, and say so.

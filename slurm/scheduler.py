@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mnist_dist.errors import TrainingError, UserError, not_among, one_line
 
 TIMEOUT_SECONDS = 120.0  # A busy controller answers late.
+ELSEWHERE = "run this where jobs are submitted; `mnist-dist slurm scaling --dry-run` works without a cluster."
 
 
 class UnclearError(TrainingError):
@@ -51,7 +52,7 @@ class JobState:
 
 def require_sbatch() -> None:
     if shutil.which("sbatch") is None:
-        raise UserError("sbatch: it is not on PATH; run this where jobs are submitted, or add --dry-run.")
+        raise UserError(f"sbatch: it is not on PATH; {ELSEWHERE}")
 
 
 def partitions() -> list[Partition]:
@@ -173,7 +174,7 @@ def _rows(text: str, columns: int) -> list[list[str]]:
 def _ask(*command: str) -> str:
     done = _run(command)
     if done.returncode:
-        raise UserError(f"{command[0]}: {_reason(done)} Run this where jobs are submitted.")
+        raise UserError(f"{command[0]}: Slurm does not answer here, it says '{_reason(done)}'; {ELSEWHERE}")
     return done.stdout
 
 

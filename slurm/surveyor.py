@@ -21,7 +21,6 @@ def main(arguments: Sequence[str]) -> int:
     results, suite, devices = Path(arguments[0]), arguments[1], int(arguments[2])
     nodes = sorted(expand_node_list(os.environ["SLURM_JOB_NODELIST"]))
     folder = results / ("pairs" if len(nodes) > 1 else "nodes") / PAIR.join(nodes)
-    folder.mkdir(parents=True, exist_ok=True)  # Which says that it has begun.
     if len(nodes) > 1:
         measure(folder / WHOLE, suite, "multiworker", 2 * devices, os.environ, "--devices-per-host", str(devices))
     else:
@@ -45,6 +44,7 @@ def visible(device: int, devices: int, environment: Mapping[str, str]) -> dict[s
 
 def measure(folder: Path, suite: str, strategy: str, count: int, environment: Mapping[str, str], *options: str) -> None:
     """Runs the part of a suite that is of one strategy and number of devices; its records say how it ended."""
+    folder.mkdir(parents=True, exist_ok=True)  # Which says that it has begun; --resume would not make it.
     command = [sys.executable, "-m", "mnist_dist", "bench", "run", suite, "--strategies", strategy, *options]
     command += ["--devices", str(count), "--only", str(count), "--results", str(folder), "--resume", "--no-report"]
     subprocess.run(command, env=environment, check=False)

@@ -37,7 +37,8 @@ def raising(error: BaseException) -> Callable[[Any], int]:
     ("error", "code", "line"),
     [
         (UserError("--this: received 1, expected 2."), 2, "tool: error: --this: received 1, expected 2.\n"),
-        (KeyboardInterrupt(), 130, "tool: stopped\n"),
+        (KeyboardInterrupt(), 130, "tool: interrupted\n"),
+        (KeyboardInterrupt("go on: tool do --more"), 130, "tool: interrupted; go on: tool do --more\n"),
         (BrokenPipeError(), 141, ""),
         (
             OSError(28, "No space left on device"),
@@ -52,7 +53,7 @@ def raising(error: BaseException) -> Callable[[Any], int]:
     ],
 )
 def test_how_a_command_may_end(capsys: pytest.CaptureFixture[str], error: BaseException, code: int, line: str) -> None:
-    assert run_command(make_parser(raising(error)), ["do"], "stopped") == code
+    assert run_command(make_parser(raising(error)), ["do"]) == code
     assert capsys.readouterr().err == line
 
 

@@ -200,6 +200,7 @@ def test_without_arguments_it_prints_its_help(arguments: list[str], capsys: pyte
             ["train", "--epoch", "1"],
             r"unrecognized argument '--epoch'\. Did you mean '--epochs'\? See `mnist-dist train --help`\.",
         ),
+        (["train", "--batch", "64"], r"unrecognized argument '--batch'\. Did you mean '--batch-size'\? See .*"),
         (["evaluate"], r"the following arguments are required: WORKDIR; see `mnist-dist evaluate --help`\."),
         (
             ["export", "run", "--format", "onnx"],
@@ -368,7 +369,6 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "line"),
     [
@@ -379,13 +379,12 @@ def png(width: int, height: int) -> bytes:
         (png(60_000, 50_000), r"'.*picture': received an image of .*pixels, expected at most 50 megapixels; .*"),
     ],
 )
-def test_a_picture_that_cannot_be_read(
-    content: bytes | None, line: str, refused: Refused, run: Path, tmp_path: Path
-) -> None:
+def test_a_picture_that_cannot_be_read(content: bytes | None, line: str, refused: Refused, tmp_path: Path) -> None:
+    """It shows before the model is loaded, which takes seconds; here there is none."""
     if content is not None:
         (tmp_path / "picture").write_bytes(content)
     started = time.process_time()
-    assert re.fullmatch(line, refused("predict", run, tmp_path / "picture", "--json"))
+    assert re.fullmatch(line, refused("predict", tmp_path / "run", tmp_path / "picture", "--json"))
     assert time.process_time() - started < 5
 
 
@@ -421,8 +420,10 @@ def test_a_run_of_another_configuration(refused: Refused, run: Path, tiny_mnist:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [["evaluate"], ["predict", "--json"], ["export", "--format", "tflite"]])
-def test_a_run_without_a_model(command: list[str], refused: Refused, run: Path, tmp_path: Path) -> None:
-    pictures = ["seven.png"] if command[0] == "predict" else []
+def test_a_run_without_a_model(
+    command: list[str], refused: Refused, run: Path, digits: list[Path], tmp_path: Path
+) -> None:
+    pictures = digits[:1] if command[0] == "predict" else []
     line = refused(*command, tmp_path / "missing", *pictures)
     assert line.startswith(f"WORKDIR: '{tmp_path / 'missing'}' does not exist; expected a folder written by")
     unfinished = tmp_path / "unfinished"
@@ -543,7 +544,7 @@ def test_the_exit_code_of_a_run_that_a_signal_stopped(
     tiny_mnist: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     def send_a_signal(console: Console, step: int, step_seconds: float) -> None:
         os.kill(os.getpid(), number)
@@ -551,7 +552,9 @@ def test_the_exit_code_of_a_run_that_a_signal_stopped(
     monkeypatch.setattr(Console, "advance", send_a_signal)
     arguments = [*SMALL, "--set", f"data.path={tiny_mnist}", "--workdir", str(tmp_path / "run")]
     assert main(["train", *arguments]) == code
-    last = capsys.readouterr().out.splitlines()[-1]
+    said, errors = capfd.readouterr()
+    assert errors.count("mnist-dist: stopping after the next step") == (number == signal.SIGINT)
+    last = said.splitlines()[-1]
     command = f"mnist-dist train --workdir {tmp_path / 'run'} --resume"
     assert last == f"preempted by {number.name} after step 1; continue with `{command}`"
 

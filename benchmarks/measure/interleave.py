@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_dist.benchmarks.measure.runner import find_machine
-from mnist_dist.benchmarks.measure.study import open_study, plan_rounds, results_folder, run_rounds
+from mnist_dist.benchmarks.measure.study import naming_the_rest, open_study, plan_rounds, results_folder, run_rounds
 from mnist_dist.benchmarks.measure.suite import Narrowing, changed_settings, check_settings, load_suite, plan_cases
 from mnist_dist.benchmarks.records.environment import CODE_FOLDER
 from mnist_dist.benchmarks.records.record import Record
@@ -49,7 +49,8 @@ def measure_both(
             study, store = open_study(folder / name, Path(suite_name).stem, suite, machine, cases, resume)
             sides.append((replace(study, code=code, under_test=settings), store))
         known = [record for _, store in sides for record in store.records()]
-        run_rounds(plan_rounds(sides, cases, known), sides)
+        with naming_the_rest(folder):
+            run_rounds(plan_rounds(sides, cases, known), sides)
     subject = {what for what, *sides in zip(("software", "config"), *arms, strict=True) if sides[0] != sides[1]}
     return sides[0][1].records(), sides[1][1].records(), subject
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from mnist_dist.benchmarks.labels import label_case, label_with_kind
-from mnist_dist.benchmarks.measure.rounds import Stage
+from mnist_dist.benchmarks.measure.rounds import ENDING_SECONDS, Stage
 from mnist_dist.benchmarks.measure.runner import Run
 from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase
 from mnist_dist.benchmarks.records.case import Case
@@ -39,7 +39,7 @@ class RoundProgress:
         self._label = self._stage = ""
         self._left_seconds = self._began = self._looked = self._told = 0.0
         runs = [run for runs in rounds for run in runs]
-        self._total, self._sides = len(runs), len({run.study.name for run in runs})
+        self._total, self._sides = _count(rounds), len({run.study.name for run in runs})
         self._gpus = any(run.study.machine.gpus for run in runs)
         settings = [{(key, repr(value)) for key, value in run.case.settings.items()} for run in runs]
         self._without = HOW_LONG | {key for key, _ in set.intersection(*settings)} if settings else HOW_LONG
@@ -70,14 +70,14 @@ class RoundProgress:
             self._display.say(f"  {text}")
 
     def end(self, record: Record, left_seconds: float) -> None:
-        self._done += 1
         what = f"{self._side(record.study)}{self._name(record.case)}, repeat {record.repeat + 1}: {describe(record)}"
+        if record.status == "skipped":  # It does not count, and the others of its round are still to come.
+            self._display.say(what)
+            return
+        self._done += 1
         left = f"; {clock(left_seconds)} left" if left_seconds and not self._display.has_bar else ""
-        self._display.say(f"[{self._done}/{self._total}] {what}{left}")
-        if record.status == "skipped":  # The others of its round are still to come.
-            self._draw()
-        else:
-            self._note(left_seconds)
+        self._display.say(f"[run {self._done} of {self._total}] {what}{left}")
+        self._note(left_seconds)
 
     @property
     def _round(self) -> str:
@@ -97,6 +97,8 @@ class RoundProgress:
             return f"starting {self._side(run.study.name)}{self._name(run.case)}"
         if stage.training:
             return f"{stage.training} still training"
+        if stage.name == "stopping":
+            return f"stopping; keeping what was measured, up to {ENDING_SECONDS:.0f} s"
         if not stage.cycle:
             return stage.name
         width = "" if stage.half_width is None else f", the widest interval ±{100 * stage.half_width:.1f} %"
@@ -113,8 +115,13 @@ class RoundProgress:
 @contextlib.contextmanager
 def show_rounds(rounds: Sequence[Sequence[Run]]) -> Iterator[RoundProgress]:
     outlive_reader()
-    with make_display(sum(map(len, rounds)), auto_refresh=False) as display:
+    with make_display(_count(rounds), auto_refresh=False) as display:
         yield RoundProgress(display, rounds)
+
+
+def _count(rounds: Iterable[Sequence[Run]]) -> int:
+    """Returns how many runs are to be measured, each a case in a round; what is skipped is none."""
+    return sum(run.planned.skip_reason is None for runs in rounds for run in runs)
 
 
 def describe(record: Record) -> str:

@@ -44,7 +44,7 @@ class Stage:
         training: how many trainings have not come to their end.
     """
 
-    name: Literal["starting", "training", "warming up", "measuring", "ending"]
+    name: Literal["starting", "training", "warming up", "measuring", "ending", "stopping"]
     contender: str | None = None
     cycle: int = 0
     half_width: float | None = None
@@ -161,6 +161,7 @@ class Round:
                 self._end_all()
             except (KeyboardInterrupt, SystemExit, UserError) as interruption:  # Ctrl-C, a signal, or a full disk.
                 self.interruption, self.ended = interruption, "interrupted"
+                self.tell(Stage("stopping"))
                 for standing in self._alive():
                     standing.ended = "interrupted"
                 self._end_all()
@@ -275,13 +276,12 @@ class Round:
     def _end_all(self) -> None:
         """Ends all that are alive: those that measured something with it, and others without waiting for them."""
         measured = [each for each in self._alive() if each.is_measured and not _is_training(each)]
-        if measured:
+        if measured and not self.interruption:
             self.tell(Stage("ending"))
         for standing in self._alive():
-            if standing in measured:
-                self._dismiss(standing)
-            else:
+            if standing not in measured:
                 standing.running.terminate()
+            self._dismiss(standing)  # Who waits for a turn does not end by a signal alone.
         for standing in measured:
             self._end(standing)
 

@@ -1,6 +1,7 @@
 """Runs a whole suite into a results folder: round by round, resumable, and to its end whatever a case does."""
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,14 +31,29 @@ def results_folder(named: Path | None, what: str, resume: bool) -> Iterator[Path
     """Yields the folder of a study; says the name of a new one, by which an interrupted study is gone on with.
 
     Raises:
-        UserError: no folder is named to go on with, or none can be made.
+        UserError: no folder is named to go on with, it is not there, or none can be made.
     """
     if resume and named is None:
         raise UserError("--resume: received no --results DIR, which names the study to go on with.")
+    if resume and named and not named.exists():
+        raise UserError(f"--resume: '{named}' does not exist, so nothing goes on there; leave --resume out to begin.")
     with named_or_dated(named, "results", what) as folder:
         if named is None:
             print(f"results: {folder}", file=sys.stderr, flush=True)
         yield folder
+
+
+@contextlib.contextmanager
+def naming_the_rest(folder: Path) -> Iterator[None]:
+    """Says after Ctrl-C how the study in a folder goes on: by the command of this process, which has --resume."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        command = ["mnist-dist", *sys.argv[1:]]
+        if not any(word.split("=")[0] == "--results" for word in command):
+            command += ["--results", str(folder)]
+        command += [] if "--resume" in command else ["--resume"]
+        raise KeyboardInterrupt(f"what has been measured is kept\ngo on: {shlex.join(command)}") from None
 
 
 def open_study(

@@ -183,9 +183,10 @@ def _ratios(pairs: Sequence[tuple[Contestant, Contestant]], mode: Mode) -> Ratio
 
 def _measure(rounds: Sequence[Sequence[Run]], side: Side, ratios: Ratios) -> list[Record]:
     """Measures some rounds, and returns all records that there are then."""
-    from mnist_dist.benchmarks.measure.study import run_rounds
+    from mnist_dist.benchmarks.measure.study import naming_the_rest, run_rounds
 
-    run_rounds(rounds, [side], ratios)
+    with naming_the_rest(side[1].folder):
+        run_rounds(rounds, [side], ratios)
     return side[1].records()
 
 

@@ -1,6 +1,7 @@
 """What is worth saying of a study besides its numbers: what came out and was measured, and what casts doubt on it."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ NEAR = 0.9  # Of the fastest rate: a run without a rate that is slower is no riv
 MOST_NAMES = 6  # Hosts or cases that are listed by name; of more, the number.
 MOST_WAITING_CORES = 0.05  # That a case may use while others have the turn.
 MOST_LETTERS = 1000  # Of one text.
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 Namer = Callable[[CaseSummary], str]
 STATUS_WORDS = {"failed": "failed", "timeout": "timed out", "out_of_memory": "ran out of memory"}
 
@@ -271,8 +273,11 @@ def _list(summaries: Sequence[CaseSummary], name: Namer) -> str:
 def _unstable_caveats(summaries: Sequence[CaseSummary], name: Namer) -> Iterator[Caveat]:
     unstable = [each for each in summaries if each.unstable]
     main = [each for each in unstable if not each.case.is_ablation]
-    for reason, of_reason in group_by(main, lambda each: str(each.unstable)).items():
-        yield Caveat(f"Unstable, so without a throughput: {_list(of_reason, name)}: {reason}.")
+    for alike in group_by(main, lambda each: NUMBER.sub("", str(each.unstable))).values():
+        # By its last number, which is how long to measure or how far it drifts.
+        worst = max((str(each.unstable) for each in alike), key=lambda reason: abs(float(NUMBER.findall(reason)[-1])))
+        reason = worst if len(alike) == 1 else f"at worst {worst}"
+        yield Caveat(f"Unstable, so without a throughput: {_list(alike, name)}: {reason}.")
     ablations = tuple(f"{name(each)}: {each.unstable}" for each in unstable if each.case.is_ablation)
     if ablations:
         text = f"{counted(len(ablations), 'ablation run')} unstable, so less can be said of where the time goes."

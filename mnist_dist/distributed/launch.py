@@ -22,7 +22,7 @@ from mnist_dist.command import EXIT_INTERRUPTED
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.distributed.cluster import Cluster, cores_near, cores_of, free_port, shared_cores
 from mnist_dist.distributed.membership import make_secret
-from mnist_dist.distributed.preemption import SIGNALS, catchable
+from mnist_dist.distributed.preemption import SIGNALS, catchable, tell_of_stop
 from mnist_dist.distributed.rollcall import roll_call
 from mnist_dist.distributed.watchdog import EXIT_LOST_RANKS, HEARTBEAT_VARIABLE
 from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, TrainingError
@@ -167,7 +167,9 @@ class _Group:
         return rank
 
     def _forward(self, number: signal.Signals) -> None:
-        self.interrupted |= number == signal.SIGINT
+        if number == signal.SIGINT and not self.interrupted:
+            self.interrupted = True
+            tell_of_stop()
         for rank in self.ranks:
             with contextlib.suppress(ProcessLookupError):
                 rank.process.send_signal(number)

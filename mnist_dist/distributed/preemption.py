@@ -5,6 +5,8 @@ The handler only sets a flag. Saving inside a handler would interrupt a step hal
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterable
@@ -25,11 +27,22 @@ def catchable(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
     return [number for number in numbers if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
 
 
-class Preemption:
-    """Catches the signals while it is open, where it can; `received` names the first one that came."""
+def tell_of_stop() -> None:
+    """Answers Ctrl-C at once, as a checkpoint may take seconds; not by print, which the signal may have interrupted."""
+    with contextlib.suppress(OSError):
+        os.write(2, b"mnist-dist: stopping after the next step, with a checkpoint; Ctrl-C again leaves without one\n")
 
-    def __init__(self) -> None:
+
+class Preemption:
+    """Catches the signals while it is open, where it can; `received` names the first one that came.
+
+    Args:
+        tells: whether it answers Ctrl-C, as one rank of a run does.
+    """
+
+    def __init__(self, tells: bool = False) -> None:
         self.received: str | None = None
+        self._tells = tells
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Preemption:
@@ -49,4 +62,6 @@ class Preemption:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received:
             raise KeyboardInterrupt  # Ctrl-C twice: the user does not want to wait for the checkpoint.
+        if number == signal.SIGINT and self._tells:
+            tell_of_stop()
         self.received = self.received or signal.Signals(number).name

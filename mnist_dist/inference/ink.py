@@ -82,8 +82,10 @@ def _ink(grey: np.ndarray) -> np.ndarray:
     level = low + 0.7 * noise  # The median of normal noise.
     ink = np.where(ink > level + 3 * noise, ink - level, 0)
     contrast = _contrast(ink)
-    if contrast < max(MIN_CONTRAST_LEVELS, MIN_CONTRAST_SIGMAS * noise):
+    if contrast < MIN_CONTRAST_LEVELS:
         raise _nothing_visible()
+    if contrast < MIN_CONTRAST_SIGMAS * noise:
+        raise NotOneDigitError("an image without visible ink above its noise", "take it in more light, or closer")
     return ink / contrast
 
 

@@ -15,7 +15,7 @@ import stat
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,16 @@ LEAST_COSINE = 0.77
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable digit on one image file, its probability (0 to 1), and whether it may as well be none."""
+    """The most probable digit on one image file, its probability (0 to 1), and why it may be none, if it may."""
 
     file: str
     digit: int
     probability: float
-    uncertain: bool
+    doubt: str
+
+    @property
+    def uncertain(self) -> bool:
+        return bool(self.doubt)
 
 
 def run(model: Any, paths: Sequence[Path], as_json: bool) -> int:
@@ -64,10 +68,11 @@ def run(model: Any, paths: Sequence[Path], as_json: bool) -> int:
             print(f"mnist-dist: error: {outcome}", file=sys.stderr, flush=True)
             exit_code = EXIT_BAD_INPUT
         elif as_json:
-            print(json.dumps(asdict(outcome)), flush=True)
+            told = ("file", "digit", "probability", "uncertain")
+            print(json.dumps({name: getattr(outcome, name) for name in told}), flush=True)
         else:
             line = f"{_printable(outcome.file):<{width}}  {outcome.digit:>5}  {outcome.probability:>11.4f}"
-            print(head + line + "  uncertain" * outcome.uncertain, flush=True)
+            print(head + line + (f"  uncertain: {outcome.doubt}" if outcome.doubt else ""), flush=True)
             head = ""
     return exit_code
 
@@ -90,13 +95,14 @@ def predict_files(model: Any, paths: Iterable[Path]) -> Iterator[Prediction | Us
             yield outcome if isinstance(outcome, UserError) else Prediction(str(path), *next(predictions))
 
 
-def _predict(model: Any, digits: np.ndarray) -> Iterator[tuple[int, float, bool]]:
-    """Yields digit, probability and uncertainty of each image uint8 [n, 28, 28], n at most `FILES_AT_ONCE`."""
+def _predict(model: Any, digits: np.ndarray) -> Iterator[tuple[int, float, str]]:
+    """Yields digit, probability and doubt of each image uint8 [n, 28, 28], n at most `FILES_AT_ONCE`."""
     probabilities = model.predict(digits[..., None], batch_size=FILES_AT_ONCE, verbose=0)
     cosines = (_directions(digits) @ _mnist_directions().T).max(axis=1)
     for row, cosine in zip(probabilities, cosines, strict=True):
-        digit = int(row.argmax())
-        yield digit, float(row[digit]), bool(row[digit] < LEAST_PROBABILITY or cosine < LEAST_COSINE)
+        second, digit = map(int, row.argsort()[-2:])
+        doubt = f"it may be a {second}" if row[digit] < LEAST_PROBABILITY else ""
+        yield digit, float(row[digit]), "its shape is unlike MNIST's digits" if cosine < LEAST_COSINE else doubt
 
 
 @functools.cache

@@ -82,7 +82,8 @@ def train(config: Config, workdir: Path, resume: bool = False) -> dict[str, Any]
     arrays = dataset.load_arrays(config.data)
     plan = make_plan(config, len(arrays.train_images))
     with contextlib.ExitStack() as stack:
-        preemption = stack.enter_context(Preemption())
+        tells = cluster.is_chief and cluster.launcher != "mnist-dist"  # Which answers for its ranks.
+        preemption = stack.enter_context(Preemption(tells))
         # Joining takes two waits: for the roll call, which ends itself, and for TensorFlow or Horovod.
         watchdog = stack.enter_context(Watchdog(cluster, 2 * config.runtime.join_timeout_seconds))
         stack.enter_context(join_ranks(cluster, config.runtime))

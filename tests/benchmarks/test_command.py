@@ -120,6 +120,7 @@ class TestBadInput:
             (["trend"], "the following arguments are required: DIR"),
             (["predict", "nowhere"], "DIR: 'nowhere' does not exist"),
             (["run", "quick", "--resume"], "--resume: received no --results DIR"),
+            (["run", "quick", "--results", "nowhere", "--resume"], "--resume: 'nowhere' does not exist"),
             (["compare", "HEAD", "HEAD", "--interleave", "--resume"], "--resume: received no --results DIR"),
             (["run", "quick", "--results", ""], "argument --results: received '', expected the name of a folder"),
             (["compare", "nowhere", "nowhere"], "BASE: 'nowhere' does not exist"),
@@ -251,7 +252,7 @@ def test_from_a_suite_to_its_report(tmp_path: Path, tiny_mnist: Path) -> None:
     write_suite(tmp_path / "own.yaml", tiny_mnist, block=block)
     done = run("run", "own.yaml", "--results", "results", "--repeats", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("[1/1] single"))
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("[run 1 of 1] single"))
     assert re.search(r": [\d,]+ images/s( \(not settled\))?, test accuracy \d\d?\.\d\d %, \d+ s$", line)
     assert "report: results/report.html" in done.stdout
     assert all((tmp_path / "results" / f"report.{form}").stat().st_size for form in ("md", "csv", "html"))

@@ -127,7 +127,10 @@ def test_a_client_without_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(UserError) as caught:
         partitions()
-    assert str(caught.value) == "sinfo: fetch_config: DNS SRV lookup failed. Run this where jobs are submitted."
+    assert str(caught.value) == (
+        "sinfo: Slurm does not answer here, it says 'fetch_config: DNS SRV lookup failed.'; run this where jobs are "
+        "submitted; `mnist-dist slurm scaling --dry-run` works without a cluster."
+    )
 
 
 def test_a_site_whose_commands_greet(slurm: Cluster, tmp_path: Path) -> None:

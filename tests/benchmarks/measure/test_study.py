@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import time
 from collections import Counter
@@ -288,8 +289,9 @@ def test_a_failing_case_does_not_stop_the_rest(tmp_path: Path, capsys: pytest.Ca
     assert Counter(record.status for record in records) == Counter(failed=2, skipped=1)
     assert {record.record_id for record in side[1].records()} == {record.record_id for record in records}
     assert sum("/nowhere/mnist.npz" in line for line in notes.lines if line.startswith("[")) == 2
-    assert sum("skipped: no second GPU" in line for line in notes.lines) == 1
-    assert notes.lines[-1].startswith("[3/3] single, ") and "0:00 left" not in notes.lines[-1], "of the last round"
+    assert [line.split(",")[0] for line in notes.lines if "skipped: no second GPU" in line] == ["mirrored"]
+    assert notes.lines[-1].startswith("[run 2 of 2] single, ")
+    assert "0:00 left" not in notes.lines[-1], "of the last round"
     assert notes.lines[0].startswith("round 1 of 1: 2 cases in turns, about 0:")
     assert [text.split(",")[0] for text in notes.told[:2]] == ["starting single"] * 2
     left = plan_rounds([side], cases, side[1].records())
@@ -368,10 +370,10 @@ class TestProgress:
 def test_a_bar_shows_texts_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     with Bar(2, auto_refresh=False) as bar:
         bar.show("1:40 left  single, filters [4, 8] [bold]", 1, at_once=True)
-        bar.say("[1/2] single [/]: failed: [red]")
+        bar.say("[run 1 of 2] single [/]: failed: [red]")
     shown = capsys.readouterr().out
     assert "1/2 1:40 left  single, filters [4, 8] [bold]" in shown
-    assert "[1/2] single [/]: failed: [red]" in shown
+    assert "[run 1 of 2] single [/]: failed: [red]" in shown
 
 
 @pytest.mark.thorough
@@ -394,7 +396,7 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path: Path, tiny_mnist: Path) -
         for process in marked_processes(mark):
             os.kill(process, signal.SIGKILL)
     assert resumed.returncode == 0, resumed.stderr
-    assert resumed.stdout.count("images/s") == 1 and "[1/1]" in resumed.stdout
+    assert resumed.stdout.count("images/s") == 1 and "[run 1 of 1]" in resumed.stdout
     records = Store(folder).records()
     assert [record.repeat for record in records] == [0, 1]
     assert first == records[0]
@@ -431,7 +433,10 @@ def test_an_interrupted_round_is_kept_and_measured_again(tmp_path: Path, tiny_mn
     finally:
         for process in marked_processes(mark):
             os.kill(process, signal.SIGKILL)
-    assert errors.splitlines()[-1].startswith("mnist-dist: interrupted; what has been measured is kept")
+    *_, stopped, rest = errors.splitlines()
+    assert stopped == "mnist-dist: interrupted; what has been measured is kept"
+    assert rest == "go on: " + shlex.join(["mnist-dist", "bench", *map(str, arguments), "--resume"])
+    assert "  stopping; keeping what was measured, up to 60 s\n" in out
     assert [line.split(",")[0] for line in said if "starting" in line] == ["  starting single", "  starting mirrored"]
     kept = Store(folder).records()
     assert [(record.status, record.turns and record.turns.ended) for record in kept] == [("ok", "interrupted")] * 2
@@ -483,6 +488,7 @@ def test_two_harnesses_share_a_folder(tmp_path: Path, tiny_mnist: Path) -> None:
     """As two jobs of a scaling study do, each with its number of devices."""
     suite = write_suite(tmp_path / "small.yaml", tiny_mnist, strategies=["mirrored"], devices=[1, 2])
     folder = tmp_path / "results"
+    folder.mkdir()
     arguments = ("run", suite, "--results", folder, "--resume", "--no-report")
     harnesses = [start(*arguments, "--only", str(devices)) for devices in (1, 2)]
     outcomes = [(*harness.communicate(timeout=300), harness.returncode) for harness in harnesses]

@@ -188,6 +188,13 @@ def test_unstable_cases_are_named() -> None:
     assert any(text.startswith("Unstable, so without a throughput: horovod, 2") for text in found)
 
 
+def test_equal_reasons_with_other_numbers_are_one_line() -> None:
+    """As on a machine so busy that no case got enough time."""
+    found = caveats(make_study([SINGLE, HOROVOD], 3, unstable=[SINGLE, HOROVOD]))
+    (line,) = (text for text in found if text.startswith("Unstable"))
+    assert re.search(r": single.*; horovod.*: at worst 3 of 3 repeats did not settle: .* by \+\d", line), line
+
+
 @pytest.mark.parametrize(("repeats", "expected"), [(1, "one run"), (2, "one or two runs"), (3, None)])
 def test_fewer_than_three_runs_are_named(repeats: int, expected: str | None) -> None:
     found = caveats(make_study([SINGLE, HOROVOD], repeats))
