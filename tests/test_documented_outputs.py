@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,8 @@ from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store
 from mnist_dist.benchmarks.report.comparison import render_reproduction
+from mnist_dist.training.variants import VARIANTS
+from tests.benchmarks import rounds
 from tests.benchmarks.adversary_trend import write_studies
 from tests.benchmarks.simulation import make_record
 
@@ -62,41 +63,30 @@ def assert_shows(shown: str, printed: str) -> None:
     assert is_gap or not lines, "more is printed than the document shows"
 
 
-def study_of_readme(table: str) -> Iterator[Record]:
-    """Yields what the suite `quick` would have left on two cores, at the rates of README's table.
+def study_of_readme(table: str) -> list[Record]:
+    """Returns what the suite `quick` would have left on two cores, in one round, at the rates of README's table.
 
     Two devices of multiworker lose the most, to the all-reduce.
     """
     rows = re.findall(r"^(\w+) +(\d).*? 128 +([\d,]+) ±.* (99\.\d+) ", table, re.MULTILINE)
     rates = {(row[0], int(row[1]), place == 0): row[2:] for place, row in enumerate(rows)}
-    noise = 1 + 0.12 * np.random.default_rng(0).standard_normal(45)  # The same for all, so that ratios are exact.
     planned = plan_cases(load_suite("quick"), Machine(cores=2, gpus=0, devices_per_host=2))
-    for case in (each.case for each in planned if each.case.kind == "train"):
-        rate, accuracy = rates[case.strategy, case.devices, case.cores_per_device is None]
-        step_seconds = case.global_batch_size / float(rate.replace(",", ""))
+    contenders = []
+    for case in (each for each in planned if each.case.kind == "train"):
+        rate, accuracy = rates[case.case.strategy, case.case.devices, case.case.cores_per_device is None]
+        step_seconds = case.case.global_batch_size / float(rate.replace(",", ""))
         reached = [
             {"step": 100 * part, "training_seconds": 5.0 * part, "evaluation_seconds": 0.1 * part, "split": "test"}
             | {"accuracy": share, "loss": 0.1}
             for part, share in ((1, 0.985), (2, float(accuracy) / 100))
         ]
-        for changes, share in (
-            ({}, 1.0),
-            ({"synthetic_input": True}, 1.0),
-            ({"all_reduce": False}, 0.8 if case.strategy == "multiworker" else 0.95),
-            ({"synthetic_input": True, "all_reduce": False}, 0.8 if case.strategy == "multiworker" else 0.95),
-        ):
-            if changes and ((case.devices == 1 and "all_reduce" in changes) or case.cores_per_device is None):
-                continue
-            ranks = case.devices if case.strategy in ("multiworker", "horovod") else 1
-            seconds = [(10 * share * step_seconds * noise).tolist()] * ranks
-            trained = {} if changes else {"evaluations": reached, "test_accuracy": float(accuracy) / 100}
-            yield make_record(
-                case.model_copy(update=changes | ({"measure_seconds": 2.0} if changes else {})),
-                window_seconds=seconds,
-                measurements={"kernels": "fused"} | trained,
-                suite="quick",
-                study="quick",
-            )
+        ranks = case.case.devices if case.case.strategy in ("multiworker", "horovod") else 1
+        exchange = 0.2 if case.case.strategy == "multiworker" else 0.05
+        shares = {name: 1.0 if VARIANTS[name].reduced else 1 - exchange for name in case.variants}
+        trained = {"kernels": "fused", "evaluations": reached, "test_accuracy": float(accuracy) / 100}
+        fields = {"measurements": trained, "suite": "quick", "study": "quick"}
+        contenders.append((case.case, {name: [share * step_seconds] * ranks for name, share in shares.items()}, fields))
+    return rounds.make_round(np.random.default_rng(0), contenders, machine=rounds.Machine(throttled=0.0, stalls=0.0))
 
 
 @pytest.mark.slow
