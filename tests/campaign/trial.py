@@ -6,13 +6,14 @@ import contextlib
 import os
 import random
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mnist_dist.config import load_config
 from mnist_dist.strategies import STRATEGIES
 from tests.benchmarks.harness import MARK, REPOSITORY, make_mark, marked_processes
 from tests.processes.conftest import Run, wait_until
+from tests.processes.held import Held
 
 STEPS, CHECKPOINT_STEPS = 120, 20
 BATCH_SIZE = 48
@@ -33,7 +34,6 @@ SETTINGS = {
     "runtime.join_timeout_seconds": 400.0,  # On a busy machine.
 }
 SECONDS_TO_END = 500.0  # Far more than anything here takes on a busy machine: who is still there then hangs.
-HOOK = Path(__file__).with_name("hook")
 TRAINING = "in training"
 # Where a fault may hit: an audit event and a name in its arguments (see hook/), or a step that the console tells of.
 MOMENTS = {
@@ -111,15 +111,12 @@ class Trial:
     def environment(self, place: str = "") -> dict[str, str]:
         """Returns the variables of a process of this trial, which stops at a place if one is named."""
         variables = {MARK: self.mark, "TMPDIR": str(self.temporary), "PYTHONPATH": str(REPOSITORY)}
-        if place:
-            rank = str(self.plan.rank) if self.several else ""
-            held = {"CAMPAIGN_PLACE": place, "CAMPAIGN_RANK": rank, "CAMPAIGN_HELD": str(self.held_file)}
-            variables |= held | {"PYTHONPATH": f"{HOOK}{os.pathsep}{REPOSITORY}"}
-        return variables
+        return variables | (replace(self.held, place=place).variables if place else {})
 
     @property
-    def held_file(self) -> Path:
-        return self.folder / "held"
+    def held(self) -> Held:
+        rank = self.plan.rank if self.several else None
+        return Held(self.folder / "held", self.plan.place, rank)
 
     def arguments(self, **settings: object) -> list[str]:
         of_plan = {"runtime.strategy": self.plan.strategy, "runtime.devices": self.plan.devices}
@@ -146,20 +143,7 @@ class Trial:
 
     def wait_held(self, run: Run) -> int:
         """Returns the process that has come to its place and stopped there."""
-        arrived = wait_until(lambda: self._held() is not None or run.process.poll() is not None, SECONDS_TO_END)
-        held = self._held()
-        if not arrived or held is None:
-            run.kill_group()
-            run.finish(SECONDS_TO_END)
-            raise AssertionError(f"it never came to {self.plan.place}:\n{run.output}")
-        return held
-
-    def _held(self) -> int | None:
-        with contextlib.suppress(OSError, ValueError):
-            process = int(self.held_file.read_text())
-            if (Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[0] == "T":
-                return process
-        return None
+        return self.held.wait(run, SECONDS_TO_END)
 
     def release(self) -> None:
         """Lets go on whoever is stopped."""

@@ -1,20 +1,36 @@
 """A signal stops all ranks after the same step with one checkpoint, from which any number of devices goes on."""
 
+import os
 import signal
+from pathlib import Path
 
 import pytest
 
-from tests.processes.conftest import StartRun, assert_close, rank_processes, wait_until
+from mnist_dist.strategies import STRATEGIES
+from tests.processes.conftest import Run, StartRun, assert_close, rank_processes, wait_until
+from tests.processes.held import Held
 
 pytestmark = pytest.mark.slow
 
-STEPS = 60
+STEPS, EVERY_STEPS = 60, 12
 SETTINGS = [
     *["--optimizer", "sgd", "--learning-rate", "0.02", "--steps", str(STEPS), "--set", "runtime.steps_per_call=2"],
     *["--set", "schedule.name=constant", "--set", "schedule.warmup_percent=0"],
-    # Steps alone would be over before a busy machine has sent a signal.
-    *["--set", "checkpoint.every_steps=1"],
+    *["--set", f"checkpoint.every_steps={EVERY_STEPS}"],
 ]
+
+
+def start_and_signal(start: StartRun, folder: Path, number: signal.Signals, strategy: str = "", *flags: str) -> Run:
+    """Sends a signal to a run that is held in its first checkpoint, and returns when the run has ended."""
+    rank = None if not strategy or STRATEGIES[strategy].one_process else 0
+    held = Held(folder / "held", f"os.rename step-{EVERY_STEPS:08d}.npz", rank)
+    named = ["--strategy", strategy] if strategy else []
+    run = start("run", *SETTINGS, *named, *flags, environment=held.variables)
+    process = held.wait(run)
+    run.process.send_signal(number)
+    os.kill(process, signal.SIGCONT)
+    assert run.finish() == (130 if number == signal.SIGINT else 0), run.output
+    return run
 
 
 @pytest.mark.thorough
@@ -28,15 +44,17 @@ SETTINGS = [
     ],
 )
 def test_preempted_and_resumed_elsewhere(
-    start: StartRun, start_once: StartRun, number: signal.Signals, before: tuple[str, int], after: tuple[str, int]
+    start: StartRun,
+    start_once: StartRun,
+    tmp_path: Path,
+    number: signal.Signals,
+    before: tuple[str, int],
+    after: tuple[str, int],
 ) -> None:
-    run = start("run", *SETTINGS, "--strategy", before[0], "--devices", str(before[1]))
-    run.read_until("step    12")
-    run.process.send_signal(number)
-    assert run.finish() == 0, run.output
+    run = start_and_signal(start, tmp_path, number, before[0], "--devices", str(before[1]))
     result = run.result
     assert (result["status"], result["signal"]) == ("preempted", number.name)
-    assert 12 <= result["steps"] < STEPS
+    assert EVERY_STEPS <= result["steps"] < STEPS
     assert [file.name for file in sorted((run.workdir / "checkpoints").glob("*.npz"))][-1] == (
         f"step-{result['steps']:08d}.npz"
     )
@@ -65,21 +83,15 @@ def test_ctrl_c_while_ranks_start(start: StartRun, strategy: str, ranks: int) ->
 
 
 @pytest.mark.thorough
-def test_resumed_on_more_devices_than_one(start: StartRun) -> None:
+def test_resumed_on_more_devices_than_one(start: StartRun, tmp_path: Path) -> None:
     """Of a run that was started without saying how, on one device."""
-    run = start("run", *SETTINGS)
-    run.read_until("step    12")
-    run.process.send_signal(signal.SIGTERM)
-    assert run.finish() == 0, run.output
+    start_and_signal(start, tmp_path, signal.SIGTERM)
     run = start("run", *SETTINGS, "--resume", "--devices", "2")
     assert run.finish() == 0, run.output
     assert run.result["status"] == "completed" and run.result["replicas"] == 2
 
 
 @pytest.mark.thorough
-def test_ctrl_c_stops_with_a_checkpoint(start: StartRun) -> None:
-    run = start("run", *SETTINGS, "--strategy", "multiworker", "--devices", "2")
-    run.read_until("step    12")
-    run.process.send_signal(signal.SIGINT)
-    assert run.finish() == 130, run.output
+def test_ctrl_c_stops_with_a_checkpoint(start: StartRun, tmp_path: Path) -> None:
+    run = start_and_signal(start, tmp_path, signal.SIGINT, "multiworker", "--devices", "2")
     assert run.result["signal"] == "SIGINT"
