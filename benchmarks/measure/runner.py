@@ -95,7 +95,8 @@ def run_round(
         ratios: whose rates are to be known to the width that the study asks for, each a numerator and a denominator.
         tell: learns what is going on; contenders have the names of their runs.
     """
-    import scipy.stats  # noqa: F401 - intervals need it; loading it later would disturb what is measured.
+    if ratios:
+        import scipy.stats  # noqa: F401 - intervals need it; loading it later would disturb what is measured.
 
     study = runs[0].study
     with contextlib.ExitStack() as stack:

@@ -69,7 +69,9 @@ class Block(Section):
     only_on: Literal["CPU", "GPU"] | None = Field(None, description="Left out where the devices are others.")
     whole_machine: bool = Field(False, description="Use all cores, however few the devices.")
     ablations: bool = Field(False, description="Also without input and without all-reduce, to tell where time goes.")
-    measure_seconds: PositiveFloat | None = Field(None, description="See mnist_dist.benchmarks.records.case.Case.")
+    measure_seconds: PositiveFloat | None = Field(
+        None, description="Of a training, see mnist_dist.benchmarks.records.case.Case; else, instead of the kind's own."
+    )
     repeats: PositiveInt | None = Field(None, description="Instead of the suite's.")
     settings: dict[str, Any] = Field(default_factory=dict, description="Of the training runs, by dotted key.")
     vary: dict[str, Values] = Field(default_factory=dict, description="Settings that take each of some values.")

@@ -107,9 +107,11 @@ class Cluster:
         return values.get("SLURMD_NODENAME") == node and values.get("SLURM_CONF") == self.environment["SLURM_CONF"]
 
     def cut_power(self, node: str) -> None:
-        """Kills a node's daemon and all it runs, at once."""
+        """Kills a node's daemon and all it runs, at once; what does not know of Slurm as well."""
         os.kill(int((self.folder / f"{node}.pid").read_text()), signal.SIGKILL)
-        for pid in self.processes_of(node):
+        known = self.processes_of(node)
+        below = [pid for each in known for pid in all_descendants(each)]
+        for pid in dict.fromkeys([*known, *below]):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 

@@ -1,6 +1,6 @@
 """A survey of the cluster, whose nodes share this machine: one is slow, a link is slow, and a node dies on the way.
 
-`python -m tests.slurm.survey 20` plays as many surveys; each takes a quarter of an hour of two cores.
+`python -m tests.slurm.survey 20` plays as many surveys; each takes two and a half minutes of two cores.
 """
 
 from __future__ import annotations
@@ -20,22 +20,40 @@ minutes: 1
 repeats: 2
 devices: all
 blocks:
-  - {kind: matmul, strategies: single, devices: 1}
-  - {kind: collectives, strategies: [mirrored, multiworker]}
+  - {kind: matmul, strategies: single, devices: 1, measure_seconds: 0.3}
+  - {kind: collectives, strategies: [mirrored, multiworker], measure_seconds: 0.1}
 """
 SLOW_NODE, SLOW_LINK, LOST = "n2-ib", ("n10", "rack2n1"), "rack1n1"
-# What is injected into all that Python runs: workers tell the time by the processor's clock, which others on this
-# machine do not slow, and which goes four times as fast where something is to be slow. A survey hides Slurm from what
-# it starts, but no other variable.
+SLOWER, NOISE = 1.3, 0.01  # Times as long as the others; standard deviation, as a share.
+STEP_SECONDS = 0.2  # Of a matrix product or a sum over all ranks: a turn has one of them.
+# What is injected into all that Python runs. Workers do their work and tell the time by it, at a pace that is planted,
+# with the noise of a quiet fleet: 1 % between processes, and between their turns. No clock of this machine would do:
+# others on its hardware slow a process by half or more, in processor time too, and where devices differ by so much, no
+# survey can tell who is slow. A survey hides Slurm from what it starts, but no other variable.
 PLANT = f"""
-import os, sys, time
+import os, random, sys, time
 node = os.environ["PLANTED_NODE"] = os.environ.get("SLURMD_NODENAME") or os.environ.get("PLANTED_NODE", "")
 if "mnist_dist.benchmarks.measure.worker" in sys.orig_argv:
+    from mnist_dist.benchmarks.measure import timing
     from mnist_dist.distributed.cluster import expand_node_list
+
     nodes = set(expand_node_list(os.environ.get("SLURM_JOB_NODELIST", "")))
-    factor = 4.0 if node == {SLOW_NODE!r} or nodes == {set(SLOW_LINK)!r} else 1.0
-    clock = time.process_time
-    time.perf_counter = lambda: factor * clock()
+    factor = {SLOWER} if node == {SLOW_NODE!r} or nodes == {set(SLOW_LINK)!r} else 1.0
+    step_seconds = {STEP_SECONDS} * factor * random.gauss(1.0, {NOISE})
+    now = 0.0
+
+    def clocked(run):
+        def work(count):
+            global now
+            result = run(count)
+            now += count * step_seconds * random.gauss(1.0, {NOISE})
+            return result
+
+        return work
+
+    take_timings = timing.take_timings
+    timing.take_timings = lambda runs, turns: take_timings({{name: clocked(run) for name, run in runs.items()}}, turns)
+    time.perf_counter = lambda: now
 """
 
 

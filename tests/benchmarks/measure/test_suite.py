@@ -121,6 +121,8 @@ class TestExpansion:
         (sizes,) = plan(make_suite({"kind": "collectives"}, strategies="horovod"))
         assert len(sizes.variants) == len(collectives.MESSAGE_BYTES)
         assert sizes.measuring_seconds == pytest.approx(len(sizes.variants) * collectives.KIND.seconds)
+        (shorter,) = plan(make_suite({"kind": "collectives", "measure_seconds": 0.1}, strategies="horovod"))
+        assert shorter.measuring_seconds == pytest.approx(len(sizes.variants) * 0.1)
 
     def test_all_reduces_need_two_devices_and_matrix_products_one(self) -> None:
         suite = make_suite({"kind": "collectives"}, {"kind": "matmul"})
