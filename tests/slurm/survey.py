@@ -1,6 +1,6 @@
 """A survey of the cluster, whose nodes share this machine: one is slow, a link is slow, and a node dies on the way.
 
-`python -m tests.slurm.survey 20` plays as many surveys; each takes a quarter of an hour of two cores.
+`python -m tests.slurm.survey 20` plays as many surveys; each takes two and a half minutes of two cores.
 """
 
 from __future__ import annotations
