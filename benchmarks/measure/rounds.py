@@ -1,8 +1,8 @@
 """A round: contenders that are alive at once and take turns on the same devices.
 
 They are started one after another, so that each one's start-up and first step have the machine for themselves. Then
-they wait, and one at a time has the turn: a fifth of a second of steps. First those that train to an end do so; then,
-in cycles whose order is drawn anew, every contender has one turn of each of its variants. What is compared is compared
+they wait, and one at a time has the turn. First those that train to an end do so; then, in cycles whose order is drawn
+anew, every contender has one turn of each of its variants, and a baseline some more. What is compared is compared
 within a cycle, so that whatever slows the machine for longer than that falls on all alike: duet benchmarking (Bulej et
 al., ICPE 2020) with randomised multiple interleaved trials (Abedi and Brecht, ICPE 2017).
 """
@@ -10,6 +10,7 @@ al., ICPE 2020) with randomised multiple interleaved trials (Abedi and Brecht, I
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -24,8 +25,12 @@ from mnist_dist.benchmarks.statistics.stats import CONFIDENCE, student_quantile
 from mnist_dist.distributed.turns import FULL, Turn
 from mnist_dist.errors import UserError
 
-TURN_SECONDS = 0.2
-LEAD_SHARE = 0.1  # Of a turn's steps, taken before them without being counted: the first find cold caches.
+# A core may have two paces, of which each lasts for tenths of a second or many seconds: a cycle says as much of them
+# however long its turns are, so more cycles say more. But each turn is a call that costs milliseconds, which many steps
+# share in a training.
+TURN_SECONDS, LONGEST_TURN_SECONDS, ENOUGH_STEPS = 0.1, 0.3, 10
+TRAINING_TURN_SECONDS = 0.2  # Of trainings to an end, in which nothing is compared cycle by cycle.
+LEAD_SECONDS = 0.02  # Of steps before those of a turn, which are not counted: the first find cold caches.
 CALIBRATIONS = 8  # At most, until a turn is about as long as it should be.
 FEWEST_CYCLES = 13  # Before anything is called known well enough: ten are left without a warm-up of a fifth.
 ENDING_SECONDS = 60.0  # For a contender that is told to end, to write what it measured; launchers take seconds.
@@ -95,6 +100,7 @@ class Standing:
         ended: what ended its measuring, where that is not what ended the round.
         step_seconds: of each variant, in its last turn.
         rates: steps per second by variant and cycle.
+        done: the steps and seconds of each variant and cycle.
         waiting_cores: that its processes used while others had the turn, on average.
         own_seconds: from its start until it was ready, and in its turns.
         turn_seconds: in its turns since measuring began, and the processor time of its own in them.
@@ -109,6 +115,7 @@ class Standing:
     ended: Ended | None = None
     step_seconds: dict[str, float] = field(default_factory=dict)
     rates: dict[str, dict[int, float]] = field(default_factory=dict)
+    done: dict[tuple[str, int], tuple[int, float]] = field(default_factory=dict)
     waiting_cores: float = 0.0
     turn_seconds: float = 0.0
     turn_cpu_seconds: float = 0.0
@@ -188,7 +195,7 @@ class Round:
         while training := [each for each in self._alive() if _is_training(each)]:
             self.tell(Stage("training", training=len(training)))
             for standing in self._random.sample(training, len(training)):
-                self._give(standing, FULL, self._cycles, lead=False)
+                self._give(standing, FULL, self._cycles, is_training=True)
                 if standing.end is None and not _is_training(standing) and not standing.contender.variants:
                     standing.ended = "trained"
                     self._end(standing)
@@ -212,7 +219,7 @@ class Round:
         for standing in self._alive():
             standing.measured_from = (began, standing.running.cpu_seconds())
             standing.turn_seconds = standing.turn_cpu_seconds = 0.0
-        while keys := [(standing, variant) for standing in self._alive() for variant in standing.contender.variants]:
+        while keys := self._turns_of_a_cycle():
             self.tell(Stage("measuring", cycle=self._cycles - before, half_width=widest))
             for standing, variant in self._random.sample(keys, len(keys)):
                 if standing.end is None:
@@ -226,13 +233,25 @@ class Round:
                 self.ended = "time"
                 break
 
-    def _give(self, standing: Standing, variant: str, cycle: int, lead: bool = True) -> float | None:
+    def _turns_of_a_cycle(self) -> list[tuple[Standing, str]]:
+        """Returns who has them, of which variants: what m others are compared with has about the root of m.
+
+        Its own deviation is in each of the m ratios (Dunnett, "A multiple comparison procedure for comparing several
+        treatments with a control", J. Am. Stat. Assoc. 50, 1955).
+        """
+        compared = Counter(denominator for _, denominator in self.limits.ratios)
+        keys = [(standing, variant) for standing in self._alive() for variant in standing.contender.variants]
+        times = [max(round(math.sqrt(compared[each.contender.name, variant])), 1) for each, variant in keys]
+        return [key for key, count in zip(keys, times, strict=True) for _ in range(count)]
+
+    def _give(self, standing: Standing, variant: str, cycle: int, is_training: bool = False) -> float | None:
         """Gives a turn, and notes what came of it; returns its seconds, or None if the contender is out."""
         group = standing.group
         if group is None or standing.end is not None:
             return None
-        steps = max(1, round(TURN_SECONDS / standing.step_seconds.get(variant, TURN_SECONDS)))
-        turn = Turn(steps, max(1, round(LEAD_SHARE * steps)) if lead else 0, variant, cycle)
+        step_seconds = standing.step_seconds.get(variant, LONGEST_TURN_SECONDS)
+        lead = 0 if is_training else max(round(LEAD_SECONDS / step_seconds), 1)
+        turn = Turn(steps_of_turn(step_seconds, is_training), lead, variant, cycle)
         began, cpu_before = time.monotonic(), standing.running.cpu_seconds()
         energy_before = self.meter() if self.meter else None
         seconds = self._harness.give(group, turn, self.limits.timeout_seconds, self._is_alive(standing))
@@ -251,7 +270,10 @@ class Round:
             return None
         if group.steps and seconds:
             standing.step_seconds[variant] = seconds / group.steps
-            standing.rates.setdefault(variant, {})[cycle] = group.steps / seconds
+            steps_before, seconds_before = standing.done.get((variant, cycle), (0, 0.0))
+            done = steps_before + group.steps, seconds_before + seconds
+            standing.done[variant, cycle] = done
+            standing.rates.setdefault(variant, {})[cycle] = done[0] / done[1]
         if group.signal:
             standing.ended = "interrupted"
             self._end(standing)
@@ -311,6 +333,14 @@ class Round:
         ratios = np.log([above[cycle] / below[cycle] for cycle in cycles])
         _, variance, freedom = mean_of_rounds([ratios])
         return math.inf if math.isnan(variance) else student_quantile((1 + CONFIDENCE) / 2, freedom) * variance**0.5
+
+
+def steps_of_turn(step_seconds: float, is_training: bool = False) -> int:
+    """Returns how many steps a turn has, where one takes so long."""
+    if is_training:
+        return max(round(TRAINING_TURN_SECONDS / step_seconds), 1)
+    enough = min(ENOUGH_STEPS, LONGEST_TURN_SECONDS / step_seconds)
+    return max(round(max(TURN_SECONDS / step_seconds, enough)), 1)
 
 
 def _is_training(standing: Standing) -> bool:

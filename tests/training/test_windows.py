@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mnist_dist.benchmarks.measure.rounds import TURN_SECONDS
+from mnist_dist.benchmarks.measure.rounds import TURN_SECONDS, steps_of_turn
 from mnist_dist.benchmarks.measure.suite import Machine, load_suite, plan_cases, shipped_suites, training_settings
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.statistics.steady_state import find_steady_state
@@ -89,6 +89,6 @@ def test_every_suite_gets_a_rate_of_fast_steps_on_gpus(name: str) -> None:
         epochs = load_config("default", training_settings(case, 0)).training.epochs
         trained = 0 if case.measure_seconds else epochs * 60_000 // case.global_batch_size
         turns = int(planned.measuring_seconds / max(len(planned.variants), 1) / TURN_SECONDS)
-        steps = [50] * (trained // 50) + [round(TURN_SECONDS / STEP_SECONDS)] * turns
+        steps = [50] * (trained // 50) + [steps_of_turn(STEP_SECONDS)] * turns
         found = find_steady_state(steps, [[each * STEP_SECONDS for each in steps]])
         assert found.reason_unstable is None, f"{case}: {found.reason_unstable}"

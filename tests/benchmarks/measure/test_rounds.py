@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 
 from mnist_dist.benchmarks.measure.process import Running
-from mnist_dist.benchmarks.measure.rounds import FEWEST_CYCLES, Contender, Limits, Round, Stage, Standing
+from mnist_dist.benchmarks.measure.rounds import (
+    FEWEST_CYCLES,
+    Contender,
+    Limits,
+    Round,
+    Stage,
+    Standing,
+    steps_of_turn,
+)
 from mnist_dist.errors import UserError
 from tests.benchmarks.harness import REPOSITORY
 
@@ -60,6 +68,24 @@ def test_ratios_within_cycles(contender) -> None:  # type: ignore[no-untyped-def
     cycles = [sorted(cycle for cycle in standing.rates[FULL] if cycle >= 0) for standing in standings.values()]
     assert cycles[0] == cycles[1] == list(range(len(cycles[0]))) and len(cycles[0]) >= 5
     assert round_.ended == "time"
+
+
+@pytest.mark.parametrize(
+    ("step_seconds", "steps"), [(0.0001, 1000), (0.004, 25), (0.015, 10), (0.05, 6), (0.19, 2), (5.0, 1)]
+)
+def test_a_turn_is_short_but_has_steps_enough(step_seconds: float, steps: int) -> None:
+    assert steps_of_turn(step_seconds) == steps
+
+
+def test_a_baseline_has_a_turn_more_for_those_compared_with_it(contender) -> None:  # type: ignore[no-untyped-def]
+    others = ["one", "two", "three", "four"]
+    ratios = [((name, FULL), ("base", FULL)) for name in others]
+    contenders = [contender("base", "0.01", variants=(FULL, "resident")), *(contender(name, "0.01") for name in others)]
+    standings = Round(contenders, limits(3.0, ratios=ratios)).run()
+    steps = {name: sum(standing.done[FULL, cycle][0] for cycle in (0, 1)) for name, standing in standings.items()}
+    assert all(1.5 * steps[name] < steps["base"] < 2.5 * steps[name] for name in others), steps
+    assert standings["base"].done["resident", 0][0] < 0.7 * standings["base"].done[FULL, 0][0]
+    assert ratio(standings, "one") == pytest.approx(1.0, rel=0.2), "rates are of all its turns together"
 
 
 @pytest.mark.parametrize(
