@@ -28,6 +28,7 @@ from mnist_dist.slurm.survey import Plan, Request, plan_file, plan_jobs, tournam
 
 ASPECTS = {"compute": 30.0, "memory": 28.0, "copies": 24.0, "training": 12.0}  # Log rates.
 REPEATS = 3
+PACES = ((0.01, 0.005), (0.02, 0.01), (0.03, 0.0))  # Noise of a repeat, and between devices.
 
 
 def fleet(
@@ -98,34 +99,22 @@ def main(arguments: Sequence[str]) -> None:
         measure_scale()
         return
     print("Equal fleets that name somebody; of those with a device that is 10 % slow, who name it, and it alone")
-    for nodes, count in ((8, 100), (32, 100), (1000, 10)):
-        for noise, between in ((0.01, 0.005), (0.02, 0.01), (0.03, 0.0)):
-            equal = [
-                named(fleet(np.random.default_rng([seed, 1]), nodes, noise=noise, between=between))
+    rows = [(nodes, count, *pace) for nodes, count in ((8, 100), (32, 100), (1000, 10)) for pace in PACES]
+    for nodes, count, noise, between in [(nodes, 400, 0.005, 0.02) for nodes in (5, 6, 7, 8)] + rows:
+        equal, ill = (
+            [
+                named(fleet(np.random.default_rng([seed, number]), nodes, noise=noise, between=between, slow=slow))
                 for seed in range(count)
             ]
-            ill = [
-                named(
-                    fleet(
-                        np.random.default_rng([seed, 2]),
-                        nodes,
-                        noise=noise,
-                        between=between,
-                        slow={("n3", "0"): -math.log(0.9)},
-                    )
-                )
-                for seed in range(count)
-            ]
-            alarms = sum(map(bool, equal)) / count
-            hits, alone = (
-                sum(("n3", "0") in each for each in ill) / count,
-                sum(each == {("n3", "0")} for each in ill) / count,
-            )
-            print(
-                f"{nodes} nodes, {noise:.0%} noise, {between:.1%} between: alarms {alarms:.1%}, "
-                f"named {hits:.0%}, alone {alone:.0%}",
-                flush=True,
-            )
+            for number, slow in ((1, {}), (2, {("n3", "0"): -math.log(0.9)}))
+        )
+        alarms, hits = sum(map(bool, equal)) / count, sum(("n3", "0") in each for each in ill) / count
+        alone = sum(each == {("n3", "0")} for each in ill) / count
+        print(
+            f"{nodes} nodes, {noise:.1%} noise, {between:.1%} between: alarms {alarms:.1%}, "
+            f"named {hits:.0%}, alone {alone:.0%}",
+            flush=True,
+        )
 
 
 def measure_scale() -> None:
