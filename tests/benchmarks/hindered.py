@@ -1,4 +1,6 @@
-"""`mnist-dist` with something that is slow in runs of several ranks: python hindered.py input|rank|all-reduce train ...
+"""`mnist-dist` with something that is slow in runs of several ranks: python hindered.py WHAT train ...
+
+WHAT is input, rank, all-reduce or nothing.
 
 The launcher starts its ranks as `python -m mnist_dist`. What this program changes in its own process would not reach
 them, so it makes the launcher start its ranks through this program as well, and leaves all else as it is.
@@ -40,8 +42,7 @@ def main() -> None:
     lengthen_steps(Horovod)
     cluster = find_cluster(os.environ)
     if cluster.size > 1:
-        hinder = {"input": hinder_input, "rank": hinder_rank, "all-reduce": hinder_all_reduce}[what]
-        hinder(cluster.rank)
+        HINDERED[what](cluster.rank)
     run()
 
 
@@ -77,6 +78,14 @@ def hinder_all_reduce(rank: int) -> None:
 
     original = Horovod.reduce
     Horovod.reduce = lambda self, tensor: original(self, *late([tensor], DELAY_SECONDS))
+
+
+HINDERED: dict[str, Callable[[int], None]] = {
+    "input": hinder_input,
+    "rank": hinder_rank,
+    "all-reduce": hinder_all_reduce,
+    "nothing": lambda rank: None,
+}
 
 
 def lengthen_steps(strategy: type, seconds: float = STEP_SECONDS) -> None:

@@ -1,57 +1,22 @@
-"""What slows two ranks down is planted in real runs, and has to be named by what is read from their records.
-
-Nothing is simulated: the harness starts the processes, which train with Horovod, measure themselves and are attributed
-as any study is. Only what is planted is known beforehand; see hindered.py. It spares runs of a single device, against
-which the others are judged, and with which they take turns.
-"""
+"""What slows two ranks down is planted in real runs, and has to be named; causes.py does so again and again."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from mnist_dist.benchmarks.analysis.attribution import Attribution
-from mnist_dist.benchmarks.analysis.study import Analysis
-from mnist_dist.benchmarks.measure.suite import Block, Narrowing, PlannedCase, Suite, plan_cases
+from mnist_dist.benchmarks.measure.suite import PlannedCase
 from mnist_dist.benchmarks.report.explanation import explain
-from tests.benchmarks.harness import BATCH_SIZE, MACHINE, make_study, run_cases, small_settings
+from tests.benchmarks import causes
 from tests.benchmarks.hindered import DELAY_SECONDS, SLOW_RANK
 
 pytestmark = pytest.mark.slow
 
-MEASURE_SECONDS = 6.0  # Of each variant: about fifteen cycles of turns, each of a hindered step or two.
-
 
 @pytest.fixture(scope="module")
 def cases(tiny_mnist: Path) -> list[PlannedCase]:
-    block = Block(
-        images_per_device=[BATCH_SIZE],
-        measure_seconds=MEASURE_SECONDS,
-        ablations=True,
-        settings=small_settings(tiny_mnist) | {"runtime.steps_per_call": 1},
-    )
-    suite = Suite(
-        description="d", minutes=1.0, repeats=1, strategies=["single", "horovod"], devices=[1, 2], blocks=[block]
-    )
-    planned = plan_cases(suite, MACHINE, Narrowing())
-    return [item for item in planned if item.case.strategy == "single" or item.case.devices == 2]
-
-
-def attribute_planted(what: str, cases: list[PlannedCase], folder: Path) -> Attribution:
-    program = (sys.executable, str(Path(__file__).parents[1] / "hindered.py"), what)
-    for attempt in range(3):  # A busy machine may leave too few cycles to explain anything; it is then measured again.
-        records = run_cases(make_study(folder / f"scratch-{attempt}", program=program), *cases)
-        for record in records:
-            assert record.status == "ok", record.output_tail
-        if attributions := Analysis(records).attributions:
-            break
-    (attribution,) = attributions
-    print("\n" + explain(attribution))
-    for part in attribution.parts:
-        print(f"  {part.name:15} {1e3 * part.step_seconds.value:7.2f} ms, {100 * part.share.value:5.1f} %")
-    return attribution
+    return causes.plan(tiny_mnist)
 
 
 def test_the_variants_are_what_attribution_needs(cases: list[PlannedCase]) -> None:
@@ -71,7 +36,8 @@ def test_the_variants_are_what_attribution_needs(cases: list[PlannedCase]) -> No
     ],
 )
 def test_what_is_planted_is_named(what: str, cause: str, label: str, cases: list[PlannedCase], tmp_path: Path) -> None:
-    attribution = attribute_planted(what, cases, tmp_path)
+    attribution = causes.measure(what, cases, tmp_path)
+    assert attribution, "too few cycles, three times"
     assert attribution.is_significant
     assert attribution.biggest and attribution.biggest.name == cause
     assert label in explain(attribution)
