@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import mnist_dist
 from mnist_dist import command, doctor, runtime
@@ -260,9 +262,14 @@ def test_a_gpu_that_tensorflow_does_not_find_ends_the_run_with_its_reason(driver
 
 
 @pytest.mark.parametrize("command", ["predict", "export", "evaluate", "doctor"])
-def test_commands_take_one_device(command: str, tf: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_take_one_device(
+    command: str, tf: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before anything computes: without it TensorFlow takes nearly all memory of all GPUs."""
     import mnist_dist.__main__ as program
+
+    picture = tmp_path / "one.png"
+    Image.fromarray(np.pad(np.full([18, 2], 255, np.uint8), ((5, 5), (13, 13)))).save(picture)
 
     class SelectedError(Exception):
         pass
@@ -272,7 +279,7 @@ def test_commands_take_one_device(command: str, tf: ModuleType, monkeypatch: pyt
 
     monkeypatch.setattr(runtime, "select_devices", select)
     calls = {
-        "predict": lambda: program.run_predict(argparse.Namespace()),
+        "predict": lambda: program.run_predict(argparse.Namespace(images=[picture], json=False)),
         "export": lambda: program.load_run(Path("nowhere")),
         "evaluate": lambda: program.load_run(Path("nowhere")),
         "doctor": lambda: list(doctor.check_devices()),

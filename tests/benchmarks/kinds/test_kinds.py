@@ -50,7 +50,7 @@ def test_a_new_kind_goes_from_a_suite_to_a_comparison(
     (tmp_path / "own.yaml").write_text(json.dumps(suite | {"strategies": ["single", "mirrored"]}))
     assert main(["run", str(tmp_path / "own.yaml"), "--results", str(tmp_path / "base")]) == 0
     said = capsys.readouterr().out
-    assert len(re.findall(r"^\[\d/2\] naps: (?:single|mirrored), .*: \d+ naps, \d+ s$", said, re.M)) == 2
+    assert len(re.findall(r"^\[run \d of 2\] naps: (?:single|mirrored), .*: \d+ naps, \d+ s$", said, re.M)) == 2
     records = Store(tmp_path / "base").records()
     assert {(record.case.kind, record.case.devices) for record in records} == {("sleep", 1)}
     for record in records:

@@ -50,7 +50,7 @@ def measured_of(record: Record) -> dict[str, Any]:
 def cycles_of(record: Record, variant: str = "full") -> list[int]:
     measured = measured_of(record)
     pairs = zip(measured["window_variants"], measured["window_cycles"], strict=True)
-    return [cycle for name, cycle in pairs if name == variant and cycle >= 0]
+    return list(dict.fromkeys(cycle for name, cycle in pairs if name == variant and cycle >= 0))
 
 
 @pytest.fixture(scope="module")
