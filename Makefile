@@ -26,7 +26,7 @@ help: ## list the targets
 bench: $(INSTALLED) ## measure throughput and accuracy of every strategy on 1 and 2 devices; builds Horovod the first time
 	@if [ -e $(HOROVOD) ]; then exec $(BIN)/mnist-dist bench run quick; fi; \
 	study=results/quick-$$(date +%Y%m%d-%H%M%S); \
-	echo "First without Horovod, which make builds afterwards, in some minutes; then the table is completed."; \
+	echo "Horovod is skipped at first: make builds it afterwards, in some minutes, and then completes the table."; \
 	$(BIN)/mnist-dist bench run quick --results $$study || exit; \
 	echo; echo "Building Horovod, to measure it beside the same baseline; the report above stays."; \
 	$(MAKE) --no-print-directory $(HOROVOD) && exec $(BIN)/mnist-dist bench run quick --results $$study --resume

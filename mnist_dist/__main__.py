@@ -205,7 +205,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
 def add_predict(commands: Any) -> None:
     parser = add_command(commands, run_predict, "read the digit on your own pictures")
     add_workdir(parser)
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="picture files")
+    parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="picture files, one at least")
     parser.add_argument(
         "--json", action="store_true", help='print lines of {"file", "digit", "probability", "uncertain"}'
     )
@@ -217,6 +217,10 @@ def run_predict(args: argparse.Namespace) -> int:
     probable than 0.95, is called uncertain.
     """
     from mnist_dist.inference import predict
+
+    if not args.images:
+        example = f"mnist-dist predict WORKDIR {args.workdir}"
+        raise UserError(f"IMAGE: received only '{args.workdir}', expected the folder of a run and pictures: {example}")
 
     @functools.cache
     def load() -> Any:

@@ -129,7 +129,7 @@ def of_gpus(parse: Callable[[str], Any]) -> Callable[[str], Any]:
         value = parse(text)
         if not driver_gpus():
             raise argparse.ArgumentTypeError(
-                f"received '{text}', expected a machine with GPUs, and this process may use none; "
+                f"received '{text}', expected a machine with GPUs, found none; "
                 f"`--devices {text}` takes shares of the CPU's cores"
             )
         return value

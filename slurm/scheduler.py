@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mnist_dist.errors import TrainingError, UserError, not_among, one_line
 
 TIMEOUT_SECONDS = 120.0  # A busy controller answers late.
-ELSEWHERE = "run this where jobs are submitted; `mnist-dist slurm scaling --dry-run` works without a cluster."
+ELSEWHERE = "run this where jobs are submitted; without a cluster, --dry-run says what `mnist-dist slurm` would do."
 
 
 class UnclearError(TrainingError):

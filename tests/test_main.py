@@ -190,7 +190,7 @@ def test_without_arguments_it_prints_its_help(arguments: list[str], capsys: pyte
         (["train", "--learning-rate", ""], r"argument --learning-rate/--lr: received '', expected a number; see .*"),
         (
             ["train", "--gpus", "2"],
-            r"argument --gpus/--num-gpus: received '2', expected a machine with GPUs, and this process may use none; "
+            r"argument --gpus/--num-gpus: received '2', expected a machine with GPUs, found none; "
             r"`--devices 2` takes shares of the CPU's cores; see `mnist-dist train --help`\.",
         ),
         (["train", "--gpus", "0"], "argument --gpus/--num-gpus: received '0', expected a whole number from 1 on; .*"),
@@ -206,7 +206,7 @@ def test_without_arguments_it_prints_its_help(arguments: list[str], capsys: pyte
             ["export", "run", "--format", "onnx"],
             r"argument --format: received 'onnx', expected one of .*-int8\. See .*",
         ),
-        (["predict", "run"], r"the following arguments are required: IMAGE; see .*"),
+        (["predict", "3.png"], r"IMAGE: received only '3.png', expected the folder of a run and .* WORKDIR 3.png"),
         (["train", "--set", "model.dropout"], r"--set: received 'model.dropout', expected key=value, for example .*"),
         (["train", "--resume"], r"--resume: no --workdir was given, expected the folder of the run to continue\."),
         (["train", "--config", "defualt"], r"--config: there is no file 'defualt'; .* Did you mean 'default'\?"),

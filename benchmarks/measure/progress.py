@@ -88,8 +88,9 @@ class RoundProgress:
         self._draw()
 
     def _draw(self, at_once: bool = True) -> None:
-        left = max(self._left_seconds - (time.monotonic() - self._began), 0.0)
-        self._display.show(f"{clock(left)} left  {self._label}", self._done, at_once=at_once)
+        left = self._left_seconds - (time.monotonic() - self._began)
+        when = f"{clock(max(left, 0.0))} left" if left > -1 else f"{clock(-left)} longer than planned"
+        self._display.show(f"{when}  {self._label}", self._done, at_once=at_once)
 
     def _describe(self, stage: Stage) -> str:
         if stage.contender is not None:

@@ -93,7 +93,7 @@ def _fastest(cases: Sequence[TrainedCase]) -> Iterator[str]:
     rivals = sum(any(math.exp(run.series.log_rate) > NEAR * rates[best].value for run in runs) for runs in doubtful)
     if rivals:
         verb = "trainings that may be as fast have" if rivals > 1 else "training that may be as fast has"
-        yield f"Fastest is not known: {rivals} {verb} no rate yet, as they were too short or did not settle."
+        yield f"Fastest is not known: {rivals} {verb} no rate yet: too short, or not settled."
         return
     ratios = {each: rate_ratio(each, best, common) for each in others}
     equals = [names[each] for each in others if not ratios[each].high < 1]  # Also where no bound is known.

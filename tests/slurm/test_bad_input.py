@@ -129,7 +129,7 @@ def test_a_client_without_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         partitions()
     assert str(caught.value) == (
         "sinfo: Slurm does not answer here, it says 'fetch_config: DNS SRV lookup failed.'; run this where jobs are "
-        "submitted; `mnist-dist slurm scaling --dry-run` works without a cluster."
+        "submitted; without a cluster, --dry-run says what `mnist-dist slurm` would do."
     )
 
 
