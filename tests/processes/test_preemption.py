@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ SETTINGS = [
     *["--set", "schedule.name=constant", "--set", "schedule.warmup_percent=0"],
     *["--set", f"checkpoint.every_steps={EVERY_STEPS}"],
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_nohup() -> Iterator[None]:
+    """Ranks ignore SIGHUP where the tests were started with nohup, and are right to do so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def start_and_signal(start: StartRun, folder: Path, number: signal.Signals, strategy: str = "", *flags: str) -> Run:

@@ -37,7 +37,7 @@ def test_the_variants_are_what_attribution_needs(cases: list[PlannedCase]) -> No
 )
 def test_what_is_planted_is_named(what: str, cause: str, label: str, cases: list[PlannedCase], tmp_path: Path) -> None:
     attribution = causes.measure(what, cases, tmp_path)
-    assert attribution, "too few cycles, three times"
+    assert attribution, "nothing whole, three times"
     assert attribution.is_significant
     assert attribution.biggest and attribution.biggest.name == cause
     assert label in explain(attribution)

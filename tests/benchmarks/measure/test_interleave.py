@@ -123,7 +123,7 @@ def test_two_settings_take_turns(tmp_path: Path, tiny_mnist: Path) -> None:
     assert [record.status for record in base + new] == ["ok"] * 4
     assert [record.identity.config["model"]["dense_units"] for record in base + new] == [16, 16, 32, 32]
     assert {record.case_id for record in base} == {record.case_id for record in new}
-    assert "Ratio: new over base" in done.stdout and "incomparable" not in done.stdout.lower()
+    assert "Speed: images/s" in done.stdout and "incomparable" not in done.stdout.lower()
 
 
 @pytest.mark.thorough
