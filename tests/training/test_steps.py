@@ -31,7 +31,10 @@ SGD = OptimizerConfig(name="sgd", momentum=0.0)
 
 @pytest.fixture(autouse=True)
 def quiet(tf: ModuleType) -> None:
-    """TensorFlow is imported once, without its notices."""
+    """TensorFlow is imported once, without its notices, and computes as if no test before had been deterministic."""
+    from tensorflow.python.framework import config
+
+    config.disable_op_determinism()
 
 
 @dataclass
