@@ -83,7 +83,7 @@ def study_of_readme(table: str) -> list[Record]:
             for part, share in ((1, 0.985), (2, float(accuracy) / 100))
         ]
         ranks = case.case.devices if case.case.strategy in ("multiworker", "horovod") else 1
-        exchange = 0.2 if case.case.strategy == "multiworker" else 0.05
+        exchange = 0.32 if case.case.strategy == "multiworker" else 0.05
         shares = {name: 1.0 if VARIANTS[name].reduced else 1 - exchange for name in case.variants}
         trained = {"kernels": "fused", "evaluations": reached, "test_accuracy": float(accuracy) / 100}
         fields = {"measurements": trained, "suite": "quick", "study": "quick"}
