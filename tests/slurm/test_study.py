@@ -269,7 +269,7 @@ def test_time_limits_in_every_form_of_slurm(limit: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (POINTS, "sbatch: it is not on PATH; run this where jobs are submitted; `mnist-dist slurm scaling --dry-run`"),
+        (POINTS, "sbatch: it is not on PATH; run this where jobs are submitted; without a cluster, --dry-run"),
         (
             ("scaling", "--gpus", "1,x", "--gpus-per-node", "2"),
             "argument --gpus: received 'x'",
