@@ -70,12 +70,12 @@ def study_of_readme(table: str) -> list[Record]:
 
     Two devices of multiworker lose the most, to the all-reduce.
     """
-    rows = re.findall(r"^(\w+) +(\d).*? 128 +([\d,]+) ±.* (99\.\d+) ", table, re.MULTILINE)
+    rows = re.findall(r"^(\w+) +(\d).*? 128 +([\d,]+) ±\S+ +[\d,]+ +(\S+) +(99\.\d+) ", table, re.MULTILINE)
     rates = {(row[0], int(row[1]), place == 0): row[2:] for place, row in enumerate(rows)}
     planned = plan_cases(load_suite("quick"), Machine(cores=2, gpus=0, devices_per_host=2))
     contenders = []
     for case in (each for each in planned if each.case.kind == "train"):
-        rate, accuracy = rates[case.case.strategy, case.case.devices, case.case.cores_per_device is None]
+        rate, efficiency, accuracy = rates[case.case.strategy, case.case.devices, case.case.cores_per_device is None]
         step_seconds = case.case.global_batch_size / float(rate.replace(",", ""))
         reached = [
             {"step": 100 * part, "training_seconds": 5.0 * part, "evaluation_seconds": 0.1 * part, "split": "test"}
@@ -83,7 +83,7 @@ def study_of_readme(table: str) -> list[Record]:
             for part, share in ((1, 0.985), (2, float(accuracy) / 100))
         ]
         ranks = case.case.devices if case.case.strategy in ("multiworker", "horovod") else 1
-        exchange = 0.32 if case.case.strategy == "multiworker" else 0.05
+        exchange = 1 - float(efficiency) / 100 if case.case.strategy == "multiworker" else 0.05
         shares = {name: 1.0 if VARIANTS[name].reduced else 1 - exchange for name in case.variants}
         trained = {"kernels": "fused", "evaluations": reached, "test_accuracy": float(accuracy) / 100}
         fields = {"measurements": trained, "suite": "quick", "study": "quick"}

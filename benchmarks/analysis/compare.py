@@ -26,7 +26,7 @@ from typing import Literal
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.accuracy import AccuracyChange, compare_accuracies
-from mnist_dist.benchmarks.analysis.in_turns import paired_ratio
+from mnist_dist.benchmarks.analysis.in_turns import PROCESS_DEVIATION, of_fresh_processes, paired_ratio
 from mnist_dist.benchmarks.analysis.matching import Difference, find_differences, match_cases, show_value
 from mnist_dist.benchmarks.analysis.summary import ACCURACY_TARGETS, seconds_to_accuracy, split_by_success
 from mnist_dist.benchmarks.records.case import Case
@@ -45,7 +45,6 @@ SIGNIFICANCE = 0.05  # Of the whole comparison, however many cases it has.
 EQUIVALENCE_CONFIDENCE = 1 - 2 * SIGNIFICANCE
 DAY_DEVIATION = 0.03  # Of the level of a study, where none took turns: an assumption, as no study can measure its own.
 DAY_HALF_WIDTH = 1.96 * math.sqrt(2) * DAY_DEVIATION  # Of the 95 % interval of what two studies differ by.
-PROCESS_DEVIATION = 0.015  # Of the level of a process, where one round cannot measure it: an assumption.
 
 
 @dataclass(frozen=True)
@@ -180,8 +179,8 @@ def _measure(base: Sequence[Record], new: Sequence[Record]) -> Verdict:
     remarks = [_changed_settings(base[0].case, found.case), failures]
     if estimate := paired_ratio(new_ok, base_ok):
         if estimate.repeats == 1:
-            estimate = replace(estimate, variance=estimate.variance + 2 * PROCESS_DEVIATION**2)
             remarks.append(f"one round, in which processes are assumed to differ by {100 * PROCESS_DEVIATION:g} %")
+        estimate = of_fresh_processes(estimate)
         return replace(found, estimate=estimate, in_turns=True, remark="; ".join(filter(None, remarks)))
     series = []
     for name, ok in (("base", base_ok), ("new", new_ok)):

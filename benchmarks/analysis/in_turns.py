@@ -1,6 +1,7 @@
 """Rates of runs that took turns, and their ratios: within a cycle, what slows the machine slows both sides alike."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -9,6 +10,8 @@ from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.statistics.paired import mean_of_alike, mean_of_rounds, ratio_of_totals
 from mnist_dist.benchmarks.statistics.stats import LogEstimate
 from mnist_dist.distributed.turns import FULL
+
+PROCESS_DEVIATION = 0.015  # Of the level of a process, where one round cannot measure it: an assumption.
 
 
 def log_rates_by_cycle(record: Record, variant: str = FULL) -> dict[int, float]:
@@ -37,6 +40,11 @@ def ratio_of_total_rates(records_a: Sequence[Record], records_b: Sequence[Record
     ratios = [ratio_of_totals(np.exp(-b), np.exp(-a)) for a, b in pairs if len(a)]
     rounds = [np.log(each.mean()) + each / each.mean() - 1 for each in ratios]
     return LogEstimate(*mean_of_rounds(rounds, trimmed=0.0), len(rounds)) if rounds else None
+
+
+def of_fresh_processes(ratio: LogEstimate) -> LogEstimate:
+    """Returns the ratio with the variance of processes that one round cannot measure, where it comes from one."""
+    return replace(ratio, variance=ratio.variance + 2 * PROCESS_DEVIATION**2) if ratio.repeats == 1 else ratio
 
 
 def rate_in_turns(records: Sequence[Record], variant: str = FULL) -> LogEstimate | None:

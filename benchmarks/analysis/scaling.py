@@ -8,11 +8,11 @@ E(N) = X(N) / (N X(1)), where X(1) is the throughput of the strategy `single` wi
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-from mnist_dist.benchmarks.analysis.compare import DAY_HALF_WIDTH, PROCESS_DEVIATION
-from mnist_dist.benchmarks.analysis.in_turns import ratio_of_total_rates
+from mnist_dist.benchmarks.analysis.compare import DAY_HALF_WIDTH
+from mnist_dist.benchmarks.analysis.in_turns import of_fresh_processes, ratio_of_total_rates
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.statistics.grouping import group_by
@@ -97,9 +97,7 @@ def rate_ratio(new: CaseSummary, base: CaseSummary, third: CaseSummary) -> Estim
 
 def _ratio_in_turns(new: CaseSummary, base: CaseSummary) -> Estimate | None:
     ratio = ratio_of_total_rates(new.records, base.records)
-    if ratio and ratio.repeats == 1:
-        ratio = replace(ratio, variance=ratio.variance + 2 * PROCESS_DEVIATION**2)
-    return ratio.at_level() if ratio else None
+    return of_fresh_processes(ratio).at_level() if ratio else None
 
 
 def independent_ratio(new: Estimate, base: Estimate) -> Estimate:
