@@ -37,6 +37,7 @@ from typing import Literal
 
 import numpy as np
 
+from mnist_dist.benchmarks.analysis.in_turns import met_others
 from mnist_dist.benchmarks.analysis.limits import AllReduce
 from mnist_dist.benchmarks.analysis.prediction.step_times import gradient_bytes
 from mnist_dist.benchmarks.analysis.scaling import Curve, Point, Scaling, is_oversubscribed, rate_ratio
@@ -91,6 +92,7 @@ class Attribution:
     faster_strategy: tuple[str, float] | None
     on_gpus: bool
     oversubscribed: bool
+    disturbed: bool  # Other programs used cores meanwhile, to which part of the loss is due.
 
     @property
     def is_significant(self) -> bool:
@@ -192,6 +194,7 @@ def _attribute_point(
         faster_strategy=_faster_strategy(full, by_case, curve.baseline),
         on_gpus=on_gpus(full.records),
         oversubscribed=is_oversubscribed(full),
+        disturbed=any(met_others(record) for each in summaries.values() for record in each.records),
     )
 
 

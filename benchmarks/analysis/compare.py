@@ -11,7 +11,8 @@ The effect is the log ratio of the rates. With d the smallest effect that matter
 
 Only turns leave out what differs between two times of measuring. Studies that did not take turns differ by their days,
 too, of which their runs say nothing: slower and faster must exceed what days may differ by, and what would be the same
-is called alike, which claims nothing of the days. Likewise fresh processes of one program differ in their level, which
+is called alike, which claims nothing of the days. Nor is such a case called slower or faster if other programs used the
+machine while one of its sides was measured. Likewise fresh processes of one program differ in their level, which
 only several rounds can see; the interval of a single one includes what is assumed of it.
 
 Windows are winsorised where there are no turns, as the trimmed mean of cycles does it where there are; but nothing
@@ -26,7 +27,7 @@ from typing import Literal
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.accuracy import AccuracyChange, compare_accuracies
-from mnist_dist.benchmarks.analysis.in_turns import PROCESS_DEVIATION, of_fresh_processes, paired_ratio
+from mnist_dist.benchmarks.analysis.in_turns import PROCESS_DEVIATION, met_others, of_fresh_processes, paired_ratio
 from mnist_dist.benchmarks.analysis.matching import Difference, find_differences, match_cases, show_value
 from mnist_dist.benchmarks.analysis.summary import ACCURACY_TARGETS, seconds_to_accuracy, split_by_success
 from mnist_dist.benchmarks.records.case import Case
@@ -41,6 +42,7 @@ Outcome = Literal["failing", "slower", "less accurate", "undecided", "faster", "
 
 OUTCOMES: tuple[Outcome, ...] = ("failing", "slower", "less accurate", "undecided", "faster", "same", "alike")
 WORSE: tuple[Outcome, ...] = OUTCOMES[:3]
+EQUAL: tuple[Outcome, ...] = OUTCOMES[-2:]
 SIGNIFICANCE = 0.05  # Of the whole comparison, however many cases it has.
 EQUIVALENCE_CONFIDENCE = 1 - 2 * SIGNIFICANCE
 DAY_DEVIATION = 0.03  # Of the level of a study, where none took turns: an assumption, as no study can measure its own.
@@ -85,8 +87,13 @@ class Verdict:
 
     @property
     def ratio(self) -> stats.Estimate | None:
-        """The rate of new over that of base, with its 90 % interval; nan bounds if both come from a single run."""
-        return self.estimate.at_level(EQUIVALENCE_CONFIDENCE) if self.estimate else None
+        """The rate of new over that of base, with the interval on which its speed was judged.
+
+        That is the one of 90 % where new is as fast, else the corrected one; nan bounds if both are from a single run.
+        """
+        if self.estimate is None or self.corrected is None or self.outcome in EQUAL:
+            return self.estimate.at_level(EQUIVALENCE_CONFIDENCE) if self.estimate else None
+        return self.corrected
 
 
 @dataclass(frozen=True)
@@ -244,6 +251,8 @@ def _decide_speed(each: Verdict, level: float, smallest_effect: float) -> Verdic
     with_day = half if each.in_turns else math.hypot(half, DAY_HALF_WIDTH)
     found = replace(each, corrected=each.estimate.with_half_width(with_day))
     if abs(effect) > max(smallest_effect, with_day):
+        if not each.in_turns and any(map(met_others, each.base + each.new)):
+            return replace(found, remark="; ".join(filter(None, [each.remark, "may be due to other programs"])))
         return replace(found, outcome="faster" if effect > 0 else "slower")
     is_equal = abs(effect) + each.estimate.half_width(EQUIVALENCE_CONFIDENCE) <= smallest_effect
     if is_equal and abs(each.total) <= smallest_effect:

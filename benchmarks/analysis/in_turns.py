@@ -12,6 +12,17 @@ from mnist_dist.benchmarks.statistics.stats import LogEstimate
 from mnist_dist.distributed.turns import FULL
 
 PROCESS_DEVIATION = 0.015  # Of the level of a process, where one round cannot measure it: an assumption.
+MOST_OTHERS = 0.1  # Share of a host's cores that other programs may use.
+
+
+def other_cores(record: Record) -> float:
+    """Returns how many cores other programs used while it was measured, on average; 0 where that is not known."""
+    return (record.turns and record.turns.other_cores) or 0.0
+
+
+def met_others(record: Record) -> bool:
+    """Whether other programs used a notable share of the cores while a record was measured."""
+    return other_cores(record) > MOST_OTHERS * record.identity.hardware.cores
 
 
 def log_rates_by_cycle(record: Record, variant: str = FULL) -> dict[int, float]:

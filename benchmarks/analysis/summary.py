@@ -18,7 +18,13 @@ from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record, one_line
 from mnist_dist.benchmarks.statistics import stats
 from mnist_dist.benchmarks.statistics.grouping import group_by
-from mnist_dist.benchmarks.statistics.steady_state import FEWEST_WINDOWS, SteadyState, find_steady_state, merge_windows
+from mnist_dist.benchmarks.statistics.steady_state import (
+    FEWEST_WINDOWS,
+    MERGED_SECONDS,
+    SteadyState,
+    find_steady_state,
+    merge_windows,
+)
 from mnist_dist.distributed.turns import FULL
 from mnist_dist.training.variants import VARIANTS
 
@@ -53,7 +59,12 @@ class RunSummary:
 
     @cached_property
     def steady_state(self) -> SteadyState:
-        return find_steady_state(*self.measured_windows, self._longer)
+        return find_steady_state(*self.measured_windows, self._longer, self._shortest_window)
+
+    @property
+    def _shortest_window(self) -> float:
+        """Turns have steps enough to stand by themselves, also where the core's pace made one shorter than planned."""
+        return 0.0 if len(self.cycles) else MERGED_SECONDS
 
     @property
     def _longer(self) -> str:
@@ -84,7 +95,7 @@ class RunSummary:
         """Steps, int64 [windows], and seconds, float64 [ranks, windows], of the steady windows."""
         steps, seconds = self.measured_windows
         first = self.steady_state.first_window
-        steps, seconds, _ = merge_windows(steps[first:], seconds[:, first:])
+        steps, seconds, _ = merge_windows(steps[first:], seconds[:, first:], self._shortest_window)
         return steps, seconds
 
     @cached_property

@@ -7,17 +7,19 @@ within a cycle, so that whatever slows the machine for longer than that falls on
 al., ICPE 2020) with randomised multiple interleaved trials (Abedi and Brecht, ICPE 2017).
 """
 
+import contextlib
 import math
+import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from mnist_dist.benchmarks.measure.process import End, Running, signals_held
+from mnist_dist.benchmarks.measure.process import End, Running, busy_cpu_seconds, signals_held
 from mnist_dist.benchmarks.measure.telemetry import Sample
 from mnist_dist.benchmarks.measure.turns import Group, Harness
 from mnist_dist.benchmarks.statistics.paired import mean_of_rounds
@@ -141,6 +143,7 @@ class Round:
         ended: what ended it: "narrow" (all ratios are known as well as was asked for), "time", "trained" (there was
             nothing more to measure) or "interrupted".
         interruption: what ended the round early, if anything did; to be raised again when the results are safe.
+        other_cores: of this host, that other programs used while contenders had turns, on average.
     """
 
     contenders: Sequence[Contender]
@@ -153,6 +156,7 @@ class Round:
     standings: dict[str, Standing] = field(default_factory=dict, init=False)
     ended: Ended = field(default="trained", init=False)
     interruption: BaseException | None = field(default=None, init=False)
+    other_cores: float = field(default=0.0, init=False)
     _cycles: int = field(default=0, init=False)
 
     def run(self) -> Mapping[str, Standing]:
@@ -162,9 +166,10 @@ class Round:
             try:
                 for contender in self.contenders:
                     self._start(contender)
-                self._train()
-                self._calibrate()
-                self._measure()
+                with self._others_watched():
+                    self._train()
+                    self._calibrate()
+                    self._measure()
                 self._end_all()
             except (KeyboardInterrupt, SystemExit, UserError) as interruption:  # Ctrl-C, a signal, or a full disk.
                 self.interruption, self.ended = interruption, "interrupted"
@@ -188,6 +193,20 @@ class Round:
         standing.own_seconds = time.monotonic() - standing.began
         if standing.group is None:
             standing.end = running.end(f"not ready after {self.limits.timeout_seconds:g} s")
+
+    @contextlib.contextmanager
+    def _others_watched(self) -> Iterator[None]:
+        """Notes how much of the host's cores was used meanwhile by what is not part of this round."""
+
+        def others_seconds() -> float:
+            ended = os.times()  # Of the harness, and of those of its children that have ended.
+            return busy_cpu_seconds() - sum(ended[:4]) - sum(each.running.cpu_seconds() for each in self._alive())
+
+        began, before = time.monotonic(), others_seconds()
+        try:
+            yield
+        finally:
+            self.other_cores = max(others_seconds() - before, 0.0) / (time.monotonic() - began)
 
     def _train(self) -> None:
         """Lets those train that train to an end, in turns, until each has come to it."""

@@ -121,8 +121,14 @@ def run_round(
                 standing = standings.get(run.name)
                 if standing is None or standing.end is None:  # The round was interrupted before anything came of it.
                     continue
-                waiting_cores, ended = standing.waiting_cores, standing.ended or round_.ended
-                turns = Turns(round_id=round_id, contenders=len(runs), waiting_cores=waiting_cores, ended=ended)
+                turns = Turns(
+                    round_id=round_id,
+                    contenders=len(runs),
+                    waiting_cores=standing.waiting_cores,
+                    # The ranks of a step of Slurm are no descendants of this process, and would count as others.
+                    other_cores=None if study.machine.hosts else round_.other_cores,
+                    ended=standing.ended or round_.ended,
+                )
                 yield started[run.name].record(
                     standing.end,
                     seconds=standing.own_seconds,

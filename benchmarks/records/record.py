@@ -126,6 +126,11 @@ class Turns(Section):
     waiting_cores: NonNegativeFloat = Field(
         description="Cores that the processes of this case used while others had the turn, on average."
     )
+    other_cores: NonNegativeFloat | None = Field(
+        None,
+        description="Cores of the host that other programs used while the round was measured, on average; null in a "
+        "Slurm job, where that cannot be told.",
+    )
     ended: Literal["narrow", "time", "trained", "interrupted"] = Field(
         description="What ended the measuring: all ratios were known well enough, the time was up, there was nothing "
         "to measure beyond the trainings, or somebody interrupted it."

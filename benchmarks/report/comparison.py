@@ -10,6 +10,7 @@ import numpy as np
 
 from mnist_dist.benchmarks.analysis.accuracy import LARGEST_DROP, TOLD_DROP
 from mnist_dist.benchmarks.analysis.compare import DAY_DEVIATION, OUTCOMES, WORSE, Comparison, Outcome, Verdict
+from mnist_dist.benchmarks.analysis.in_turns import met_others, other_cores
 from mnist_dist.benchmarks.labels import (
     DASH,
     MISSING,
@@ -35,6 +36,7 @@ from mnist_dist.errors import counted, one_line
 MOST_RUNS_TOLD = 100
 SHORTEST_LABEL = 20
 STYLES: dict[str, Literal["strong"]] = dict.fromkeys([*WORSE, "faster"], "strong")
+CHANGED: tuple[Outcome, ...] = ("slower", "faster")
 CONCLUSIONS = {0: "Nothing is worse", 1: "New is worse", 3: "Undecided"}
 
 
@@ -51,7 +53,7 @@ def render_comparison(comparison: Comparison, width: int = TERMINAL_WIDTH, colou
         return textwrap.fill(one_line(text, 2000), width, subsequent_indent=indent, break_on_hyphens=False)
 
     names = f"Base: {comparison.base_name}", f"New: {comparison.new_name}"
-    lines = [fill(_headline(comparison)), *map(fill, names)]
+    lines = [*map(fill, (_headline(comparison), *_doubts(comparison), *names))]
     for title, verdicts, labels in _tables(comparison):
         heads = [[column.head, column.unit] for column in _table(verdicts, labels).columns]
         cells = zip(*_table(verdicts, labels).rows, strict=True)
@@ -104,10 +106,9 @@ def _again(outcome: Outcome) -> str:
 def render_comparison_markdown(comparison: Comparison) -> str:
     """Returns the comparison as Markdown."""
     names = f"Base: {comparison.base_name}", f"New: {comparison.new_name}"
-    lines = [f"**{_headline(comparison)}**", *map(escape_markdown, names)]
+    lines = [f"**{_headline(comparison)}**", *map(escape_markdown, (*_doubts(comparison), *names))]
     for title, verdicts, labels in _tables(comparison):
-        corrected = Column[tuple[Verdict, str]]("corrected", lambda each: _interval(each[0].corrected), "interval")
-        lines += [escape_markdown(title), render_markdown(_table(verdicts, labels, corrected))]
+        lines += [escape_markdown(title), render_markdown(_table(verdicts, labels))]
     for title, texts in _lists(comparison):
         lines += [title, "\n".join(f"- {escape_markdown(one_line(text, 2000))}" for text in texts)]
     return "\n\n".join([*lines, *map(escape_markdown, _explanations(comparison))]) + "\n"
@@ -124,12 +125,11 @@ def _tables(comparison: Comparison) -> Iterator[tuple[str, Sequence[Verdict], li
             yield f"{title}: {'; '.join(filter(None, [shared, *alike]))}", verdicts, labels
 
 
-def _table(verdicts: Sequence[Verdict], labels: Sequence[str], *more: Column[tuple[Verdict, str]]) -> Table:
+def _table(verdicts: Sequence[Verdict], labels: Sequence[str]) -> Table:
     columns: list[Column[tuple[Verdict, str]]] = [
         Column("case", lambda each: each[1], numeric=False),
         Column("speed", lambda each: f"{each[0].ratio.value:.3f}" if each[0].ratio else "unknown", f"{TIMES} base"),
-        Column("90 %", lambda each: _interval(each[0].ratio), "interval"),
-        *more,
+        Column("interval", lambda each: _interval(each[0].ratio)),
         Column(
             "verdict", lambda each: Cell(each[0].outcome, style=STYLES.get(each[0].outcome, "plain")), numeric=False
         ),
@@ -178,6 +178,20 @@ def _headline(comparison: Comparison) -> str:
     return f"{CONCLUSIONS[comparison.exit_code]}{hidden}: {found}."
 
 
+def _doubts(comparison: Comparison) -> Iterator[str]:
+    """Says whether the machine itself was another for one of the sides, where they did not take turns."""
+    apart = [verdict for verdict in (*comparison.verdicts, *comparison.unjudged) if not verdict.in_turns]
+    for name, runs in (("Base", [each.base for each in apart]), ("New", [each.new for each in apart])):
+        busy = [record for side in runs for record in side if met_others(record)]
+        if busy:
+            worst = max(busy, key=other_cores)
+            cores = counted(worst.identity.hardware.cores, "core")
+            yield f"{name} was measured on a busy machine: other programs used {other_cores(worst):.1f} of {cores}."
+    products = [verdict for verdict in apart if verdict.case.kind == "matmul" and verdict.outcome in CHANGED]
+    for verdict in products[:1]:
+        yield f"Matrix products alone became {verdict.outcome}: the machine itself may have changed."
+
+
 def _remarks(verdict: Verdict) -> Iterator[str]:
     yield verdict.remark
     change = verdict.accuracy
@@ -196,9 +210,10 @@ def _explanations(comparison: Comparison) -> Iterator[str]:
     if any(verdict.ratio for verdict in comparison.verdicts):
         yield "Speed: images/s (or what else is measured) of new over that of base, above 1 where new is faster."
     if tested:
+        corrected = f", corrected for {len(tested)} tests (Holm)" if len(tested) > 1 else ""
         yield (
-            f"Slower or faster: off by more than {effect}, and the 95 % interval, corrected for "
-            f"{counted(len(tested), 'test')} (Holm), leaves out 1. Same: the whole 90 % interval is within {effect}."
+            f"Interval: of 95 %{corrected}, or of 90 % where that shows that new is as fast. Slower or faster: off by "
+            f"more than {effect}, with 1 outside the interval. Same: the whole interval is within {effect}."
         )
     if any(verdict.ratio and not verdict.corrected for verdict in comparison.verdicts):
         yield (

@@ -29,7 +29,9 @@ def explain(attribution: Attribution) -> str:
     if not attribution.is_significant:
         return f"{who} nothing that matters: {lost}{culprit}."
     sentences = [f"{who} {lost}: {_parts(attribution)}{culprit}."]
-    if biggest is None:
+    if attribution.disturbed:
+        sentences.append("Other programs used the machine meanwhile, so measure again before you change anything.")
+    elif biggest is None:
         sentences.append("The largest cause is within the noise; measure more repeats.")
     else:
         sentences.append(f"Against {label_part(biggest.name)}, try {'; or '.join(_advice(attribution, biggest.name))}.")
@@ -37,7 +39,10 @@ def explain(attribution: Attribution) -> str:
 
 
 def explain_briefly(attribution: Attribution) -> str:
-    """Says of a loss its largest cause and what to try first, if its parts are known well enough to name one."""
+    """Says of a loss its largest cause and what to try first, if its parts are known well enough to name one.
+
+    Where other programs used the machine meanwhile, there is nothing to try but to measure again.
+    """
     case, biggest, loss = attribution.case, attribution.biggest, round(100 * attribution.loss.value)
     text = f"{case.strategy} on {case.devices} devices, {attribution.scaling} scaling: {loss} %"
     unexplained = attribution.parts[-1]
@@ -45,7 +50,8 @@ def explain_briefly(attribution: Attribution) -> str:
         return f"{text}, of no certain cause, with {_points(unexplained)}."
     rest = loss - round(100 * biggest.share.value)
     others = f" and {rest} to all else" if rest < 0 else ""
-    return f"{text}, including {_points(biggest)}{others}; try {_advice(attribution, biggest.name)[0]}."
+    what_to_do = "measure again" if attribution.disturbed else f"try {_advice(attribution, biggest.name)[0]}"
+    return f"{text}, including {_points(biggest)}{others}; {what_to_do}."
 
 
 def _parts(attribution: Attribution) -> str:

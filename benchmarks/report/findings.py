@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from mnist_dist.benchmarks.analysis.in_turns import met_others, other_cores
 from mnist_dist.benchmarks.analysis.scaling import rate_ratio
 from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
@@ -202,11 +203,11 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
         """Names a case by what tells it apart in its study."""
         return label_records(summary.records or summary.failures, analysis.common_settings)
 
+    yield from _busy_caveats(analysis.records)
     yield from _identity_caveats(analysis.records)
     yield from _failure_caveats(summaries, name)
     yield from _unstable_caveats(summaries, name)
-    for summary in summaries:
-        yield from _cluster_caveats(summary, name)
+    yield from _cluster_caveats(summaries, name)
     runs = [(each, run) for each in summaries if each.images_per_second for run in each.runs]
     blind = [(each, run) for each, run in runs if not run.record.took_turns and run.series.may_miss_stretches]
     if blind:
@@ -292,17 +293,46 @@ def _unstable_caveats(summaries: Sequence[CaseSummary], name: Namer) -> Iterator
         )
 
 
-def _cluster_caveats(summary: CaseSummary, name: Namer) -> Iterator[Caveat]:
-    """An interval takes the runs for draws from one distribution without gaps."""
-    rates = sorted(run.series.log_rate for run in summary.runs) if summary.images_per_second else []
-    slower = find_clusters(rates)
-    if slower is not None:
-        shown = [label_count(math.exp(rate)) for rate in rates]
+def _busy_caveats(records: Sequence[Record]) -> Iterator[Caveat]:
+    rounds = {record.turns.round_id: record for record in records if record.turns}
+    busy = [record for record in rounds.values() if met_others(record)]
+    if busy:
+        worst = max(busy, key=other_cores)
+        cores = counted(worst.identity.hardware.cores, "core")
+        where = "" if len(rounds) == 1 else f" in {len(busy)} of {len(rounds)} rounds, at worst"
         yield Caveat(
-            f"Runs fall into two clusters: {name(summary)}: {slower} of {len(rates)} at {shown[0]} to "
-            f"{shown[slower - 1]} images/s, the others at {shown[slower]} to {shown[-1]}. Its interval may "
-            "hold neither these nor their mean: find out what differs between the runs."
+            f"The machine was busy:{where} other programs used {other_cores(worst):.1f} of {cores}. Images/s are too "
+            "low, and what is lost may be due to them. Measure again when it is idle."
         )
+
+
+def _cluster_caveats(summaries: Sequence[CaseSummary], name: Namer) -> Iterator[Caveat]:
+    """An interval takes the runs for draws from one distribution without gaps."""
+    found: dict[frozenset[str], list[tuple[CaseSummary, int, list[float]]]] = {}
+    for summary in summaries:
+        runs = sorted(summary.runs, key=lambda run: run.series.log_rate) if summary.images_per_second else []
+        rates = [run.series.log_rate for run in runs]
+        if slower := find_clusters(rates):
+            slow = frozenset(
+                run.record.turns.round_id if run.record.took_turns and run.record.turns else run.record.record_id
+                for run in runs[:slower]
+            )
+            found.setdefault(slow, []).append((summary, slower, rates))
+    for cases in found.values():
+        summary, slower, rates = cases[0]
+        if len(cases) > 1:
+            yield Caveat(
+                f"The machine was slow in {counted(slower, 'round')} of {len(rates)}, for "
+                f"{_list([each for each, *_ in cases], name)}. Intervals of images/s may hold neither pace; ratios "
+                "within rounds, such as efficiency, are not concerned."
+            )
+        else:
+            shown = [label_count(math.exp(rate)) for rate in rates]
+            yield Caveat(
+                f"Runs fall into two clusters: {name(summary)}: {slower} of {len(rates)} at {shown[0]} to "
+                f"{shown[slower - 1]} images/s, the others at {shown[slower]} to {shown[-1]}. Its interval may "
+                "hold neither these nor their mean: find out what differs between the runs."
+            )
 
 
 def _identity_caveats(records: Sequence[Record]) -> Iterator[Caveat]:

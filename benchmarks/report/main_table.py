@@ -31,6 +31,7 @@ from mnist_dist.benchmarks.report.table import (
     number_cell,
     render_terminal,
 )
+from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.errors import counted
 
 TERMINAL_TARGET = 0.99
@@ -124,8 +125,8 @@ def _terminal_columns(cases: Sequence[TrainedCase]) -> Iterator[Column[TrainedCa
     yield Column("trained", lambda each: label_duration(each.case).replace("the ", ""), numeric=False, telling=True)
     yield Column("images/s", _throughput_with_margin, "total")
     yield Column("images/s", lambda each: _per_device_cell(each).text, "/device")
-    yield Column("weak", lambda each: estimate_cell(each.weak, label_percent).text, "eff. %")
-    yield Column("strong", lambda each: estimate_cell(each.strong, label_percent).text, "eff. %")
+    yield Column("weak", lambda each: _share_with_margin(each.weak), "eff. %")
+    yield Column("strong", lambda each: _share_with_margin(each.strong), "eff. %")
     seeds = f"%, lowest{DASH}highest"
     yield Column(
         "test accuracy", lambda each: f"{_accuracy_cell(each).text} {_seed_range(each.summary)}".rstrip(), seeds
@@ -153,6 +154,14 @@ def _throughput_with_margin(each: TrainedCase) -> str:
         return text
     half = max(estimate.high - estimate.value, estimate.value - estimate.low) / estimate.value
     return f"{text} ±{100 * half:.1f}%" if half < 1 else f"{text} ±>100%"
+
+
+def _share_with_margin(share: Estimate | None) -> str:
+    """The interval as the larger of its halves, in percentage points."""
+    cell = estimate_cell(share, label_percent)
+    if share is None or not cell.detail:
+        return cell.text
+    return f"{cell.text} ±{100 * max(share.high - share.value, share.value - share.low):.1f}"
 
 
 def _terminal_target(each: TrainedCase) -> str:

@@ -39,7 +39,9 @@ class SteadyState:
     reason_unstable: str | None = None
 
 
-def find_steady_state(window_steps: ArrayLike, window_seconds: ArrayLike, longer: str = "") -> SteadyState:
+def find_steady_state(
+    window_steps: ArrayLike, window_seconds: ArrayLike, longer: str = "", shortest: float = MERGED_SECONDS
+) -> SteadyState:
     """Finds where the warm-up of a run ends, by the slowest rank's step times; `merge_windows` has the shapes.
 
     The run is unstable if fewer than ten windows are left, or if they drift by more than 3 %.
@@ -47,7 +49,7 @@ def find_steady_state(window_steps: ArrayLike, window_seconds: ArrayLike, longer
     Args:
         longer: how a run that is too short can be measured for longer, in words.
     """
-    steps, seconds, starts = merge_windows(window_steps, window_seconds)
+    steps, seconds, starts = merge_windows(window_steps, window_seconds, shortest)
     slowest = seconds.max(axis=0)
     times = np.log(slowest / steps)
     first = warm_up_windows(times)
@@ -74,12 +76,15 @@ def warm_up_windows(times: np.ndarray) -> int:
     return int(np.argmax(np.cumsum([0.0, *excesses])))
 
 
-def merge_windows(window_steps: ArrayLike, window_seconds: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Joins neighbouring windows until each lasts at least 0.1 s and there are at most 400.
+def merge_windows(
+    window_steps: ArrayLike, window_seconds: ArrayLike, shortest: float = MERGED_SECONDS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Joins neighbouring windows until each lasts long enough and there are at most 400.
 
     Args:
         window_steps: [windows].
         window_seconds: [ranks][windows].
+        shortest: seconds that a window lasts at least; 0 joins none but the too many.
 
     Returns:
         steps, int64 [merged]; seconds, float64 [ranks, merged]; starts, int64 [merged]: the first of the windows
@@ -87,7 +92,7 @@ def merge_windows(window_steps: ArrayLike, window_seconds: ArrayLike) -> tuple[n
     """
     seconds = np.atleast_2d(np.asarray(window_seconds, np.float64))
     slowest = seconds.max(axis=0, initial=0.0)
-    shortest = max(MERGED_SECONDS, float(slowest.sum()) / MOST_MERGED_WINDOWS)
+    shortest = max(shortest, float(slowest.sum()) / MOST_MERGED_WINDOWS)
     starts, elapsed, start = [], 0.0, 0
     for window, duration in enumerate(slowest):
         elapsed += duration

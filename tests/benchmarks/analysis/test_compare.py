@@ -382,6 +382,38 @@ def test_other_kinds_are_compared_by_their_own_rates(kind: str, measured: Callab
     assert only_verdict(base, of_kind(kind, measured, 1.0, LATER), judge_all=True).outcome == "alike"
 
 
+def beside_others(records: Sequence[Record], cores: float) -> list[Record]:
+    """The same records, measured while other programs used so many of two cores."""
+    turns = {"contenders": 1, "waiting_cores": 0.0, "other_cores": cores, "ended": "time"}
+    return [Record.model_validate(each.to_json() | {"turns": {"round_id": each.record_id} | turns}) for each in records]
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(0.1, "slower"), (0.9, "undecided")])
+def test_what_other_programs_may_have_slowed_is_not_called_slower(cores: float, expected: str) -> None:
+    base, new = studies(0, slower=1.3, **QUIET)
+    comparison = compare(base, beside_others(new, cores))
+    assert outcomes(comparison) == [expected]
+    text = render_comparison(comparison)
+    warning = "New was measured on a busy machine: other programs used 0.9 of 2 cores."
+    assert (text.splitlines()[1] == warning) == (expected == "undecided") == ("may be due to other programs" in text)
+
+
+def test_a_machine_that_has_changed_is_told_of_first() -> None:
+    products = Case(kind="matmul", cores_per_device=1)
+    base, new = studies(0, slower=1.3, **QUIET)
+    for side, flops in ((base, 1e11), (new, 7e10)):
+        measured = {"dtype": "float32", "size": 512, "flops_per_second": [flops, 1.01 * flops]}
+        side += [make_record(products, repeat, measurements=measured) for repeat in range(3)]
+    lines = render_comparison(compare(base, new)).splitlines()
+    assert lines[1] == "Matrix products alone became slower: the machine itself may have changed."
+
+
+def test_the_interval_shown_is_that_on_which_the_verdict_rests() -> None:
+    (equal,), (slower,) = (compare(*studies(0, slower=factor, **QUIET)).verdicts for factor in (1.0, 1.3))
+    assert equal.estimate and slower.estimate and equal.outcome == "alike" and slower.outcome == "slower"
+    assert equal.ratio == equal.estimate.at_level(0.9) and slower.ratio == slower.corrected != equal.corrected
+
+
 def test_no_message_size_in_common() -> None:
     case = Case(kind="collectives")
     base, new = (
@@ -408,7 +440,7 @@ def test_table_reads_well() -> None:
     assert lines[6].startswith("Compared: single, 1 × 1 core, trained 5 s; 5 runs of each; measured apart")  # noqa: RUF001
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 5 and len({line.count("|") for line in table}) == 1
-    assert [line.split(" | ")[4].rstrip(" |") for line in table[2:]] == ["**slower**", "undecided", "alike"]
+    assert [line.split(" | ")[3].rstrip(" |") for line in table[2:]] == ["**slower**", "undecided", "alike"]
     shown = re.search(r"\| 200 images \| (0\.8\d\d) \| (0\.\d{3})–(0\.\d{3}) \|", table[2])  # noqa: RUF001
     ratio = comparison.verdicts[0].ratio
     assert shown is not None and isinstance(ratio, Estimate)

@@ -149,6 +149,15 @@ def test_repeat_too_short_to_tell_makes_the_case_unstable(windows: int) -> None:
     assert "too short" in (summarize(runs).unstable or "")
 
 
+def test_thirteen_turns_that_were_a_little_short_are_enough() -> None:
+    """Which is what a round has at least; other windows that are as short are joined."""
+    turns = {"window_cycles": [*range(13)], "window_variants": [FULL] * 13}
+    seconds = [[0.09, 0.1] * 6 + [0.09]]
+    in_turns, apart = (make_record(window_seconds=seconds, measurements=marks) for marks in (turns, {}))
+    assert summarize([in_turns]).unstable is None
+    assert "too short: 6 of the 10 windows" in (summarize([apart]).unstable or "")
+
+
 def test_order_of_records_does_not_matter() -> None:
     runs = make_runs(np.random.default_rng(0), 5)
     first, second = summarize(runs), summarize(runs[::-1])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mnist_dist.benchmarks.measure.process import Running
+from mnist_dist.benchmarks.measure.process import Running, busy_cpu_seconds
 from mnist_dist.benchmarks.measure.rounds import (
     FEWEST_CYCLES,
     Contender,
@@ -110,6 +112,26 @@ def test_who_waits_uses_no_processor(contender) -> None:  # type: ignore[no-unty
 def test_who_computes_while_it_waits_is_found(contender) -> None:  # type: ignore[no-untyped-def]
     standings = Round([contender("base", "0.01"), contender("other", "0.01", "--spin")], limits(4.0)).run()
     assert standings["base"].waiting_cores < 0.05 < standings["other"].waiting_cores
+
+
+def test_what_other_programs_use_is_noted(contender, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """They are planted, as a machine that runs tests may be busy by itself; one contender computes while it waits."""
+    round_ = Round([contender("base", "0.01"), contender("other", "0.01", "--spin")], limits(3.0))
+
+    def busy_seconds() -> float:
+        own = sum(os.times()[:4]) + sum(each.running.cpu_seconds() for each in round_.standings.values())
+        return own + 0.5 * time.monotonic()
+
+    monkeypatch.setattr("mnist_dist.benchmarks.measure.rounds.busy_cpu_seconds", busy_seconds)
+    round_.run()
+    assert round_.other_cores == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_cores_are_busy_while_somebody_computes() -> None:
+    before, used_before = busy_cpu_seconds(), sum(os.times()[2:4])
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 1: pass"], check=True)
+    used = sum(os.times()[2:4]) - used_before
+    assert used > 0.8 and busy_cpu_seconds() - before > 0.9 * used
 
 
 def test_trainings_take_turns_to_their_end(contender) -> None:  # type: ignore[no-untyped-def]

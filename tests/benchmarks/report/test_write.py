@@ -217,6 +217,69 @@ def test_who_computes_while_others_have_the_turn_is_named(cores: float, contende
     assert not found or ("horovod" in found[0] and "single" not in found[0])
 
 
+def busy(records: list[Record], rounds: int, cores: float) -> list[Record]:
+    """The same records, whose first rounds, one for each repeat, were measured while others used so many cores."""
+    return [
+        each.model_copy(
+            update={
+                "turns": Turns(
+                    round_id=f"{each.repeat:032x}",
+                    contenders=2,
+                    waiting_cores=0.0,
+                    other_cores=cores if each.repeat < rounds else 0.01,
+                    ended="time",
+                )
+            }
+        )
+        for each in records
+    ]
+
+
+def test_a_busy_machine_is_told_of_first() -> None:
+    study = make_study([SINGLE, HOROVOD], 3)
+    assert not [text for text in caveats(busy(study, 3, 0.15)) if "busy" in text]
+    assert caveats(busy(study, 2, 1.24))[0].startswith(
+        "The machine was busy: in 2 of 3 rounds, at worst other programs used 1.2 of 8 cores."
+    )
+    assert caveats(busy(make_study([SINGLE, HOROVOD], 1), 1, 1.24))[0].startswith(
+        "The machine was busy: other programs used 1.2 of 8 cores."
+    )
+
+
+def test_nothing_is_advised_where_other_programs_used_the_machine() -> None:
+    study = planted.plant(planted.point_cases(), planted.CAUSES["communication"])
+    records = [record for summary in study for record in summary.records]
+    calm, restless = ([*find(busy(records, rounds, 1.5)).result] for rounds in (0, 99))
+    assert "; try " in calm[-1] and restless[-1].endswith("; measure again.")
+    sections = [list(build_sections(Analysis(busy(records, rounds, 1.5)))) for rounds in (0, 99)]
+    told = [
+        " ".join(point for section in each if section.name == "losses" for point in section.points) for each in sections
+    ]
+    assert "Against exposed communication, try" in told[0] and "measure again before you change anything" in told[1]
+
+
+def test_rounds_in_which_the_machine_was_slow_are_told_of_once() -> None:
+    """Five rounds, of which two were slower by half for all cases."""
+    cases = [SINGLE, train("mirrored", 2), HOROVOD]
+    study = busy(make_study(cases, 5), 0, 0.0)
+    slow = []
+    for record in study:
+        pace = 1.5 if record.repeat < 2 else 1.0
+        seconds = [[pace * each for each in rank] for rank in record.measured["window_seconds"]]
+        slow.append(record.model_copy(update={"measurements": record.measured | {"window_seconds": seconds}}))
+    (found,) = [text for text in caveats(slow) if "slow" in text]
+    assert found.startswith("The machine was slow in 2 rounds of 5, for single, ") and "mirrored" in found
+    (alone,) = [text for text in caveats([each for each in slow if each.case == SINGLE]) if "cluster" in text]
+    assert alone.startswith("Runs fall into two clusters: single, ") and "2 of 5 at " in alone
+    assert not [text for text in caveats([each for each in slow if each.repeat in (1, 2, 3)]) if "slow" in text]
+
+
+def test_efficiencies_have_their_margin() -> None:
+    text = terminal_text(make_study([SINGLE, train("mirrored", 2), HOROVOD], 3))
+    rows = [line for line in text.splitlines() if line.startswith(("single", "mirrored", "horovod"))]
+    assert [bool(re.search(r" \d+\.\d ±\d+\.\d ", row)) for row in rows] == [False, True, True]
+
+
 def test_oversubscribed_cases_are_named() -> None:
     (found,) = caveats(make_study([SINGLE, OVERSUBSCRIBED], 3))
     assert found.startswith("Oversubscribed") and "horovod, 8 × 2 cores" in found  # noqa: RUF001
