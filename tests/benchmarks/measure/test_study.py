@@ -208,6 +208,16 @@ class TestOpening:
         others = planned(train("single", 1), repeats=4)
         assert "cases: the folder's study has" in user_error(open_study, *arguments, others, resume=True)
 
+    def test_a_study_goes_on_to_more_strategies_but_not_to_fewer(
+        self, tmp_path: Path, user_error: Callable[..., str]
+    ) -> None:
+        """As that of `make bench`, which builds Horovod in between."""
+        arguments, few = (tmp_path, "quick", SUITE, MACHINE), [train("single", 1), train("mirrored", 2)]
+        open_study(*arguments, planned(*few), resume=False)
+        _, store = open_study(*arguments, planned(train("horovod", 2), *few, repeats=2), resume=True)
+        assert (len(store.study()["cases"]), store.study()["repeats"]) == (3, 2)
+        assert "cases: " in user_error(open_study, *arguments, planned(*few, repeats=2), resume=True)
+
     def test_of_two_that_begin_at_once_one_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_error: Callable[..., str]
     ) -> None:
