@@ -194,7 +194,8 @@ def show_report(store: Store, records: Sequence[Record]) -> None:
 
     report = write_report(store.folder, records, store.gaps(records))
     print(report.terminal_text)
-    print(f"report: {report.html}\nnext: mnist-dist bench compare {shlex.quote(str(store.folder))} OTHER")
+    print(f"report: {report.html}\nnext: after a change, measure again, and add that folder to this command:")
+    print(f"  mnist-dist bench compare {shlex.quote(str(store.folder))}")
 
 
 def add_report(commands: Any) -> None:
