@@ -174,7 +174,8 @@ def run_run(args: argparse.Namespace) -> int:
         study, store = open_study(folder, Path(args.suite).stem, suite, machine, cases, args.resume)
     sides = [(study, store)]
     with naming_the_rest(folder):
-        run_rounds(plan_rounds(sides, choose(cases, args.only), store.records()), sides)
+        known = store.records()
+        run_rounds(plan_rounds(sides, choose(cases, args.only), known), sides, known=known)
     records = store.records()
     if not args.no_report:
         show_report(store, records)
