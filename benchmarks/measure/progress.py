@@ -133,7 +133,7 @@ def going_on(rounds: Iterable[Sequence[Run]], known: Iterable[Record]) -> str:
     done, left = finished(known), [run for runs in rounds for run in runs if run.planned.skip_reason is None]
     again = sum((run.study.name, run.case.case_id, run.repeat) in done for run in left)
     beside = ", with the baseline once more" if again else ""
-    return f"going on: done before {counted(len(done), 'run')}; now {counted(len(left), 'run')}{beside}"
+    return f"going on: {counted(len(done), 'run')} already done; now {counted(len(left), 'run')}{beside}"
 
 
 def describe(record: Record) -> str:
