@@ -333,7 +333,7 @@ def test_files(written: tuple[Path, Report]) -> None:
 def test_markdown_has_every_part(written: tuple[Path, Report]) -> None:
     folder, _ = written
     page = MarkdownIt("commonmark", {"html": True}).enable("table").render((folder / "report.md").read_text())
-    origin = "<p>8 cores of Example CPU @ 2.50GHz, x86_64, 32 GiB, no GPU; 2026-01-01 12:00 to .* UTC; .*</p>"
+    origin = "<p>8 cores of Example CPU @ 2.50GHz, x86_64, 32 GiB, no GPU; started 2026-01-01 12:00 UTC, .* UTC; .*</p>"
     assert re.search(rf"</h1>\n{origin}\n<p>Fastest is ", page)
     assert re.search(rf"</h1>\n{origin}\n<ul", (folder / "report.html").read_text())
     titles = re.findall("<h2>(.*?)</h2>", page)
