@@ -27,7 +27,7 @@ bench: $(INSTALLED) ## measure throughput and accuracy of every strategy on 1 an
 	@if [ -e $(HOROVOD) ]; then exec $(BIN)/mnist-dist bench run quick; fi; \
 	study=results/quick-$$(date +%Y%m%d-%H%M%S); \
 	echo "Horovod is skipped at first: make builds it afterwards, in some minutes, and then completes the table."; \
-	$(BIN)/mnist-dist bench run quick --results $$study || exit; \
+	$(BIN)/mnist-dist bench run quick --strategies single,mirrored,multiworker --results $$study || exit; \
 	echo; echo "Building Horovod, to measure it beside the same baseline; the report above stays."; \
 	$(MAKE) --no-print-directory $(HOROVOD) && exec $(BIN)/mnist-dist bench run quick --results $$study --resume
 

@@ -174,7 +174,8 @@ def run_run(args: argparse.Namespace) -> int:
         study, store = open_study(folder, Path(args.suite).stem, suite, machine, cases, args.resume)
     sides = [(study, store)]
     with naming_the_rest(folder):
-        run_rounds(plan_rounds(sides, choose(cases, args.only), store.records()), sides)
+        known = store.records()
+        run_rounds(plan_rounds(sides, choose(cases, args.only), known), sides, known=known)
     records = store.records()
     if not args.no_report:
         show_report(store, records)
@@ -194,7 +195,8 @@ def show_report(store: Store, records: Sequence[Record]) -> None:
 
     report = write_report(store.folder, records, store.gaps(records))
     print(report.terminal_text)
-    print(f"report: {report.html}\nnext: mnist-dist bench compare {shlex.quote(str(store.folder))} OTHER")
+    print(f"report: {report.html}\nnext: after a change, measure again, and add that folder to this command:")
+    print(f"  mnist-dist bench compare {shlex.quote(str(store.folder))}")
 
 
 def add_report(commands: Any) -> None:

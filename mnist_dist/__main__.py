@@ -197,7 +197,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
     model, arrays = load_run(args.workdir)
     evaluation = evaluate.summarize(arrays.test_labels, evaluate.predict(model, arrays.test_images))
-    following = f"\nnext: mnist-dist predict {shlex.quote(str(args.workdir))} PICTURE"
+    following = f"\nnext: add pictures of your own digits to: mnist-dist predict {shlex.quote(str(args.workdir))}"
     print(json.dumps(evaluate.to_json(evaluation)) if args.json else evaluate.render(evaluation) + following)
     return 0
 

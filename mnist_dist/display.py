@@ -40,8 +40,11 @@ class Bar(Display):
 
     def __init__(self, total: int, text: str = "", *, auto_refresh: bool = True) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.table import Column
 
-        columns = BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.description}", markup=False)
+        # Else both would make room for a long text; so the bar alone does.
+        count = MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(total)) + 1))
+        columns = BarColumn(bar_width=20), count, TextColumn("{task.description}", markup=False)
         self._bar = Progress(*columns, auto_refresh=auto_refresh)
         self._task = self._bar.add_task(text, total=total)
 

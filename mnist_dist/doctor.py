@@ -60,7 +60,7 @@ def check_data() -> Iterator[Finding]:
 
     arrays = load_arrays(DataConfig())
     counts = f"{len(arrays.train_images):,} training and {len(arrays.test_images):,} test images"
-    yield Finding("MNIST", OK, f"{counts}, checksum right")
+    yield Finding("MNIST", OK, f"{counts}, checksum correct")
 
 
 def check_devices() -> Iterator[Finding]:
@@ -126,10 +126,10 @@ def explain_ranks(gpus: int, cores: int) -> str:
     if gpus:
         share = f"each sees one of {gpus} GPUs" if gpus > 1 else "one sees the GPU"
     elif cores > 1:
-        share = f"each is bound to its share of {cores} cores"
+        share = f"each is pinned to its share of {cores} cores"
     else:
-        share = "all share one core, which measures nothing"
-    return f"{share}, and sums all gradients with one message a step, without buckets (docs/distributed.md)"
+        share = "all share one core, so their scaling says nothing"
+    return f"{share}; one all-reduce a step sums all gradients (docs/distributed.md)"
 
 
 def check_training() -> Iterator[Finding]:

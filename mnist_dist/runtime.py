@@ -251,7 +251,7 @@ def decide_resident(requested: str, device: Device) -> Decision:
         return Decision(requested, "as configured")
     if device.kind == "GPU":
         return Decision("on", "a GPU reads images faster from its own memory than from the host's")
-    return Decision("off", "a CPU gathers the next images while it trains, from the same memory")
+    return Decision("off", "a CPU has the images in its own memory anyway, and gathers the next while it trains")
 
 
 def _prefer_onednn() -> None:

@@ -32,7 +32,7 @@ def test_this_machine_can_train(tf: ModuleType, capsys: pytest.CaptureFixture[st
     assert {"Python", "mnist_dist", "tensorflow", "keras", "MNIST", "CPU", "GPU", "precision", "XLA"} <= set(findings)
     assert {"kernels", "ranks", "training", "Horovod", "Slurm", "disk"} <= set(findings)
     assert findings["tensorflow"] == tf.__version__
-    assert findings["MNIST"] == "60,000 training and 10,000 test images, checksum right"
+    assert findings["MNIST"] == "60,000 training and 10,000 test images, checksum correct"
     assert f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores" in findings["CPU"]
     assert re.fullmatch(r"auto picks (float32|mixed_\w+): .+", findings["precision"])
     assert re.fullmatch(r"auto picks (on|off): .+", findings["XLA"])

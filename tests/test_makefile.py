@@ -1,6 +1,7 @@
 """What `make` would install, by its dry run."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import mnist_dist
+from mnist_dist.strategies import STRATEGIES
 
 REPOSITORY = Path(mnist_dist.__file__).parent.parent
 
@@ -27,3 +29,8 @@ def test_libraries_of_cuda_are_installed_where_a_driver_is(
     command = ["make", "--dry-run", "--always-make", ".venv/.installed", *settings]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
     assert f"--editable '.{extras}'" in done.stdout
+
+
+def test_bench_measures_first_what_needs_no_build() -> None:
+    (first,) = re.findall(r"--strategies (\S+)", (REPOSITORY / "Makefile").read_text())
+    assert first.split(",") == [name for name, row in STRATEGIES.items() if row.package is None]

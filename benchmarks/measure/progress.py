@@ -12,6 +12,7 @@ from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.records.store import finished
 from mnist_dist.command import clock, outlive_reader
 from mnist_dist.display import Display, make_display
 from mnist_dist.errors import EXIT_FAILED, counted
@@ -64,7 +65,7 @@ class RoundProgress:
         is_news = stage.name != self._stage or stage.contender is not None or has_doubled or is_due
         self._told = time.monotonic() if is_news else self._told
         self._stage, text = stage.name, self._describe(stage)
-        self._label = f"{self._round}: {text}"
+        self._label = text if self._rounds == 1 else f"{self._round}: {text}"
         self._draw(at_once=is_news)
         if is_news and not self._display.has_bar:
             self._display.say(f"  {text}")
@@ -114,15 +115,25 @@ class RoundProgress:
 
 
 @contextlib.contextmanager
-def show_rounds(rounds: Sequence[Sequence[Run]]) -> Iterator[RoundProgress]:
+def show_rounds(rounds: Sequence[Sequence[Run]], known: Sequence[Record] = ()) -> Iterator[RoundProgress]:
     outlive_reader()
     with make_display(_count(rounds), auto_refresh=False) as display:
+        if known:
+            display.say(going_on(rounds, known))
         yield RoundProgress(display, rounds)
 
 
 def _count(rounds: Iterable[Sequence[Run]]) -> int:
     """Returns how many runs are to be measured, each a case in a round; what is skipped is none."""
     return sum(run.planned.skip_reason is None for runs in rounds for run in runs)
+
+
+def going_on(rounds: Iterable[Sequence[Run]], known: Iterable[Record]) -> str:
+    """Says how much of a study is done, which the counts of what is left do not tell."""
+    done, left = finished(known), [run for runs in rounds for run in runs if run.planned.skip_reason is None]
+    again = sum((run.study.name, run.case.case_id, run.repeat) in done for run in left)
+    beside = ", with the baseline once more" if again else ""
+    return f"going on: {counted(len(done), 'run')} already done; now {counted(len(left), 'run')}{beside}"
 
 
 def describe(record: Record) -> str:

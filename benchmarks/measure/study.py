@@ -159,16 +159,19 @@ def _processes(run: Run) -> int:
     return int(processes * (1 + large))
 
 
-def run_rounds(rounds: Sequence[Sequence[Run]], sides: Sequence[Side], ratios: Ratios | None = None) -> list[Record]:
+def run_rounds(
+    rounds: Sequence[Sequence[Run]], sides: Sequence[Side], ratios: Ratios | None = None, known: Sequence[Record] = ()
+) -> list[Record]:
     """Measures round by round, and returns the records, which are in their store before the next round begins.
 
     Args:
         ratios: returns those of a round that are to be known well, each a numerator and a denominator; see `compared`.
+        known: records of before, of which it is said how many runs they make.
     """
     stores = {study.name: store for study, store in sides}
     records = []
     estimates = [estimate_seconds([runs]) for runs in rounds]
-    with show_rounds(rounds) as progress:
+    with show_rounds(rounds, known) as progress:
         for number, runs in enumerate(rounds):
             progress.begin(runs, sum(estimates[number:]))
             after = sum(estimates[number + 1 :])

@@ -123,10 +123,11 @@ class Store:
 
     def _verify(self, plan: dict[str, Any]) -> None:
         there = self.study()
+        goes_further = there["repeats"] <= plan["repeats"] and all(case in plan["cases"] for case in there["cases"])
         for key in sorted({*there, *plan}):
             if there.get(key) != plan.get(key):
-                if key == "repeats" and there[key] < plan[key] and there | {key: plan[key]} == plan:
-                    write_json(self.study_file, plan)  # It goes on with further repeats.
+                if goes_further and there | {more: plan[more] for more in ("cases", "repeats")} == plan:
+                    write_json(self.study_file, plan)  # With further repeats, or strategies.
                     return
                 raise UserError(
                     f"{self.study_file}: {key}: the folder's study has {one_line(json.dumps(there.get(key)), 100)}, "

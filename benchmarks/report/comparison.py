@@ -169,6 +169,10 @@ def _lists(comparison: Comparison) -> Iterator[tuple[str, Sequence[str]]]:
 
 
 def _headline(comparison: Comparison) -> str:
+    apart = comparison.only_in_base, comparison.only_in_new
+    if all(apart) and not (comparison.verdicts or comparison.unjudged or comparison.incomparable):
+        base, new = (f"{counted(len(cases), 'case')}, such as {label_records(cases[0])}" for cases in apart)
+        return f"Undecided: no case is in both studies. Base has {base}; new has {new}."
     counts: dict[str, int] = {name: sum(each.outcome == name for each in comparison.verdicts) for name in OUTCOMES}
     counts |= {"not comparable": len(comparison.incomparable), "missing": len(comparison.only_in_base)}
     parts = [f"{count} {name}" for name, count in counts.items() if count]

@@ -60,7 +60,9 @@ def collect_findings(analysis: Analysis, warnings: Sequence[str] = ()) -> Findin
     facts = {name: one_line(value, MOST_LETTERS) for name, value in _facts(analysis)}
     return Findings(
         title=one_line(f"Benchmark {_names(record.study for record in analysis.records)}"),
-        origin=one_line(f"{facts['Hardware']}; {facts['Started']}; {_versions(analysis.records)}", MOST_LETTERS),
+        origin=one_line(
+            f"{facts['Hardware']}; started {facts['Started']}; {_versions(analysis.records)}", MOST_LETTERS
+        ),
         result=tuple(_describe_result(analysis)),
         facts=tuple(facts.items()),
         caveats=tuple(map(_printable, (*map(Caveat, warnings), *_caveats(analysis)))),
@@ -137,7 +139,8 @@ def _facts(analysis: Analysis) -> Iterator[tuple[str, str]]:
     times = sorted(record.started_at for record in records)
     first, last = (time[:16].replace("T", " ") for time in (times[0], times[-1]))
     yield "Suite", _names(record.suite for record in records)
-    yield "Started", f"{first} UTC" if first == last else f"{first} to {last} UTC"
+    # When the last one ended is in no record: others had turns in between.
+    yield "Started", f"{first} UTC" if first == last else f"{first} UTC, the last run at {last} UTC"
     yield "Measured", _counts(records)
     if common:
         yield "Settings", ", ".join(f"{key}={value}" for key, value in sorted(common.items()))

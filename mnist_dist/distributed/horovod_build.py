@@ -41,7 +41,8 @@ IDLE_CYCLE_MILLISECONDS = 20.0  # How often ranks that have nothing to send ask 
 RUNTIME_PACKAGES = ("cloudpickle", "psutil", "pyyaml", "packaging")
 BUILD_PACKAGES = ("setuptools", "wheel", *RUNTIME_PACKAGES)  # Horovod's setup.py wants the latter even to build.
 BUILD_BYTES = 1_000_000_000
-PROGRESS_SECONDS = 15.0
+PROGRESS_SECONDS, REMINDER_SECONDS = 15.0, 60.0  # Between looks at the log, and between lines that say the same.
+TENS = len("[ 1")  # Of a step such as `[ 12%] Building c.cc.o`, what holds its tens of percent.
 PROOF_SECONDS = 120.0
 
 _FAILURE = re.compile(r"\berror: |CMake Error|No space left on device|\bKilled\b|^ERROR: |\*\*\* ", re.MULTILINE)
@@ -346,10 +347,11 @@ def _tensorflow() -> tuple[str, str]:
 
 
 def _pip(arguments: list[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
-    """Runs pip with its output appended to `log`, and says every 15 s how far it is."""
+    """Runs pip with its output appended to `log`; says each ten percent, and each minute, how far it is."""
     if importlib.util.find_spec("pip") is None:
         raise UserError(f"install-horovod: {sys.prefix} has no pip; run `{sys.executable} -m ensurepip` first.")
-    started = time.monotonic()
+    started = told_at = time.monotonic()
+    told = ""
     with log.open("ab") as output:
         offset = output.tell()
         process = subprocess.Popen(
@@ -365,7 +367,10 @@ def _pip(arguments: list[str], log: Path, environment: Mapping[str, str] | None 
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(PROGRESS_SECONDS)
                 break
-            _say(f"{time.monotonic() - started:5.0f} s  {_last_step(log)}")
+            step, now = _last_step(log), time.monotonic()
+            if step[:TENS] != told[:TENS] or now - told_at >= REMINDER_SECONDS:
+                told, told_at = step, now
+                _say(f"{now - started:5.0f} s  {step}")
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # The compilers too, which pip would leave behind.

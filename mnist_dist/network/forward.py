@@ -97,7 +97,7 @@ def decide_kernels(requested: str, device: Device, precision: str, xla: str, bat
         obstacle = "the fused form has no batch normalisation"
     if obstacle is None:
         return Decision(
-            "fused", "as configured" if requested == "fused" else "oneDNN and custom kernels compute this form faster"
+            "fused", "as configured" if requested == "fused" else "custom kernels and oneDNN's are faster than Keras'"
         )
     if requested == "fused":
         raise UserError(f"runtime.kernels: received 'fused', but {obstacle}; expected plain or auto.")

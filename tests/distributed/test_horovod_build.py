@@ -1,6 +1,7 @@
 """Horovod's build: what is missing is named, the wheel is kept by what it depends on, and two ranks prove it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -269,7 +270,23 @@ def test_says_how_far_a_long_build_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(horovod_build, "PROGRESS_SECONDS", 0.05)
     log = touch(tmp_path / "build.log", "  [ 7%] Building CXX object a/b.dir/c.cc.o\n  cd /tmp && c++ -c c.cc\n")
     horovod_build._pip(["--version"], log)
-    assert "s  [ 7%] Building c.cc.o\n" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("s  [ 7%] Building c.cc.o\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("reminder", "said"), [(60.0, [1, 12, 100]), (0.0, [1, 7, 12, 19, 100])])
+def test_says_each_ten_percent_of_a_build_or_after_a_minute(tmp_path, monkeypatch, capsys, reminder, said):
+    done = iter([1, 7, 12, 19, 100])
+
+    def next_step(log):
+        """Returns the steps one after the other, the last of them as often as it is asked for."""
+        monkeypatch.setattr(horovod_build, "REMINDER_SECONDS", reminder if (percent := next(done, None)) else 60.0)
+        return f"[{percent or 100:3d}%] Building c.cc.o"
+
+    monkeypatch.setattr(horovod_build, "PROGRESS_SECONDS", 0.01)
+    monkeypatch.setattr(horovod_build, "_last_step", next_step)
+    horovod_build._pip(["--version"], tmp_path / "build.log")
+    assert [int(percent) for percent in re.findall(r"\[ *(\d+)%", capsys.readouterr().err)] == said
 
 
 @pytest.mark.slow

@@ -67,6 +67,9 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
         f"Test accuracy against throughput for {counted(len(shown), 'case')}. The fastest is {fastest.case.strategy} "
         f"on {counted(fastest.case.devices, 'device')}, with {best.value:,.0f} images/s and {of_seeds.mean():.2f} %.",
         folded,
+        seeds=any(len(accuracies) > 1 for _, _, accuracies in shown),
+        bars=any(low < high for low, high, _ in bars),
+        apart=drawing.measured_apart(trained.summary for trained, *_ in shown),
     )
 
 
@@ -85,7 +88,8 @@ def draw_time_to_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | Non
     shown, folded = drawing.fold(known, drawing.MOST_POINTS, lambda each: -_seconds_to(highest, each), "soonest cases")
     targets = sorted({target for trained in shown for target in trained.summary.time_to_accuracy})
     figure, (axes,) = drawing.new_figure(height=1.1 + 0.5 * len(shown))
-    longest = max(_typical_seconds(found) for trained in shown for _, found in _reached(trained))
+    drawn = [found for trained in shown for _, found in _reached(trained)]
+    longest = max(map(_typical_seconds, drawn))
     for place, trained in enumerate(shown):
         _draw_targets(axes, place, trained, close_seconds=longest / 12)
     axes.set_yticks(range(len(shown)), [_short_name(trained, shown) for trained in shown])
@@ -99,6 +103,10 @@ def draw_time_to_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | Non
         f"Seconds until {', '.join(f'{100 * target:g} %' for target in targets)} test accuracy "
         f"for {counted(len(shown), 'case')}.",
         folded,
+        seeds=any(found.runs > 1 for found in drawn),
+        hollow=any(found.reached < found.runs for found in drawn),
+        expected=not all(math.isfinite(found.median_seconds) for found in drawn),
+        never=any(map(_missed, shown)),
     )
 
 

@@ -239,14 +239,22 @@ def fold(items: Collection[Any], most: int, rank: Callable[[Any], float], what: 
     return shown, f" Only the {most} {what} of {len(items):,}." if len(items) > most else ""
 
 
-def make_picture(figure: Figure, name: str, alternative: str, folded: str = "") -> Picture:
+def measured_apart(summaries: Iterable[CaseSummary]) -> bool:
+    """Whether two of some cases took turns, but never with each other, as in a study that was gone on with."""
+    rounds = [{run.turns.round_id for run in each.records if run.turns} for each in summaries]
+    return any(one.isdisjoint(other) for one, other in itertools.combinations(filter(None, rounds), 2))
+
+
+def make_picture(figure: Figure, name: str, alternative: str, folded: str = "", **occurs: bool) -> Picture:
     """Renders a figure; the SVG has text as text and takes the colours of the page's dark mode.
 
-    Its name is that of its title and caption in pictures.yaml; `folded` is what `fold` says of the items left out.
+    Its name is that of its texts in pictures.yaml, some of which are told only of what `occurs` in it; `folded` is what
+    `fold` says of the items left out.
     """
     import matplotlib
 
-    title, caption = yaml.safe_load(read_resource("pictures.yaml"))[name].values()
+    texts = yaml.safe_load(read_resource("pictures.yaml"))[name]
+    caption = " ".join([texts["caption"], *(texts[each] for each, is_there in occurs.items() if is_there)])
     png, svg = io.BytesIO(), io.StringIO()
     figure.savefig(png, format="png", dpi=DOTS_PER_INCH)
     # Text stays text: a third of the size, and sharper than outlines. The salt makes equal figures equal files.
@@ -254,7 +262,7 @@ def make_picture(figure: Figure, name: str, alternative: str, folded: str = "") 
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     width, height = (round(CSS_PIXELS_PER_INCH * inches) for inches in figure.get_size_inches())
     page_svg = _follow_dark_mode(svg.getvalue())
-    return Picture(name, title, caption + folded, alternative, page_svg, png.getvalue(), width, height)
+    return Picture(name, texts["title"], caption + folded, alternative, page_svg, png.getvalue(), width, height)
 
 
 def _follow_dark_mode(svg: str) -> str:

@@ -34,9 +34,8 @@ def draw_losses(attributions: Sequence[Attribution]) -> drawing.Picture | None:
         + ", ".join(f"{label_part(part.name)} {1000 * part.step_seconds.value:+.2f} ms" for part in each.parts)
         for each in shown
     )
-    return drawing.make_picture(
-        figure, "losses", f"Time that each step takes longer than is ideal, by cause. {described}."
-    )
+    alternative = f"Time that each step takes longer than is ideal, by cause. {described}."
+    return drawing.make_picture(figure, "losses", alternative, largest=any(each.biggest for each in shown))
 
 
 def _largest_explained(attributions: Sequence[Attribution]) -> list[Attribution]:

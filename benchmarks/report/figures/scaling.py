@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from mnist_dist.benchmarks.analysis.prediction.predict import Prediction
-from mnist_dist.benchmarks.analysis.scaling import Curve, Point
+from mnist_dist.benchmarks.analysis.scaling import Curve, Point, is_oversubscribed
 from mnist_dist.benchmarks.labels import label_number
 from mnist_dist.benchmarks.report.figures import drawing
 from mnist_dist.benchmarks.statistics.grouping import group_by
@@ -41,6 +41,8 @@ def draw_throughput(curves: Sequence[Curve]) -> drawing.Picture | None:
         f"Lines of throughput against devices for {_strategies(curves)}. The highest is "
         f"{best.throughput.value:,.0f} images/s, by {best.summary.case.strategy} on {counted(best.devices, 'device')}.",
         folded,
+        **_occurring(by_kind, [each.throughput for each in points]),
+        apart=drawing.measured_apart(point.summary for point in points),
     )
 
 
@@ -65,6 +67,7 @@ def draw_efficiency(curves: Sequence[Curve]) -> drawing.Picture | None:
         f"Lines of scaling efficiency against devices for {_strategies(curves)}. The lowest is "
         f"{100 * worst.efficiency.value:.0f} %, with {worst.summary.case.strategy} on {worst.devices} devices.",
         folded,
+        **_occurring(by_kind, [each.efficiency for each in points]),
     )
 
 
@@ -81,7 +84,9 @@ def draw_predictions(predictions: Sequence[Prediction]) -> drawing.Picture | Non
         f"{each.strategy}, {each.scaling} scaling: sensible devices: up to {each.models[0].worthwhile_devices[1]:,}"
         for each in shown
     )
-    return drawing.make_picture(figure, "prediction", f"Predicted throughput against devices. {described}.", folded)
+    alternative = f"Predicted throughput against devices. {described}."
+    others = any(len(each.models) > 1 for each in shown)
+    return drawing.make_picture(figure, "prediction", alternative, folded, others=others)
 
 
 def _draw_prediction(axes: drawing.Axes, each: Prediction) -> None:
@@ -154,6 +159,16 @@ def _by_kind(curves: Sequence[Curve]) -> tuple[list[list[Curve]], list[Point], s
     shown = [of_kind for of_kind, _ in folded]
     points = [point for of_kind in shown for curve in of_kind for point in curve.points]
     return shown, points, "".join(note for _, note in folded)
+
+
+def _occurring(panels: Sequence[Sequence[Curve]], estimates: Sequence[Estimate]) -> dict[str, bool]:
+    """Returns, of what a caption can explain, whether it is drawn in some panels."""
+    points = [point for curves in panels for curve in curves for point in curve.points]
+    return {
+        "bars": any(each.low < each.high for each in estimates),
+        "hollow": any(is_oversubscribed(point.summary) for point in points),
+        "dotted": any(len({curve.points[-1].devices for curve in curves}) > 1 for curves in panels),
+    }
 
 
 def _extent(estimates: Sequence[Estimate]) -> tuple[float, float]:

@@ -45,6 +45,7 @@ def draw_step_times(summaries: Sequence[CaseSummary]) -> drawing.Picture | None:
         "Distributions of step times by rank for "
         + ", ".join(f"{full.case.strategy} on {full.case.devices} devices" for full, _ in panels_of)
         + ".",
+        twins=any(free for _, free in panels_of),
     )
 
 

@@ -58,7 +58,7 @@ class Horovod(Strategy):
             raise UserError(f"does not load ({reason}); `mnist-dist install-horovod --force`") from None
         built = {"Gloo": hvd.gloo_built(), "MPI": hvd.mpi_built(), "NCCL": hvd.nccl_built()}
         if horovod_build.waits_for_tensors():
-            idle = f"idle ranks wake up for a tensor, or every {horovod_build.IDLE_CYCLE_MILLISECONDS:g} ms"
+            idle = f"idle ranks sleep until there is work, {horovod_build.IDLE_CYCLE_MILLISECONDS:g} ms at most"
         else:
             idle = (
                 "as released: ranks wake up every millisecond, even with nothing to send; "

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mnist_dist.benchmarks.measure.progress import RoundProgress, render_cases
+from mnist_dist.benchmarks.measure.progress import RoundProgress, going_on, render_cases
 from mnist_dist.benchmarks.measure.rounds import Stage
 from mnist_dist.benchmarks.measure.runner import Run
 from mnist_dist.benchmarks.measure.study import (
@@ -208,6 +208,16 @@ class TestOpening:
         others = planned(train("single", 1), repeats=4)
         assert "cases: the folder's study has" in user_error(open_study, *arguments, others, resume=True)
 
+    def test_a_study_goes_on_to_more_strategies_but_not_to_fewer(
+        self, tmp_path: Path, user_error: Callable[..., str]
+    ) -> None:
+        """As that of `make bench`, which builds Horovod in between."""
+        arguments, few = (tmp_path, "quick", SUITE, MACHINE), [train("single", 1), train("mirrored", 2)]
+        open_study(*arguments, planned(*few), resume=False)
+        _, store = open_study(*arguments, planned(train("horovod", 2), *few, repeats=2), resume=True)
+        assert (len(store.study()["cases"]), store.study()["repeats"]) == (3, 2)
+        assert "cases: " in user_error(open_study, *arguments, planned(*few, repeats=2), resume=True)
+
     def test_of_two_that_begin_at_once_one_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_error: Callable[..., str]
     ) -> None:
@@ -344,7 +354,16 @@ class TestProgress:
         with Bar(2, auto_refresh=False) as bar:
             self.begin(bar, tmp_path, "study").tell(Stage("measuring", None, 3))
         shown = capsys.readouterr().out
-        assert "round 1 of 1: measuring, 3 cycles" in shown and "1:40 left" in shown
+        assert "1:40 left  measuring, 3 cycles" in shown
+
+    def test_how_much_of_a_study_that_goes_on_is_done(self, tmp_path: Path) -> None:
+        cases = [train("single", 1, measure_seconds=1.0), train("mirrored", 2), train("horovod", 2)]
+        side = make_study(tmp_path), Store(tmp_path)
+        plan, known = [plan_case(case) for case in cases], make_records(cases[:2], 1, study=side[0].name)
+        assert going_on(plan_rounds([side], plan, known), known) == (
+            "going on: 2 runs already done; now 2 runs, with the baseline once more"
+        )
+        assert going_on(plan_rounds([side], plan[1:], known), known) == "going on: 2 runs already done; now 1 run"
 
     def test_a_bar_is_not_drawn_with_each_turn(self, tmp_path: Path) -> None:
         with Bar(2, auto_refresh=False) as bar:
@@ -365,6 +384,13 @@ class TestProgress:
             assert bar._bar.tasks[0].description == "1:40 left  round 1 of 1"
             progress.end(record, 0.0)
             assert bar._bar.tasks[0].description == "0:00 left  round 1 of 1"
+
+
+def test_a_long_text_leaves_the_count(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with Bar(12, auto_refresh=False) as bar:
+        bar.show("1:40 left  measuring, 128 cycles, the widest interval ±12.3 %, wanted ±2.0 %", 3, at_once=True)
+    assert " 3/12 1:40 left  measuring, 128 cycles, the widest interval" in capsys.readouterr().out
 
 
 def test_a_bar_shows_texts_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,15 @@ def test_what_a_kind_shares_is_said_once() -> None:
     assert [line.split("  ")[0] for line in lines[8:11]] == ["mirrored", "horovod", "input alone: single"]
 
 
+def test_studies_without_a_common_case_are_told_of_first() -> None:
+    base = [make_record(Case(strategy=strategy, cores_per_device=1), 0) for strategy in ("single", "mirrored")]
+    first, *_ = render_comparison(compare(base, [make_record(Case(cores_per_device=2), 0)]), 250).splitlines()
+    assert first == (
+        "Undecided: no case is in both studies. Base has 2 cases, such as single, 1 × 1 core, 128 images per device, "  # noqa: RUF001
+        "trained to the end; new has 1 case, such as single, 1 × 2 cores, 128 images per device, trained to the end."  # noqa: RUF001
+    )
+
+
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("cases", [scaled(), tuned()], ids=["scaling", "settings"])
 def test_seventeen_cases_take_seventeen_lines(cases: list[Case], width: int) -> None:

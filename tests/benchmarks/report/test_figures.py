@@ -34,6 +34,7 @@ from mnist_dist.benchmarks.report.figures.drawing import (
 )
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from tests.benchmarks.factory import SLOW_RANK, ablations, collectives, make_study, strong, train, whole_study
+from tests.benchmarks.report.test_write import in_rounds
 
 pytestmark = pytest.mark.slow
 
@@ -65,9 +66,9 @@ def drawn() -> Iterator[list[Figure]]:
 def keep_figures() -> Iterator[list[Figure]]:
     kept: list[Figure] = []
 
-    def keep(figure: Figure, *texts: str) -> Picture:
+    def keep(figure: Figure, *texts: str, **occurs: bool) -> Picture:
         kept.append(figure)
-        return make_picture(figure, *texts)
+        return make_picture(figure, *texts, **occurs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "make_picture", keep)
@@ -191,6 +192,17 @@ def test_the_strategies_are_named_beside_their_lines(pictures: dict[str, Picture
     for name in ("throughput", "efficiency"):
         assert {"mirrored", "multiworker", "horovod"} <= set(texts(pictures[name].svg))
     assert {"single × 1, float32", "multiworker × 8"} <= set(texts(pictures["throughput_accuracy"].svg))  # noqa: RUF001
+
+
+def test_captions_explain_what_is_drawn_alone() -> None:
+    first = {("single", 1): 0.010, ("mirrored", 2): 0.0105}
+    one = scaling.draw_throughput(Analysis(in_rounds(first)).curves)
+    assert one and one.caption == "Dashed: ideal, N times one device. Bars: 95 % intervals."
+    gone_on = Analysis(in_rounds(first, {("single", 1): 0.015, ("horovod", 4): 0.0157}))
+    two, efficiency = scaling.draw_throughput(gone_on.curves), scaling.draw_efficiency(gone_on.curves)
+    apart = "Not all were measured at the same time: compare their efficiency, not their images/s."
+    assert two and two.caption.endswith(f" Dotted lines lead to names. {apart}")
+    assert efficiency and apart not in efficiency.caption
 
 
 def test_what_cannot_be_told_apart_is_left_out_and_counted() -> None:

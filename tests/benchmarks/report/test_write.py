@@ -293,9 +293,9 @@ def test_a_missing_baseline_is_named() -> None:
 def test_facts_of_the_machine(study: list[Record]) -> None:
     facts = dict(find(study).facts)
     assert facts["Hardware"] == "8 cores of Example CPU @ 2.50GHz, x86_64, 32 GiB, no GPU"
-    assert facts["Started"] == "2026-01-01 12:00 to 2026-01-03 12:00 UTC"
+    assert facts["Started"] == "2026-01-01 12:00 UTC, the last run at 2026-01-03 12:00 UTC"
     assert facts["Software"].startswith("Debian GNU/Linux 12, kernel 6.1.0, python 3.11.7")
-    assert find(study).origin == f"{facts['Hardware']}; {facts['Started']}; mnist_dist 1.0.0, tensorflow 2.21.0"
+    assert find(study).origin == f"{facts['Hardware']}; started {facts['Started']}; mnist_dist 1.0.0, tensorflow 2.21.0"
     gpus = (Gpu(name="NVIDIA H100", memory_bytes=80 * 2**30),) * 4
     with_gpus = on(study, hardware=hardware(gpus=gpus, gpu_driver="570.1"))
     assert dict(find(with_gpus).facts)["Hardware"].endswith("4 × NVIDIA H100 (80 GiB), driver 570.1")  # noqa: RUF001
@@ -396,7 +396,7 @@ def test_files(written: tuple[Path, Report]) -> None:
 def test_markdown_has_every_part(written: tuple[Path, Report]) -> None:
     folder, _ = written
     page = MarkdownIt("commonmark", {"html": True}).enable("table").render((folder / "report.md").read_text())
-    origin = "<p>8 cores of Example CPU @ 2.50GHz, x86_64, 32 GiB, no GPU; 2026-01-01 12:00 to .* UTC; .*</p>"
+    origin = "<p>8 cores of Example CPU @ 2.50GHz, x86_64, 32 GiB, no GPU; started 2026-01-01 12:00 UTC, .* UTC; .*</p>"
     assert re.search(rf"</h1>\n{origin}\n<p>Fastest is ", page)
     assert re.search(rf"</h1>\n{origin}\n<ul", (folder / "report.html").read_text())
     titles = re.findall("<h2>(.*?)</h2>", page)

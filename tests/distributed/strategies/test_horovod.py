@@ -9,7 +9,7 @@ from mnist_dist.distributed import horovod_build
 @pytest.mark.parametrize(
     ("built_here", "said"),
     [
-        (True, "; idle ranks wake up for a tensor, or every 20 ms"),
+        (True, "; idle ranks sleep until there is work, 20 ms at most"),
         (False, "; as released: ranks wake up every millisecond, even with nothing to send; `mnist-dist "),
     ],
 )
