@@ -20,6 +20,7 @@ from mnist_dist.benchmarks.labels import (
     label_with_kind,
     warn_of_short_runs,
 )
+from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.report.table import (
     TERMINAL_WIDTH,
     Cell,
@@ -191,9 +192,11 @@ def _doubts(comparison: Comparison) -> Iterator[str]:
             worst = max(busy, key=other_cores)
             cores = counted(worst.identity.hardware.cores, "core")
             yield f"{name} was measured on a busy machine: other programs used {other_cores(worst):.1f} of {cores}."
-    products = [verdict for verdict in apart if verdict.case.kind == "matmul" and verdict.outcome in CHANGED]
-    for verdict in products[:1]:
-        yield f"Matrix products alone became {verdict.outcome}: the machine itself may have changed."
+    alone = {kind(each.case.kind): each.outcome for each in apart if each.outcome in CHANGED}
+    for what, outcome in alone.items():
+        if what.explains and not what.has_batches:  # Nothing of a training.
+            name = what.prefix.removesuffix(": ").capitalize()
+            yield f"{name} became {outcome}: the machine itself may have changed."
 
 
 def _remarks(verdict: Verdict) -> Iterator[str]:

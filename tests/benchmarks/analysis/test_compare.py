@@ -405,7 +405,7 @@ def test_a_machine_that_has_changed_is_told_of_first() -> None:
         measured = {"dtype": "float32", "size": 512, "flops_per_second": [flops, 1.01 * flops]}
         side += [make_record(products, repeat, measurements=measured) for repeat in range(3)]
     lines = render_comparison(compare(base, new)).splitlines()
-    assert lines[1] == "Matrix products alone became slower: the machine itself may have changed."
+    assert lines[1] == "Matrix products became slower: the machine itself may have changed."
 
 
 def test_the_interval_shown_is_that_on_which_the_verdict_rests() -> None:
