@@ -192,7 +192,7 @@ class Round:
         )
         standing.own_seconds = time.monotonic() - standing.began
         if standing.group is None:
-            standing.end = running.end(f"not ready after {self.limits.timeout_seconds:g} s")
+            self._close(standing, f"not ready after {self.limits.timeout_seconds:g} s")
 
     @contextlib.contextmanager
     def _others_watched(self) -> Iterator[None]:
@@ -219,7 +219,7 @@ class Round:
                     standing.ended = "trained"
                     self._end(standing)
                 elif standing.end is None and _is_training(standing) and standing.own_seconds > limit:
-                    standing.end = standing.running.end(f"not done after {limit:g} s")
+                    self._close(standing, f"not done after {limit:g} s")
             self._cycles += 1
 
     def _calibrate(self) -> None:
@@ -281,11 +281,10 @@ class Round:
             standing.energy.append((energy_before, energy_after))
         if seconds is None:
             if standing.running.is_alive and group.is_complete:
-                standing.end = standing.running.end(f"a turn took longer than {self.limits.timeout_seconds:g} s")
+                self._close(standing, f"a turn took longer than {self.limits.timeout_seconds:g} s")
             else:
                 standing.running.wait(ENDING_SECONDS)
-                left = f"it left the round, and had not ended {ENDING_SECONDS:g} s later"
-                standing.end = standing.running.end(left)
+                self._close(standing, f"it left the round, and had not ended {ENDING_SECONDS:g} s later")
             return None
         if group.steps and seconds:
             standing.step_seconds[variant] = seconds / group.steps
@@ -302,7 +301,12 @@ class Round:
         """Tells a contender that there is no turn any more, and waits until it has written what it measured."""
         self._dismiss(standing)
         standing.running.wait(ENDING_SECONDS, self.tick)
-        standing.end = standing.running.end(f"it was told to end, and had not {ENDING_SECONDS:g} s later")
+        self._close(standing, f"it was told to end, and had not {ENDING_SECONDS:g} s later")
+
+    def _close(self, standing: Standing, timed_out: str) -> None:
+        """Notes how a contender ended, which it must have by now."""
+        standing.end = standing.running.end(timed_out)
+        self._harness.hang_up(standing.contender.name)
 
     def _dismiss(self, standing: Standing) -> None:
         """Notes what a contender used while it waited, and tells it that there is no turn any more."""

@@ -94,8 +94,14 @@ class Harness(Listener):
         return max(group.seconds.values()) if len(group.seconds) == group.ranks else None
 
     def dismiss(self, group: Group) -> None:
-        """Tells all ranks of a group that there is no turn any more."""
+        """Tells all ranks of a group that there is no turn any more; their lines stay open while they end."""
         for line in list(group.lines.values()):
+            with contextlib.suppress(OSError):  # It has left.
+                line.connection.sendall(b"\n")
+
+    def hang_up(self, name: str) -> None:
+        """Gives up a group: a rank of it that is still there, beyond the reach of signals, will end itself."""
+        for line in list(self._groups[name].lines.values()):
             self._forget(line)
 
     def _serve(self, is_done: Callable[[], bool], timeout_seconds: float, is_alive: Callable[[], bool]) -> bool:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -21,6 +22,7 @@ from mnist_dist.distributed.cluster import find_cluster
 from mnist_dist.distributed.launch import join_ranks, run_ranks
 from mnist_dist.distributed.strategies.resolve import make_strategy, resolve_strategy
 from mnist_dist.distributed.turns import Turns
+from mnist_dist.distributed.watchdog import Watchdog
 from mnist_dist.errors import UserError
 from mnist_dist.files import write_json
 from mnist_dist.lazy import UNUSED_BY_COMMANDS, hidden_from_keras
@@ -51,18 +53,26 @@ def measure_or_start_ranks(case: Case, result_file: Path) -> None:
         run_ranks(command, case.devices, strategy=case.strategy)
         return
     settings = resolve_strategy(config.runtime, cluster)
-    with join_ranks(cluster, settings):
+    watchdog = Watchdog(cluster, 2 * settings.join_timeout_seconds)  # As in a training.
+    with watchdog, join_ranks(cluster, settings):
         runtime = configure_runtime(settings, config.seed, local_rank=cluster.local_rank, local_size=cluster.local_size)
         choose_form(settings, runtime)  # For the threads that training has.
         strategy = make_strategy(settings, cluster)
-        with contextlib.closing(Turns(os.environ, cluster.rank, cluster.size)) as turns:
+        watchdog.enter("preparing", settings.stall_timeout_seconds)
+        with contextlib.closing(Turns(os.environ, cluster.rank, cluster.size, watchdog)) as turns:
             measurements = of_kind.measure(config, strategy, runtime, turns)
-        if strategy.is_chief:
-            write_json(result_file, measurements)
-        strategy.barrier()
+            if strategy.is_chief:
+                write_json(result_file, measurements)
+            strategy.barrier()
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    os._exit(code)  # Taking TensorFlow apart takes seconds.
+    code = 1
+    try:
+        code = main()
+    except Exception:  # Such as TensorFlow's, when another rank has ended.
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+    with contextlib.suppress(OSError):  # Who reads it may be gone, too.
+        sys.stdout.flush()
+    os._exit(code)  # Taking TensorFlow apart takes seconds, or waits for ranks that are gone.

@@ -5,6 +5,8 @@ ratio is known far better than the pace of either. Every rank listens on a socke
 in no collective and uses neither CPU nor GPU.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import select
@@ -12,9 +14,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mnist_dist.errors import TrainingError
+
+if TYPE_CHECKING:
+    from mnist_dist.distributed.watchdog import Watchdog
 
 ADDRESS_VARIABLE = "MNIST_DIST_TURNS"  # HOST:PORT.
 GROUP_VARIABLE = "MNIST_DIST_TURNS_GROUP"
@@ -45,12 +50,15 @@ class Turn:
 class Turns:
     """One rank's line to the harness; it opens with the first `wait`, which says that the rank is ready.
 
+    Args:
+        watchdog: lets the waits last, and ends this process if it does not end with the harness.
+
     Attributes:
         waited_seconds: between turns, in total.
         is_training: whether the turns belong to a training that has an end, or else to a measurement without one.
     """
 
-    def __init__(self, environment: Mapping[str, str], rank: int, ranks: int) -> None:
+    def __init__(self, environment: Mapping[str, str], rank: int, ranks: int, watchdog: Watchdog | None = None) -> None:
         self.waited_seconds = 0.0
         self.is_training = True
         self._address = environment[ADDRESS_VARIABLE]
@@ -60,6 +68,7 @@ class Turns:
             "rank": int(environment.get(RANK_VARIABLE, rank)),
             "ranks": int(environment.get(RANKS_VARIABLE, ranks)),
         }
+        self._watchdog = watchdog
         self._connection: socket.socket | None = None
         self._unread = b""
 
@@ -73,14 +82,17 @@ class Turns:
         began = time.perf_counter()
         if self._connection is None:
             self._connection = connect(self._address)
+            if self._watchdog:
+                self._watchdog.watch_line(self._connection, f"the harness at '{self._address}'")
             self._send(self._connection, self._greeting | {"training": self.is_training})
         told, line = False, None
         try:
-            while line is None:
-                if not told and (name := signalled()):
-                    self._send(self._connection, {"signal": name})
-                    told = True
-                line = self._next_line(self._connection)
+            with self._watchdog.without_limit("waiting for its turn") if self._watchdog else contextlib.nullcontext():
+                while line is None:
+                    if not told and (name := signalled()):
+                        self._send(self._connection, {"signal": name})
+                        told = True
+                    line = self._next_line(self._connection)
         finally:
             self.waited_seconds += time.perf_counter() - began
         return Turn(**json.loads(line)) if line else None
@@ -99,7 +111,7 @@ class Turns:
             connection.sendall(json.dumps(message).encode() + b"\n")
 
     def _next_line(self, connection: socket.socket) -> bytes | None:
-        """Returns the next line, b"" at the end of all turns, None if neither came for a second."""
+        """Returns the next line, b"" at the end of all turns or of the harness, None if none came for a second."""
         while b"\n" not in self._unread:
             if not select.select([connection], [], [], POLL_SECONDS)[0]:
                 return None
@@ -129,12 +141,14 @@ def connect(address: str) -> socket.socket:
 
 
 @contextlib.contextmanager
-def join_turns(environment: Mapping[str, str], rank: int, ranks: int) -> Iterator[Turns | None]:
+def join_turns(
+    environment: Mapping[str, str], rank: int, ranks: int, watchdog: Watchdog | None = None
+) -> Iterator[Turns | None]:
     """Yields this rank's line to the harness that the environment names, or None where nobody grants turns."""
     if ADDRESS_VARIABLE not in environment:
         yield None
         return
-    turns = Turns(environment, rank, ranks)
+    turns = Turns(environment, rank, ranks, watchdog)
     try:
         yield turns
     finally:

@@ -1,4 +1,4 @@
-"""Ends a rank that waits too long, and tells the launcher what each rank is doing.
+"""Ends a rank that waits too long or for a harness that is gone, and tells the launcher what each rank is doing.
 
 A rank whose partner is missing or stuck waits inside TensorFlow, where no Python exception reaches it. A thread
 beside it watches the clock; once a second it also writes the current phase to the launcher, so that the launcher can
@@ -10,15 +10,19 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
+import select
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 from mnist_dist.distributed.cluster import Cluster
 
 EXIT_LOST_RANKS = 3  # Of a rank that ends because of another one.
 HEARTBEAT_VARIABLE = "MNIST_DIST_HEARTBEAT_FD"
+LOST_SECONDS = 30.0  # For a rank to end by itself once the other end of its line has hung up.
 _PERIOD_SECONDS = 1.0
 
 
@@ -68,6 +72,21 @@ class Watchdog:
         finally:
             self.enter(f"after {phase}", limit)
 
+    def watch_line(self, line: socket.socket, other_end: str) -> None:
+        """Ends this process if the other end hangs up, and this one is still there `LOST_SECONDS` later."""
+        poll = select.poll()
+        poll.register(line, select.POLLRDHUP)  # It tells of the end even where nobody reads what came before.
+
+        def watch() -> None:
+            poll.poll()
+            if not self._stopped.wait(LOST_SECONDS):
+                _end_rank(
+                    f"rank {self.rank} lost {other_end}, which hung up, and had not ended {LOST_SECONDS:g} s later; "
+                    f"it was in the phase '{self._phase}'."
+                )
+
+        threading.Thread(target=watch, daemon=True, name="watchdog of a line").start()
+
     def _watch(self) -> None:
         while not self._stopped.wait(_PERIOD_SECONDS):
             if self._launcher is not None:
@@ -75,10 +94,14 @@ class Watchdog:
                     os.write(self._launcher, f"{self._phase}\n".encode())
             waited = time.monotonic() - self._since
             if waited > self.timeout_seconds:
-                print(
-                    f"mnist-dist: error: rank {self.rank} waited {waited:.0f} s in the phase '{self._phase}', "
-                    f"expected at most {self.timeout_seconds:g} s; another rank is missing or stuck.",
-                    file=sys.stderr,
-                    flush=True,
+                _end_rank(
+                    f"rank {self.rank} waited {waited:.0f} s in the phase '{self._phase}', "
+                    f"expected at most {self.timeout_seconds:g} s; another rank is missing or stuck."
                 )
-                os._exit(EXIT_LOST_RANKS)  # The main thread sits in a collective that never returns.
+
+
+def _end_rank(reason: str) -> NoReturn:
+    """Ends this process at once, as its main thread sits in a collective that never returns."""
+    with contextlib.suppress(OSError):  # Who reads it may be gone, too, as with a cluster of Slurm.
+        print(f"mnist-dist: error: {reason}", file=sys.stderr, flush=True)
+    os._exit(EXIT_LOST_RANKS)

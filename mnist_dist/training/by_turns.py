@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from mnist_dist.distributed.preemption import Preemption
 from mnist_dist.distributed.turns import Turn, Turns
-from mnist_dist.distributed.watchdog import Watchdog
 from mnist_dist.training.step_times import StepClock
 from mnist_dist.training.steps import StepCall
 
@@ -12,8 +11,8 @@ from mnist_dist.training.steps import StepCall
 class ByTurns:
     """One rank's part, a turn after another; without others to take turns with, it may train as it likes."""
 
-    def __init__(self, turns: Turns | None, clock: StepClock, watchdog: Watchdog, preemption: Preemption) -> None:
-        self._turns, self._clock, self._watchdog, self._preemption = turns, clock, watchdog, preemption
+    def __init__(self, turns: Turns | None, clock: StepClock, preemption: Preemption) -> None:
+        self._turns, self._clock, self._preemption = turns, clock, preemption
         self._left = 0
 
     def allow(self, count: int) -> int:
@@ -45,7 +44,7 @@ class ByTurns:
 
     def _next(self, turns: Turns) -> Turn | None:
         """Ends this turn and returns the next, once it has come; the wait is in no time that counts."""
-        with self._clock.paused(), self._watchdog.without_limit("waiting for its turn"):
+        with self._clock.paused():
             turns.done(*self._clock.end_turn())
             self._clock.turn = turns.wait(lambda: self._preemption.received)
         return self._clock.turn

@@ -103,7 +103,7 @@ def train(config: Config, workdir: Path, resume: bool = False) -> dict[str, Any]
         watchdog.enter("preparing", config.runtime.stall_timeout_seconds)
         if cluster.is_chief:
             stack.enter_context(claim_workdir(folder, config, resume))
-        turns = stack.enter_context(join_turns(os.environ, cluster.rank, cluster.size))
+        turns = stack.enter_context(join_turns(os.environ, cluster.rank, cluster.size, watchdog))
         console = stack.enter_context(open_console(plan.total_steps, config.training.batch_size, cluster.is_chief))
         session = Session(
             config, arrays, plan, cluster, runtime, form, strategy, folder, console, watchdog, preemption, turns, clock
@@ -177,7 +177,7 @@ def run_session(session: Session, resume: bool) -> dict[str, Any]:
         check_shards(session)
 
     call_of = make_step_calls(session, model, optimizer, progress.step)
-    by_turns = ByTurns(session.turns, session.clock, session.watchdog, session.preemption)
+    by_turns = ByTurns(session.turns, session.clock, session.preemption)
     train_steps_to_the_end(session, call_of(FULL), progress, actions, by_turns)
     result = leave_results(session, model, progress, save_checkpoint)
     by_turns.measure(call_of)

@@ -56,7 +56,7 @@ def run_fast(config: Config, total_steps: int, monkeypatch: pytest.MonkeyPatch) 
     model: Any = None
     actions = trainer.make_actions(session, model, model, np.zeros(total_steps, np.float32), progress)
     logging = [action for action in actions if isinstance(action, trainer.LogMetrics)]
-    alone: Any = ByTurns(None, clock, session.watchdog, session.preemption)
+    alone: Any = ByTurns(None, clock, session.preemption)
     trainer.train_steps_to_the_end(session, lambda count: np.zeros([count, 2], np.float32), progress, logging, alone)
     return clock, agreements
 
