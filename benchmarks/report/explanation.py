@@ -50,7 +50,8 @@ def explain_briefly(attribution: Attribution) -> str:
         return f"{text}, of no certain cause, with {_points(unexplained)}."
     rest = loss - round(100 * biggest.share.value)
     others = f" and {rest} to all else" if rest < 0 else ""
-    what_to_do = "measure again" if attribution.disturbed else f"try {_advice(attribution, biggest.name)[0]}"
+    remedy = f"try {_advice(attribution, biggest.name)[0]}"
+    what_to_do = "measure again on an idle machine" if attribution.disturbed else remedy
     return f"{text}, including {_points(biggest)}{others}; {what_to_do}."
 
 

@@ -250,7 +250,7 @@ def test_nothing_is_advised_where_other_programs_used_the_machine() -> None:
     study = planted.plant(planted.point_cases(), planted.CAUSES["communication"])
     records = [record for summary in study for record in summary.records]
     calm, restless = ([*find(busy(records, rounds, 1.5)).result] for rounds in (0, 99))
-    assert "; try " in calm[-1] and restless[-1].endswith("; measure again.")
+    assert "; try " in calm[-1] and restless[-1].endswith("; measure again on an idle machine.")
     sections = [list(build_sections(Analysis(busy(records, rounds, 1.5)))) for rounds in (0, 99)]
     told = [
         " ".join(point for section in each if section.name == "losses" for point in section.points) for each in sections
