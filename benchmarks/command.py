@@ -195,8 +195,12 @@ def show_report(store: Store, records: Sequence[Record]) -> None:
 
     report = write_report(store.folder, records, store.gaps(records))
     print(report.terminal_text)
-    print(f"report: {report.html}\nnext: after a change, measure again, and add that folder to this command:")
-    print(f"  mnist-dist bench compare {shlex.quote(str(store.folder))}")
+    before, after = shlex.quote(str(store.folder)), shlex.quote(f"{store.folder}-after")
+    # Which make has installed where no shell looks for it.
+    program = "mnist-dist" if shutil.which("mnist-dist") else shlex.quote(sys.argv[0])
+    print(f"report: {report.html}\nnext, after a change, to measure again and compare:")
+    print(f"  {program} bench run {shlex.quote(records[-1].suite)} --results {after}")
+    print(f"  {program} bench compare {before} {after}")
 
 
 def add_report(commands: Any) -> None:

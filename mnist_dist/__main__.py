@@ -197,7 +197,9 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
     model, arrays = load_run(args.workdir)
     evaluation = evaluate.summarize(arrays.test_labels, evaluate.predict(model, arrays.test_images))
-    following = f"\nnext: add pictures of your own digits to: mnist-dist predict {shlex.quote(str(args.workdir))}"
+    following = (
+        f"\nnext, with a picture of your own digit: mnist-dist predict {shlex.quote(str(args.workdir))} photo.png"
+    )
     print(json.dumps(evaluate.to_json(evaluation)) if args.json else evaluate.render(evaluation) + following)
     return 0
 
@@ -219,8 +221,12 @@ def run_predict(args: argparse.Namespace) -> int:
     from mnist_dist.inference import predict
 
     if not args.images:
-        example = f"mnist-dist predict WORKDIR {args.workdir}"
-        raise UserError(f"IMAGE: received only '{args.workdir}', expected the folder of a run and pictures: {example}")
+        is_run = args.workdir.is_dir()
+        example = f"{args.workdir} photo.png" if is_run else f"WORKDIR {args.workdir}"
+        raise UserError(
+            f"IMAGE: received only '{args.workdir}', expected the folder of a run and pictures: mnist-dist predict "
+            f"{example}"
+        )
 
     @functools.cache
     def load() -> Any:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+from mnist_dist.benchmarks.analysis.in_turns import MOST_OTHERS
 from mnist_dist.benchmarks.labels import label_case, label_with_kind
 from mnist_dist.benchmarks.measure.rounds import ENDING_SECONDS, Stage
 from mnist_dist.benchmarks.measure.runner import Run
@@ -60,6 +61,9 @@ class RoundProgress:
             self._draw()
 
     def tell(self, stage: Stage) -> None:
+        if stage.name == "started":
+            self._warn_of_others(stage.other_cores)
+            return
         has_doubled = stage.cycle > 0 and stage.cycle & (stage.cycle - 1) == 0
         is_due = stage.training > 0 and time.monotonic() - self._told > NEWS_SECONDS
         is_news = stage.name != self._stage or stage.contender is not None or has_doubled or is_due
@@ -69,6 +73,14 @@ class RoundProgress:
         self._draw(at_once=is_news)
         if is_news and not self._display.has_bar:
             self._display.say(f"  {text}")
+
+    def _warn_of_others(self, cores: float) -> None:
+        machine = next(iter(self._runs.values())).study.machine
+        if machine.hosts is None and cores > MOST_OTHERS * machine.cores:
+            self._display.say(
+                f"  the machine is busy: other programs use {cores:.1f} of {counted(machine.cores, 'core')}; better "
+                "measure when it is idle (Ctrl-C ends this)"
+            )
 
     def end(self, record: Record, left_seconds: float) -> None:
         what = f"{self._side(record.study)}{self._name(record.case)}, repeat {record.repeat + 1}: {describe(record)}"

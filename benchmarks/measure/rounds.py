@@ -7,13 +7,12 @@ within a cycle, so that whatever slows the machine for longer than that falls on
 al., ICPE 2020) with randomised multiple interleaved trials (Abedi and Brecht, ICPE 2017).
 """
 
-import contextlib
 import math
 import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,7 +31,8 @@ from mnist_dist.errors import UserError
 # share in a training.
 TURN_SECONDS, LONGEST_TURN_SECONDS, ENOUGH_STEPS = 0.1, 0.3, 10
 TRAINING_TURN_SECONDS = 0.2  # Of trainings to an end, in which nothing is compared cycle by cycle.
-LEAD_SECONDS = 0.02  # Of steps before those of a turn, which are not counted: the first find cold caches.
+LEAD_SECONDS = 0.02  # Of steps before those of a turn, which are not counted: the first find cold caches. Long ones
+# would cost as much as the turn, and find them for a small part of their time.
 CALIBRATIONS = 8  # At most, until a turn is about as long as it should be.
 FEWEST_CYCLES = 13  # Before anything is called known well enough: ten are left without a warm-up of a fifth.
 ENDING_SECONDS = 60.0  # For a contender that is told to end, to write what it measured; launchers take seconds.
@@ -49,13 +49,15 @@ class Stage:
     Attributes:
         half_width: of the widest interval of a ratio, as a share; None until it is known.
         training: how many trainings have not come to their end.
+        other_cores: of this host, that other programs used while contenders started.
     """
 
-    name: Literal["starting", "training", "warming up", "measuring", "ending", "stopping"]
+    name: Literal["starting", "started", "training", "warming up", "measuring", "ending", "stopping"]
     contender: str | None = None
     cycle: int = 0
     half_width: float | None = None
     training: int = 0
+    other_cores: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ class Limits:
     timeout_seconds: float
 
     def time_is_up(self, seconds: float, cycles: int) -> bool:
-        """Whether it has been measured for long enough; too few cycles to tell anything from get as much time again."""
-        return seconds > self.seconds * (1 if cycles >= FEWEST_CYCLES else 2)
+        """Whether it has been measured for long enough; too few cycles to tell anything from get twice as much more."""
+        return seconds > self.seconds * (1 if cycles >= FEWEST_CYCLES else 3)
 
 
 @dataclass
@@ -143,7 +145,7 @@ class Round:
         ended: what ended it: "narrow" (all ratios are known as well as was asked for), "time", "trained" (there was
             nothing more to measure) or "interrupted".
         interruption: what ended the round early, if anything did; to be raised again when the results are safe.
-        other_cores: of this host, that other programs used while contenders had turns, on average.
+        other_cores: of this host, that other programs have used since the round began, on average.
     """
 
     contenders: Sequence[Contender]
@@ -157,6 +159,7 @@ class Round:
     ended: Ended = field(default="trained", init=False)
     interruption: BaseException | None = field(default=None, init=False)
     other_cores: float = field(default=0.0, init=False)
+    _watched_from: tuple[float, float] | None = field(default=None, init=False)
     _cycles: int = field(default=0, init=False)
 
     def run(self) -> Mapping[str, Standing]:
@@ -164,12 +167,15 @@ class Round:
         self._random = random.Random(self.seed)  # noqa: S311 - an order, not a secret.
         with Harness(self.host) as self._harness:
             try:
+                self._note_others()
                 for contender in self.contenders:
                     self._start(contender)
-                with self._others_watched():
-                    self._train()
-                    self._calibrate()
-                    self._measure()
+                self._note_others()
+                self.tell(Stage("started", other_cores=self.other_cores))
+                self._train()
+                self._calibrate()
+                self._measure()
+                self._note_others()
                 self._end_all()
             except (KeyboardInterrupt, SystemExit, UserError) as interruption:  # Ctrl-C, a signal, or a full disk.
                 self.interruption, self.ended = interruption, "interrupted"
@@ -194,19 +200,13 @@ class Round:
         if standing.group is None:
             self._close(standing, f"not ready after {self.limits.timeout_seconds:g} s")
 
-    @contextlib.contextmanager
-    def _others_watched(self) -> Iterator[None]:
-        """Notes how much of the host's cores was used meanwhile by what is not part of this round."""
-
-        def others_seconds() -> float:
-            ended = os.times()  # Of the harness, and of those of its children that have ended.
-            return busy_cpu_seconds() - sum(ended[:4]) - sum(each.running.cpu_seconds() for each in self._alive())
-
-        began, before = time.monotonic(), others_seconds()
-        try:
-            yield
-        finally:
-            self.other_cores = max(others_seconds() - before, 0.0) / (time.monotonic() - began)
+    def _note_others(self) -> None:
+        """Notes how much of the host's cores was used, since the round began, by what is not part of it."""
+        now, ended = time.monotonic(), sum(os.times()[:4])  # Of the harness, and of those of its children that ended.
+        seconds = busy_cpu_seconds() - ended - sum(each.running.cpu_seconds() for each in self._alive())
+        self._watched_from = self._watched_from or (now, seconds)
+        began, before = self._watched_from
+        self.other_cores = max(seconds - before, 0.0) / max(now - began, 1e-3)
 
     def _train(self) -> None:
         """Lets those train that train to an end, in turns, until each has come to it."""
@@ -269,7 +269,7 @@ class Round:
         if group is None or standing.end is not None:
             return None
         step_seconds = standing.step_seconds.get(variant, LONGEST_TURN_SECONDS)
-        lead = 0 if is_training else max(round(LEAD_SECONDS / step_seconds), 1)
+        lead = 0 if is_training or step_seconds > TURN_SECONDS else max(round(LEAD_SECONDS / step_seconds), 1)
         turn = Turn(steps_of_turn(step_seconds, is_training), lead, variant, cycle)
         began, cpu_before = time.monotonic(), standing.running.cpu_seconds()
         energy_before = self.meter() if self.meter else None

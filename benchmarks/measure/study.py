@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 import sys
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -170,16 +171,21 @@ def run_rounds(
     """
     stores = {study.name: store for study, store in sides}
     records = []
-    estimates = [estimate_seconds([runs]) for runs in rounds]
+    estimates, began, planned = [estimate_seconds([runs]) for runs in rounds], time.monotonic(), 0.0
+
+    def at_this_pace(seconds: Sequence[float]) -> float:
+        """Returns how long what is estimated will take, if it is as slow as the rounds so far."""
+        return sum(seconds) * ((time.monotonic() - began) / planned if planned else 1.0)
+
     with show_rounds(rounds, known) as progress:
         for number, runs in enumerate(rounds):
-            progress.begin(runs, sum(estimates[number:]))
-            after = sum(estimates[number + 1 :])
+            progress.begin(runs, at_this_pace(estimates[number:]))
+            planned += estimates[number]
             with contextlib.closing(_run(runs, progress, number, ratios or compared)) as found:
                 for record in found:
                     stores[record.study].add(record)
                     records.append(record)
-                    progress.end(record, after)
+                    progress.end(record, at_this_pace(estimates[number + 1 :]))
     return records
 
 

@@ -56,7 +56,8 @@ class Store:
     def records(self) -> list[Record]:
         """Reads all records, in the order in which they were started.
 
-        Files that are no intact records are left out and named on stderr, once for each store.
+        Files that are no intact records are left out and named on stderr, once for each store. What somebody has
+        interrupted is left out where it was measured again since.
 
         Raises:
             UserError: the folder cannot be listed.
@@ -74,7 +75,9 @@ class Store:
                 self.left_out[path.name] = str(error)
                 if path.name not in reported:
                     print(f"left out: {error}", file=sys.stderr)
-        return sorted(records, key=lambda record: (record.started_at, record.record_id))
+        done = finished(records)
+        kept = [each for each in records if each.status != "ok" or is_whole(each) or _run_of(each) not in done]
+        return sorted(kept, key=lambda record: (record.started_at, record.record_id))
 
     def write_study(self, plan: Mapping[str, Any]) -> bool:
         """Lays down what the study measures, JSON with `STUDY_KEYS`, and returns whether: another job may have.
@@ -142,11 +145,16 @@ def file_name(record: Record) -> str:
 
 def finished(records: Iterable[Record]) -> set[tuple[str, str, int]]:
     """Returns study, case_id and repeat of what was measured successfully to its end, and need not be again."""
-    return {
-        (record.study, record.case_id, record.repeat)
-        for record in records
-        if record.status == "ok" and not (record.turns and record.turns.ended == "interrupted")
-    }
+    return {_run_of(record) for record in records if record.status == "ok" and is_whole(record)}
+
+
+def is_whole(record: Record) -> bool:
+    """Whether nobody interrupted the round before its end."""
+    return not (record.turns and record.turns.ended == "interrupted")
+
+
+def _run_of(record: Record) -> tuple[str, str, int]:
+    return record.study, record.case_id, record.repeat
 
 
 def _read_record(path: Path) -> Record:
@@ -179,6 +187,8 @@ def read_json(
         raise UserError(f"{name}: cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else one_line(str(error), 100)
+        if path.suffix not in (".json", ".gz"):  # Such as a report, which somebody names instead of its study.
+            raise UserError(f"{name}: not JSON; expected the folder of a study, or a published file.") from None
         raise UserError(f"{name}: not intact JSON ({reason}); remove the file or restore it from a copy.") from None
     if not isinstance(content, dict):
         received = one_line(json.dumps(content), 60)

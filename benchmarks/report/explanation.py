@@ -28,10 +28,10 @@ def explain(attribution: Attribution) -> str:
         return f"{who} nothing significant: {lost} is within the noise{more}{culprit}."
     if not attribution.is_significant:
         return f"{who} nothing that matters: {lost}{culprit}."
-    sentences = [f"{who} {lost}: {_parts(attribution)}{culprit}."]
     if attribution.disturbed:
-        sentences.append("Other programs used the machine meanwhile, so measure again before you change anything.")
-    elif biggest is None:
+        return f"{who} {lost}. Other programs used the machine meanwhile, so the causes are not told: measure again."
+    sentences = [f"{who} {lost}: {_parts(attribution)}{culprit}."]
+    if biggest is None:
         sentences.append("The largest cause is within the noise; measure more repeats.")
     else:
         sentences.append(f"Against {label_part(biggest.name)}, try {'; or '.join(_advice(attribution, biggest.name))}.")
@@ -46,13 +46,13 @@ def explain_briefly(attribution: Attribution) -> str:
     case, biggest, loss = attribution.case, attribution.biggest, round(100 * attribution.loss.value)
     text = f"{case.strategy} on {case.devices} devices, {attribution.scaling} scaling: {loss} %"
     unexplained = attribution.parts[-1]
+    if attribution.disturbed:
+        return f"{text}; for its cause, measure again on an idle machine."
     if biggest is None or abs(unexplained.share.value) > attribution.loss.value / 2:
         return f"{text}, of no certain cause, with {_points(unexplained)}."
     rest = loss - round(100 * biggest.share.value)
     others = f" and {rest} to all else" if rest < 0 else ""
-    remedy = f"try {_advice(attribution, biggest.name)[0]}"
-    what_to_do = "measure again on an idle machine" if attribution.disturbed else remedy
-    return f"{text}, including {_points(biggest)}{others}; {what_to_do}."
+    return f"{text}, including {_points(biggest)}{others}; try {_advice(attribution, biggest.name)[0]}."
 
 
 def _parts(attribution: Attribution) -> str:

@@ -70,7 +70,9 @@ def collect_findings(analysis: Analysis, warnings: Sequence[str] = ()) -> Findin
 
 
 def _describe_result(analysis: Analysis) -> Iterator[str]:
-    """Yields what was fastest, the efficiency on most devices, the accuracy, and the largest loss with its remedy."""
+    """Yields whether the machine was busy, what was fastest, the efficiency on most devices, the accuracy, and the
+    largest loss with its remedy."""
+    yield from _busy(analysis.records)
     cases = [each for each in analysis.main_cases if not each.oversubscribed]
     yield from _fastest(cases)
     yield from _efficiency(cases)
@@ -83,12 +85,28 @@ def _describe_result(analysis: Analysis) -> Iterator[str]:
         yield f"The largest loss is with {explain_briefly(max(told, key=lambda each: each.loss.value))}"
 
 
+def _busy(records: Sequence[Record]) -> Iterator[str]:
+    rounds = {record.turns.round_id: record for record in records if record.turns}
+    busy = [record for record in rounds.values() if met_others(record)]
+    if busy:
+        worst = max(busy, key=other_cores)
+        cores = counted(worst.identity.hardware.cores, "core")
+        where = "" if len(rounds) == 1 else f" in {len(busy)} of {len(rounds)} rounds, at worst"
+        yield (
+            f"The machine was busy:{where} other programs used {other_cores(worst):.1f} of {cores}. Images/s are too "
+            "low, and other programs may cause part of the losses. Measure again when the machine is idle."
+        )
+
+
 def _fastest(cases: Sequence[TrainedCase]) -> Iterator[str]:
     summaries = [each.summary for each in cases]
     _, labels = label_briefly([(each.case, each.on_gpus) for each in cases]) if cases else ("", [])
     names = dict(zip(summaries, labels, strict=True))
     rates = {each: each.images_per_second for each in summaries if each.images_per_second}
     if len(rates) < 2:
+        if len(summaries) - len(rates) > 1:
+            known = len(rates) or "none"
+            yield f"Fastest is not known: of {len(summaries)} cases, {known} has a rate; see the warnings."
         return
     common = max(rates, key=lambda each: len(each.records))  # A round without the baseline measures that once more.
     best, *others = sorted(rates, key=lambda each: -rate_ratio(each, common, common).value)
@@ -100,7 +118,7 @@ def _fastest(cases: Sequence[TrainedCase]) -> Iterator[str]:
         return
     ratios = {each: rate_ratio(each, best, common) for each in others}
     equals = [names[each] for each in others if not ratios[each].high < 1]  # Also where no bound is known.
-    beside = f"; as fast within noise: {'; '.join(equals[:MOST_EQUALS])}" if equals else ""
+    beside = f"; equally fast within noise: {'; '.join(equals[:MOST_EQUALS])}" if equals else ""
     more = f" and {len(equals) - MOST_EQUALS} more" if len(equals) > MOST_EQUALS else ""
     slowest = names[others[-1]]
     factor = "" if slowest in equals else f", {1 / ratios[others[-1]].value:.2g} times the slowest ({slowest})"
@@ -206,7 +224,6 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
         """Names a case by what tells it apart in its study."""
         return label_records(summary.records or summary.failures, analysis.common_settings)
 
-    yield from _busy_caveats(analysis.records)
     yield from _identity_caveats(analysis.records)
     yield from _failure_caveats(summaries, name)
     yield from _unstable_caveats(summaries, name)
@@ -284,7 +301,7 @@ def _unstable_caveats(summaries: Sequence[CaseSummary], name: Namer) -> Iterator
         yield Caveat(f"Unstable, so without a throughput: {_list(alike, name)}: {reason}.")
     ablations = tuple(f"{name(each)}: {each.unstable}" for each in unstable if each.case.is_ablation)
     if ablations:
-        text = f"{counted(len(ablations), 'ablation run')} unstable, so less can be said of where the time goes."
+        text = f"{counted(len(ablations), 'ablation run')} unstable, so the losses are explained in part only."
         yield Caveat(text, ablations)
     unsettled = [each for each in summaries if each.unsettled_repeats and not each.unstable]
     if unsettled:
@@ -293,19 +310,6 @@ def _unstable_caveats(summaries: Sequence[CaseSummary], name: Namer) -> Iterator
         yield Caveat(
             f"{runs} of {all_runs} runs had a step time that drifted to the end; they count all the same: "
             f"{_list(unsettled, name)}."
-        )
-
-
-def _busy_caveats(records: Sequence[Record]) -> Iterator[Caveat]:
-    rounds = {record.turns.round_id: record for record in records if record.turns}
-    busy = [record for record in rounds.values() if met_others(record)]
-    if busy:
-        worst = max(busy, key=other_cores)
-        cores = counted(worst.identity.hardware.cores, "core")
-        where = "" if len(rounds) == 1 else f" in {len(busy)} of {len(rounds)} rounds, at worst"
-        yield Caveat(
-            f"The machine was busy:{where} other programs used {other_cores(worst):.1f} of {cores}. Images/s are too "
-            "low, and what is lost may be due to them. Measure again when it is idle."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import sys
 import time
@@ -336,9 +337,11 @@ def introduce(session: Session, peak_learning_rate: float) -> Iterator[str]:
     yield f"XLA        {runtime.xla.value} ({runtime.xla.reason})"
     yield f"resident   {session.resident.value} ({session.resident.reason})"
     yield f"kernels    {session.form.kernels.value} ({session.form.kernels.reason})"
+    given = config.optimizer.learning_rate
+    scaled = f", {given:g} scaled to the batch" if not math.isclose(peak_learning_rate, given) else ""
     yield (
         f"training   {counted(session.plan.total_steps, 'step')} of {config.training.batch_size} images (all "
-        f"replicas), {config.optimizer.name}, peak learning rate {peak_learning_rate:.3g}"
+        f"replicas), {config.optimizer.name}, peak learning rate {peak_learning_rate:.3g}{scaled}"
     )
     yield f"workdir    {session.folder.path}"
     if config.training.measure_seconds is None and session.cluster.is_chief:  # A model is to come of it.
@@ -383,9 +386,8 @@ def restore(session: Session, checkpoints: Checkpoints, variables: dict[str, ker
     if session.strategy.is_chief:
         record_config(session.folder, session.config)  # Not before it is known to fit the checkpoint.
     progress.step = int(all_gather(session.strategy, [progress.step]).sum())  # Zero on all but the chief.
-    session.console.say(
-        f"Resuming after step {progress.step}." if progress.step else "No checkpoint to resume from: starting anew."
-    )
+    anew = f"No checkpoint to resume from in '{session.folder.path}': starting anew."
+    session.console.say(f"Resuming after step {progress.step}." if progress.step else anew)
     return progress
 
 

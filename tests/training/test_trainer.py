@@ -416,7 +416,7 @@ def test_resuming_a_finished_run_returns_its_result_at_once(
 
 def test_resuming_a_new_folder_starts_anew(short: tuple[Path, dict[str, Any], list[str]]) -> None:
     _, result, lines = short
-    assert lines[8] == "No checkpoint to resume from: starting anew."
+    assert re.fullmatch("No checkpoint to resume from in '.*': starting anew.", lines[8])
     assert result["steps"] == 7
 
 

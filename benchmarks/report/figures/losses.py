@@ -35,7 +35,8 @@ def draw_losses(attributions: Sequence[Attribution]) -> drawing.Picture | None:
         for each in shown
     )
     alternative = f"Time that each step takes longer than is ideal, by cause. {described}."
-    return drawing.make_picture(figure, "losses", alternative, largest=any(each.biggest for each in shown))
+    gains = any(part.step_seconds.value < 0 for each in shown for part in each.parts)
+    return drawing.make_picture(figure, "losses", alternative, gains=gains, largest=any(each.biggest for each in shown))
 
 
 def _largest_explained(attributions: Sequence[Attribution]) -> list[Attribution]:

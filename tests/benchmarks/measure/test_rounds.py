@@ -92,9 +92,15 @@ def test_a_baseline_has_a_turn_more_for_those_compared_with_it(contender) -> Non
 
 @pytest.mark.parametrize(
     ("seconds", "cycles", "expected"),
-    [(10.1, FEWEST_CYCLES, True), (9.9, 1000, False), (10.1, FEWEST_CYCLES - 1, False), (20.1, 1, True)],
+    [
+        (10.1, FEWEST_CYCLES, True),
+        (9.9, 1000, False),
+        (10.1, FEWEST_CYCLES - 1, False),
+        (29.9, 1, False),
+        (30.1, 1, True),
+    ],
 )
-def test_too_few_cycles_get_as_much_time_again(seconds: float, cycles: int, expected: bool) -> None:
+def test_too_few_cycles_get_twice_as_much_time_more(seconds: float, cycles: int, expected: bool) -> None:
     assert limits(10.0).time_is_up(seconds, cycles) is expected
 
 

@@ -132,6 +132,18 @@ def test_what_was_interrupted_is_not_finished(record: Record) -> None:
         assert len(finished([one])) == count
 
 
+def test_what_was_interrupted_counts_until_it_is_measured_again(tmp_path: Path, record: Record) -> None:
+    store, turns = Store(tmp_path), {"round_id": "0" * 32, "contenders": 2, "waiting_cores": 0.0}
+    interrupted, whole = (
+        Record.model_validate(record.to_json() | {"turns": turns | {"ended": ended}, "record_id": digit * 32})
+        for ended, digit in (("interrupted", "1"), ("time", "2"))
+    )
+    store.add(interrupted)
+    assert store.records() == [interrupted]
+    store.add(whole)
+    assert store.records() == [whole] and len(list(store.records_folder.iterdir())) == 2
+
+
 def test_what_is_missing_is_said(tmp_path: Path, record: Record) -> None:
     store = Store(tmp_path)
     store.add(record)
