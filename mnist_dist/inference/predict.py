@@ -61,7 +61,7 @@ class Prediction:
 def run(model: Any, paths: Sequence[Path], as_json: bool) -> int:
     """Prints a line for each file, on stderr for rejected ones; returns the exit code: 0, or 2 if any was rejected."""
     width = max(len("file"), *(len(_printable(path)) for path in paths))
-    exit_code = 0
+    exit_code, is_doubtful = 0, False
     head = "" if as_json else f"{'file':<{width}}  digit  probability\n"  # Only where there is something below it.
     for outcome in predict_files(model, paths):
         if isinstance(outcome, UserError):
@@ -73,7 +73,9 @@ def run(model: Any, paths: Sequence[Path], as_json: bool) -> int:
         else:
             line = f"{_printable(outcome.file):<{width}}  {outcome.digit:>5}  {outcome.probability:>11.4f}"
             print(head + line + (f"  uncertain: {outcome.doubt}" if outcome.doubt else ""), flush=True)
-            head = ""
+            head, is_doubtful = "", is_doubtful or outcome.uncertain
+    if is_doubtful:
+        print("Where a digit is uncertain: crop the picture to it, or take it again in even light.", file=sys.stderr)
     return exit_code
 
 

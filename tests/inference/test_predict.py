@@ -560,8 +560,9 @@ def test_run_prints_a_table(files: list[Path], model: Any, capsys: pytest.Captur
     assert heading.split() == ["file", "digit", "probability"]
     assert [line.split()[:2] for line in lines] == [[str(files[0]), "0"], [str(files[2]), "4"], [str(files[3]), "9"]]
     assert len({len(line.partition("  uncertain")[0]) for line in [heading, *lines]}) == 1
-    errors = printed.err.splitlines()
-    assert [error.startswith("mnist-dist: error: '") for error in errors] == [True, True]
+    errors = [line for line in printed.err.splitlines() if line.startswith("mnist-dist: error: '")]
+    assert ("  uncertain: " in printed.out) == ("Where a digit is uncertain: crop the picture" in printed.err)
+    assert len(errors) == 2
     assert "missing.png" in errors[0] and "text.png" in errors[1]
 
 

@@ -51,8 +51,11 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
                 labels.append(drawing.Label(throughput.value, mean, name, colour, bold=is_last))
     axes.set_xlabel("images/s, all devices together")
     axes.set_ylabel("test accuracy, %")
-    rates = [throughput.value for _, throughput, _ in shown]
-    axes.set_xlim(min(rates) / 1.3, max(rates) * 1.3)  # Wider intervals run off the picture.
+    rates = np.array([throughput.value for _, throughput, _ in shown])
+    ends = [end for low, high, _ in bars for end in (low, high)]
+    # Intervals that reach further than to half or twice a rate run off the picture.
+    left, right = max(np.nanmin([*ends, *rates]), rates.min() / 2), min(np.nanmax([*ends, *rates]), rates.max() * 2)
+    axes.set_xlim(min(left / 1.1, rates.min() / 1.3), max(right * 1.1, rates.max() * 1.3))
     axes.margins(y=0.12)
     low, high = axes.get_ylim()
     middle, half = (low + high) / 2, max(high - low, LEAST_ACCURACY_SPAN) / 2  # Equal accuracies have no span.

@@ -219,7 +219,7 @@ def plain_log_ticks(axis: Axis) -> None:
     """Ticks at 1, 2 and 5 times powers of ten, in between only where that leaves too few, as plain numbers."""
     low, high = axis.get_view_interval()
     decades = [10.0**exponent for exponent in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
-    for factors in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+    for factors in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)):
         ticks = [factor * decade for decade in decades for factor in factors if low <= factor * decade <= high]
         if len(ticks) >= 3:
             break
