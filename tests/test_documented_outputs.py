@@ -70,7 +70,7 @@ def study_of_readme(table: str) -> list[Record]:
 
     Two devices of multiworker lose the most, to the all-reduce.
     """
-    rows = re.findall(r"^(\w+) +(\d).*? 128 +([\d,]+) ±\S+ +[\d,]+ +(\S+) +(99\.\d+) ", table, re.MULTILINE)
+    rows = re.findall(r"^(\w+) +(\d).*? 128 +([\d,]+) ±\S+ +[\d,]+ +(\S+)(?: ±\S+)? +(99\.\d+) ", table, re.MULTILINE)
     rates = {(row[0], int(row[1]), place == 0): row[2:] for place, row in enumerate(rows)}
     planned = plan_cases(load_suite("quick"), Machine(cores=2, gpus=0, devices_per_host=2))
     contenders = []

@@ -34,6 +34,7 @@ TRAINING_TURN_SECONDS = 0.2  # Of trainings to an end, in which nothing is compa
 LEAD_SECONDS = 0.02  # Of steps before those of a turn, which are not counted: the first find cold caches. Long ones
 # would cost as much as the turn, and find them for a small part of their time.
 CALIBRATIONS = 8  # At most, until a turn is about as long as it should be.
+MOST_TURNS = 3  # Of a variant in a cycle, because it varies more than others.
 FEWEST_CYCLES = 13  # Before anything is called known well enough: ten are left without a warm-up of a fifth.
 ENDING_SECONDS = 60.0  # For a contender that is told to end, to write what it measured; launchers take seconds.
 
@@ -253,15 +254,24 @@ class Round:
                 break
 
     def _turns_of_a_cycle(self) -> list[tuple[Standing, str]]:
-        """Returns who has them, of which variants: what m others are compared with has about the root of m.
+        """Returns who has them, of which variants: what varies more, and what more is compared with, has more of them.
 
-        Its own deviation is in each of the m ratios (Dunnett, "A multiple comparison procedure for comparing several
-        treatments with a control", J. Am. Stat. Assoc. 50, 1955).
+        The variance of a mean falls with the number of turns (Neyman, "On the two different aspects of the
+        representative method", 1934). What m others are compared with has about the root of m, as its own deviation is
+        in each of the m ratios (Dunnett, "A multiple comparison procedure for comparing several treatments with a
+        control", J. Am. Stat. Assoc. 50, 1955).
         """
-        compared = Counter(denominator for _, denominator in self.limits.ratios)
+        ratios = self._live_ratios()
+        compared = Counter(denominator for _, denominator in ratios)
+        times = {key: round(math.sqrt(count)) for key, count in compared.items()}
+        halves = {ratio: half for ratio in ratios if 0 < (half := self._half_width(*ratio)) < math.inf}
+        for (numerator, denominator), half in halves.items():
+            enough = min(round((half / min(halves.values())) ** 2), MOST_TURNS)
+            times[numerator] = max(enough, times.get(numerator, 1))
+            if compared[denominator] == 1:
+                times[denominator] = max(enough, times[denominator])
         keys = [(standing, variant) for standing in self._alive() for variant in standing.contender.variants]
-        times = [max(round(math.sqrt(compared[each.contender.name, variant])), 1) for each, variant in keys]
-        return [key for key, count in zip(keys, times, strict=True) for _ in range(count)]
+        return [(each, variant) for each, variant in keys for _ in range(times.get((each.contender.name, variant), 1))]
 
     def _give(self, standing: Standing, variant: str, cycle: int, is_training: bool = False) -> float | None:
         """Gives a turn, and notes what came of it; returns its seconds, or None if the contender is out."""
@@ -342,10 +352,12 @@ class Round:
 
     def _widest(self) -> float | None:
         """Returns half of the widest interval of a ratio; None where none is to be had, or not yet."""
-        alive = [each.contender.name for each in self._alive()]
-        ratios = [ratio for ratio in self.limits.ratios if all(name in alive for name, _ in ratio)]
-        widths = [self._half_width(*ratio) for ratio in ratios]
+        widths = [self._half_width(*ratio) for ratio in self._live_ratios()]
         return None if not widths or math.inf in widths else max(widths)
+
+    def _live_ratios(self) -> list[tuple[Key, Key]]:
+        alive = [each.contender.name for each in self._alive()]
+        return [ratio for ratio in self.limits.ratios if all(name in alive for name, _ in ratio)]
 
     def _half_width(self, numerator: Key, denominator: Key) -> float:
         """Returns half of the 95 % interval of a ratio, as a share; inf until there are cycles enough to tell."""

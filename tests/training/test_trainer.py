@@ -260,7 +260,8 @@ def test_what_is_said(short: tuple[Path, dict[str, Any], list[str]], configure: 
     assert lines[1:3] == ["strategy   single, 1 replica", "precision  float32 (as configured)"]
     config = configure()
     peak = peak_learning_rate(config.schedule, config.optimizer.learning_rate, BATCH_SIZE)
-    assert lines[6] == f"training   7 steps of 100 images (all replicas), adam, peak learning rate {peak:.3g}"
+    rate = f"peak learning rate {peak:.3g}, {config.optimizer.learning_rate:g} scaled to the batch"
+    assert lines[6] == f"training   7 steps of 100 images (all replicas), adam, {rate}"
     assert lines[7] == f"workdir    {workdir}"
     assert "test accuracy" in lines[-1]
 

@@ -90,6 +90,15 @@ def test_a_baseline_has_a_turn_more_for_those_compared_with_it(contender) -> Non
     assert ratio(standings, "one") == pytest.approx(1.0, rel=0.2), "rates are of all its turns together"
 
 
+def test_a_ratio_that_varies_more_has_more_turns(contender, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    halves = {"calm": 0.01, "restless": 0.0145, "wild": 0.1}
+    monkeypatch.setattr(Round, "_half_width", lambda self, numerator, denominator: halves[numerator[0]])
+    ratios = [((name, FULL), ("base", FULL)) for name in halves]
+    standings = Round([contender(name, "0.01") for name in ("base", *halves)], limits(3.0, ratios=ratios)).run()
+    steps = {name: standing.done[FULL, 0][0] for name, standing in standings.items()}
+    assert 1.5 < steps["restless"] / steps["calm"] < 2.5 < steps["wild"] / steps["calm"] < 3.5, steps
+
+
 @pytest.mark.parametrize(
     ("seconds", "cycles", "expected"),
     [
@@ -170,7 +179,7 @@ def test_what_a_round_is_doing_is_told(contender) -> None:  # type: ignore[no-un
     contenders = [contender("base", "0.01", "--train=30"), contender("other", "0.01")]
     Round(contenders, limits(300.0, width=0.5), tell=told.append).run()
     names = list(dict.fromkeys(stage.name for stage in told))
-    assert names == ["starting", "training", "warming up", "measuring", "ending"]
+    assert names == ["starting", "started", "training", "warming up", "measuring", "ending"]
     assert [stage.contender for stage in told[:2]] == ["base", "other"]
     measuring = [stage for stage in told if stage.name == "measuring"]
     assert [stage.cycle for stage in measuring] == list(range(len(measuring)))

@@ -264,7 +264,7 @@ def test_no_cause_is_told_where_other_programs_used_the_machine() -> None:
 
 
 def test_a_study_with_hardly_a_rate_says_that_the_fastest_is_not_known() -> None:
-    cases = [train("single", 1, settings={"runtime.xla": xla}) for xla in ("off", "on", "auto")]
+    cases = [train("single", 1, settings={"runtime.precision": name}) for name in ("float32", "mixed_float16", "auto")]
     first, *others = make_study(cases, 1)
     records = [first]
     for record in others:
