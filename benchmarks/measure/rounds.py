@@ -7,6 +7,7 @@ within a cycle, so that whatever slows the machine for longer than that falls on
 al., ICPE 2020) with randomised multiple interleaved trials (Abedi and Brecht, ICPE 2017).
 """
 
+import itertools
 import math
 import os
 import random
@@ -68,11 +69,13 @@ class Contender:
     Attributes:
         start: starts it, with further variables in its environment.
         variants: of its step that are measured; none, where only a training to its end matters.
+        together: starts at the same time as the one before it, with which it is alike.
     """
 
     name: str
     start: Callable[[Mapping[str, str]], Running]
     variants: Sequence[str] = (FULL,)
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,8 +172,10 @@ class Round:
         with Harness(self.host) as self._harness:
             try:
                 self._note_others()
-                for contender in self.contenders:
+                for contender, following in itertools.zip_longest(self.contenders, self.contenders[1:]):
                     self._start(contender)
+                    if not (following and following.together):
+                        self._wait_until_ready()
                 self._note_others()
                 self.tell(Stage("started", other_cores=self.other_cores))
                 self._train()
@@ -193,13 +198,17 @@ class Round:
         self.tell(Stage("starting", contender.name))
         with signals_held():
             running = contender.start(self._harness.variables(contender.name))
-            standing = self.standings[contender.name] = Standing(contender, running, began=time.monotonic())
-        standing.group = self._harness.wait_until_ready(
-            contender.name, self.limits.timeout_seconds, self._is_alive(standing)
-        )
-        standing.own_seconds = time.monotonic() - standing.began
-        if standing.group is None:
-            self._close(standing, f"not ready after {self.limits.timeout_seconds:g} s")
+            self.standings[contender.name] = Standing(contender, running, began=time.monotonic())
+
+    def _wait_until_ready(self) -> None:
+        """Waits for those that have started since."""
+        limit = self.limits.timeout_seconds
+        for standing in (each for each in self._alive() if each.group is None):
+            name = standing.contender.name
+            standing.group = self._harness.wait_until_ready(name, limit, self._is_alive(standing))
+            standing.own_seconds = time.monotonic() - standing.began
+            if standing.group is None:
+                self._close(standing, f"not ready after {limit:g} s")
 
     def _note_others(self) -> None:
         """Notes how much of the host's cores was used, since the round began, by what is not part of it."""

@@ -110,7 +110,16 @@ def run_round(
         )
         gpus = max(run.case.devices // run.case.hosts for run in runs) if study.machine.gpus else None
         meter = stack.enter_context(open_meter(gpus))
-        contenders = [Contender(run.name, started[run.name], run.planned.variants) for run in runs]
+        contenders = [
+            # Both sides of a comparison start at once, as their starts are not compared.
+            Contender(
+                run.name,
+                started[run.name],
+                run.planned.variants,
+                together=place > 0 and runs[place - 1].case == run.case,
+            )
+            for place, run in enumerate(runs)
+        ]
         round_ = Round(contenders, limits, tick, seed, meter, harness_address(study.machine), tell)
         cpu_began = time.process_time()
         standings = round_.run()

@@ -69,12 +69,13 @@ class Harness(Listener):
         self._address = f"{host}:{self._server.getsockname()[1]}"
 
     def variables(self, group: str) -> dict[str, str]:
-        """Returns what the processes of a group need in their environment to find this harness."""
+        """Returns what the processes of a group need in their environment to find this harness, which expects them."""
+        self._groups.setdefault(group, Group())
         return {ADDRESS_VARIABLE: self._address, GROUP_VARIABLE: group, TOKEN_VARIABLE: self._token}
 
     def wait_until_ready(self, name: str, timeout_seconds: float, is_alive: Callable[[], bool]) -> Group | None:
         """Returns a group when all of its ranks have come and wait; None if it ended, or the time was up, before."""
-        group = self._groups[name] = Group()
+        group = self._groups.setdefault(name, Group())
         ready = self._serve(lambda: group.is_complete, timeout_seconds, is_alive)
         return group if ready else None
 

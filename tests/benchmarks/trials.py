@@ -26,7 +26,7 @@ IDENTITY = ["-c", "user.name=A Trial", "-c", "user.email=trial@example.org", "-c
 SUITE = {
     "description": "One case on one device.",
     "minutes": 2,
-    "repeats": 6,  # Fresh processes of one program differ by about 1 % for life.
+    "repeats": 8,  # Fresh processes of one program differ by about 1 % for life.
     "strategies": ["single"],
     "devices": [1],
     "blocks": [{"measure_seconds": 4}],
