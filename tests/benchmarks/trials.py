@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.trials [--tries 10] [--slower 3] [--smallest-effect 2] [--disturb]
 
-The slow commit sleeps after each call of steps for this share of what the call took. A disturbance keeps one core busy
+The slow commit sleeps after the steps of each turn for this share of what they took. A disturbance keeps one core busy
 for 2 s in every 5.
 """
 
@@ -31,10 +31,12 @@ SUITE = {
     "devices": [1],
     "blocks": [{"measure_seconds": 4}],
 }
-STEPS = "        metrics = take_steps(count)\n"
-SLOWER_STEPS = """        began = time.perf_counter()
-        metrics = take_steps(count)
-        time.sleep({share} * (time.perf_counter() - began))
+STEPS = "            take_steps(turn.steps)\n"
+SLOWER_STEPS = """            import time
+
+            began = time.perf_counter()
+            take_steps(turn.steps)
+            time.sleep({share} * (time.perf_counter() - began))
 """
 DISTURBANCE = """
 import time
@@ -77,10 +79,10 @@ def make_commits(checkout: Path, share: float) -> None:
 
     subprocess.run(["git", "clone", "--quiet", "--local", str(REPOSITORY), str(checkout)], check=True)
     if share:
-        trainer = checkout / "mnist_dist" / "training" / "trainer.py"
-        text = trainer.read_text()
+        turns = checkout / "mnist_dist" / "training" / "by_turns.py"
+        text = turns.read_text()
         assert text.count(STEPS) == 1
-        trainer.write_text(text.replace(STEPS, SLOWER_STEPS.format(share=share)))
+        turns.write_text(text.replace(STEPS, SLOWER_STEPS.format(share=share)))
     git("commit", "--quiet", "--all", "--allow-empty", "--message", f"slower by {share:.1%}")
 
 
