@@ -139,7 +139,7 @@ def test_intervals_of_rates_hold_the_truth_on_every_machine() -> None:
             assert held >= 0.88 or name == TOLD
             held, told = rate_coverage(runs_apart, machine, repeats, studies=100)
             assert held >= 0.88 or name in (TOLD, *SELDOM)
-            assert told >= 0.3 or name != TOLD
+            assert name != TOLD or (told >= 0.3 if repeats > 3 else told == 0), "three runs are too few to tell"
 
 
 @pytest.mark.thorough
