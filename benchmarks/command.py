@@ -179,7 +179,17 @@ def run_run(args: argparse.Namespace) -> int:
     records = store.records()
     if not args.no_report:
         show_report(store, records)
+        name_the_next(folder)
     return exit_code(records, args.only)
+
+
+def name_the_next(folder: Path) -> None:
+    """Prints two commands that can be pasted: this one once more, and the comparison."""
+    from mnist_dist.benchmarks.measure.study import command_again, program
+
+    after = folder.with_name(f"{folder.name}-after")
+    print("next, after a change, to measure again and compare:")
+    print(f"  {command_again(after)}\n  {program()} bench compare {shlex.join(map(str, (folder, after)))}")
 
 
 def read_narrowing(args: argparse.Namespace) -> Any:
@@ -195,12 +205,7 @@ def show_report(store: Store, records: Sequence[Record]) -> None:
 
     report = write_report(store.folder, records, store.gaps(records))
     print(report.terminal_text)
-    before, after = shlex.quote(str(store.folder)), shlex.quote(f"{store.folder}-after")
-    # Which make has installed where no shell looks for it.
-    program = "mnist-dist" if shutil.which("mnist-dist") else shlex.quote(sys.argv[0])
-    print(f"report: {report.html}\nnext, after a change, to measure again and compare:")
-    print(f"  {program} bench run {shlex.quote(records[-1].suite)} --results {after}")
-    print(f"  {program} bench compare {before} {after}")
+    print(f"report: {report.html}")
 
 
 def add_report(commands: Any) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 
 from mnist_dist.benchmarks.analysis.attribution import PartName
+from mnist_dist.benchmarks.analysis.in_turns import other_cores
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record, on_gpus
@@ -142,6 +143,12 @@ def warn_of_short_runs(seconds: Sequence[float]) -> str:
         f"Intervals of runs apart of {lengths} s may miss slow stretches that no run met, and held the truth in as few "
         f"as 64 % of simulated studies: measure in turns, or for {FEWEST_SECONDS:g} s a run."
     )
+
+
+def label_others(records: Sequence[Record]) -> str:
+    """Returns the most that other programs used while one of some records was measured: `1.2 of 2 cores`."""
+    worst = max(records, key=other_cores)
+    return f"{other_cores(worst):.1f} of {counted(worst.identity.hardware.cores, 'core')}"
 
 
 def label_point(case: Case) -> str:

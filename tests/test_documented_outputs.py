@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnist_dist.benchmarks.command import main
+from mnist_dist.benchmarks.command import main, name_the_next
 from mnist_dist.benchmarks.measure.reproduce import compare_again
 from mnist_dist.benchmarks.measure.suite import Machine, load_suite, plan_cases
 from mnist_dist.benchmarks.records.case import Case
@@ -100,10 +100,11 @@ def test_the_study_that_readme_shows(
     (folder,) = re.findall("^report: (.*)/report.html$", shown, re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "")  # As for make, which calls the program by its path.
-    monkeypatch.setattr("sys.argv", [".venv/bin/mnist-dist"])
+    monkeypatch.setattr("sys.argv", [".venv/bin/mnist-dist", "bench", "run", "quick", "--results", folder, "--resume"])
     for record in study_of_readme(shown):
         Store(Path(folder)).add(record)
     assert main(["report", folder]) == 0
+    name_the_next(Path(folder))
     assert_shows(shown[shown.index(LEFT_OUT) :], capsys.readouterr().out)
 
 

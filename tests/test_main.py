@@ -553,7 +553,7 @@ def test_the_exit_code_of_a_run_that_a_signal_stopped(
     arguments = [*SMALL, "--set", f"data.path={tiny_mnist}", "--workdir", str(tmp_path / "run")]
     assert main(["train", *arguments]) == code
     said, errors = capfd.readouterr()
-    assert errors.count("mnist-dist: stopping after the next step") == (number == signal.SIGINT)
+    assert errors.count("mnist-dist: stopping after the steps under way") == (number == signal.SIGINT)
     last = said.splitlines()[-1]
     command = f"mnist-dist train --workdir {tmp_path / 'run'} --resume"
     assert last == f"preempted by {number.name} after step 1; continue with `{command}`"

@@ -42,6 +42,7 @@ ENDING_SECONDS = 60.0  # For a contender that is told to end, to write what it m
 Ended = Literal["narrow", "time", "trained", "interrupted"]
 Meter = Callable[[], "Sample | None"]
 Key = tuple[str, str]  # A contender's name and one of its variants.
+Ratio = tuple[Key, Key]  # Numerator and denominator.
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Limits:
 
     seconds: float
     width: float
-    ratios: Sequence[tuple[Key, Key]]
+    ratios: Sequence[Ratio]
     timeout_seconds: float
 
     def time_is_up(self, seconds: float, cycles: int) -> bool:
@@ -244,25 +245,27 @@ class Round:
 
     def _measure(self) -> None:
         """Cycles until all ratios are known well enough or the time is up."""
-        began, before, widest = time.monotonic(), self._cycles, None
+        began, before, halves = time.monotonic(), self._cycles, self._half_widths()
         for standing in self._alive():
             standing.measured_from = (began, standing.running.cpu_seconds())
             standing.turn_seconds = standing.turn_cpu_seconds = 0.0
-        while keys := self._turns_of_a_cycle():
-            self.tell(Stage("measuring", cycle=self._cycles - before, half_width=widest))
+        while keys := self._turns_of_a_cycle(halves):
+            widest = max(halves.values(), default=math.inf)
+            known = widest if widest < math.inf else None
+            self.tell(Stage("measuring", cycle=self._cycles - before, half_width=known))
             for standing, variant in self._random.sample(keys, len(keys)):
                 if standing.end is None:
                     self._give(standing, variant, self._cycles)
             self._cycles += 1
-            widest = self._widest()
-            if widest is not None and widest <= self.limits.width:
+            halves = self._half_widths()
+            if max(halves.values(), default=math.inf) <= self.limits.width:
                 self.ended = "narrow"
                 break
             if self.limits.time_is_up(time.monotonic() - began, self._cycles - before):
                 self.ended = "time"
                 break
 
-    def _turns_of_a_cycle(self) -> list[tuple[Standing, str]]:
+    def _turns_of_a_cycle(self, halves: Mapping[Ratio, float]) -> list[tuple[Standing, str]]:
         """Returns who has them, of which variants: what varies more, and what more is compared with, has more of them.
 
         The variance of a mean falls with the number of turns (Neyman, "On the two different aspects of the
@@ -270,12 +273,11 @@ class Round:
         in each of the m ratios (Dunnett, "A multiple comparison procedure for comparing several treatments with a
         control", J. Am. Stat. Assoc. 50, 1955).
         """
-        ratios = self._live_ratios()
-        compared = Counter(denominator for _, denominator in ratios)
+        compared = Counter(denominator for _, denominator in halves)
         times = {key: round(math.sqrt(count)) for key, count in compared.items()}
-        halves = {ratio: half for ratio in ratios if 0 < (half := self._half_width(*ratio)) < math.inf}
-        for (numerator, denominator), half in halves.items():
-            enough = min(round((half / min(halves.values())) ** 2), MOST_TURNS)
+        known = {ratio: half for ratio, half in halves.items() if 0 < half < math.inf}
+        for (numerator, denominator), half in known.items():
+            enough = min(round((half / min(known.values())) ** 2), MOST_TURNS)
             times[numerator] = max(enough, times.get(numerator, 1))
             if compared[denominator] == 1:
                 times[denominator] = max(enough, times[denominator])
@@ -359,14 +361,11 @@ class Round:
 
         return is_alive
 
-    def _widest(self) -> float | None:
-        """Returns half of the widest interval of a ratio; None where none is to be had, or not yet."""
-        widths = [self._half_width(*ratio) for ratio in self._live_ratios()]
-        return None if not widths or math.inf in widths else max(widths)
-
-    def _live_ratios(self) -> list[tuple[Key, Key]]:
-        alive = [each.contender.name for each in self._alive()]
-        return [ratio for ratio in self.limits.ratios if all(name in alive for name, _ in ratio)]
+    def _half_widths(self) -> dict[Ratio, float]:
+        """Returns half of the interval of each ratio whose sides are both still there."""
+        alive = {each.contender.name for each in self._alive()}
+        ratios = [ratio for ratio in self.limits.ratios if {name for name, _ in ratio} <= alive]
+        return {ratio: self._half_width(*ratio) for ratio in ratios}
 
     def _half_width(self, numerator: Key, denominator: Key) -> float:
         """Returns half of the 95 % interval of a ratio, as a share; inf until there are cycles enough to tell."""

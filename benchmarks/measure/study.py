@@ -2,6 +2,7 @@
 
 import contextlib
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -50,11 +51,26 @@ def naming_the_rest(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        command = ["mnist-dist", *sys.argv[1:]]
-        if not any(word.split("=")[0] == "--results" for word in command):
-            command += ["--results", str(folder)]
-        command += [] if "--resume" in command else ["--resume"]
-        raise KeyboardInterrupt(f"what has been measured is kept\ngo on: {shlex.join(command)}") from None
+        command = command_again(folder, "--resume")
+        raise KeyboardInterrupt(f"what has been measured is kept\ngo on: {command}") from None
+
+
+def program() -> str:
+    """Returns by what a shell finds this program, which make has installed where no shell looks for it."""
+    called = Path(sys.argv[0])  # Of `python -m` it is no program.
+    return shlex.quote(str(called)) if called.name == "mnist-dist" and not shutil.which("mnist-dist") else "mnist-dist"
+
+
+def command_again(folder: Path, *more: str) -> str:
+    """Returns the command of this process for a shell, with another folder of results and further words."""
+    words = iter(sys.argv[1:])
+    kept = []
+    for word in words:
+        if word == "--results":
+            next(words, None)
+        elif word != "--resume" and not word.startswith("--results="):
+            kept.append(word)
+    return f"{program()} {shlex.join([*kept, '--results', str(folder), *more])}"
 
 
 def open_study(

@@ -10,12 +10,13 @@ import numpy as np
 
 from mnist_dist.benchmarks.analysis.accuracy import LARGEST_DROP, TOLD_DROP
 from mnist_dist.benchmarks.analysis.compare import DAY_DEVIATION, OUTCOMES, WORSE, Comparison, Outcome, Verdict
-from mnist_dist.benchmarks.analysis.in_turns import met_others, other_cores
+from mnist_dist.benchmarks.analysis.in_turns import met_others
 from mnist_dist.benchmarks.labels import (
     DASH,
     MISSING,
     TIMES,
     label_briefly,
+    label_others,
     label_records,
     label_with_kind,
     warn_of_short_runs,
@@ -189,9 +190,7 @@ def _doubts(comparison: Comparison) -> Iterator[str]:
     for name, runs in (("Base", [each.base for each in apart]), ("New", [each.new for each in apart])):
         busy = [record for side in runs for record in side if met_others(record)]
         if busy:
-            worst = max(busy, key=other_cores)
-            cores = counted(worst.identity.hardware.cores, "core")
-            yield f"{name} was measured on a busy machine: other programs used {other_cores(worst):.1f} of {cores}."
+            yield f"{name} was measured on a busy machine: other programs used {label_others(busy)}."
     alone = {kind(each.case.kind): each.outcome for each in apart if each.outcome in CHANGED}
     for what, outcome in alone.items():
         if what.explains and not what.has_batches:  # Nothing of a training.

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from mnist_dist.benchmarks.analysis.in_turns import met_others, other_cores
+from mnist_dist.benchmarks.analysis.in_turns import met_others
 from mnist_dist.benchmarks.analysis.scaling import rate_ratio
 from mnist_dist.benchmarks.analysis.study import Analysis
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
@@ -16,6 +16,7 @@ from mnist_dist.benchmarks.labels import (
     label_briefly,
     label_bytes,
     label_count,
+    label_others,
     label_records,
     warn_of_short_runs,
 )
@@ -89,12 +90,10 @@ def _busy(records: Sequence[Record]) -> Iterator[str]:
     rounds = {record.turns.round_id: record for record in records if record.turns}
     busy = [record for record in rounds.values() if met_others(record)]
     if busy:
-        worst = max(busy, key=other_cores)
-        cores = counted(worst.identity.hardware.cores, "core")
         where = "" if len(rounds) == 1 else f" in {len(busy)} of {len(rounds)} rounds, at worst"
         yield (
-            f"The machine was busy:{where} other programs used {other_cores(worst):.1f} of {cores}. Images/s are too "
-            "low, and other programs may cause part of the losses. Measure again when the machine is idle."
+            f"The machine was busy:{where} other programs used {label_others(busy)}. Images/s are too low, "
+            "and other programs may cause part of the losses. Measure again when the machine is idle."
         )
 
 

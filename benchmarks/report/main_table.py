@@ -237,7 +237,7 @@ def _accuracy_cell(each: TrainedCase) -> Cell:
 
 def _seed_range(summary: CaseSummary) -> str:
     accuracies = summary.seed_accuracies
-    return label_range(min(accuracies), max(accuracies), _hundredths) if len(accuracies) > 1 else ""
+    return label_range(min(accuracies), max(accuracies), _hundredths) if len(set(accuracies)) > 1 else ""
 
 
 def _target_cell(target: float, each: TrainedCase) -> Cell:

@@ -30,7 +30,9 @@ def catchable(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
 def tell_of_stop() -> None:
     """Answers Ctrl-C at once, as a checkpoint may take seconds; not by print, which the signal may have interrupted."""
     with contextlib.suppress(OSError):
-        os.write(2, b"mnist-dist: stopping after the next step, with a checkpoint; Ctrl-C again leaves without one\n")
+        os.write(
+            2, b"mnist-dist: stopping after the steps under way, with a checkpoint; Ctrl-C again leaves without one\n"
+        )
 
 
 class Preemption:

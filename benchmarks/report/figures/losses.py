@@ -40,8 +40,11 @@ def draw_losses(attributions: Sequence[Attribution]) -> drawing.Picture | None:
 
 
 def _largest_explained(attributions: Sequence[Attribution]) -> list[Attribution]:
-    """The largest case of every strategy and kind of scaling, oversubscribed ones only for want of others."""
-    explained = [each for each in attributions if len(each.parts) > 1]
+    """The largest case of every strategy and kind of scaling, oversubscribed ones only for want of others.
+
+    Nothing of a busy machine, where parts of any size cancel out.
+    """
+    explained = [each for each in attributions if len(each.parts) > 1 and not each.disturbed]
     groups = group_by(explained, lambda each: (each.scaling, each.case.strategy)).values()
     return [max(group, key=lambda each: (not each.oversubscribed, each.case.devices)) for group in groups]
 

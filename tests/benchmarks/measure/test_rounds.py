@@ -95,7 +95,7 @@ def test_a_ratio_that_varies_more_has_more_turns(contender, monkeypatch: pytest.
     monkeypatch.setattr(Round, "_half_width", lambda self, numerator, denominator: halves[numerator[0]])
     ratios = [((name, FULL), ("base", FULL)) for name in halves]
     standings = Round([contender(name, "0.01") for name in ("base", *halves)], limits(3.0, ratios=ratios)).run()
-    steps = {name: standing.done[FULL, 0][0] for name, standing in standings.items()}
+    steps = {name: standing.done[FULL, 0][0] for name, standing in standings.items()}  # Widths are known before it.
     assert 1.5 < steps["restless"] / steps["calm"] < 2.5 < steps["wild"] / steps["calm"] < 3.5, steps
 
 

@@ -17,6 +17,7 @@ from mnist_dist.benchmarks.measure.runner import Run
 from mnist_dist.benchmarks.measure.study import (
     VARIANT_SECONDS,
     choose,
+    command_again,
     compared,
     estimate_seconds,
     most_processes,
@@ -306,6 +307,31 @@ def test_a_failing_case_does_not_stop_the_rest(tmp_path: Path, capsys: pytest.Ca
     assert [text.split(",")[0] for text in notes.told[:2]] == ["starting single"] * 2
     left = plan_rounds([side], cases, side[1].records())
     assert sum(map(len, left)) == 2, "what failed is tried again, what is skipped is not"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["bench", "run", "quick"], "bench run quick --results 'my results/b'"),
+        (["bench", "run", "quick", "--results", "a", "--resume"], "bench run quick --results 'my results/b'"),
+        (["bench", "run", "quick", "--results=a"], "bench run quick --results 'my results/b'"),
+        (
+            ["bench", "run", "my suite.yaml", "--set", "training.epochs=2"],
+            "bench run 'my suite.yaml' --set training.epochs=2 --results 'my results/b'",
+        ),
+    ],
+)
+def test_a_command_with_another_folder(words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [".venv/bin/mnist-dist", *words])
+    monkeypatch.setenv("PATH", "")
+    assert command_again(Path("my results/b")) == f".venv/bin/mnist-dist {expected}"
+    assert command_again(Path("my results/b"), "--resume").endswith("/b' --resume")
+
+
+def test_a_command_by_a_name_that_a_shell_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/mnist_dist/__main__.py", "bench", "run", "quick"])
+    monkeypatch.setenv("PATH", "")
+    assert command_again(Path("b")) == "mnist-dist bench run quick --results b"
 
 
 class TestProgress:
