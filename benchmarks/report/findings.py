@@ -104,11 +104,14 @@ def _fastest(cases: Sequence[TrainedCase]) -> Iterator[str]:
     rates = {each: each.images_per_second for each in summaries if each.images_per_second}
     if len(rates) < 2:
         if len(summaries) - len(rates) > 1:
-            known = len(rates) or "none"
-            yield f"Fastest is not known: of {len(summaries)} cases, {known} has a rate; see the warnings."
+            number = len(rates) or "none"
+            yield f"Fastest is not known: of {len(summaries)} cases, {number} has a rate; see the warnings."
         return
     common = max(rates, key=lambda each: len(each.records))  # A round without the baseline measures that once more.
-    best, *others = sorted(rates, key=lambda each: -rate_ratio(each, common, common).value)
+    rounds = {each: {run.turns.round_id for run in each.records if run.turns} for each in rates}
+    together = set.intersection(*rounds.values())  # Else the paces of several times would be compared.
+    known = rates if together else {each: rate_ratio(each, common, common) for each in rates}
+    best, *others = sorted(rates, key=lambda each: -known[each].value)
     doubtful = [each.runs for each in summaries if each not in rates]
     rivals = sum(any(math.exp(run.series.log_rate) > NEAR * rates[best].value for run in runs) for runs in doubtful)
     if rivals:
@@ -122,7 +125,6 @@ def _fastest(cases: Sequence[TrainedCase]) -> Iterator[str]:
     slowest = names[others[-1]]
     factor = "" if slowest in equals else f", {1 / ratios[others[-1]].value:.2g} times the slowest ({slowest})"
     yield f"Fastest is {names[best]}, with {label_count(rates[best].value)} images/s{factor}{beside}{more}."
-    rounds = {each: {run.turns.round_id for run in each.records if run.turns} for each in rates}
     apart = [names[each] for each in others if rounds[each] & rounds[common] and not rounds[each] & rounds[best]]
     if apart and rounds[best] & rounds[common]:
         yield (

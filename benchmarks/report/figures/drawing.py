@@ -149,7 +149,7 @@ def place_labels(axes: Axes, labels: Sequence[Label], bars: Sequence[tuple[float
     points = axes.transData.transform([(label.x, label.y) for label in labels])
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in points]
     for low, high, y in bars:
-        taken.append(Bbox(axes.transData.transform([(low, y), (high, y)])).padded(1))
+        taken.append(Bbox(axes.transData.transform([(low, y), (high, y)])).padded(4))  # With its caps.
     for text, point in zip(texts, points, strict=True):
         width, (across, up) = text.get_window_extent().width, (points - point).T
         right, left = ((np.abs(up) < 4) & (side * across > 8) & (side * across < width) for side in (1, -1))
