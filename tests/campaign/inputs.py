@@ -39,6 +39,8 @@ from tests.benchmarks import factory
 
 LONGEST_LINE = 1200  # Letters, of which a user reads the beginning; paths have their part in it.
 TOO_LARGE = 2**40  # A batch that no data fill.
+# Lines on stderr that are no error: which files a result leaves out, and what to do about a doubtful digit.
+BESIDE_RESULTS = ("left out: ", "Where a digit is uncertain: ")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Example:
     """A command line, in which {folder} stands for a folder with these files.
 
     Attributes:
-        codes: that are right; 2 goes with one line of error, and any other with none but of files left out.
+        codes: that are right; 2 goes with one line of error, and any other with none but `BESIDE_RESULTS`.
     """
 
     kind: str
@@ -325,7 +327,7 @@ class Place:
         text = errors.getvalue()
         assert snapshot(self.folder.parent) == before, "something was written"
         assert code in example.codes, f"it ended with {code}: {text}"
-        lines = [line for line in text.split("\n")[:-1] if not line.startswith("left out: ")]
+        lines = [line for line in text.split("\n")[:-1] if not line.startswith(BESIDE_RESULTS)]
         assert text == "" or text.endswith("\n"), f"no whole line: {text!r}"
         assert len(lines) == (code == 2), f"not one line with code {code}: {text!r}"
         for line in text.split("\n")[:-1]:
