@@ -1,10 +1,12 @@
 """What Linux says of this CPU. Standard library only."""
 
+import os
 import platform
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 FLOAT16_FLAGS = frozenset({"avx512_fp16", "amx_fp16"})  # Of CPUs that compute with it.
+MOST_OTHERS = 0.1  # Share of the cores that other programs may use while something is measured.
 
 
 def cpu_name(file: Path = CPUINFO) -> str:
@@ -36,6 +38,15 @@ def thread_siblings(core: int, folder: Path = Path("/sys/devices/system/cpu")) -
     except (OSError, ValueError):
         return [core]
     return [number for ends in ranges for number in range(ends[0], ends[-1] + 1)]
+
+
+def busy_cpu_seconds() -> float:
+    """Returns the processor time that the cores of this process have spent on whatever runs, since the host started."""
+    cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    # User, nice and system; idle and waiting are left out; then interrupts, and what other guests of the host took.
+    ticks = [int(each) for name, *fields in lines if name in cores for each in (*fields[:3], *fields[5:8])]
+    return sum(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def _fields(file: Path) -> dict[str, str]:

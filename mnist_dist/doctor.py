@@ -5,6 +5,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,17 @@ def check_data() -> Iterator[Finding]:
     arrays = load_arrays(DataConfig())
     counts = f"{len(arrays.train_images):,} training and {len(arrays.test_images):,} test images"
     yield Finding("MNIST", OK, f"{counts}, checksum correct")
+
+
+def check_other_programs() -> Iterator[Finding]:
+    """Watches the cores for a second: what is measured beside other programs is slower, and varies more."""
+    from mnist_dist.cpuinfo import MOST_OTHERS, busy_cpu_seconds
+
+    cores, before, own_before = len(os.sched_getaffinity(0)), busy_cpu_seconds(), sum(os.times()[:2])
+    time.sleep(1)
+    others = max(busy_cpu_seconds() - before - (sum(os.times()[:2]) - own_before), 0.0)
+    is_busy, use = others > MOST_OTHERS * cores, f"other programs use {others:.1f} of {counted(cores, 'core')}"
+    yield Finding("load", ABSENT if is_busy else OK, f"{use}; measure when it is idle" if is_busy else use)
 
 
 def check_devices() -> Iterator[Finding]:
@@ -197,6 +209,7 @@ def check_disk() -> Iterator[Finding]:
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_versions,
     check_data,
+    check_other_programs,
     check_devices,
     check_training,
     check_strategies,

@@ -1,9 +1,12 @@
+import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from mnist_dist.cpuinfo import CPUINFO, cpu_flags, cpu_name, thread_siblings
+from mnist_dist.cpuinfo import CPUINFO, busy_cpu_seconds, cpu_flags, cpu_name, thread_siblings
 
 INTEL = "processor\t: 0\nmodel name\t: Xeon\nflags\t\t: fpu amx_fp16\nvmx flags\t: vnmi\n\nmodel name\t: other\n"
 ARM = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd bf16\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n"
@@ -41,3 +44,11 @@ def test_the_hardware_threads_of_a_core(text: str | None, siblings: list[int], t
         (tmp_path / "cpu0" / "topology").mkdir(parents=True)
         (tmp_path / "cpu0" / "topology" / "thread_siblings_list").write_text(text)
     assert thread_siblings(0, tmp_path) == siblings
+
+
+@pytest.mark.slow
+def test_the_cores_are_busy_while_somebody_computes() -> None:
+    before, used_before = busy_cpu_seconds(), sum(os.times()[2:4])
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 1: pass"], check=True)
+    used = sum(os.times()[2:4]) - used_before
+    assert used > 0.8 and busy_cpu_seconds() - before > 0.9 * used

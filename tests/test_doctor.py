@@ -30,7 +30,7 @@ def test_this_machine_can_train(tf: ModuleType, capsys: pytest.CaptureFixture[st
         assert match, line
         findings[match[2]] = match[3]
     assert {"Python", "mnist_dist", "tensorflow", "keras", "MNIST", "CPU", "GPU", "precision", "XLA"} <= set(findings)
-    assert {"kernels", "ranks", "training", "Horovod", "Slurm", "disk"} <= set(findings)
+    assert {"load", "kernels", "ranks", "training", "Horovod", "Slurm", "disk"} <= set(findings)
     assert findings["tensorflow"] == tf.__version__
     assert findings["MNIST"] == "60,000 training and 10,000 test images, checksum correct"
     assert f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores" in findings["CPU"]
@@ -38,6 +38,16 @@ def test_this_machine_can_train(tf: ModuleType, capsys: pytest.CaptureFixture[st
     assert re.fullmatch(r"auto picks (on|off): .+", findings["XLA"])
     losses = re.fullmatch(r"three steps in \w+, loss (\d+\.\d\d) to (\d+\.\d\d)", findings["training"])
     assert losses and 0 < float(losses[2]) < 10
+
+
+def test_what_other_programs_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = len(os.sched_getaffinity(0))
+    for share, status, end in ((0.05, OK, "cores"), (0.6, ABSENT, "cores; measure when it is idle")):
+        seconds = iter((7.0, 7.0 + share * cores))
+        monkeypatch.setattr("mnist_dist.cpuinfo.busy_cpu_seconds", lambda seconds=seconds: next(seconds))
+        (finding,) = doctor.check_other_programs()
+        assert finding.status == status and finding.detail.startswith(f"other programs use {share * cores:.1f} of ")
+        assert finding.detail.replace("core;", "cores;").endswith(end)
 
 
 def test_where_training_takes_xla_the_doctor_tries_it(tf: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

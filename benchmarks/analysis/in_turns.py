@@ -9,10 +9,10 @@ from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.statistics.paired import mean_of_alike, mean_of_rounds, ratio_of_totals
 from mnist_dist.benchmarks.statistics.stats import LogEstimate
+from mnist_dist.cpuinfo import MOST_OTHERS
 from mnist_dist.distributed.turns import FULL
 
 PROCESS_DEVIATION = 0.015  # Of the level of a process, where one round cannot measure it: an assumption.
-MOST_OTHERS = 0.1  # Share of a host's cores that other programs may use.
 
 
 def other_cores(record: Record) -> float:

@@ -2,18 +2,20 @@
 
 The windows of a repeat count from the end of its warm-up on. A repeat that drifts is never left out, as that would
 flatter the rest: if half of them or more do, the case is unstable and has no throughput; fewer count like the others.
-A repeat too short to tell makes the case unstable, as the others are hardly longer.
+A repeat too short to tell makes the case unstable, as the others are hardly longer. Where repeats took turns, the machine
+drifts and not they if most of the others in their round drift as they do.
 """
 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from mnist_dist.benchmarks.analysis.in_turns import log_rates_of_both
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record, one_line
 from mnist_dist.benchmarks.statistics import stats
@@ -22,6 +24,7 @@ from mnist_dist.benchmarks.statistics.steady_state import (
     FEWEST_WINDOWS,
     MERGED_SECONDS,
     SteadyState,
+    find_drift,
     find_steady_state,
     merge_windows,
 )
@@ -186,14 +189,17 @@ def untimed(case: Case) -> str:
     return json.dumps(case.model_dump(mode="json", exclude={"measure_seconds"}), sort_keys=True)
 
 
-def summarize_variants(records: Sequence[Record]) -> list[CaseSummary]:
+def summarize_variants(records: Sequence[Record], study: Sequence[Record]) -> list[CaseSummary]:
     """Summarises the records of one case, and those of their variants that have windows, each as a case of its own."""
-    names = {name for record in records for name in record.measured.get("window_variants") or ()}
-    return [summarize(records), *(summarize(records, name) for name in VARIANTS if name in names - {FULL})]
+    names = {name for record in records for name in record.measured.get("window_variants") or ()} - {FULL}
+    return [summarize(records, name, study) for name in (FULL, *(each for each in VARIANTS if each in names))]
 
 
-def summarize(records: Sequence[Record], variant: str = FULL) -> CaseSummary:
+def summarize(records: Sequence[Record], variant: str = FULL, study: Sequence[Record] = ()) -> CaseSummary:
     """Summarises the records of one case, of any kind and in any order.
+
+    Args:
+        study: all records, those of other cases included.
 
     Raises:
         ValueError: there are none, or they are of several cases.
@@ -206,7 +212,7 @@ def summarize(records: Sequence[Record], variant: str = FULL) -> CaseSummary:
     if variant != FULL:
         case = case.model_copy(update={"synthetic_input": changed.resident, "all_reduce": changed.reduced})
     has_windows = all("window_steps" in record.measured for record in ok)
-    states = [run.steady_state for run in runs] if has_windows else []
+    states = [_beside_others(run, study) for run in runs] if has_windows else []
     unstable = why_unstable(states)
     series = [run.series for run in runs] if states and not unstable else []
     slowest = [run.step_seconds.max(axis=0) for run in runs] if series else []
@@ -238,6 +244,17 @@ def split_by_success(records: Sequence[Record]) -> tuple[tuple[Record, ...], tup
     ordered = sorted(records, key=lambda record: (record.repeat, record.started_at, record.record_id))
     ok = tuple(record for record in ordered if record.status == "ok")
     return ok, tuple(record for record in ordered if record.status != "ok")
+
+
+def _beside_others(run: RunSummary, study: Sequence[Record]) -> SteadyState:
+    """Returns the steady state of a run, whose drift is none if most ratios to the others in its round do not drift."""
+    state = run.steady_state
+    if state.reason_unstable is None or state.windows < FEWEST_WINDOWS:
+        return state
+    others = [each for each in study if each.case.kind == run.record.case.kind and each is not run.record]
+    both = [log_rates_of_both(run.record, each, run.variant) for each in others]
+    drifts = [find_drift(other - own) is not None for own, other in both if len(own) >= FEWEST_WINDOWS]
+    return replace(state, reason_unstable=None) if 2 * sum(drifts) < len(drifts) else state
 
 
 def why_unstable(states: Sequence[SteadyState]) -> str | None:

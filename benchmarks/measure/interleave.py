@@ -50,7 +50,7 @@ def measure_both(
             sides.append((replace(study, code=code, under_test=settings), store))
         known = [record for _, store in sides for record in store.records()]
         with naming_the_rest(folder):
-            run_rounds(plan_rounds(sides, cases, known), sides)
+            run_rounds(plan_rounds(sides, cases, known), sides, known=known)
     subject = {what for what, *sides in zip(("software", "config"), *arms, strict=True) if sides[0] != sides[1]}
     return sides[0][1].records(), sides[1][1].records(), subject
 

@@ -152,15 +152,6 @@ def signals_held() -> Iterator[None]:
             signal.raise_signal(came[0])
 
 
-def busy_cpu_seconds() -> float:
-    """Returns the processor time that the cores of this process have spent on whatever runs, since the host started."""
-    cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
-    # User, nice and system; idle and waiting are left out; then interrupts, and what other guests of the host took.
-    ticks = [int(each) for name, *fields in lines if name in cores for each in (*fields[:3], *fields[5:8])]
-    return sum(ticks) / os.sysconf("SC_CLK_TCK")
-
-
 def _cpu_seconds(pid: int) -> float:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-from mnist_dist.benchmarks.analysis.in_turns import MOST_OTHERS
 from mnist_dist.benchmarks.labels import label_case, label_with_kind
 from mnist_dist.benchmarks.measure.rounds import ENDING_SECONDS, Stage
 from mnist_dist.benchmarks.measure.runner import Run
@@ -15,6 +14,7 @@ from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import finished
 from mnist_dist.command import clock, outlive_reader
+from mnist_dist.cpuinfo import MOST_OTHERS
 from mnist_dist.display import Display, make_display
 from mnist_dist.errors import EXIT_FAILED, counted
 
@@ -145,7 +145,8 @@ def going_on(rounds: Iterable[Sequence[Run]], known: Iterable[Record]) -> str:
     done, left = finished(known), [run for runs in rounds for run in runs if run.planned.skip_reason is None]
     again = sum((run.study.name, run.case.case_id, run.repeat) in done for run in left)
     beside = ", with the baseline once more" if again else ""
-    return f"going on: {counted(len(done), 'run')} already done; now {counted(len(left), 'run')}{beside}"
+    now = f"now {counted(len(left), 'run')}{beside}" if left else "none left"
+    return f"going on: {counted(len(done), 'run')} already done; {now}"
 
 
 def describe(record: Record) -> str:

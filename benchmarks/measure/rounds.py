@@ -19,11 +19,12 @@ from typing import Literal
 
 import numpy as np
 
-from mnist_dist.benchmarks.measure.process import End, Running, busy_cpu_seconds, signals_held
+from mnist_dist.benchmarks.measure.process import End, Running, signals_held
 from mnist_dist.benchmarks.measure.telemetry import Sample
 from mnist_dist.benchmarks.measure.turns import Group, Harness
 from mnist_dist.benchmarks.statistics.paired import mean_of_rounds
 from mnist_dist.benchmarks.statistics.stats import CONFIDENCE, student_quantile
+from mnist_dist.cpuinfo import busy_cpu_seconds
 from mnist_dist.distributed.turns import FULL, Turn
 from mnist_dist.errors import UserError
 

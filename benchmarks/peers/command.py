@@ -93,7 +93,7 @@ def run_peers(args: argparse.Namespace) -> int:
     known = side[1].records()
     rounds = [runs for mode in modes for runs in plan_rounds([side], cases[mode], known)]
     ratios = _ratios([(contestants[OURS], row) for row in rows.values()], "throughput")
-    records = _measure(rounds, side, ratios)
+    records = _measure(rounds, side, ratios, known)
     print(write_table(side[1].folder, _command(), records, make_rows(rows, records)), end="")
     names = {
         case.case_id: f"{each.name}, {mode}" for each in rows.values() for mode in MODES if (case := each.case(mode))
@@ -181,12 +181,14 @@ def _ratios(pairs: Sequence[tuple[Contestant, Contestant]], mode: Mode) -> Ratio
     return find
 
 
-def _measure(rounds: Sequence[Sequence[Run]], side: Side, ratios: Ratios) -> list[Record]:
+def _measure(
+    rounds: Sequence[Sequence[Run]], side: Side, ratios: Ratios, known: Sequence[Record] = ()
+) -> list[Record]:
     """Measures some rounds, and returns all records that there are then."""
     from mnist_dist.benchmarks.measure.study import naming_the_rest, run_rounds
 
     with naming_the_rest(side[1].folder):
-        run_rounds(rounds, [side], ratios)
+        run_rounds(rounds, [side], ratios, known)
     return side[1].records()
 
 

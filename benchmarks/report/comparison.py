@@ -206,7 +206,9 @@ def _remarks(verdict: Verdict) -> Iterator[str]:
         may = "" if change.outcome == "lower" else f", and may be lower by more than {100 * LARGEST_DROP:g} points"
         yield f"test accuracy {100 * change.base.value:.2f} % became {100 * change.new.value:.2f} %{may} ({seeds})"
     if verdict.more_runs is not None and verdict.more_runs <= MOST_RUNS_TOLD:
-        yield f"about {counted(verdict.more_runs, 'further run')} of each needed"
+        busy = any(map(met_others, (*verdict.base, *verdict.new)))
+        beside = ", if the machine stays that busy" if busy else ""
+        yield f"about {counted(verdict.more_runs, 'further run')} of each needed{beside}"
 
 
 def _explanations(comparison: Comparison) -> Iterator[str]:

@@ -25,12 +25,14 @@ class Machine:
         throttled: share of the time in which everything takes 1.6 times as long, in stretches of some turns.
         own: standard deviation of the logarithm of one turn's seconds, of each contender for itself.
         stalls: share of turns in which a contender alone takes half as long again.
+        slowdown: by how much the logarithm of everything's time grows from the first cycle to the last.
     """
 
     drift: float = 0.05
     throttled: float = 0.2
     own: float = 0.02
     stalls: float = 0.02
+    slowdown: float = 0.0
 
 
 def make_round(
@@ -57,7 +59,7 @@ def make_round(
             slow = rng.random() < (0.9 if slow else 0.1 * machine.throttled / max(1 - machine.throttled, 1e-9))
             seconds = np.asarray(contenders[index][1][variant], float) * levels[index]
             steps = max(round(TURN_SECONDS / seconds.max()), 1)
-            factor = np.exp(pace + machine.own * rng.standard_normal()) * (1.6 if slow else 1.0)
+            factor = np.exp(machine.slowdown * cycle / cycles + pace + machine.own * rng.standard_normal()) * (1.6 if slow else 1.0)
             factor *= 1.5 if rng.random() < machine.stalls else 1.0
             windows[index].append((cycle, variant, steps, steps * factor * seconds))
     round_id = rng.bytes(16).hex()

@@ -49,7 +49,7 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
             name = _short_name(trained, [each[0] for each in shown]) if is_last else f"{TIMES} {trained.case.devices}"
             if is_last or not any(_is_twin(label, throughput.value, mean) for label in labels):
                 labels.append(drawing.Label(throughput.value, mean, name, colour, bold=is_last))
-    axes.set_xlabel("images/s, all devices together")
+    axes.set_xlabel("images/s, all devices together (log scale)")
     axes.set_ylabel("test accuracy, %")
     rates = np.array([throughput.value for _, throughput, _ in shown])
     ends = [end for low, high, _ in bars for end in (low, high)]

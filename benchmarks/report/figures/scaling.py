@@ -34,7 +34,7 @@ def draw_throughput(curves: Sequence[Curve]) -> drawing.Picture | None:
             if start := baseline.images_per_second:
                 ends = np.array([1, max(_devices(chosen))])
                 axes.plot(ends, start.value * ends, color=drawing.MUTED, linewidth=1.2, dashes=(4, 3))
-        _draw_curves(axes, chosen, lambda point: point.throughput, "images/s, all devices together")
+        _draw_curves(axes, chosen, lambda point: point.throughput, "images/s, all devices together (log scale)")
     return drawing.make_picture(
         figure,
         "throughput",
@@ -114,7 +114,7 @@ def _draw_prediction(axes: drawing.Axes, each: Prediction) -> None:
     axes.set_xticks([], minor=True)
     drawing.plain_log_ticks(axes.yaxis)
     axes.set_xlabel("devices")
-    axes.set_ylabel("images/s, all devices together")
+    axes.set_ylabel("images/s, all devices together (log scale)")
     drawing.set_title(axes, f"{each.strategy}, {each.scaling} scaling, by {trusted.name}")
 
 

@@ -12,6 +12,7 @@ from mnist_dist.benchmarks.analysis.compare import Verdict, compare
 from mnist_dist.benchmarks.analysis.in_turns import log_rates_of_both, paired_ratio
 from mnist_dist.benchmarks.analysis.scaling import find_curves
 from mnist_dist.benchmarks.analysis.study import Analysis
+from mnist_dist.benchmarks.analysis.summary import summarize
 from mnist_dist.benchmarks.records.record import Record
 from tests.benchmarks.rounds import FULL, Machine, make_round
 from tests.benchmarks.simulation import CASE
@@ -50,6 +51,21 @@ def test_only_runs_of_one_round_have_a_ratio() -> None:
     assert paired_ratio(new, base) is None
     (verdict,) = compare(base, new).verdicts
     assert not verdict.in_turns
+
+
+def test_a_machine_that_slows_down_makes_no_run_unstable_but_a_run_that_slows_down_by_itself_is() -> None:
+    contenders = [(SINGLE, {FULL: [STEP]}, {}), (TWO, {FULL: [STEP, STEP]}, {})]
+    slow_machine = make_round(np.random.default_rng(0), contenders, machine=Machine(drift=0.01, throttled=0.0, slowdown=0.6))
+    assert all(summarize([record]).unstable for record in slow_machine)
+    study = Analysis(slow_machine)
+    assert [each.unstable for each in study.summaries] == [None, None]
+    (curve,) = study.curves
+    assert [point.efficiency.value for point in curve.points] == pytest.approx([1.0, 1.0], abs=0.05)
+    single, two = make_round(np.random.default_rng(0), contenders, machine=Machine(drift=0.01, throttled=0.0))
+    growth = np.exp(0.6 * np.array(two.measured["window_cycles"]) / 40)
+    slowed = two.measured | {"window_seconds": (growth * two.measured["window_seconds"]).tolist()}
+    by_itself = Analysis([single, two.model_copy(update={"measurements": slowed})]).summaries
+    assert [bool(each.unstable) for each in by_itself] == [False, True]
 
 
 def test_equal_commits_are_the_same_and_slower_ones_are_slower() -> None:
