@@ -2,8 +2,8 @@
 
 The windows of a repeat count from the end of its warm-up on. A repeat that drifts is never left out, as that would
 flatter the rest: if half of them or more do, the case is unstable and has no throughput; fewer count like the others.
-A repeat too short to tell makes the case unstable, as the others are hardly longer. Where repeats took turns, the machine
-drifts and not they if most of the others in their round drift as they do.
+A repeat too short to tell makes the case unstable, as the others are hardly longer. Where repeats took turns, it is the
+machine that drifts if most ratios to the others in the round do not.
 """
 
 import json

@@ -181,9 +181,7 @@ def _ratios(pairs: Sequence[tuple[Contestant, Contestant]], mode: Mode) -> Ratio
     return find
 
 
-def _measure(
-    rounds: Sequence[Sequence[Run]], side: Side, ratios: Ratios, known: Sequence[Record] = ()
-) -> list[Record]:
+def _measure(rounds: Sequence[Sequence[Run]], side: Side, ratios: Ratios, known: Sequence[Record] = ()) -> list[Record]:
     """Measures some rounds, and returns all records that there are then."""
     from mnist_dist.benchmarks.measure.study import naming_the_rest, run_rounds
 

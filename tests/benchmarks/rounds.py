@@ -59,7 +59,8 @@ def make_round(
             slow = rng.random() < (0.9 if slow else 0.1 * machine.throttled / max(1 - machine.throttled, 1e-9))
             seconds = np.asarray(contenders[index][1][variant], float) * levels[index]
             steps = max(round(TURN_SECONDS / seconds.max()), 1)
-            factor = np.exp(machine.slowdown * cycle / cycles + pace + machine.own * rng.standard_normal()) * (1.6 if slow else 1.0)
+            trend = machine.slowdown * cycle / cycles
+            factor = np.exp(trend + pace + machine.own * rng.standard_normal()) * (1.6 if slow else 1.0)
             factor *= 1.5 if rng.random() < machine.stalls else 1.0
             windows[index].append((cycle, variant, steps, steps * factor * seconds))
     round_id = rng.bytes(16).hex()

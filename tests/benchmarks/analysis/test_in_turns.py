@@ -55,7 +55,9 @@ def test_only_runs_of_one_round_have_a_ratio() -> None:
 
 def test_a_machine_that_slows_down_makes_no_run_unstable_but_a_run_that_slows_down_by_itself_is() -> None:
     contenders = [(SINGLE, {FULL: [STEP]}, {}), (TWO, {FULL: [STEP, STEP]}, {})]
-    slow_machine = make_round(np.random.default_rng(0), contenders, machine=Machine(drift=0.01, throttled=0.0, slowdown=0.6))
+    slow_machine = make_round(
+        np.random.default_rng(0), contenders, machine=Machine(drift=0.01, throttled=0.0, slowdown=0.6)
+    )
     assert all(summarize([record]).unstable for record in slow_machine)
     study = Analysis(slow_machine)
     assert [each.unstable for each in study.summaries] == [None, None]
