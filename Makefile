@@ -82,7 +82,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { echo "make: found $$($(PYTHON) --version), expected Python 3.10 to 3.13; name one with PYTHON=..." >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: Python's venv module is missing; install it (apt-get install python3-venv)" >&2; exit 2; }
 	@$(BIN)/python -c '' 2>/dev/null || { echo "Creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
-	@echo "Installing into $(VENV): TensorFlow and what belongs to it, a minute or two the first time"
+	@echo "Installing into $(VENV): TensorFlow and its dependencies, a minute or two the first time"
 	@$(INSTALL) '.$(EXTRAS:%=[%])' \
 		|| { echo "make: the installation failed, see above; pip needs the network or a local index" >&2; exit 2; }
 	@$(BIN)/python -m mnist_dist.network.cpu.build \

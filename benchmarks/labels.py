@@ -45,7 +45,7 @@ def label_briefly(cases: Sequence[tuple[Case, bool]]) -> tuple[str, list[str]]:
     for label, name in zip(labels, kinds, strict=True):
         shared = _shared([each for each, of_kind in zip(labels, kinds, strict=True) if of_kind == name])
         brief = [part for part in label if part not in (*everywhere, *shared)] or label[:1]
-        short = [part.removesuffix(" per device").removeprefix("precision ") for part in brief]
+        short = [part.removesuffix(" per device").removeprefix("precision ").replace("xla ", "XLA ") for part in brief]
         telling.append(kind(name).prefix + ", ".join(short))
         if own := ", ".join(part for part in shared if part not in everywhere):
             said.append(f"{kind(name).description}: {own}")

@@ -102,10 +102,11 @@ def describe_study(request: Request, jobs: Sequence[Job]) -> str:
         max(count for group in job.points for _, count in group) * (len(job.points) if job.is_array else 1)
         for job in jobs
     )
+    per_task = cores or "the default of Slurm, often 1 (--cpus-per-task)"
     hours = devices * seconds_of(request.site.time) / 3600
     lines = [
         f"# {members} job{'s' if members > 1 else ''} and one for the report: at most {hours:,.1f} {kind} hours within "
-        f"the time limit of {request.site.time}; cores per task: {cores or 'the default of Slurm'}.",
+        f"the time limit of {request.site.time}; cores per task: {per_task}.",
         f"# {kind}s: {', '.join(f'{count} on {nodes_of(request, count)} node(s)' for count in request.devices)}"
         f"{'; one is the baseline' * (1 in request.devices)}.",
     ]
@@ -113,6 +114,8 @@ def describe_study(request: Request, jobs: Sequence[Job]) -> str:
         beyond = [count for count in request.devices if name not in strategies_on(request, count)]
         if beyond and STRATEGIES[name].one_process:
             lines.append(f"# Not measured: {name} on {', '.join(map(str, beyond))}, as it is one process on one node.")
+    results = shlex.quote(str(request.results))
+    lines.append(f"# The report: {results}/report.html, at the end; until then: mnist-dist slurm status {results}")
     return "\n".join(lines)
 
 

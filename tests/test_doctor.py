@@ -42,6 +42,7 @@ def test_this_machine_can_train(tf: ModuleType, capsys: pytest.CaptureFixture[st
 
 def test_what_other_programs_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     cores = len(os.sched_getaffinity(0))
+    monkeypatch.setattr(doctor.time, "sleep", lambda _: None)
     for share, status, end in ((0.05, OK, "cores"), (0.6, ABSENT, "cores; measure when it is idle")):
         seconds = iter((7.0, 7.0 + share * cores))
         monkeypatch.setattr("mnist_dist.cpuinfo.busy_cpu_seconds", lambda seconds=seconds: next(seconds))

@@ -79,6 +79,7 @@ class Attribution:
         parts: the causes that the runs tell apart, and "unexplained" as the last. Their step_seconds add up to
             step_seconds - ideal_step_seconds, their shares to the loss.
         faster_strategy: another strategy that is faster on the same devices by more than 5 %, and by what factor.
+        measured_strategies: the others of which that is known.
     """
 
     case: Case
@@ -90,6 +91,7 @@ class Attribution:
     slowest: SlowPlace | None
     missing: tuple[str, ...]
     faster_strategy: tuple[str, float] | None
+    measured_strategies: frozenset[str]
     on_gpus: bool
     oversubscribed: bool
     disturbed: bool  # Other programs used cores meanwhile, to which part of the loss is due.
@@ -182,6 +184,7 @@ def _attribute_point(
         loss = _as_loss(means.relative_contrast(total, slowest["full"]))
         left = total - sum(causes.values())
         parts.append(part("unexplained", np.where(np.abs(left) < ROUNDING, 0.0, left)))
+    ratios = _ratios_of_strategies(full, by_case, curve.baseline)
     return Attribution(
         case=case,
         scaling=curve.scaling,
@@ -191,7 +194,8 @@ def _attribute_point(
         parts=tuple(parts),
         slowest=slow,
         missing=tuple(missing),
-        faster_strategy=_faster_strategy(full, by_case, curve.baseline),
+        faster_strategy=_fastest(ratios),
+        measured_strategies=frozenset(ratios),
         on_gpus=on_gpus(full.records),
         oversubscribed=is_oversubscribed(full),
         disturbed=any(met_others(record) for each in summaries.values() for record in each.records),
@@ -325,13 +329,17 @@ def _all_reduce_seconds(full: CaseSummary, all_reduces: Iterable[AllReduce]) -> 
     return float(np.exp(np.interp(np.log(size), np.log(sizes), np.log(seconds))))
 
 
-def _faster_strategy(
+def _ratios_of_strategies(
     full: CaseSummary, by_case: Mapping[str, CaseSummary], baseline: CaseSummary
-) -> tuple[str, float] | None:
-    """Returns the fastest other strategy that is surely faster than this one, and by more than 5 %."""
+) -> dict[str, Estimate]:
+    """Returns how many times as fast other strategies are on the same devices."""
     same = [untimed(full.case.model_copy(update={"strategy": strategy})) for strategy in STRATEGIES]
     found = [by_case[identity] for identity in same if identity in by_case]
-    ratios = {each.case.strategy: rate_ratio(each, full, baseline) for each in found if each.images_per_second}
+    return {each.case.strategy: rate_ratio(each, full, baseline) for each in found if each.images_per_second}
+
+
+def _fastest(ratios: Mapping[str, Estimate]) -> tuple[str, float] | None:
+    """Returns the strategy that is faster by most, if it surely is, and by more than 5 %."""
     factors = {strategy: ratio.value for strategy, ratio in ratios.items() if ratio.low > 1}
     strategy, factor = max(factors.items(), key=lambda item: item[1], default=("", 0.0))
     return (strategy, factor) if factor > 1 + NOTABLE_GAIN else None

@@ -61,7 +61,9 @@ class WindowsKind(Kind):
     def describe(self, record: Record) -> Sequence[str]:
         run = RunSummary(record)
         rate = f"{math.exp(run.series.log_rate):,.0f} images/s"
-        return [f"{rate} (not settled)" if run.steady_state.reason_unstable else rate]
+        # Whether the machine drifted or the run, only the others of a round can tell.
+        is_unsettled = run.steady_state.reason_unstable and not record.took_turns
+        return [f"{rate} (not settled)" if is_unsettled else rate]
 
     def rates_by_cycle(self, record: Record, variant: str = FULL) -> Mapping[int, float]:
         """In images of all devices per second, by the slowest rank of each cycle."""

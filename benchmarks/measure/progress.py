@@ -145,8 +145,8 @@ def going_on(rounds: Iterable[Sequence[Run]], known: Iterable[Record]) -> str:
     done, left = finished(known), [run for runs in rounds for run in runs if run.planned.skip_reason is None]
     again = sum((run.study.name, run.case.case_id, run.repeat) in done for run in left)
     beside = ", with the baseline once more" if again else ""
-    now = f"now {counted(len(left), 'run')}{beside}" if left else "none left"
-    return f"going on: {counted(len(done), 'run')} already done; {now}"
+    to_go = f"{len(left)} to go{beside}" if left else "none to go"
+    return f"resuming: {counted(len(done), 'run')} done, {to_go}"
 
 
 def describe(record: Record) -> str:

@@ -35,7 +35,8 @@ from mnist_dist.benchmarks.report.table import (
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from mnist_dist.errors import counted, one_line
 
-MOST_RUNS_TOLD = 100
+MOST_RUNS_TOLD = 20
+FEWEST_ALIKE = 4  # Cases that all became slower, or all faster, before it is put down to the machine.
 SHORTEST_LABEL = 20
 STYLES: dict[str, Literal["strong"]] = dict.fromkeys([*WORSE, "faster"], "strong")
 CHANGED: tuple[Outcome, ...] = ("slower", "faster")
@@ -177,9 +178,12 @@ def _headline(comparison: Comparison) -> str:
         return f"Undecided: no case is in both studies. Base has {base}; new has {new}."
     counts: dict[str, int] = {name: sum(each.outcome == name for each in comparison.verdicts) for name in OUTCOMES}
     counts |= {"not comparable": len(comparison.incomparable), "missing": len(comparison.only_in_base)}
-    parts = [f"{count} {name}" for name, count in counts.items() if count]
-    cases = sum(counts.values())
-    found = f"of {counted(cases, 'case')} {', '.join(parts)}" if cases else "there was nothing to compare"
+    cases, kinds_of_end = sum(counts.values()), [(count, name) for name, count in counts.items() if count]
+    if cases > 1 and len(kinds_of_end) == 1:
+        found = f"all {cases} cases {kinds_of_end[0][1]}".removesuffix(" undecided")
+    else:
+        parts = ", ".join(f"{count} {name}" for count, name in kinds_of_end)
+        found = f"of {counted(cases, 'case')} {parts}" if cases else "there was nothing to compare"
     hidden = ", unless the days hide it" if comparison.exit_code == 0 and counts["alike"] else ""
     return f"{CONCLUSIONS[comparison.exit_code]}{hidden}: {found}."
 
@@ -191,6 +195,13 @@ def _doubts(comparison: Comparison) -> Iterator[str]:
         busy = [record for side in runs for record in side if met_others(record)]
         if busy:
             yield f"{name} was measured on a busy machine: other programs used {label_others(busy)}."
+    ratios = [each.ratio.value for each in apart if each.ratio]
+    if len(ratios) >= FEWEST_ALIKE and (max(ratios) < 1 or min(ratios) > 1):
+        change = "slower" if max(ratios) < 1 else "faster"
+        yield (
+            f"New looks {change} in all {len(ratios)} cases, {float(np.median(ratios)):.2f} times base in the median, "
+            f"as on a day when the machine itself is {change}. Measure in turns to tell (--interleave)."
+        )
     alone = {kind(each.case.kind): each.outcome for each in apart if each.outcome in CHANGED}
     for what, outcome in alone.items():
         if what.explains and not what.has_batches:  # Nothing of a training.
@@ -205,10 +216,12 @@ def _remarks(verdict: Verdict) -> Iterator[str]:
         seeds = f"{change.base.repeats}, {change.new.repeats} seeds, the lowest {100 * change.lowest:.2f} %"
         may = "" if change.outcome == "lower" else f", and may be lower by more than {100 * LARGEST_DROP:g} points"
         yield f"test accuracy {100 * change.base.value:.2f} % became {100 * change.new.value:.2f} %{may} ({seeds})"
-    if verdict.more_runs is not None and verdict.more_runs <= MOST_RUNS_TOLD:
+    if verdict.more_runs is not None:
         busy = any(map(met_others, (*verdict.base, *verdict.new)))
         beside = ", if the machine stays that busy" if busy else ""
-        yield f"about {counted(verdict.more_runs, 'further run')} of each needed{beside}"
+        many = f"more than {MOST_RUNS_TOLD} further runs"
+        number = many if verdict.more_runs > MOST_RUNS_TOLD else f"about {counted(verdict.more_runs, 'further run')}"
+        yield f"{number} of each needed{beside}"
 
 
 def _explanations(comparison: Comparison) -> Iterator[str]:
@@ -220,7 +233,7 @@ def _explanations(comparison: Comparison) -> Iterator[str]:
     if tested:
         corrected = f", corrected for {len(tested)} tests (Holm)" if len(tested) > 1 else ""
         yield (
-            f"Interval: of 95 %{corrected}, or of 90 % where that shows that new is as fast. Slower or faster: off by "
+            f"Interval: 95 %{corrected}; 90 % where it shows that new is as fast. Slower or faster: off by "
             f"more than {effect}, with 1 outside the interval. Same: the whole interval is within {effect}."
         )
     if any(verdict.ratio and not verdict.corrected for verdict in comparison.verdicts):

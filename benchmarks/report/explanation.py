@@ -81,6 +81,7 @@ def _points(part: Part) -> str:
 def _advice(attribution: Attribution, cause: PartName) -> list[str]:
     """Returns what to try against a cause, the best first."""
     given, defaults = attribution.case.settings, Config()
+    untried = [name for name in with_processes() if name not in attribution.measured_strategies]
     return render_template(
         "advice.txt.j2",
         it=attribution,
@@ -88,5 +89,5 @@ def _advice(attribution: Attribution, cause: PartName) -> list[str]:
         defaults=defaults,
         setting=lambda key: given.get(key, get_setting(defaults, key)),
         is_one_process=STRATEGIES[attribution.case.strategy].one_process,
-        with_processes=either(with_processes()),
+        with_processes=either(untried) if untried else "",
     ).splitlines()

@@ -128,7 +128,7 @@ def _fastest(cases: Sequence[TrainedCase]) -> Iterator[str]:
     apart = [names[each] for each in others if rounds[each] & rounds[common] and not rounds[each] & rounds[best]]
     if apart and rounds[best] & rounds[common]:
         yield (
-            f"Measured at another time than the fastest: {_names(apart, '; ')}. Compare their efficiency, not their "
+            f"Not measured beside the fastest: {_names(apart, '; ')}. Compare their efficiency, not their "
             f"images/s; they are ranked by their ratio to {names[common]}, which was measured beside all."
         )
 
@@ -246,8 +246,8 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
     if few:
         most = max(len(each.records) for each in few)
         yield Caveat(
-            f"Intervals of {counted(len(few), 'case')} with {'one run' if most == 1 else 'one or two runs'} say little "
-            "about how much another run would differ. Use --repeats 3 or more."
+            f"{counted(len(few), 'case')} of {'one run' if most == 1 else 'one or two runs'} each: their intervals of "
+            "images/s hardly cover how much another run would differ. Use --repeats 3 or more."
         )
     crowded = [each.summary for each in analysis.main_cases if each.oversubscribed]
     if crowded:

@@ -73,10 +73,11 @@ def render_terminal_table(cases: Sequence[TrainedCase], width: int = TERMINAL_WI
 
 def _columns(cases: Sequence[TrainedCase]) -> Iterator[Column[TrainedCase]]:
     group = "Case"
+    by_devices = any(each.case.devices > 1 for each in cases)  # Else batch and precision tell cases apart.
     yield Column("strategy", lambda each: each.case.strategy, "", group, numeric=False)
     yield Column("devices", _devices_cell, "in total", group)
-    yield Column("batch", _batch_cell, "images per device", group, minor=True)
-    yield Column("precision", _precision_cell, "and XLA", group, numeric=False, minor=True)
+    yield Column("batch", _batch_cell, "images per device", group, minor=by_devices)
+    yield Column("precision", _precision_cell, "and XLA", group, numeric=False, minor=by_devices)
     yield Column("other settings", lambda each: label_other_settings(each.case), "", group, numeric=False, telling=True)
     yield Column("trained", lambda each: label_duration(each.case), "", group, numeric=False, telling=True, minor=True)
     group = "Throughput"
@@ -171,16 +172,21 @@ def _terminal_target(each: TrainedCase) -> str:
 
 def _terminal_notes(cases: Sequence[TrainedCase]) -> Iterator[str]:
     if any(says_little(each.summary.images_per_second) for each in cases):
-        yield f"2 or 3 runs whose interval would be wider than half of images/s show lowest{DASH}highest instead."
+        yield f"Two or three runs with an interval wider than half of images/s show lowest{DASH}highest run instead."
     if any(each.summary.images_per_second for each in cases):
         several = any(each.summary.case.devices > 1 for each in cases)
-        efficiency = "; efficiency compares N devices with N times one device" if several else ""
+        efficiency = " Efficiency compares N devices with N times one device" if several else ""
         measured = [record for each in cases for record in each.summary.records if record.measured]
         in_turns = all(record.took_turns for record in measured)
-        yield f"± is the 95 % interval{efficiency}{', turn by turn' if several and in_turns else ''}."
+        paired = " turn by turn, not by the means above" if several and in_turns else ""
+        yield f"± is the 95 % interval.{efficiency}{f'{paired}.' if efficiency else ''}"
     computed = {each.summary.measured_setting("kernels") for each in cases if each.summary.records and not each.on_gpus}
     if computed in ({"fused"}, {"plain"}):
         yield f"Computed on CPUs by {KERNELS[computed.pop()]}."
+    elif computed == {"fused", "plain"}:
+        plain = [each for each in cases if each.summary.measured_setting("kernels") == "plain"]
+        ways = {"XLA" if each.summary.measured_setting("xla") == "on" else "runtime.kernels=plain" for each in plain}
+        yield f"Computed on CPUs by {KERNELS['fused']}; with {' and with '.join(sorted(ways))}, by {KERNELS['plain']}."
     if any(each.oversubscribed for each in cases):
         yield "* oversubscribed: the devices are assigned more cores than the host has."
 

@@ -162,10 +162,10 @@ def save_confusion_matrix(path: Path, confusion: np.ndarray) -> None:
         color = "white" if mistakes[true, predicted] > 0.6 * most else "black"
         axes.text(predicted, true, f"{count:,}" if count else "", ha="center", va="center", fontsize=11, color=color)
     _label_cells(axes, len(confusion))
-    axes.set_title(f"{wrong:,} of {images:,} images mistaken ({100 * wrong / images:.2f} %)", fontsize=14, pad=12)
+    axes.set_title(f"{wrong:,} of {images:,} images misclassified ({100 * wrong / images:.2f} %)", fontsize=14, pad=12)
     if wrong:
         bar = figure.colorbar(shades, ax=axes, shrink=0.8, ticks=MaxNLocator(integer=True))
-        bar.set_label("mistaken images (grey cells: correct ones)", fontsize=12)
+        bar.set_label("misclassified images (grey cells: correct ones)", fontsize=12)
     _save(figure, path)
 
 

@@ -338,7 +338,7 @@ def introduce(session: Session, peak_learning_rate: float) -> Iterator[str]:
     yield f"resident   {session.resident.value} ({session.resident.reason})"
     yield f"kernels    {session.form.kernels.value} ({session.form.kernels.reason})"
     given = config.optimizer.learning_rate
-    scaled = f", {given:g} scaled to the batch" if not math.isclose(peak_learning_rate, given) else ""
+    scaled = f" (scaled to the batch from {given:g})" if not math.isclose(peak_learning_rate, given) else ""
     yield (
         f"training   {counted(session.plan.total_steps, 'step')} of {config.training.batch_size} images (all "
         f"replicas), {config.optimizer.name}, peak learning rate {peak_learning_rate:.3g}{scaled}"

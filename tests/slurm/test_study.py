@@ -249,10 +249,12 @@ def test_what_a_study_asks_for_is_said_before_its_commands() -> None:
     lines = done.stdout.splitlines()
     assert lines[:3] == [
         "# 3 jobs and one for the report: at most 600.0 GPU hours within the time limit of 1-00:00:00; cores per task: "
-        "the default of Slurm.",
+        "the default of Slurm, often 1 (--cpus-per-task).",
         "# GPUs: 1 on 1 node(s), 8 on 2 node(s), 16 on 4 node(s); one is the baseline.",
         "# Not measured: mirrored on 8, 16, as it is one process on one node.",
     ]
+    results = lines[3].split()[-1]
+    assert lines[3] == f"# The report: {results}/report.html, at the end; until then: mnist-dist slurm status {results}"
     asked = [shlex.split(line)[-1] for line in lines if "bench.sbatch" in line]
     assert len(asked) == 3
     assert [each.split("--only ")[1].split()[0] for each in lines if "--only" in each] == ["1", "8", "16"]

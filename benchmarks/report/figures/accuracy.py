@@ -1,4 +1,4 @@
-"""Throughput against accuracy, and the time to an accuracy."""
+"""Throughput against accuracy, the time to an accuracy, and throughput alone where nothing trains to an accuracy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mnist_dist.benchmarks.report.figures import drawing
 from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.errors import counted
 
-LEAST_ACCURACY_SPAN = 0.1  # Of the axis, in percent.
+LEAST_ACCURACY_SPAN = 0.3  # Of the axis, in percent: some images of 10,000 are no difference to be seen at first sight.
 TWIN_RATE, TWIN_ACCURACY = 0.1, 0.02  # As a share, and in percent: points nearer than that lie on one another.
 
 
@@ -32,7 +32,7 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
     figure, (axes,) = drawing.new_figure()
     axes.set_xscale("log")
     labels: list[drawing.Label] = []
-    bars: list[tuple[float, float, float]] = []
+    bars: list[tuple[tuple[float, float], ...]] = []
     for group in group_by(
         shown, lambda each: (each[0].case.strategy, drawing.variant_of(each[0].summary, shown_batch=False))
     ).values():
@@ -43,7 +43,8 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
             mean = float(accuracies.mean())
             upright = [[mean - accuracies.min()], [accuracies.max() - mean]]
             level = None if says_little(throughput) else drawing.error_bars(throughput)
-            bars += [(throughput.low, throughput.high, mean)] if level else []
+            bars += [((throughput.low, mean), (throughput.high, mean))] if level else []
+            bars += [((throughput.value, accuracies.min()), (throughput.value, accuracies.max()))]
             drawing.draw_point(axes, trained.summary, throughput.value, mean, upright, level)
             is_last = trained is group[-1][0]
             name = _short_name(trained, [each[0] for each in shown]) if is_last else f"{TIMES} {trained.case.devices}"
@@ -52,7 +53,7 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
     axes.set_xlabel("images/s, all devices together (log scale)")
     axes.set_ylabel("test accuracy, %")
     rates = np.array([throughput.value for _, throughput, _ in shown])
-    ends = [end for low, high, _ in bars for end in (low, high)]
+    ends = [x for bar in bars for x, _ in bar]
     # Intervals that reach further than to half or twice a rate run off the picture.
     left, right = max(np.nanmin([*ends, *rates]), rates.min() / 2), min(np.nanmax([*ends, *rates]), rates.max() * 2)
     axes.set_xlim(min(left / 1.1, rates.min() / 1.3), max(right * 1.1, rates.max() * 1.3))
@@ -70,9 +71,42 @@ def draw_accuracy(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
         f"Test accuracy against throughput for {counted(len(shown), 'case')}. The fastest is {fastest.case.strategy} "
         f"on {counted(fastest.case.devices, 'device')}, with {best.value:,.0f} images/s and {of_seeds.mean():.2f} %.",
         folded,
-        seeds=any(len(accuracies) > 1 for _, _, accuracies in shown),
-        bars=any(low < high for low, high, _ in bars),
+        seeds=any(accuracies.min() < accuracies.max() for _, _, accuracies in shown),
+        bars=any(low < high for (low, _), (high, _) in bars),
         apart=drawing.measured_apart(trained.summary for trained, *_ in shown),
+    )
+
+
+def draw_rates(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
+    """Throughput of each case, the fastest on top, where devices and accuracy tell none apart."""
+    rates = [(each, each.summary.images_per_second) for each in cases]
+    known = [(trained, rate) for trained, rate in rates if rate]
+    if (
+        len(known) < 2
+        or len({each.case.devices for each in cases}) > 1
+        or any(each.summary.seed_accuracies for each in cases)
+    ):
+        return None
+    shown, folded = drawing.fold(known, drawing.MOST_POINTS, lambda each: each[1].value, "fastest cases")
+    shown.sort(key=lambda each: -each[1].value)
+    figure, (axes,) = drawing.new_figure(height=1.1 + 0.35 * len(shown))
+    axes.set_xscale("log")
+    for place, (trained, rate) in enumerate(shown):
+        few = says_little(rate)
+        drawing.draw_point(axes, trained.summary, rate.value, place, None, None if few else drawing.error_bars(rate))
+    names = _names_without_devices([trained for trained, _ in shown])
+    axes.set_yticks(range(len(shown)), names)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_xlabel("images/s (log scale)")
+    axes.grid(axis="y", visible=False)
+    drawing.plain_log_ticks(axes.xaxis)
+    return drawing.make_picture(
+        figure,
+        "rates",
+        f"Throughput of {counted(len(shown), 'case')}. "
+        f"The fastest is {names[0]} with {shown[0][1].value:,.0f} images/s.",
+        folded,
+        bars=not all(says_little(rate) for _, rate in shown),
     )
 
 
@@ -166,3 +200,13 @@ def _short_name(trained: TrainedCase, cases: Sequence[TrainedCase]) -> str:
     own = variants[[twin is trained for twin in twins].index(True)]
     differing = [i for i, values in enumerate(zip(*variants, strict=True)) if len(set(values)) > 1]
     return drawing.join_name([point, *(own[index] for index in differing)])
+
+
+def _names_without_devices(cases: Sequence[TrainedCase]) -> list[str]:
+    """What tells each case from the others, which all have as many devices."""
+    variants = [(each.case.strategy, *drawing.variant_of(each.summary, shown_batch=True)) for each in cases]
+    differing = [index for index, values in enumerate(zip(*variants, strict=True)) if len(set(values)) > 1]
+    parts = [
+        [variant[index].replace("XLA on", "XLA").replace("XLA off", "") for index in differing] for variant in variants
+    ]
+    return [drawing.join_name(each) for each in parts]

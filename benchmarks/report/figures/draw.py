@@ -14,6 +14,7 @@ def draw_all(analysis: Analysis) -> list[Picture]:
         drawn = [
             accuracy.draw_accuracy(cases),
             accuracy.draw_time_to_accuracy(cases),
+            accuracy.draw_rates(cases),
             scaling.draw_throughput(analysis.curves),
             scaling.draw_efficiency(analysis.curves),
             losses.draw_losses(analysis.attributions),

@@ -117,14 +117,14 @@ def set_title(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", pad=10, color=INK, fontsize=12)
 
 
-def place_labels(axes: Axes, labels: Sequence[Label], bars: Sequence[tuple[float, float, float]] = ()) -> None:
+def place_labels(axes: Axes, labels: Sequence[Label], bars: Sequence[tuple[tuple[float, float], ...]] = ()) -> None:
     """Writes each label right of its point, higher or lower by as little as keeps it off points, bars and other labels.
 
     It stands to the left where another point is to the right, at the same height. Lines that pass behind it keep clear
     of its letters.
 
     Args:
-        bars: level ones, each as its left end, its right end and its height, in the units of the axes.
+        bars: both ends of each, x and y in the units of the axes.
     """
     from matplotlib.transforms import Bbox
 
@@ -148,8 +148,7 @@ def place_labels(axes: Axes, labels: Sequence[Label], bars: Sequence[tuple[float
     pixel = 72 / axes.figure.dpi  # In points.
     points = axes.transData.transform([(label.x, label.y) for label in labels])
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in points]
-    for low, high, y in bars:
-        taken.append(Bbox(axes.transData.transform([(low, y), (high, y)])).padded(4))  # With its caps.
+    taken += [Bbox(axes.transData.transform(ends)).padded(4) for ends in bars]  # With their caps.
     for text, point in zip(texts, points, strict=True):
         width, (across, up) = text.get_window_extent().width, (points - point).T
         right, left = ((np.abs(up) < 4) & (side * across > 8) & (side * across < width) for side in (1, -1))

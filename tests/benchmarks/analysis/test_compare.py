@@ -10,7 +10,7 @@ import pytest
 from mnist_dist.benchmarks.analysis.compare import Comparison, Verdict, compare
 from mnist_dist.benchmarks.records.case import Case
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.benchmarks.report.comparison import render_comparison, render_comparison_markdown
+from mnist_dist.benchmarks.report.comparison import MOST_RUNS_TOLD, render_comparison, render_comparison_markdown
 from mnist_dist.benchmarks.report.table import escape_markdown
 from mnist_dist.benchmarks.statistics.stats import Estimate
 from tests.benchmarks.adversary_compare import Machine, in_turns
@@ -143,7 +143,8 @@ def test_noisy_studies_are_undecided_and_say_how_many_runs_they_need() -> None:
     assert outcomes(comparison) == ["undecided"] and comparison.exit_code == 3
     more_runs = comparison.verdicts[0].more_runs
     assert more_runs is not None and more_runs > 2
-    assert f"about {more_runs} further runs of each needed" in render_comparison_markdown(comparison)
+    told = f"about {more_runs}" if more_runs <= MOST_RUNS_TOLD else f"more than {MOST_RUNS_TOLD}"
+    assert f"{told} further runs of each needed" in render_comparison_markdown(comparison)
 
 
 @pytest.mark.thorough
@@ -281,6 +282,18 @@ def test_missing_cases_are_counted_and_not_passed() -> None:
     assert "Missing, only in the base:\n\n- " in text and f"\n- {only}\n" in text
     added = compare(base[:5], new)
     assert [records[0].case for records in added.only_in_new] == CASES[2:0:-1] and added.exit_code == 0
+
+
+@pytest.mark.parametrize(("slower", "said"), [(1.04, "slower"), (1 / 1.04, "faster"), (None, "")])
+def test_what_all_cases_share_is_put_down_to_the_machine(slower: float | None, said: str) -> None:
+    base, new = studies(0, cases=CASES[:4], slower=slower or 1.06, **QUIET)
+    if slower is None:  # One became faster.
+        base, new = base[:-5], new[:-5]
+        more = studies(1, cases=CASES[3:4], slower=0.95, **QUIET)
+        base, new = base + more[0], new + more[1]
+    text = " ".join(render_comparison(compare(base, new)).split())
+    assert (f"New looks {said} in all 4 cases, " in text) == bool(said)
+    assert ("as on a day when the machine itself is" in text) == bool(said)
 
 
 def test_cases_that_are_skipped_now_are_missing() -> None:

@@ -154,7 +154,7 @@ def test_a_signal_leaves_nothing_behind_and_resuming_goes_on(
     kept = sides(results)[0] + sides(results)[1]
     done = subprocess.run([*command, "--resume"], cwd=checkout, env=variables, capture_output=True, text=True)
     assert done.returncode in (0, 1, 3), done.stderr
-    assert "going on: " in done.stdout + done.stderr
+    assert "resuming: " in done.stdout + done.stderr
     base, new = sides(results)
     assert all(record in base + new for record in kept)
     whole = [sorted(r.repeat for r in side if r.turns and r.turns.ended != "interrupted") for side in (base, new)]

@@ -394,9 +394,9 @@ class TestProgress:
         side = make_study(tmp_path), Store(tmp_path)
         plan, known = [plan_case(case) for case in cases], make_records(cases[:2], 1, study=side[0].name)
         assert going_on(plan_rounds([side], plan, known), known) == (
-            "going on: 2 runs already done; now 2 runs, with the baseline once more"
+            "resuming: 2 runs done, 2 to go, with the baseline once more"
         )
-        assert going_on(plan_rounds([side], plan[1:], known), known) == "going on: 2 runs already done; now 1 run"
+        assert going_on(plan_rounds([side], plan[1:], known), known) == "resuming: 2 runs done, 1 to go"
 
     def test_a_bar_is_not_drawn_with_each_turn(self, tmp_path: Path) -> None:
         with Bar(2, auto_refresh=False) as bar:

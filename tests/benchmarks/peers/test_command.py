@@ -65,7 +65,7 @@ def test_peers_leaves_a_table_in_which_missing_peers_are_no_failure(
     }
     resumed = parse("peers", *options, "--results", str(tmp_path / "results"), "--resume")
     assert resumed.command(resumed) == 0
-    assert "going on: 2 runs already done; none left" in capsys.readouterr().out
+    assert "resuming: 2 runs done, none to go" in capsys.readouterr().out
     assert len(store.records()) == 3, "nothing is measured again"
 
 

@@ -64,6 +64,16 @@ def test_a_faster_strategy_is_named() -> None:
     assert alone.faster_strategy is None
 
 
+def test_no_strategy_is_advised_that_was_measured_and_is_no_faster() -> None:
+    mirrored = plant(point_cases("mirrored"), CAUSES["contention"])
+    (curve,) = find_curves(mirrored)
+    (alone,) = attribute(curve, mirrored)
+    assert "or multiworker or horovod, which give each rank cores of its own" in explain(alone)
+    both = mirrored + plant([train("horovod")], CAUSES["contention"])
+    (found,) = attribute(next(each for each in find_curves(both) if each.strategy == "mirrored"), both)
+    assert found.faster_strategy is None and "or multiworker, which give" in explain(found)
+
+
 def test_stragglers() -> None:
     on_two_hosts = explain(find(plant(point_cases(hosts=2), CAUSES["stragglers"], hosts=["n1", "n2"])))
     assert "sbatch --exclude=n2" in on_two_hosts

@@ -264,6 +264,15 @@ def test_pictures_without_data_are_left_out(records: list[Record]) -> None:
     assert names == {"throughput_accuracy", "time_to_accuracy"}
 
 
+def test_rates_are_drawn_where_nothing_trains_to_an_accuracy(drawn: list[Figure]) -> None:
+    cases = [train("single", 1, global_batch_size=size, measure_seconds=5.0) for size in (200, 800, 400)]
+    (picture,) = [each for each in draw_all(Analysis(make_study(cases, 3))) if each.name == "rates"]
+    (axes,) = drawn[0].axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert sorted(names) == ["200 images", "400 images", "800 images"]
+    assert f"Throughput of 3 cases. The fastest is {names[0]} with " in picture.alternative
+
+
 def test_one_run_without_intervals_is_drawn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -337,14 +346,14 @@ def test_labels_do_not_cover_each_other(points: Sequence[tuple[float, float]]) -
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
-def test_labels_keep_clear_of_level_bars() -> None:
+def test_labels_keep_clear_of_bars() -> None:
     figure, (axes,) = new_figure()
     axes.set_xlim(0, 6)
     axes.set_ylim(0, 2)
-    bars = [(0.5, 1.5, 1.0), (1.0, 4.0, 1.02)]
+    bars = [((0.5, 1.0), (1.5, 1.0)), ((1.0, 1.02), (4.0, 1.02)), ((2.7, 0.8), (2.7, 1.5))]
     place_labels(axes, [Label(1, 1, "a strategy", INK), Label(2.5, 1.02, "another", INK)], bars)
     figure.draw_without_rendering()
-    drawn = [Bbox(axes.transData.transform([(low, y), (high, y)])) for low, high, y in bars]
+    drawn = [Bbox(axes.transData.transform(ends)) for ends in bars]
     assert not any(text.get_window_extent().overlaps(bar) for text in axes.texts for bar in drawn)
 
 

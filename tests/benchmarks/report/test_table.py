@@ -121,7 +121,7 @@ def test_few_runs_show_their_range_where_their_interval_would_say_little(
     assert re.fullmatch(detail, shown["images/s", "total"].detail)
     assert bool(shown["images/s", "per device"].detail) == ("lowest" not in detail)
     text = render_terminal_table(study.main_cases)
-    assert re.search(on_terminal, text) and (f"show lowest{DASH}highest instead" in text) == ("lowest" in detail)
+    assert re.search(on_terminal, text) and (f"show lowest{DASH}highest run instead" in text) == ("lowest" in detail)
     assert any(re.search(detail, render_markdown(table)) for table in main_table_in_parts(study.main_cases))
 
 
@@ -163,6 +163,27 @@ def test_what_computed_is_said(kernels: str, said: str) -> None:
     skipped = make_record(case, status="skipped", reason="no second core")
     lines = render_terminal_table(Analysis([*measured, skipped]).trained).splitlines()
     assert said in lines and " type " not in lines[1]
+
+
+def test_which_cases_use_which_kernels_is_said() -> None:
+    by_layers = {"runtime.kernels": "plain"}
+    precision = {"runtime.precision": "float32"}
+    cases = [train("single", 1, settings=precision | more) for more in ({}, {"runtime.xla": "on"}, by_layers)]
+    computed = [{"kernels": "fused"}, {"kernels": "plain", "xla": "on"}, {"kernels": "plain"}]
+    records = [
+        record.model_copy(update={"measurements": dict(record.measurements or {}) | measured})
+        for case, measured in zip(cases, computed, strict=True)
+        for record in make_study([case], 2)
+    ]
+    said = "Computed on CPUs by custom kernels; with XLA and with runtime.kernels=plain, by TensorFlow's layers."
+    assert said in render_terminal_table(Analysis(records).trained).splitlines()
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_narrow_page_shows_what_tells_cases_apart(devices: int) -> None:
+    cases = [train("mirrored", devices), train("mirrored", devices, global_batch_size=1000)]
+    columns = {column.head: column.minor for column in main_table(Analysis(make_study(cases, 2)).trained).columns}
+    assert columns["batch"] == columns["precision"] == (devices > 1)
 
 
 def test_accuracy_has_the_range_of_the_seeds(study: Analysis) -> None:
