@@ -98,6 +98,7 @@ def draw_rates(cases: Sequence[TrainedCase]) -> drawing.Picture | None:
     axes.set_yticks(range(len(shown)), names)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel("images/s (log scale)")
+    axes.tick_params(axis="x", labelsize=9)  # The names leave little room.
     axes.grid(axis="y", visible=False)
     drawing.plain_log_ticks(axes.xaxis)
     return drawing.make_picture(
