@@ -34,7 +34,8 @@ class Analysis:
     @cached_property
     def summaries(self) -> tuple[CaseSummary, ...]:
         by_case = group_by(self.records, lambda record: record.case_id)
-        return tuple(each for of_case in by_case.values() for each in summarize_variants(of_case, self.records))
+        rounds = group_by(self.records, lambda record: record.turns.round_id if record.turns else "")
+        return tuple(each for of_case in by_case.values() for each in summarize_variants(of_case, rounds))
 
     @cached_property
     def all_reduces(self) -> tuple[AllReduce, ...]:

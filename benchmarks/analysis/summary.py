@@ -8,7 +8,7 @@ machine that drifts if most ratios to the others in the round do not.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -32,6 +32,7 @@ from mnist_dist.distributed.turns import FULL
 from mnist_dist.training.variants import VARIANTS
 
 ACCURACY_TARGETS = (0.98, 0.99, 0.993)
+Rounds = Mapping[str, Sequence[Record]]  # By their identifiers.
 
 
 @dataclass(frozen=True)
@@ -189,17 +190,17 @@ def untimed(case: Case) -> str:
     return json.dumps(case.model_dump(mode="json", exclude={"measure_seconds"}), sort_keys=True)
 
 
-def summarize_variants(records: Sequence[Record], study: Sequence[Record]) -> list[CaseSummary]:
+def summarize_variants(records: Sequence[Record], rounds: Rounds) -> list[CaseSummary]:
     """Summarises the records of one case, and those of their variants that have windows, each as a case of its own."""
     names = {name for record in records for name in record.measured.get("window_variants") or ()} - {FULL}
-    return [summarize(records, name, study) for name in (FULL, *(each for each in VARIANTS if each in names))]
+    return [summarize(records, name, rounds) for name in (FULL, *(each for each in VARIANTS if each in names))]
 
 
-def summarize(records: Sequence[Record], variant: str = FULL, study: Sequence[Record] = ()) -> CaseSummary:
+def summarize(records: Sequence[Record], variant: str = FULL, rounds: Rounds | None = None) -> CaseSummary:
     """Summarises the records of one case, of any kind and in any order.
 
     Args:
-        study: all records, those of other cases included.
+        rounds: the records of each round, those of other cases included.
 
     Raises:
         ValueError: there are none, or they are of several cases.
@@ -212,7 +213,7 @@ def summarize(records: Sequence[Record], variant: str = FULL, study: Sequence[Re
     if variant != FULL:
         case = case.model_copy(update={"synthetic_input": changed.resident, "all_reduce": changed.reduced})
     has_windows = all("window_steps" in record.measured for record in ok)
-    states = [_beside_others(run, study) for run in runs] if has_windows else []
+    states = [_beside_others(run, rounds or {}) for run in runs] if has_windows else []
     unstable = why_unstable(states)
     series = [run.series for run in runs] if states and not unstable else []
     slowest = [run.step_seconds.max(axis=0) for run in runs] if series else []
@@ -246,12 +247,13 @@ def split_by_success(records: Sequence[Record]) -> tuple[tuple[Record, ...], tup
     return ok, tuple(record for record in ordered if record.status != "ok")
 
 
-def _beside_others(run: RunSummary, study: Sequence[Record]) -> SteadyState:
+def _beside_others(run: RunSummary, rounds: Rounds) -> SteadyState:
     """Returns the steady state of a run, whose drift is none if most ratios to the others in its round do not drift."""
-    state = run.steady_state
-    if state.reason_unstable is None or state.windows < FEWEST_WINDOWS:
+    state, turns = run.steady_state, run.record.turns
+    if state.reason_unstable is None or state.windows < FEWEST_WINDOWS or turns is None:
         return state
-    others = [each for each in study if each.case.kind == run.record.case.kind and each is not run.record]
+    beside = (each for each in rounds.get(turns.round_id, ()) if each is not run.record)
+    others = [each for each in beside if each.case.kind == run.record.case.kind]
     both = [log_rates_of_both(run.record, each, run.variant) for each in others]
     drifts = [find_drift(other - own) is not None for own, other in both if len(own) >= FEWEST_WINDOWS]
     return replace(state, reason_unstable=None) if 2 * sum(drifts) < len(drifts) else state

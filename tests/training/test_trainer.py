@@ -260,7 +260,7 @@ def test_what_is_said(short: tuple[Path, dict[str, Any], list[str]], configure: 
     assert lines[1:3] == ["strategy   single, 1 replica", "precision  float32 (as configured)"]
     config = configure()
     peak = peak_learning_rate(config.schedule, config.optimizer.learning_rate, BATCH_SIZE)
-    rate = f"peak learning rate {peak:.3g}, {config.optimizer.learning_rate:g} scaled to the batch"
+    rate = f"peak learning rate {peak:.3g} (scaled to the batch from {config.optimizer.learning_rate:g})"
     assert lines[6] == f"training   7 steps of 100 images (all replicas), adam, {rate}"
     assert lines[7] == f"workdir    {workdir}"
     assert "test accuracy" in lines[-1]
