@@ -309,7 +309,8 @@ def run_compare(args: argparse.Namespace) -> int:
             raise UserError(f"BASE, NEW: received '{args.base}' twice, expected the folders of two studies.")
     effect, judge_all = args.smallest_effect / 100, args.judge == "all"
     comparison = compare(base, new, smallest_effect=effect, allow=frozenset(allow), judge_all=judge_all)
-    if comparison.base_name == comparison.new_name:  # Such as results/monday/quick and results/tuesday/quick.
+    # Commits or settings, or folders such as results/monday/quick and results/tuesday/quick.
+    if args.interleave or comparison.base_name == comparison.new_name:
         base_name, new_name = (one_line(f"{given}: {comparison.base_name}") for given in (args.base, args.new))
         comparison = replace(comparison, base_name=base_name, new_name=new_name)
     if args.markdown:

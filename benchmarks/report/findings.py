@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mnist_dist.benchmarks.analysis.in_turns import met_others
@@ -126,11 +126,40 @@ def _fastest(cases: Sequence[TrainedCase]) -> Iterator[str]:
     factor = "" if slowest in equals else f", {1 / ratios[others[-1]].value:.2g} times the slowest ({slowest})"
     yield f"Fastest is {names[best]}, with {label_count(rates[best].value)} images/s{factor}{beside}{more}."
     apart = [names[each] for each in others if rounds[each] & rounds[common] and not rounds[each] & rounds[best]]
+    yield from _changes(best, ratios)
     if apart and rounds[best] & rounds[common]:
         yield (
             f"Not measured beside the fastest: {_names(apart, '; ')}. Compare their efficiency, not their "
             f"images/s; they are ranked by their ratio to {names[common]}, which was measured beside all."
         )
+
+
+def _changes(best: CaseSummary, ratios: Mapping[CaseSummary, Estimate]) -> Iterator[str]:
+    """Says what precision, batch and XLA make of the fastest case, if cases of one device differ in nothing else."""
+
+    def settings(summary: CaseSummary) -> dict[str, str]:
+        changed = {name: summary.measured_setting(name) for name in ("precision", "xla", "kernels")}
+        return changed | {"batch": f"{label_count(summary.case.images_per_device)} images"}
+
+    def place(summary: CaseSummary) -> tuple[str, int, int | None]:
+        return summary.case.strategy, summary.case.devices, summary.case.cores_per_device
+
+    if best.case.devices > 1 or {place(each) for each in ratios} != {place(best)}:
+        return
+    own, told, by_xla = settings(best), [], []
+    for other, ratio in ratios.items():
+        its = settings(other)
+        changed = {name for name in its if its[name] != own[name]}
+        if len(changed) == 1 and changed <= {"precision", "batch"}:
+            told.append(f"{ratio.value:.2g} times as fast with {its[changed.pop()].removeprefix('mixed_')}")
+        # Of the same layers, which XLA takes along.
+        twins = [share for each, share in ratios.items() if settings(each) == its | {"xla": "off"}]
+        by_xla += [ratio.value / share.value for share in twins if its["xla"] == "on"]
+    if told:
+        yield f"With one thing changed, it is {', '.join(told)}."
+    if by_xla:
+        low, high = f"{min(by_xla):.2g}", f"{max(by_xla):.2g}"
+        yield f"XLA makes the same layers {low if low == high else f'{low} to {high}'} times as fast."
 
 
 def _efficiency(cases: Sequence[TrainedCase]) -> Iterator[str]:

@@ -274,6 +274,30 @@ def test_a_study_with_hardly_a_rate_says_that_the_fastest_is_not_known() -> None
     assert find(records).result[0] == "Fastest is not known: of 3 cases, 1 has a rate; see the warnings."
 
 
+def test_what_precision_batch_and_xla_make_of_the_fastest_is_said() -> None:
+    """Rates are of the same windows, by the images in a step: what is asked is which cases are put side by side."""
+    records = []
+    for precision, images, xla, kernels in (
+        ("mixed_bfloat16", 800, "off", "fused"),
+        ("mixed_bfloat16", 400, "off", "fused"),
+        ("float32", 800, "off", "fused"),
+        ("float32", 400, "off", "plain"),
+        ("float32", 400, "on", "plain"),
+    ):
+        settings = {"runtime.precision": precision, "runtime.xla": xla, "runtime.kernels": kernels}
+        case = train("single", 1, settings=settings, global_batch_size=images, measure_seconds=5.0)
+        slower = {"mixed_bfloat16": 1.0, "float32": 2.0}[precision] * {"off": 1.0, "on": 4.0}[xla]
+        computed = {"precision": precision, "xla": xla, "kernels": kernels}
+        computed |= {"window_steps": [100] * 20, "window_seconds": [[slower] * 20]}
+        (record,) = make_study([case], 1)
+        records.append(record.model_copy(update={"measurements": record.measured | computed}))
+    fastest, changed, by_xla, *_ = find(records).result
+    assert fastest.startswith("Fastest is 800 images, ")
+    assert changed.startswith("With one thing changed, it is ") and changed.count(" times as fast with ") == 2
+    assert "0.5 times as fast with 400 images" in changed and "0.5 times as fast with float32" in changed
+    assert by_xla == "XLA makes the same layers 0.25 times as fast."
+
+
 def test_rounds_in_which_the_machine_was_slow_are_told_of_once() -> None:
     """Five rounds, of which two were slower by half for all cases."""
     cases = [SINGLE, train("mirrored", 2), HOROVOD]
