@@ -298,26 +298,33 @@ def run_compare(args: argparse.Namespace) -> int:
         from mnist_dist.benchmarks.measure.interleave import measure_both
 
         suite, narrowing = args.suite or "quick", read_narrowing(args)
-        base, new, subject = measure_both(args.base, args.new, suite, args.results, narrowing, args.resume)
+        *folders, subject = measure_both(args.base, args.new, suite, args.results, narrowing, args.resume)
         allow |= subject
     else:
         for name in ("suite", "results", "devices", "strategies", "repeats", "cores_per_device", "set", "resume"):
             if getattr(args, name):
                 raise UserError(f"--{name.replace('_', '-')}: received without --interleave, which it belongs to.")
-        base, new = read_records(Path(args.base), "BASE"), read_records(Path(args.new), "NEW")
-        if Path(args.base).resolve() == Path(args.new).resolve():
-            raise UserError(f"BASE, NEW: received '{args.base}' twice, expected the folders of two studies.")
+        folders = [Path(args.base), Path(args.new)]
+    base, new = (read_records(folder, name) for folder, name in zip(folders, ("BASE", "NEW"), strict=True))
+    if folders[0].resolve() == folders[1].resolve():
+        raise UserError(f"BASE, NEW: received '{args.base}' twice, expected the folders of two studies.")
     effect, judge_all = args.smallest_effect / 100, args.judge == "all"
     comparison = compare(base, new, smallest_effect=effect, allow=frozenset(allow), judge_all=judge_all)
     # Commits or settings, or folders such as results/monday/quick and results/tuesday/quick.
     if args.interleave or comparison.base_name == comparison.new_name:
-        base_name, new_name = (one_line(f"{given}: {comparison.base_name}") for given in (args.base, args.new))
+        sides = ((args.base, comparison.base_name), (args.new, comparison.new_name))
+        base_name, new_name = (one_line(f"{given}: {name}") for given, name in sides)
         comparison = replace(comparison, base_name=base_name, new_name=new_name)
     if args.markdown:
         text = render_comparison_markdown(comparison)
     else:
         text = render_comparison(comparison, shutil.get_terminal_size((120, 0)).columns, sys.stdout.isatty())
     print(text, end="")
+    if args.interleave and not args.markdown:
+        from mnist_dist.benchmarks.measure.study import program
+
+        words = [*map(str, folders), *(f"--allow={what}" for what in sorted(allow))]
+        print(f"next, to see this again: {program()} bench compare {shlex.join(words)}")
     return comparison.exit_code
 
 

@@ -71,6 +71,9 @@ def check_other_programs() -> Iterator[Finding]:
     cores, before, own_before = len(os.sched_getaffinity(0)), busy_cpu_seconds(), sum(os.times()[:2])
     time.sleep(1)
     others = max(busy_cpu_seconds() - before - (sum(os.times()[:2]) - own_before), 0.0)
+    if not before:
+        yield Finding("load", ABSENT, "what other programs use is not told here (/proc/stat)")
+        return
     is_busy, use = others > MOST_OTHERS * cores, f"other programs use {others:.1f} of {counted(cores, 'core')}"
     yield Finding("load", ABSENT if is_busy else OK, f"{use}; measure when it is idle" if is_busy else use)
 

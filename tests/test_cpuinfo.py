@@ -46,6 +46,11 @@ def test_the_hardware_threads_of_a_core(text: str | None, siblings: list[int], t
     assert thread_siblings(0, tmp_path) == siblings
 
 
+def test_a_sandbox_may_not_tell_what_the_cores_do(tmp_path: Path) -> None:
+    (tmp_path / "stat").write_text("cpu  0 0 0 0 0 0 0 0 0 0\nintr 0\n")
+    assert busy_cpu_seconds(tmp_path / "stat") == busy_cpu_seconds(tmp_path / "missing") == 0.0
+
+
 @pytest.mark.slow
 def test_the_cores_are_busy_while_somebody_computes() -> None:
     before, used_before = busy_cpu_seconds(), sum(os.times()[2:4])

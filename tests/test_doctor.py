@@ -51,6 +51,12 @@ def test_what_other_programs_use_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
         assert finding.detail.replace("core;", "cores;").endswith(end)
 
 
+def test_where_nobody_tells_what_other_programs_use_nothing_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.time, "sleep", lambda _: None)
+    monkeypatch.setattr("mnist_dist.cpuinfo.busy_cpu_seconds", lambda: 0.0)
+    assert [finding.status for finding in doctor.check_other_programs()] == [ABSENT]
+
+
 def test_where_training_takes_xla_the_doctor_tries_it(tf: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that ptxas and libdevice, of which XLA makes use on a GPU, are missed here and not in the first training."""
     options: list[dict[str, object]] = []

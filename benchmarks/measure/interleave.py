@@ -13,7 +13,6 @@ from mnist_dist.benchmarks.measure.runner import find_machine
 from mnist_dist.benchmarks.measure.study import naming_the_rest, open_study, plan_rounds, results_folder, run_rounds
 from mnist_dist.benchmarks.measure.suite import Narrowing, changed_settings, check_settings, load_suite, plan_cases
 from mnist_dist.benchmarks.records.environment import CODE_FOLDER
-from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.config import load_config, parse_assignment
 from mnist_dist.errors import UserError
 from mnist_dist.files import writing
@@ -26,7 +25,7 @@ def measure_both(
     results: Path | None,
     narrowing: Narrowing,
     resume: bool,
-) -> tuple[list[Record], list[Record], set[str]]:
+) -> tuple[Path, Path, set[str]]:
     """Measures both sides of every case in turns.
 
     Args:
@@ -35,7 +34,7 @@ def measure_both(
         resume: go on there, with what one side or both have not measured yet.
 
     Returns:
-        The records of both sides, matching case by case, and what is allowed to differ because it is the subject.
+        The folders of both studies, matching case by case, and what is allowed to differ because it is the subject.
     """
     suite, machine = load_suite(suite_name), find_machine()
     cases = [case for case in plan_cases(suite, machine, narrowing) if case.skip_reason is None]
@@ -52,7 +51,7 @@ def measure_both(
         with naming_the_rest(folder):
             run_rounds(plan_rounds(sides, cases, known), sides, known=known)
     subject = {what for what, *sides in zip(("software", "config"), *arms, strict=True) if sides[0] != sides[1]}
-    return sides[0][1].records(), sides[1][1].records(), subject
+    return folder / "base", folder / "new", subject
 
 
 @contextlib.contextmanager

@@ -3,8 +3,9 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mnist_dist.benchmarks.analysis.in_turns import met_others
 from mnist_dist.benchmarks.analysis.scaling import rate_ratio
@@ -126,7 +127,7 @@ def _fastest(cases: Sequence[TrainedCase]) -> Iterator[str]:
     factor = "" if slowest in equals else f", {1 / ratios[others[-1]].value:.2g} times the slowest ({slowest})"
     yield f"Fastest is {names[best]}, with {label_count(rates[best].value)} images/s{factor}{beside}{more}."
     apart = [names[each] for each in others if rounds[each] & rounds[common] and not rounds[each] & rounds[best]]
-    yield from _changes(best, ratios)
+    yield from _changes(best, others, common)
     if apart and rounds[best] & rounds[common]:
         yield (
             f"Not measured beside the fastest: {_names(apart, '; ')}. Compare their efficiency, not their "
@@ -134,32 +135,45 @@ def _fastest(cases: Sequence[TrainedCase]) -> Iterator[str]:
         )
 
 
-def _changes(best: CaseSummary, ratios: Mapping[CaseSummary, Estimate]) -> Iterator[str]:
-    """Says what precision, batch and XLA make of the fastest case, if cases of one device differ in nothing else."""
+def _changes(best: CaseSummary, others: Sequence[CaseSummary], common: CaseSummary) -> Iterator[str]:
+    """Says what precision, batch and XLA make of the fastest case, if all are of one device and differ in nothing else.
 
-    def settings(summary: CaseSummary) -> dict[str, str]:
-        changed = {name: summary.measured_setting(name) for name in ("precision", "xla", "kernels")}
-        return changed | {"batch": f"{label_count(summary.case.images_per_device)} images"}
+    Args:
+        common: took turns with all of them.
+    """
 
-    def place(summary: CaseSummary) -> tuple[str, int, int | None]:
-        return summary.case.strategy, summary.case.devices, summary.case.cores_per_device
+    def computed(summary: CaseSummary) -> dict[str, str]:
+        measured = {name: summary.measured_setting(name) for name in ("precision", "xla", "kernels")}
+        return measured | {"batch": f"{label_count(summary.case.images_per_device)} images"}
 
-    if best.case.devices > 1 or {place(each) for each in ratios} != {place(best)}:
+    def fixed(summary: CaseSummary) -> tuple[Any, ...]:
+        case = summary.case
+        settings = {key: value for key, value in case.settings.items() if key.removeprefix("runtime.") not in own}
+        return case.strategy, case.devices, case.cores_per_device, settings
+
+    def compared(new: CaseSummary, base: CaseSummary) -> str:
+        ratio = rate_ratio(new, base, common)
+        return f"{ratio.value:.2g} times as fast{' (within noise)' * (ratio.low <= 1 <= ratio.high)}"
+
+    own, cases = computed(best), [best, *others]
+    if best.case.devices > 1 or any(fixed(each) != fixed(best) for each in others):
         return
-    own, told, by_xla = settings(best), [], []
-    for other, ratio in ratios.items():
-        its = settings(other)
-        changed = {name for name in its if its[name] != own[name]}
-        if len(changed) == 1 and changed <= {"precision", "batch"}:
-            told.append(f"{ratio.value:.2g} times as fast with {its[changed.pop()].removeprefix('mixed_')}")
-        # Of the same layers, which XLA takes along.
-        twins = [share for each, share in ratios.items() if settings(each) == its | {"xla": "off"}]
-        by_xla += [ratio.value / share.value for share in twins if its["xla"] == "on"]
+    changes = [(each, {name for name, value in computed(each).items() if value != own[name]}) for each in others]
+    told = [
+        f"{compared(each, best)} with {computed(each)[changed.pop()].removeprefix('mixed_')}"
+        for each, changed in changes
+        if len(changed) == 1 and changed <= {"precision", "batch"}
+    ]
     if told:
         yield f"With one thing changed, it is {', '.join(told)}."
+    by_xla = [
+        f"{compared(each, twin)} in {computed(each)['precision'].removeprefix('mixed_')} with {computed(each)['batch']}"
+        for each in cases
+        for twin in cases  # Of the same kernels: on a CPU, XLA takes TensorFlow's layers along.
+        if computed(each)["xla"] == "on" and computed(twin) == computed(each) | {"xla": "off"}
+    ]
     if by_xla:
-        low, high = f"{min(by_xla):.2g}", f"{max(by_xla):.2g}"
-        yield f"XLA makes the same layers {low if low == high else f'{low} to {high}'} times as fast."
+        yield f"XLA makes the same kernels {', '.join(by_xla)}."
 
 
 def _efficiency(cases: Sequence[TrainedCase]) -> Iterator[str]:

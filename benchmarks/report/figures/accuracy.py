@@ -198,16 +198,12 @@ def _short_name(trained: TrainedCase, cases: Sequence[TrainedCase]) -> str:
         (label_number(twin.case.global_batch_size), *drawing.variant_of(twin.summary, shown_batch=False))
         for twin in twins
     ]
-    own = variants[[twin is trained for twin in twins].index(True)]
-    differing = [i for i, values in enumerate(zip(*variants, strict=True)) if len(set(values)) > 1]
-    return drawing.join_name([point, *(own[index] for index in differing)])
+    own = drawing.telling(variants)[[twin is trained for twin in twins].index(True)]
+    return drawing.join_name([point, *own])
 
 
 def _names_without_devices(cases: Sequence[TrainedCase]) -> list[str]:
     """What tells each case from the others, which all have as many devices."""
     variants = [(each.case.strategy, *drawing.variant_of(each.summary, shown_batch=True)) for each in cases]
-    differing = [index for index, values in enumerate(zip(*variants, strict=True)) if len(set(values)) > 1]
-    parts = [
-        [variant[index].replace("XLA on", "XLA").replace("XLA off", "") for index in differing] for variant in variants
-    ]
-    return [drawing.join_name(each) for each in parts]
+    plain = {"XLA on": "XLA", "XLA off": ""}
+    return [drawing.join_name(plain.get(part, part) for part in parts) for parts in drawing.telling(variants)]

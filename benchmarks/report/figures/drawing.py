@@ -204,6 +204,12 @@ def variant_of(summary: CaseSummary, *, shown_batch: bool) -> tuple[str, ...]:
     )
 
 
+def telling(variants: Sequence[tuple[str, ...]]) -> list[list[str]]:
+    """Returns of each variant the parts in which not all are equal."""
+    differing = [index for index, values in enumerate(zip(*variants, strict=True)) if len(set(values)) > 1]
+    return [[variant[index] for index in differing] for variant in variants]
+
+
 def join_name(parts: Iterable[str]) -> str:
     """Joins what is not empty, cut where it would leave no room for the data."""
     return one_line(", ".join(filter(None, parts)), LONGEST_NAME)

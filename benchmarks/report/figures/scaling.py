@@ -123,17 +123,16 @@ def _draw_curves(
 ) -> None:
     """Draws the curves and names them on the right, where a thin line leads from the end of those that end before."""
     variants = [drawing.variant_of(curve.baseline, shown_batch=True) for curve in curves]
-    differing = [index for index, values in enumerate(zip(*variants, strict=True)) if len(set(values)) > 1]
     styles = dict(zip(dict.fromkeys(variants), itertools.cycle(drawing.LINE_STYLES), strict=False))
     ticks, labels = sorted(set(_devices(curves))), []
-    for curve, variant in zip(curves, variants, strict=True):
+    for curve, variant, telling in zip(curves, variants, drawing.telling(variants), strict=True):
         estimates, colour = [value_of(point) for point in curve.points], drawing.COLOURS[curve.strategy]
         devices, values = _devices([curve]), [each.value for each in estimates]
         axes.plot(devices, values, styles[variant], color=colour, linewidth=1.8)
         axes.plot([devices[-1], ticks[-1]], [values[-1], values[-1]], ":", color=colour, linewidth=0.8)
         for point, each in zip(curve.points, estimates, strict=True):
             drawing.draw_point(axes, point.summary, point.devices, each.value, drawing.error_bars(each))
-        name = drawing.join_name([curve.strategy, *(variant[index] for index in differing)])
+        name = drawing.join_name([curve.strategy, *telling])
         labels.append(drawing.Label(ticks[-1], values[-1], name, colour, bold=True))
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])

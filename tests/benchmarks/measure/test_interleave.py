@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -184,6 +185,15 @@ def test_a_commit_is_measured_with_its_own_code(checkout: Path, tmp_path: Path, 
         check=False,
     )
     assert done.returncode in (0, 1, 3), done.stderr
+    head = git(checkout, "rev-parse", "HEAD")
+    assert f"Base: {old}: base (commit {old[:10]})" in done.stdout
+    assert f"New: HEAD: new (commit {head[:10]})" in done.stdout
+    again = shlex.split(done.stdout.splitlines()[-1].removeprefix("next, to see this again: mnist-dist bench "))
+    shown = subprocess.run([*COMMAND, *again], cwd=checkout, env=environment(), capture_output=True, text=True)
+    assert shown.returncode == done.returncode
+    assert [line for line in shown.stdout.splitlines() if line.startswith("single")] == [
+        line for line in done.stdout.splitlines() if line.startswith("single")
+    ]
     base, new = sides(checkout / "results")
     assert [record.status for record in base + new] == ["ok", "ok"], base + new
     devices = [(record.measurements or {})["device"].split()[0] for record in base + new]
@@ -193,7 +203,7 @@ def test_a_commit_is_measured_with_its_own_code(checkout: Path, tmp_path: Path, 
     commits = [record.identity.git for record in base + new]
     assert [commit and (commit.commit, commit.dirty) for commit in commits] == [
         (old, False),
-        (git(checkout, "rev-parse", "HEAD"), False),
+        (head, False),
     ]
     assert git(checkout, "worktree", "list").count("\n") == 0, "the old commit's folder is still there"
     assert not list((checkout / "results").glob("commit-*"))
