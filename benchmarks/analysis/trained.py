@@ -37,13 +37,13 @@ class TrainedCase:
 def relate_cases(
     summaries: Sequence[CaseSummary], curves: Sequence[Curve], rates: Sequence[MatmulRate]
 ) -> list[TrainedCase]:
-    """Returns the cases that train, by strategy and number of devices, ablations too."""
+    """Returns the cases that train, ablations too: by strategy and devices, or the fastest first if all have one."""
     efficiencies = {
         (curve.scaling, point.summary.case_id): point.efficiency for curve in curves for point in curve.points
     }
     for curve in curves:
         efficiencies[curve.scaling, curve.baseline.case_id] = efficiency(curve.baseline, curve.baseline)
-    return [
+    cases = [
         TrainedCase(
             summary=each,
             weak=efficiencies.get(("weak", each.case_id)),
@@ -55,6 +55,9 @@ def relate_cases(
         for each in sorted(summaries, key=lambda each: each.case.order)
         if each.case.kind == "train"
     ]
+    if all(each.case.devices == 1 for each in cases):
+        cases.sort(key=lambda each: rate.value if (rate := each.summary.images_per_second) else 0.0, reverse=True)
+    return cases
 
 
 def _mfu(summary: CaseSummary, rates: Iterable[MatmulRate]) -> float | None:

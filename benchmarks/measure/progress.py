@@ -74,9 +74,9 @@ class RoundProgress:
         if is_news and not self._display.has_bar:
             self._display.say(f"  {text}")
 
-    def _warn_of_others(self, cores: float) -> None:
+    def _warn_of_others(self, cores: float | None) -> None:
         machine = next(iter(self._runs.values())).study.machine
-        if machine.hosts is None and cores > MOST_OTHERS * machine.cores:
+        if machine.hosts is None and cores is not None and cores > MOST_OTHERS * machine.cores:
             self._display.say(
                 f"  the machine is busy: other programs use {cores:.1f} of {counted(machine.cores, 'core')}; better "
                 "measure when it is idle (Ctrl-C ends this)"

@@ -61,7 +61,7 @@ class Stage:
     cycle: int = 0
     half_width: float | None = None
     training: int = 0
-    other_cores: float = 0.0
+    other_cores: float | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,8 @@ class Round:
         ended: what ended it: "narrow" (all ratios are known as well as was asked for), "time", "trained" (there was
             nothing more to measure) or "interrupted".
         interruption: what ended the round early, if anything did; to be raised again when the results are safe.
-        other_cores: of this host, that other programs have used since the round began, on average.
+        other_cores: of this host, that other programs have used since the round began, on average; None where that is
+            not known.
     """
 
     contenders: Sequence[Contender]
@@ -164,7 +165,7 @@ class Round:
     standings: dict[str, Standing] = field(default_factory=dict, init=False)
     ended: Ended = field(default="trained", init=False)
     interruption: BaseException | None = field(default=None, init=False)
-    other_cores: float = field(default=0.0, init=False)
+    other_cores: float | None = field(default=None, init=False)
     _watched_from: tuple[float, float] | None = field(default=None, init=False)
     _cycles: int = field(default=0, init=False)
 
@@ -215,10 +216,11 @@ class Round:
     def _note_others(self) -> None:
         """Notes how much of the host's cores was used, since the round began, by what is not part of it."""
         now, ended = time.monotonic(), sum(os.times()[:4])  # Of the harness, and of those of its children that ended.
-        seconds = busy_cpu_seconds() - ended - sum(each.running.cpu_seconds() for each in self._alive())
+        busy = busy_cpu_seconds()
+        seconds = busy - ended - sum(each.running.cpu_seconds() for each in self._alive())
         self._watched_from = self._watched_from or (now, seconds)
         began, before = self._watched_from
-        self.other_cores = max(seconds - before, 0.0) / max(now - began, 1e-3)
+        self.other_cores = max(seconds - before, 0.0) / max(now - began, 1e-3) if busy else None
 
     def _train(self) -> None:
         """Lets those train that train to an end, in turns, until each has come to it."""

@@ -82,7 +82,8 @@ def _columns(cases: Sequence[TrainedCase]) -> Iterator[Column[TrainedCase]]:
     yield Column("trained", lambda each: label_duration(each.case), "", group, numeric=False, telling=True, minor=True)
     group = "Throughput"
     yield Column("images/s", _throughput_cell, "total", group)
-    yield Column("images/s", _per_device_cell, "per device", group, minor=True)
+    if by_devices:
+        yield Column("images/s", _per_device_cell, "per device", group, minor=True)
     yield Column("test accuracy", _accuracy_cell, "%, mean of seeds", "Accuracy")
     group = "Scaling efficiency"
     yield Column("weak", lambda each: estimate_cell(each.weak, label_percent), "% of ideal", group)
@@ -125,7 +126,8 @@ def _terminal_columns(cases: Sequence[TrainedCase]) -> Iterator[Column[TrainedCa
     yield Column("other settings", lambda each: label_other_settings(each.case), numeric=False, telling=True)
     yield Column("trained", lambda each: label_duration(each.case).replace("the ", ""), numeric=False, telling=True)
     yield Column("images/s", _throughput_with_margin, "total")
-    yield Column("images/s", lambda each: _per_device_cell(each).text, "/device")
+    if any(each.case.devices > 1 for each in cases):  # Else it is the total.
+        yield Column("images/s", lambda each: _per_device_cell(each).text, "/device")
     yield Column("weak", lambda each: _share_with_margin(each.weak), "eff. %")
     yield Column("strong", lambda each: _share_with_margin(each.strong), "eff. %")
     seeds = f"%, lowest{DASH}highest"

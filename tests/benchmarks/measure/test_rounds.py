@@ -141,6 +141,13 @@ def test_what_other_programs_use_is_noted(contender, monkeypatch: pytest.MonkeyP
     assert round_.other_cores == pytest.approx(0.5, abs=0.05)
 
 
+def test_where_the_use_of_the_cores_is_not_told_none_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mnist_dist.benchmarks.measure.rounds.busy_cpu_seconds", lambda: 0.0)
+    round_ = Round([], limits(1.0))
+    round_.run()
+    assert round_.other_cores is None
+
+
 def test_trainings_take_turns_to_their_end(contender) -> None:  # type: ignore[no-untyped-def]
     contenders = [contender("base", "0.01", "--train=150"), contender("other", "0.01", "--train=60", variants=())]
     standings = Round(contenders, limits(2.0)).run()

@@ -167,16 +167,17 @@ class TestStrangers:
             for stranger in strangers:
                 stranger.close()
 
-    @pytest.mark.parametrize("claim", [{"rank": 2}, {"rank": -1}, {"ranks": 3}, {"group": "b"}, {"rank": "x"}])
-    def test_a_place_that_does_not_exist(self, harness: Harness, claim: dict[str, object]) -> None:
+    def test_places_that_do_not_exist(self, harness: Harness) -> None:
         rank = Rank(harness, 0, 2)
         token = harness.variables("a")[TOKEN_VARIABLE]
         first = harness.wait_until_ready("a", 0.5, lambda: True)
         assert first is None and rank.is_alive()
         group = next(iter(harness._groups.values()))
-        with connect(harness) as stranger:
-            greeting = {"group": "a", "token": token, "rank": 1, "ranks": 2, "training": False} | claim
-            stranger.sendall(json.dumps(greeting).encode() + b"\n")
+        claims: list[dict[str, object]] = [{"rank": 2}, {"rank": -1}, {"ranks": 3}, {"group": "b"}, {"rank": "x"}]
+        with contextlib.ExitStack() as stack:
+            for claim in claims:
+                greeting = {"group": "a", "token": token, "rank": 1, "ranks": 2, "training": False} | claim
+                stack.enter_context(connect(harness)).sendall(json.dumps(greeting).encode() + b"\n")
             assert harness._serve(lambda: group.is_complete, 0.5, lambda: True) is False
 
 

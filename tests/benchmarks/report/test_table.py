@@ -116,13 +116,32 @@ def test_few_runs_show_their_range_where_their_interval_would_say_little(
 ) -> None:
     detail, on_terminal = (text.replace("-", DASH) for text in (detail, on_terminal))
     seconds = [[[0.125 / factor] * 40] for factor in factors]
-    study = Analysis([make_record(SIMULATED, repeat, window_seconds=each) for repeat, each in enumerate(seconds)])
-    shown = cells(study, SIMULATED)
+    case = SIMULATED.model_copy(update={"strategy": "mirrored", "devices": 2})
+    study = Analysis([make_record(case, repeat, window_seconds=each) for repeat, each in enumerate(seconds)])
+    shown = cells(study, case)
     assert re.fullmatch(detail, shown["images/s", "total"].detail)
     assert bool(shown["images/s", "per device"].detail) == ("lowest" not in detail)
     text = render_terminal_table(study.main_cases)
     assert re.search(on_terminal, text) and (f"show lowest{DASH}highest run instead" in text) == ("lowest" in detail)
     assert any(re.search(detail, render_markdown(table)) for table in main_table_in_parts(study.main_cases))
+
+
+def test_on_one_device_the_fastest_case_comes_first() -> None:
+    settings = ({}, {"runtime.xla": "on"}, {"runtime.precision": "float32"})
+    cases = [SIMULATED.model_copy(update={"settings": each}) for each in settings]
+    records = [
+        make_record(case, repeat, window_seconds=[[seconds] * 40])
+        for case, seconds in zip(cases, (0.2, 0.1, 0.15), strict=True)
+        for repeat in range(3)
+    ]
+    shown = [each.case.settings for each in Analysis(records).main_cases]
+    assert shown == [settings[number] for number in (1, 2, 0)]
+
+
+def test_of_one_device_images_per_second_are_told_once() -> None:
+    cases = Analysis([make_record(SIMULATED, repeat) for repeat in range(3)]).main_cases
+    assert [column.unit for column in main_table(cases).columns if column.head == "images/s"] == ["total"]
+    assert render_terminal_table(cases).splitlines()[0].count("images/s") == 1
 
 
 def test_efficiency_relates_to_the_single_device(study: Analysis) -> None:
