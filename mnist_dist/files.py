@@ -1,6 +1,7 @@
 """Files that are either whole or not there."""
 
 import contextlib
+import glob
 import itertools
 import json
 import os
@@ -19,7 +20,8 @@ from mnist_dist.errors import UserError
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, with its suffix, that replaces it once it has reached the disk.
 
-    A reader sees the old content or the new, never a part, whatever kills the writer.
+    A reader sees the old content or the new, never a part, whatever kills the writer. What a writer of `path` left that
+    was killed on this host is removed.
 
     Raises:
         UserError: the folder cannot be written or the disk is full; `path` is then untouched.
@@ -28,6 +30,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path.parent, path.stem)
         prefix = f".{path.stem}.{_host()}-{os.getpid()}."
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=f".tmp{path.suffix}")
         os.close(handle)
@@ -48,9 +51,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 temporary.unlink()
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Removes what `atomic_path` left in a folder where its process on this host was killed while it wrote."""
-    for path in folder.glob(f".*.{_host()}-*.tmp*"):
+def remove_abandoned(folder: Path, stem: str | None = None) -> None:
+    """Removes what processes of this host that died in `atomic_path` left in a folder: of one stem, or all of it."""
+    for path in folder.glob(f".{'*' if stem is None else glob.escape(stem)}.{_host()}-*.tmp*"):
         process = path.name.rpartition(f".{_host()}-")[2].partition(".")[0]
         if not Path("/proc", process).exists():
             with contextlib.suppress(OSError):

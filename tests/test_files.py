@@ -102,6 +102,14 @@ def test_what_a_killed_writer_left_goes_and_what_is_being_written_stays(tmp_path
         assert [*tmp_path.iterdir()] == [alive]
 
 
+def test_what_a_killed_writer_left_goes_when_its_file_is_written_again(tmp_path: Path) -> None:
+    for name in ("report[1].md", "other.md"):
+        subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / name)])
+    write_text(tmp_path / "report[1].md", "whole")
+    (left,) = tmp_path.glob(".*")
+    assert left.name.startswith(".other.")
+
+
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
 def test_results_are_as_readable_as_the_umask_allows(tmp_path: Path, umask: int, mode: int) -> None:
     before = os.umask(umask)

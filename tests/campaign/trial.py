@@ -67,8 +67,10 @@ class Plan:
     rank: int  # Where the fault hits a rank, or a rank is held.
 
     def __str__(self) -> str:
-        where = f"{self.strategy} {self.devices}, {self.moment} ({self.place})" if self.strategy else self.moment
-        return f"seed {self.seed}  {self.kind}: {where}, rank {self.rank}"
+        where = f"{self.moment} ({self.place})"
+        if self.strategy:
+            where = f"{self.strategy} {self.devices}, {where}, rank {self.rank}"
+        return f"seed {self.seed}  {self.kind}: {where}"
 
 
 @dataclass
