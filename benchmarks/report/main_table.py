@@ -75,7 +75,7 @@ def _columns(cases: Sequence[TrainedCase]) -> Iterator[Column[TrainedCase]]:
     group = "Case"
     by_devices = any(each.case.devices > 1 for each in cases)  # Else batch and precision tell cases apart.
     yield Column("strategy", lambda each: each.case.strategy, "", group, numeric=False)
-    yield Column("devices", _devices_cell, "in total", group)
+    yield Column("devices", _devices_cell, "in total", group, minor=not by_devices)
     yield Column("batch", _batch_cell, "images per device", group, minor=by_devices)
     yield Column("precision", _precision_cell, "and XLA", group, numeric=False, minor=by_devices)
     yield Column("other settings", lambda each: label_other_settings(each.case), "", group, numeric=False, telling=True)
@@ -202,7 +202,9 @@ def _devices_cell(each: TrainedCase) -> Cell:
 
 def _batch_cell(each: TrainedCase) -> Cell:
     per_device, total = each.case.images_per_device, each.case.global_batch_size
-    return Cell(label_number(per_device), f"{label_number(total)} in total", per_device)
+    return Cell(
+        label_number(per_device), f"{label_number(total)} in total" if each.case.devices > 1 else "", per_device
+    )
 
 
 def _precision_cell(each: TrainedCase) -> Cell:
