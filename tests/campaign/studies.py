@@ -109,7 +109,8 @@ def kill_in_round(trial: Trial, reference: Reference | None) -> None:
     else:
         trial.kill(signal.SIGKILL)
     # Of a rank that dies a record tells, and the others are measured.
-    check_end(trial, run, {0, 1} if victim == "rank" else {-signal.SIGKILL}, one_error=False)
+    code = check_end(trial, run, {0, 1} if victim == "rank" else {0, -signal.SIGKILL}, one_error=False)
+    trial.late = code == 0 and victim != "rank"
     before = {record.record_id for record in store.records()}
     assert not store.left_out, store.left_out
     again = Bench(trial, *arguments, *(["--resume"] if store.study_file.exists() else []))
