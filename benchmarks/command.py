@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mnist_dist.benchmarks.records.store import Store
 
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # The last is Slurm's warning before a job's time is over.
-KEPT = "what has been measured is kept; the same command with --results DIR --resume goes on"
+KEPT = "what has been measured is kept; continue with the same command and --results DIR --resume"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,7 +86,7 @@ def add_run(commands: Any) -> None:
     add_results(parser)
     add_narrowing(parser)
     parser.add_argument(
-        "--only", type=integers, metavar="N,...", help="measure only the study's cases with so many devices now"
+        "--only", type=integers, metavar="N,...", help="measure only the study's cases on these numbers of devices now"
     )
     parser.add_argument(
         "--devices-per-host", type=integer, metavar="N", help="in a Slurm job (default: its GPUs, else its cores)"
@@ -274,7 +274,7 @@ def add_compare(commands: Any) -> None:
     parser.add_argument(
         "--judge",
         choices=("all",),
-        help="also ablations, matrix products and inputs (default: they are listed apart and decide nothing)",
+        help="also ablations, matrix products and inputs (default: they are listed separately, not judged)",
     )
     parser.add_argument("--markdown", action="store_true", help="print Markdown, for a page or a pull request")
     parser.add_argument("--interleave", action="store_true", help="measure both now, in turns")
@@ -303,7 +303,7 @@ def run_compare(args: argparse.Namespace) -> int:
     else:
         for name in ("suite", "results", "devices", "strategies", "repeats", "cores_per_device", "set", "resume"):
             if getattr(args, name):
-                raise UserError(f"--{name.replace('_', '-')}: received without --interleave, which it belongs to.")
+                raise UserError(f"--{name.replace('_', '-')}: received without --interleave, expected only with it.")
         folders = [Path(args.base), Path(args.new)]
     base, new = (read_records(folder, name) for folder, name in zip(folders, ("BASE", "NEW"), strict=True))
     if folders[0].resolve() == folders[1].resolve():

@@ -140,8 +140,8 @@ def warn_of_short_runs(seconds: Sequence[float]) -> str:
     """Returns what to say of the intervals of runs that took no turns, by the seconds that each was measured."""
     lengths = " to ".join(dict.fromkeys(f"{length:.0f}" for length in (min(seconds), max(seconds))))
     return (
-        f"Intervals of runs apart of {lengths} s may miss slow stretches that no run met, and held the truth in as few "
-        f"as 64 % of simulated studies: measure in turns, or for {FEWEST_SECONDS:g} s a run."
+        f"Intervals of runs of {lengths} s without turns may miss slow spells that no run met, and covered the truth "
+        f"in as few as 64 % of simulated studies: measure in turns, or for {FEWEST_SECONDS:g} s a run."
     )
 
 

@@ -77,7 +77,7 @@ def make_parser(chosen: str = "train") -> Parser:
     add_install_horovod(commands)
     for name, (_, text) in GROUPS.items():
         commands.add_parser(name, help=text)
-    completion = add_command(commands, run_completion, "print what makes a shell complete commands and flags")
+    completion = add_command(commands, run_completion, "print a shell completion script")
     completion.add_argument("shell", choices=SHELLS)
     return parser
 
@@ -190,7 +190,7 @@ def add_evaluate(commands: Any) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
-    """Evaluate the model of a finished run on the test set it was trained beside."""
+    """Evaluate the model of a finished run on the run's test set."""
     import json
 
     from mnist_dist.inference import evaluate
@@ -286,13 +286,13 @@ def run_doctor(args: argparse.Namespace) -> int:
 
 def add_install_horovod(commands: Any) -> None:
     parser = add_command(
-        commands, run_install_horovod, "build Horovod for the installed TensorFlow, and prove it with two ranks"
+        commands, run_install_horovod, "build Horovod for the installed TensorFlow, and test it with two ranks"
     )
     parser.add_argument("--mpi", action="store_true", help="build the MPI operations as well (needs mpicxx)")
     parser.add_argument(
         "--wheel-dir", type=folder_argument, metavar="DIR", help="where wheels are kept (default: user's cache)"
     )
-    parser.add_argument("--force", action="store_true", help="build even if a fitting wheel is there")
+    parser.add_argument("--force", action="store_true", help="build even if a matching wheel exists")
 
 
 def run_install_horovod(args: argparse.Namespace) -> int:

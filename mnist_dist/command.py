@@ -92,7 +92,7 @@ def folder_argument(text: str) -> Path:
 def integer(text: str) -> int:
     """The type of an argument that counts something."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"received '{text}', expected a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"received '{text}', expected a positive whole number")
     return int(text)
 
 

@@ -72,7 +72,7 @@ def check_other_programs() -> Iterator[Finding]:
     time.sleep(1)
     others = max(busy_cpu_seconds() - before - (sum(os.times()[:2]) - own_before), 0.0)
     if not before:
-        yield Finding("load", ABSENT, "what other programs use is not told here (/proc/stat)")
+        yield Finding("load", ABSENT, "cannot tell what other programs use (/proc/stat)")
         return
     is_busy, use = others > MOST_OTHERS * cores, f"other programs use {others:.1f} of {counted(cores, 'core')}"
     yield Finding("load", ABSENT if is_busy else OK, f"{use}; measure when it is idle" if is_busy else use)
@@ -122,17 +122,17 @@ def outdated_gpu(
     kernels = {name: int(name.partition("_")[2]) for name in build.get("cuda_compute_capabilities", ())}
     own = 10 * capability[0] + capability[1] if capability else 0
     if own and own < min(kernels.values(), default=0):
-        return f"TensorFlow's kernels begin at {min(kernels.values()) / 10}"
+        return f"TensorFlow's kernels require {min(kernels.values()) / 10}"
     # https://docs.nvidia.com/deeplearning/cudnn/backend/v9.11.0/release-notes.html
     if cudnn and () < capability < (7, 5) and tuple(map(int, cudnn.split(".")[:2])) >= (9, 11):
-        return f"cuDNN {cudnn} begins at 7.5; `pip install 'nvidia-cudnn-cu12<9.11'`"
+        return f"cuDNN {cudnn} requires 7.5 or higher; `pip install 'nvidia-cudnn-cu12<9.11'`"
     # A driver compiles PTX of its own CUDA at most: https://docs.nvidia.com/cuda/parallel-thread-execution/#release-notes
     major, minor = map(int, build.get("cuda_version", "0.0").split(".")[:2])
     is_compiled = own > max((number for name, number in kernels.items() if name.startswith("sm_")), default=own)
     if is_compiled and driver_cuda and driver_cuda < 1000 * major + 10 * minor:
         of_driver = f"{driver_cuda // 1000}.{driver_cuda % 1000 // 10}"
-        needs = f"its driver has to compile TensorFlow's kernels, which takes one for CUDA {major}.{minor}"
-        return f"{needs}, and this one is for {of_driver}; renew it"
+        needs = f"its driver must compile TensorFlow's kernels, which requires CUDA {major}.{minor}"
+        return f"{needs}, but it supports {of_driver}; update it"
     return None
 
 

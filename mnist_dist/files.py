@@ -137,7 +137,7 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 def reason_of(error: OSError) -> str:
     """Returns why something cannot be made or written."""
     if isinstance(error, FileExistsError):  # So `mkdir` says it of a folder whose disk was purged, too.
-        return "a file, or a link to nothing, is in the way"
+        return "a file or a broken link is in the way"
     return os.strerror(error.errno) if error.errno else str(error)
 
 

@@ -57,9 +57,9 @@ class Nvml:
     def troubles(self, handle: Any) -> Iterator[str]:
         """Says what is wrong with a GPU before anything runs on it; that power limits its clock under load is not."""
         if errors := self.ecc_errors(handle):
-            yield f"its memory had {errors} errors that ECC could not correct; reset it, or leave its node out"
+            yield f"its memory had {errors} uncorrected ECC errors; reset it, or exclude its node"
         if causes := sorted(self.throttled_by(handle) - {"power"}):
-            yield f"its clock is held down by {' and '.join(causes)} before anything runs; see its cooling and supply"
+            yield f"its clock is throttled by {' and '.join(causes)} before anything runs; see its cooling and power"
 
     def _devices(self) -> Iterator[Any]:
         """Yields what CUDA would count: GPUs that this user may use, or, of one that is divided, its parts."""

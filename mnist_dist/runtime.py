@@ -187,7 +187,7 @@ def why_no_gpu() -> str | None:
     reason = one_line(about[-1], 300).rstrip(".") if about else "it does not say why"
     return (
         f"NVIDIA's driver shows {gpus} GPU{'s' * (gpus > 1)}, but TensorFlow finds none ({reason}); "
-        "`pip install 'mnist-dist[gpu]'` has the libraries, or renew the driver"
+        "`pip install 'mnist-dist[gpu]'` installs the libraries, or update the driver"
     )
 
 

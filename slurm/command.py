@@ -99,7 +99,7 @@ def add_survey(commands: Any) -> None:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--partition", metavar="PARTITION", help="whose nodes are measured")
-    what.add_argument("--report", type=folder_argument, metavar="DIR", help="instead: name who stands out so far")
+    what.add_argument("--report", type=folder_argument, metavar="DIR", help="instead: name what stands out so far")
     parser.add_argument("--devices-per-node", type=integer, metavar="N", help="shares of a node's cores, not its GPUs")
     parser.add_argument("--pairs", type=int, default=3, metavar="N", help="of each node, 0 for none (default: 3)")
     parser.add_argument("--wait", type=integer, default=60, metavar="MINUTES", help="for busy nodes (default: 60)")
@@ -112,9 +112,9 @@ def add_survey(commands: Any) -> None:
 
 
 def run_survey(args: argparse.Namespace) -> int:
-    """Submit a small job to each node of a partition, then to pairs of nodes, and after them one that names who stands
-    out. In the same folder, continue with what is missing. Exits with 0 when nobody stands out, 1 when somebody does, 3
-    when nothing can be judged.
+    """Submit a small job to each node of a partition, then to pairs of nodes, and after them one that names what
+    stands out. In the same folder, continue with what is missing. Exits with 0 when nothing stands out, 1 when
+    something does, 3 when nothing can be judged.
     """
     from mnist_dist.benchmarks.measure.suite import load_suite
     from mnist_dist.slurm import scheduler
@@ -244,7 +244,7 @@ def points_of(
 
 
 def run_status(args: argparse.Namespace) -> int:
-    """Show the points of a study, their state and results so far; of a survey, who stands out so far."""
+    """Show the points of a study, their state and results so far; of a survey, what stands out so far."""
     from mnist_dist.slurm.scheduler import job_states
     from mnist_dist.slurm.status import render_status
     from mnist_dist.slurm.submission import read_submitted

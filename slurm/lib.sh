@@ -140,7 +140,7 @@ requeue_job() {
         echo "Job $job: $1, and it has been started $((SLURM_RESTART_COUNT + 1)) times: not again." >&2
         exit 1
     fi
-    echo "Job $job: $1; back into the queue." >&2
+    echo "Job $job: $1; requeuing." >&2
     scontrol requeue "$job"
     exit
 }

@@ -151,8 +151,8 @@ def say_far_cores(cluster: Cluster, nvml: Nvml) -> None:
     near, mine = nvml.near_cores(handle), os.sched_getaffinity(0)
     if near and not near & mine:
         print(
-            f"pre-flight: note: {place_of(cluster, cluster.rank)} is bound to the cores {ranges(sorted(mine))}, far "
-            f"from its GPU {nvml.ask('DeviceGetUUID', handle)}, near which are {ranges(sorted(near))}; see --cpu-bind",
+            f"pre-flight: note: {place_of(cluster, cluster.rank)} is bound to cores {ranges(sorted(mine))}, but "
+            f"its GPU {nvml.ask('DeviceGetUUID', handle)} is near cores {ranges(sorted(near))}; see --cpu-bind",
             file=sys.stderr,
         )
 
@@ -291,7 +291,7 @@ def wrong_cores(report: Report) -> Iterator[str]:
     if len(report.cores) < report.asked_cores:
         yield (
             f"{report.name} may use {len(report.cores)} of the host's {report.host_cores} cores "
-            f"({ranges(report.cores)}), expected the {report.asked_cores} of --cpus-per-task"
+            f"({ranges(report.cores)}), expected {report.asked_cores} (--cpus-per-task)"
         )
 
 
@@ -309,7 +309,7 @@ def wrong_gpus(together: Sequence[Report]) -> Iterator[str]:
     users: dict[str, Report] = {}
     for local_rank, report in enumerate(together):
         if report.promised_gpus and not report.gpus:
-            yield f"{report.name} sees no GPU, though Slurm gave {report.promised_gpus} to the job there"
+            yield f"{report.name} sees no GPU, though Slurm allocated {report.promised_gpus} to the job there"
         elif several and 1 < len(report.gpus) < len(together):
             yield (
                 f"{report.name} sees {len(report.gpus)} GPUs for the {len(together)} ranks there, expected one each; "
@@ -331,7 +331,7 @@ def hidden_peers(reports: Sequence[Report]) -> Iterator[str]:
         together = list(on_node)
         if len(together) > 1 and all(len(report.gpus) == 1 for report in together):
             yield (
-                f"node {node}: each rank sees its own GPU alone, so NCCL may have to send through the host's memory; "
+                f"node {node}: each rank sees only its own GPU, so NCCL may have to go through host memory; "
                 "see --gpu-bind=none"
             )
 
@@ -386,7 +386,7 @@ def read_token(file: Path) -> str | None:
             os.listdir(file.parent)  # noqa: PTH208 - makes NFS look again.
             if file.read_text() == file.name:
                 return None
-            reason = "it has another content"
+            reason = "its content differs"
         except OSError as error:
             reason = error.strerror or str(error)
         if time.monotonic() > deadline:
@@ -398,8 +398,8 @@ def share_files(cluster: Cluster, folder: Path, token: str) -> list[str]:
     """Another rank's part: reads what rank 0 has written, and writes its own; returns what is wrong."""
     if reason := read_token(folder / token):
         return [
-            f"{place_of(cluster, cluster.rank)} does not see in '{folder}' what rank 0 on node {cluster.hosts[0]} has "
-            f"written ({reason}); expected a folder that all nodes share"
+            f"{place_of(cluster, cluster.rank)} cannot read in '{folder}' what rank 0 on node {cluster.hosts[0]} "
+            f"wrote ({reason}); expected a folder that all nodes share"
         ]
     with token_file(cluster, folder) as (_, troubles):
         return troubles
@@ -426,7 +426,7 @@ class Line:
         with self._errors_named():
             text = self._reader.readline()
             if not text:
-                raise ConnectionError("it has ended")
+                raise ConnectionError("connection closed")
             return json.loads(text)
 
     @contextlib.contextmanager
@@ -434,7 +434,7 @@ class Line:
         try:
             yield
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.name} fell silent ({error})") from None
+            raise UserError(f"{self.name} stopped responding ({error})") from None
 
 
 @contextlib.contextmanager

@@ -97,7 +97,7 @@ def check_partition(name: str | None, gpus_per_node: int) -> None:
     has = best.gpus_per_node
     if gpus_per_node > has:
         remedy = (
-            "; to share out the cores of its nodes instead, say --devices and --devices-per-node" if has == 0 else ""
+            "; to share out the cores of its nodes instead, use --devices and --devices-per-node" if has == 0 else ""
         )
         raise UserError(
             f"--gpus-per-node: received {gpus_per_node}, but the nodes of the partition '{best.name}' have "
@@ -111,7 +111,7 @@ def test_submission(command: Sequence[str], environment: Mapping[str, str]) -> N
     if done.returncode:
         reason = _reason(done)
         hint = " Name yours with --account or in the site's file." if "account" in reason else ""
-        raise UserError(f"sbatch: {reason}{hint} Slurm would not take: {shlex.join(command)}")
+        raise UserError(f"sbatch: {reason}{hint} Slurm would reject: {shlex.join(command)}")
 
 
 def submit(command: Sequence[str], environment: Mapping[str, str]) -> str:
@@ -129,7 +129,7 @@ def submit(command: Sequence[str], environment: Mapping[str, str]) -> str:
     if done.returncode and not numbers:
         raise TrainingError(f"sbatch: {_reason(done)}")
     printed = one_line(f"{done.stdout} {done.stderr}")
-    raise UnclearError(f"sbatch: it ended with {done.returncode} and printed '{printed}', expected a job's number.")
+    raise UnclearError(f"sbatch: it ended with {done.returncode} and printed '{printed}', expected a job ID.")
 
 
 def cancel(jobs: Sequence[str]) -> None:
@@ -194,4 +194,4 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
     lines = [line.strip() for line in f"{done.stderr}\n{done.stdout}".splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"\w+: (error|fatal): ", line)]
     unique = list(dict.fromkeys(re.sub(r"^\w+: (error: )?", "", line).rstrip(".") for line in errors or lines))
-    return "; ".join(unique)[:400] + "." if unique else "it failed without a word."
+    return "; ".join(unique)[:400] + "." if unique else "it failed without any output."

@@ -161,12 +161,12 @@ def check_request(request: Request) -> None:
     for count in request.devices:
         if count > request.devices_per_node and count % request.devices_per_node:
             raise UserError(
-                f"--{kind}: received {count}, expected at most, or a multiple of, the {request.devices_per_node} of "
-                f"--{kind}-per-node, so that all nodes take an equal part."
+                f"--{kind}: received {count}, expected at most {request.devices_per_node}, or a multiple of it "
+                f"(--{kind}-per-node), so that all nodes take an equal part."
             )
         if not any(devices == count for _, devices in request.points):
             raise UserError(
-                f"--{kind}: received {count}, but '{request.suite}' measures nothing on so many; leave it out."
+                f"--{kind}: received {count}, but '{request.suite}' has no case for that many; leave it out."
             )
         if not strategies_on(request, count):
             raise UserError(

@@ -118,7 +118,7 @@ def _take_back(ids: Sequence[str]) -> str:
         if ids:
             scheduler.cancel(ids)
     except UserError as error:
-        return f"The jobs before it are still there ({error}); end them with `scancel {' '.join(ids)}`."
+        return f"The jobs before it were not cancelled ({error}); end them with `scancel {' '.join(ids)}`."
     return ""
 
 

@@ -136,7 +136,7 @@ def submit_survey(request: Request, nodes: Sequence[Node], environment: Mapping[
     except TrainingError as error:
         if not numbers:
             raise
-        print(f"{error} The same command goes on with the rest when these jobs have ended.", file=sys.stderr)
+        print(f"{error} Repeat the command for the rest when these jobs have ended.", file=sys.stderr)
     finally:  # When interrupted as well, so that `cancel` finds them.
         jobs = tuple(SubmittedJob(number, name, ()) for name, number in numbers.items())
         submitted = Submitted(jobs, last, datetime.now(timezone.utc).isoformat(timespec="seconds"))

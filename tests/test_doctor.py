@@ -111,7 +111,7 @@ BUILD = {
     "cuda_compute_capabilities": ["sm_60", "sm_70", "sm_80", "sm_89", "compute_90"],
     "cuda_version": "12.5.1",
 }
-OLD_DRIVER = "its driver has to compile TensorFlow's kernels, which takes one for CUDA 12.5, and this one is for 12.2; "
+OLD_DRIVER = "its driver must compile TensorFlow's kernels, which requires CUDA 12.5, but it supports 12.2; "
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ OLD_DRIVER = "its driver has to compile TensorFlow's kernels, which takes one fo
         ((12, 0), "9.28.0.42", None),
         ((7, 5), "9.28.0.42", None),
         ((7, 0), "9.10.2.21", None),
-        ((7, 0), "9.28.0.42", "cuDNN 9.28.0.42 begins at 7.5; `pip install 'nvidia-cudnn-cu12<9.11'`"),
-        ((3, 7), None, "TensorFlow's kernels begin at 6.0"),
+        ((7, 0), "9.28.0.42", "cuDNN 9.28.0.42 requires 7.5 or higher; `pip install 'nvidia-cudnn-cu12<9.11'`"),
+        ((3, 7), None, "TensorFlow's kernels require 6.0"),
         ((7, 0), None, None),  # cuDNN comes from elsewhere.
         ((), "9.28.0.42", None),
     ],
@@ -134,7 +134,7 @@ def test_gpus_that_are_too_old(capability: tuple[int, ...], cudnn: str | None, p
 @pytest.mark.parametrize(
     ("capability", "driver_cuda", "problem"),
     [
-        ((9, 0), 12020, OLD_DRIVER + "renew it"),
+        ((9, 0), 12020, OLD_DRIVER + "update it"),
         ((9, 0), 12050, None),
         ((12, 0), 13000, None),
         ((8, 9), 12020, None),  # There are kernels for it.

@@ -21,7 +21,7 @@ from mnist_dist.files import (
     write_text,
 )
 
-NO_FOLDER = "a file, or a link to nothing, is in the way"
+NO_FOLDER = "a file or a broken link is in the way"
 
 
 def names(folder: Path) -> list[str]:

@@ -193,7 +193,7 @@ def test_without_arguments_it_prints_its_help(arguments: list[str], capsys: pyte
             r"argument --gpus/--num-gpus: received '2', expected a machine with GPUs, found none; "
             r"`--devices 2` takes shares of the CPU's cores; see `mnist-dist train --help`\.",
         ),
-        (["train", "--gpus", "0"], "argument --gpus/--num-gpus: received '0', expected a whole number from 1 on; .*"),
+        (["train", "--gpus", "0"], "argument --gpus/--num-gpus: received '0', expected a positive whole number; .*"),
         (["train", ""], r"unrecognized argument ''; see `mnist-dist train --help`\."),
         (["train", "--turbo"], r"unrecognized argument '--turbo'; see `mnist-dist train --help`\."),
         (
@@ -553,7 +553,7 @@ def test_the_exit_code_of_a_run_that_a_signal_stopped(
     arguments = [*SMALL, "--set", f"data.path={tiny_mnist}", "--workdir", str(tmp_path / "run")]
     assert main(["train", *arguments]) == code
     said, errors = capfd.readouterr()
-    assert errors.count("mnist-dist: stopping after the steps under way") == (number == signal.SIGINT)
+    assert errors.count("mnist-dist: stopping after the current steps") == (number == signal.SIGINT)
     last = said.splitlines()[-1]
     command = f"mnist-dist train --workdir {tmp_path / 'run'} --resume"
     assert last == f"preempted by {number.name} after step 1; continue with `{command}`"

@@ -261,7 +261,7 @@ def _causes(
             scale = 1 / case.devices
             missing.append(
                 f"small batches count as contention, as one device was not measured with {case.images_per_device:g} "
-                "images and these with synthetic input"
+                "images, with real and with synthetic input"
             )
     if "synthetic" in slowest and synthetic in slowest:
         at_one = scale * (slowest[full] - slowest[synthetic])
@@ -272,7 +272,7 @@ def _causes(
             causes["communication"] = slowest["full"] - slowest["unreduced"]
             causes["interaction"] = last - causes["communication"]
         else:
-            missing.append("their interaction counts as communication, as no run had real input and no all-reduce")
+            missing.append("interaction counts as communication, as no run had real input without an all-reduce")
     if "free" in slowest and several_ranks:
         causes["stragglers"] = slowest["free"] - mean["free"]
     if "free" in slowest and synthetic in slowest:

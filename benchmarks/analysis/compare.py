@@ -222,9 +222,9 @@ def _changed_settings(base: Case, new: Case) -> str:
 
 def _assumption(base_runs: int, new_runs: int) -> str:
     if base_runs == new_runs == 1:
-        return "one run of each: how much runs differ is not known"
+        return "one run of each: run-to-run variation is unknown"
     if min(base_runs, new_runs) == 1:
-        return f"one run of {'base' if base_runs == 1 else 'new'}: the spread of the other's runs is taken for both"
+        return f"one run of {'base' if base_runs == 1 else 'new'}: the other side's spread is used for both"
     return ""
 
 
@@ -258,9 +258,9 @@ def _decide_speed(each: Verdict, level: float, smallest_effect: float) -> Verdic
     if is_equal and abs(each.total) <= smallest_effect:
         return replace(found, outcome="same" if each.in_turns else "alike")
     if is_equal:
-        reason = f"the slowest windows in full, the ratio is {math.exp(each.total):.3f}"
+        reason = f"with the slowest windows in full, the ratio is {math.exp(each.total):.3f}"
     elif abs(effect) > max(smallest_effect, half):
-        reason = f"may be the day, as two differ by up to {100 * math.expm1(DAY_HALF_WIDTH):.0f} %"
+        reason = f"may be day-to-day variation, up to {100 * math.expm1(DAY_HALF_WIDTH):.0f} %"
     else:
         return replace(found, more_runs=_more_runs(each, each.estimate, level, smallest_effect))
     return replace(found, remark="; ".join(filter(None, [each.remark, reason])))

@@ -1,4 +1,4 @@
-"""Matrix products: the rate that the devices reach, to which MFU relates."""
+"""Matrix products: the rate that the devices reach, the reference for MFU."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Products(Measurements):
 
 class Matmul(WorkerKind):
     name = "matmul"
-    description = "the rate of matrix products, to which MFU relates"
+    description = "the rate of matrix products, the reference for MFU"
     prefix = "matrix products: "
     explains = True
     measurements = Products
@@ -92,7 +92,9 @@ class Matmul(WorkerKind):
 
     def sections(self, summaries: Sequence[CaseSummary], analysis: Analysis) -> Iterator[Section]:
         if analysis.matmul_rates:
-            table = make_table(COLUMNS, analysis.matmul_rates, "Measured rate of matrix products, to which MFU relates")
+            table = make_table(
+                COLUMNS, analysis.matmul_rates, "Measured rate of matrix products, the reference for MFU"
+            )
             yield Section("matmul", "Matrix products", tables=[table])
 
 

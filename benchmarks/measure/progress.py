@@ -78,8 +78,8 @@ class RoundProgress:
         machine = next(iter(self._runs.values())).study.machine
         if machine.hosts is None and cores is not None and cores > MOST_OTHERS * machine.cores:
             self._display.say(
-                f"  the machine is busy: other programs use {cores:.1f} of {counted(machine.cores, 'core')}; better "
-                "measure when it is idle (Ctrl-C ends this)"
+                f"  the machine is busy: other programs use {cores:.1f} of {counted(machine.cores, 'core')}; measure "
+                "when it is idle (Ctrl-C stops this)"
             )
 
     def end(self, record: Record, left_seconds: float) -> None:
@@ -112,11 +112,11 @@ class RoundProgress:
         if stage.training:
             return f"{stage.training} still training"
         if stage.name == "stopping":
-            return f"stopping; keeping what was measured, up to {ENDING_SECONDS:.0f} s"
+            return f"stopping; saving what was measured, up to {ENDING_SECONDS:.0f} s"
         if not stage.cycle:
             return stage.name
         width = "" if stage.half_width is None else f", the widest interval ±{100 * stage.half_width:.1f} %"
-        wanted = f", wanted ±{100 * self._width:.1f} %" if width else ""
+        wanted = f", target ±{100 * self._width:.1f} %" if width else ""
         return f"{stage.name}, {counted(stage.cycle, 'cycle')}{width}{wanted}"
 
     def _name(self, case: Case) -> str:

@@ -142,11 +142,11 @@ def _obstacle(record: Record, machine: Machine) -> str | None:
     on_host = -(-case.devices // case.hosts)
     cores = on_host * (case.cores_per_device or 0)
     if case.settings.get(DATA_PATH) or settings_of(record).get(DATA_PATH):
-        return "it trained on data of its own (data.path), which are not here; no path of a record is opened"
+        return "it trained on custom data (data.path), which is not here; no path of a record is opened"
     if bool(there.gpus) != bool(machine.gpus):
-        return f"recorded on {'GPUs' if there.gpus else 'CPUs'}, and GPUs here: {machine.gpus or 'none'}"
+        return f"recorded on {'GPUs' if there.gpus else 'CPUs'}, but GPUs here: {machine.gpus or 'none'}"
     if on_host > machine.devices_per_host:
-        return f"{on_host} devices on a host, and here are places for {machine.devices_per_host}"
+        return f"{on_host} devices on a host, but room for {machine.devices_per_host} here"
     if cores > machine.cores < there.cores:
-        return f"{cores} cores on a host, and here are {machine.cores}"
+        return f"{cores} cores on a host, but {machine.cores} here"
     return skip_reason(case, machine)

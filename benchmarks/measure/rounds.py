@@ -308,7 +308,7 @@ class Round:
                 self._close(standing, f"a turn took longer than {self.limits.timeout_seconds:g} s")
             else:
                 standing.running.wait(ENDING_SECONDS)
-                self._close(standing, f"it left the round, and had not ended {ENDING_SECONDS:g} s later")
+                self._close(standing, f"it left the round, but had not ended {ENDING_SECONDS:g} s later")
             return None
         if group.steps and seconds:
             standing.step_seconds[variant] = seconds / group.steps
@@ -325,7 +325,7 @@ class Round:
         """Tells a contender that there is no turn any more, and waits until it has written what it measured."""
         self._dismiss(standing)
         standing.running.wait(ENDING_SECONDS, self.tick)
-        self._close(standing, f"it was told to end, and had not {ENDING_SECONDS:g} s later")
+        self._close(standing, f"it was told to end, but had not {ENDING_SECONDS:g} s later")
 
     def _close(self, standing: Standing, timed_out: str) -> None:
         """Notes how a contender ended, which it must have by now."""

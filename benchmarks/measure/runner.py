@@ -218,7 +218,7 @@ class _Start:
         try:
             return _record(self._run, end, measurements=found, hosts=hosts, **measured)
         except ValidationError as error:  # Such as a loss that is not a number.
-            end = End("failed", f"it measured nonsense: {explain_record(error)}", end.tail)
+            end = End("failed", f"invalid measurements: {explain_record(error)}", end.tail)
             return _record(self._run, end, hosts=hosts, **measured)
 
     def _written_config(self) -> Mapping[str, Any] | None:
@@ -235,12 +235,12 @@ class _Start:
         try:
             measurements, hosts = kind(self._run.case.kind).collect(self._scratch)
         except (OSError, ValueError, TypeError, LookupError, UserError) as error:
-            reason = one_line(f"it ended well, but left no whole result: {error!r}")
+            reason = one_line(f"it succeeded, but left no complete result: {error!r}")
             return End("failed", reason, end.tail), None, ()
         gpus, device = self._run.study.machine.gpus, str(measurements.get("device", ""))
         if gpus and device.upper().startswith("CPU"):
             reason = one_line(
-                f"it computed on the {device}, where the study counts {counted(gpus, 'GPU')}; see `mnist-dist doctor`"
+                f"it computed on the {device}, but the study expects {counted(gpus, 'GPU')}; see `mnist-dist doctor`"
             )
             return End("failed", reason, end.tail), None, hosts
         return end, measurements, hosts
@@ -296,7 +296,7 @@ def harness_address(machine: Machine) -> str:
             way.connect(there)  # Which sends nothing.
             return way.getsockname()[0]
     except OSError as error:
-        raise UserError(f"srun: no way from this host to '{others[0]}' at {address}: {error.strerror}.") from None
+        raise UserError(f"srun: cannot reach '{others[0]}' at {address} from this host: {error.strerror}.") from None
 
 
 def launch_command(command: Sequence[str], study: Study, case: Case) -> list[str]:
@@ -343,7 +343,9 @@ def find_machine(devices_per_host: int | None = None) -> Machine:
     """
     around = find_cluster(os.environ)
     if around.size > 1:
-        raise UserError(f"bench: {around.launcher} started {around.size} of it, expected one, which starts the ranks.")
+        raise UserError(
+            f"bench: {around.launcher} started {around.size} processes, expected one, which starts the ranks."
+        )
     hardware = find_hardware()
     in_container = "MNIST_DIST_CONTAINER" in os.environ  # Of which this process knows nothing.
     missing = frozenset() if in_container else missing_packages()

@@ -36,9 +36,11 @@ def results_folder(named: Path | None, what: str, resume: bool) -> Iterator[Path
         UserError: no folder is named to go on with, it is not there, or none can be made.
     """
     if resume and named is None:
-        raise UserError("--resume: received no --results DIR, which names the study to go on with.")
+        raise UserError("--resume: received no --results DIR, which names the study to resume.")
     if resume and named and not named.exists():
-        raise UserError(f"--resume: '{named}' does not exist, so nothing goes on there; leave --resume out to begin.")
+        raise UserError(
+            f"--resume: '{named}' does not exist, so there is nothing to resume; leave --resume out to begin."
+        )
     with named_or_dated(named, "results", what) as folder:
         if named is None:
             print(f"results: {folder}", file=sys.stderr, flush=True)
@@ -52,7 +54,7 @@ def naming_the_rest(folder: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         command = command_again(folder, "--resume")
-        raise KeyboardInterrupt(f"what has been measured is kept\ngo on: {command}") from None
+        raise KeyboardInterrupt(f"what has been measured is kept\ncontinue with: {command}") from None
 
 
 def program() -> str:
@@ -82,7 +84,7 @@ def open_study(
         UserError: the folder holds a study that was not asked to continue, or another one.
     """
     store = Store(folder)
-    there = f"--results: '{folder}' already holds a study; add --resume to go on, or name another folder."
+    there = f"--results: '{folder}' already holds a study; add --resume to continue it, or name another folder."
     if store.study_file.exists() and not resume:
         raise UserError(there)
     # The folder may have got another name since.

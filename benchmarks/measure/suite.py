@@ -184,9 +184,9 @@ def plan_cases(suite: Suite, machine: Machine, narrowing: Narrowing = Narrowing(
                     variants = _variants(block, case, machine)
                     planned[case.case_id] = PlannedCase(case, repeats, skip_reason(case, machine), *variants)
                 if len(planned) > MAX_CASES:
-                    raise UserError(f"SUITE: it has more than {MAX_CASES:,} cases, expected at most as many.")
+                    raise UserError(f"SUITE: received more than {MAX_CASES:,} cases, expected at most that many.")
     if sum(case.repeats for case in planned.values()) > MAX_RUNS:
-        raise UserError(f"SUITE, --repeats: they make more than {MAX_RUNS:,} runs, expected at most as many.")
+        raise UserError(f"SUITE, --repeats: received more than {MAX_RUNS:,} runs, expected at most that many.")
     if not planned:
         raise UserError(
             "--devices, --strategies: none of the suite's cases is left, expected at least one; "
@@ -232,7 +232,9 @@ def check_settings(settings: Iterable[str]) -> None:
     """Refuses keys that a case would not follow."""
     for key in settings:
         if key in DECIDED:
-            where = "; blocks stand in a suite's file: copy one of benchmarks/measure/suites/, and name yours as SUITE"
+            where = (
+                "; blocks are in the suite's file: copy one from benchmarks/measure/suites/, and pass yours as SUITE"
+            )
             hint = where if "block" in DECIDED[key] else ""
             raise UserError(f"{key}: received as a setting of a case, but {DECIDED[key]} decides it{hint}.")
         if any(known.startswith(f"{key}.") for known in setting_descriptions()):
@@ -333,12 +335,12 @@ def skip_reason(case: Case, machine: Machine) -> str | None:
     """Returns why a machine cannot run a case, or None."""
     on_host = -(-case.devices // case.hosts)
     if case.hosts > (machine.hosts or 1):
-        return f"{case.devices} devices take {case.hosts} hosts, and the job has {machine.hosts}"
+        return f"{case.devices} devices need {case.hosts} hosts, but the job has {machine.hosts}"
     if case.devices % case.hosts:
         return f"{case.devices} devices do not spread evenly over {case.hosts} hosts"
     cores = on_host * (case.cores_per_device or 0)
     if machine.hosts is not None and on_host > machine.devices_per_host:
-        return f"{on_host} devices on one host, which has places for {machine.devices_per_host}"
+        return f"{on_host} devices on one host, which has room for {machine.devices_per_host}"
     if machine.hosts is not None and cores > machine.cores:
         return f"{cores} cores on one host, where the job has {machine.cores}"
     if machine.gpus and on_host > machine.gpus:
@@ -355,7 +357,7 @@ def skip_reason(case: Case, machine: Machine) -> str | None:
     if case.settings.get("runtime.precision") == "mixed_bfloat16" and (machine.compute_capability or (8, 0)) < (8, 0):
         return "bfloat16 needs GPUs of compute capability 8.0 or more"
     if case.global_batch_size > MNIST_IMAGES and "data.path" not in case.settings:
-        return f"a global batch of {case.global_batch_size:,} images, of which MNIST has {MNIST_IMAGES:,}"
+        return f"a global batch of {case.global_batch_size:,} images, but MNIST has {MNIST_IMAGES:,}"
     row = STRATEGIES[case.strategy]
     if row.package in machine.missing_packages:
         return row.missing

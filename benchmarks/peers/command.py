@@ -115,7 +115,7 @@ def run_perf(args: argparse.Namespace) -> int:
     chosen = goals.load_goals(args.only)
     able = [goal for goal in chosen if not (goal.cpu_only and on_gpus)]
     if not able:
-        raise UserError(f"--only: received '{','.join(args.only)}', which are for CPUs, and here are GPUs.")
+        raise UserError(f"--only: received '{','.join(args.only)}', for CPUs only, but this machine has GPUs.")
 
     def cases_of(some: Sequence[goals.Goal], mode: Mode) -> list[PlannedCase]:
         names = dict.fromkeys(name for goal in some if goal.mode == mode for name in goal.names)

@@ -120,5 +120,5 @@ def _why_not(case: Case, machine: Machine) -> str | None:
     """Unlike a suite, this compares nothing on fewer devices than it needs."""
     available = machine.gpus or machine.cores
     if case.devices > available:
-        return f"it needs {case.devices} devices, and there {'is' if available == 1 else 'are'} {available}"
+        return f"it needs {case.devices} devices, but there {'is' if available == 1 else 'are'} {available}"
     return skip_reason(case, machine)

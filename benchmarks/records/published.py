@@ -68,7 +68,7 @@ def publish(records: Sequence[Record], file: Path, with_names: bool = False) -> 
     scrubber = Scrubber(records)
     contents = [record.to_json() if with_names else scrubber.scrub(record) for record in records]
     for every in (1, 2, 4, 8, 16, 32, 64):
-        less = f"of runs with many windows all but each {every}th cycle, or as many as leave {FEWEST_WINDOWS}"
+        less = f"of runs with many windows, all but one in {every} cycles, or as many as leave {FEWEST_WINDOWS}"
         left_out = [*[LEFT_OUT] * (not with_names), *[less] * (every > 1)]
         thinned = [each | {"measurements": _thin(each["measurements"], every)} for each in contents]
         text = json.dumps({"format": FORMAT, "left_out": left_out, "records": thinned}, separators=(",", ":"))

@@ -112,16 +112,14 @@ class Store:
         sentences = []
         if self.left_out:
             sentences.append(
-                f"{len(self.left_out)} of the files in {self.records_folder.name}/ left out, as not intact: "
+                f"{len(self.left_out)} of the files in {self.records_folder.name}/ left out as damaged: "
                 f"{', '.join(sorted(self.left_out)[:3])}{', ...' * (len(self.left_out) > 3)}."
             )
         with contextlib.suppress(UserError, TypeError, ValueError):  # Records are read without a plan as well.
             planned = {Case.model_validate(case).case_id for case in self.study()["cases"]}
             missing = planned - {record.case_id for record in records}
             if missing:
-                sentences.append(
-                    f"Without a record yet: {len(missing)} of {counted(len(planned), 'case')} of the study."
-                )
+                sentences.append(f"No record yet for {len(missing)} of {counted(len(planned), 'case')} of the study.")
         return sentences
 
     def _verify(self, plan: dict[str, Any]) -> None:
@@ -162,7 +160,7 @@ def _read_record(path: Path) -> Record:
         raise UserError(f"{one_line(str(path))}: not a record: expected a name that ends with .json.")
     record = parse_record(read_json(path), str(path))
     if path.name != file_name(record):  # A copy would count twice.
-        raise UserError(f"{one_line(str(path))}: not a record: its content belongs into '{file_name(record)}'.")
+        raise UserError(f"{one_line(str(path))}: not a record: its content belongs in '{file_name(record)}'.")
     return record
 
 

@@ -96,8 +96,8 @@ def render_reproduction(comparison: Comparison) -> str:
             f"{', '.join(f'{n} {word}' for word, n in counts.items())}.",
             *(one_line(line, 2000) for line in lines),
             "Ratio: here over recorded, above 1 where faster here, and its 95 % interval, corrected for all tests.",
-            "Nothing took turns with the record, so the interval includes the levels of two days, each assumed to "
-            f"deviate by {100 * DAY_DEVIATION:g} %, and the ratio includes all other differences between the machines.",
+            "The record took no turns with this machine, so the interval includes the day-to-day variation of both, "
+            f"assumed to be {100 * DAY_DEVIATION:g} % each; the ratio includes all other differences between them.",
         ]
     )
 
@@ -184,7 +184,7 @@ def _headline(comparison: Comparison) -> str:
     else:
         parts = ", ".join(f"{count} {name}" for count, name in kinds_of_end)
         found = f"of {counted(cases, 'case')} {parts}" if cases else "there was nothing to compare"
-    hidden = ", unless the days hide it" if comparison.exit_code == 0 and counts["alike"] else ""
+    hidden = ", unless day-to-day variation hides it" if comparison.exit_code == 0 and counts["alike"] else ""
     return f"{CONCLUSIONS[comparison.exit_code]}{hidden}: {found}."
 
 
@@ -199,8 +199,8 @@ def _doubts(comparison: Comparison) -> Iterator[str]:
     if len(ratios) >= FEWEST_ALIKE and (max(ratios) < 1 or min(ratios) > 1):
         change = "slower" if max(ratios) < 1 else "faster"
         yield (
-            f"New looks {change} in all {len(ratios)} cases, {float(np.median(ratios)):.2f} times base in the median, "
-            f"as on a day when the machine itself is {change}. Measure in turns to tell (--interleave)."
+            f"New looks {change} in all {len(ratios)} cases (median {float(np.median(ratios)):.2f} times base), "
+            f"as on a day when the machine itself is {change}. To tell, measure in turns (--interleave)."
         )
     alone = {kind(each.case.kind): each.outcome for each in apart if each.outcome in CHANGED}
     for what, outcome in alone.items():
@@ -238,13 +238,13 @@ def _explanations(comparison: Comparison) -> Iterator[str]:
         )
     if any(verdict.ratio and not verdict.corrected for verdict in comparison.verdicts):
         yield (
-            "To decide what has one run of each, measure both with --repeats 3 or more, or commits or settings in "
+            "To decide cases with one run of each, measure both with --repeats 3 or more, or commits or settings in "
             "turns: mnist-dist bench compare --interleave."
         )
     if not all(verdict.in_turns for verdict in tested):
         yield (
-            "Apart: not measured in turns (--interleave), so the speed includes the difference between days. Slower "
-            "and faster exceed it. Alike: the runs agree, but the days may hide a slowdown; only turns can show `same`."
+            "Apart: not measured in turns (--interleave), so the speed includes day-to-day variation. Slower and "
+            "faster exceed it. Alike: the runs agree, but it may hide a slowdown; only turns can show `same`."
         )
     if seconds := [length for verdict in tested for length in verdict.seconds_apart]:
         yield warn_of_short_runs(seconds)

@@ -29,12 +29,14 @@ def explain(attribution: Attribution) -> str:
     if not attribution.is_significant:
         return f"{who} nothing that matters: {lost}{culprit}."
     if attribution.disturbed:
-        return f"{who} {lost}. Other programs used the machine meanwhile, so the causes are not told: measure again."
+        return f"{who} {lost}. Other programs used the machine meanwhile, so no causes are given: measure again."
     sentences = [f"{who} {lost}: {_parts(attribution)}{culprit}."]
     if biggest is None:
         sentences.append("The largest cause is within the noise; measure more repeats.")
     else:
-        sentences.append(f"Against {label_part(biggest.name)}, try {'; or '.join(_advice(attribution, biggest.name))}.")
+        sentences.append(
+            f"To counter {label_part(biggest.name)}, try {'; or '.join(_advice(attribution, biggest.name))}."
+        )
     return " ".join([*sentences, *(f"Causes not separated: {reason}." for reason in attribution.missing)])
 
 
@@ -49,7 +51,7 @@ def explain_briefly(attribution: Attribution) -> str:
     if attribution.disturbed:
         return f"{text}; for its cause, measure again on an idle machine."
     if biggest is None or abs(unexplained.share.value) > attribution.loss.value / 2:
-        return f"{text}, of no certain cause, with {_points(unexplained)}."
+        return f"{text}, with no certain cause and {_points(unexplained)}."
     rest = loss - round(100 * biggest.share.value)
     others = f" and {rest} to all else" if rest < 0 else ""
     return f"{text}, including {_points(biggest)}{others}; try {_advice(attribution, biggest.name)[0]}."

@@ -106,7 +106,7 @@ def _fastest(cases: Sequence[TrainedCase]) -> Iterator[str]:
     if len(rates) < 2:
         if len(summaries) - len(rates) > 1:
             number = len(rates) or "none"
-            yield f"Fastest is not known: of {len(summaries)} cases, {number} has a rate; see the warnings."
+            yield f"The fastest case is unknown: {number} of {len(summaries)} cases has a rate; see the warnings."
         return
     common = max(rates, key=lambda each: len(each.records))  # A round without the baseline measures that once more.
     rounds = {each: {run.turns.round_id for run in each.records if run.turns} for each in rates}
@@ -117,7 +117,7 @@ def _fastest(cases: Sequence[TrainedCase]) -> Iterator[str]:
     rivals = sum(any(math.exp(run.series.log_rate) > NEAR * rates[best].value for run in runs) for runs in doubtful)
     if rivals:
         verb = "trainings that may be as fast have" if rivals > 1 else "training that may be as fast has"
-        yield f"Fastest is not known: {rivals} {verb} no rate yet: too short, or not settled."
+        yield f"The fastest case is unknown: {rivals} {verb} no rate yet: too short, or not settled."
         return
     ratios = {each: rate_ratio(each, best, common) for each in others}
     equals = [names[each] for each in others if not ratios[each].high < 1]  # Also where no bound is known.
@@ -252,7 +252,7 @@ def _commit(record: Record) -> str:
     git = record.identity.git
     if git is None:
         return "unknown"
-    return git.commit[:12] + (" with changes that were not committed" if git.dirty else "")
+    return git.commit[:12] + (" with uncommitted changes" if git.dirty else "")
 
 
 def _names(names: Iterable[str], comma: str = ", ") -> str:
@@ -276,13 +276,13 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
     blind = [(each, run) for each, run in runs if not run.record.took_turns and run.series.may_miss_stretches]
     if blind:
         warning = warn_of_short_runs([run.series.seconds.sum() for _, run in blind])
-        yield Caveat(f"{warning} Concerned: {_list([*dict.fromkeys(each for each, _ in blind)], name)}.")
+        yield Caveat(f"{warning} Affected: {_list([*dict.fromkeys(each for each, _ in blind)], name)}.")
     yield from _gpu_caveats(summaries, name)
     restless = [each for each in summaries if any(map(_is_restless, each.records))]
     if restless:
         yield Caveat(
-            f"Disturbed rounds: while others had the turn, more than {MOST_WAITING_CORES:g} of a core was used by "
-            f"{_list(restless, name)}. Cases in the same rounds may be measured too slow."
+            f"Disturbed rounds: {_list(restless, name)} used more than {MOST_WAITING_CORES:g} of a core while others "
+            f"had the turn. Cases in the same rounds may be measured too slow."
         )
     trained = [each for each in summaries if each.case.kind == "train" and not each.case.is_ablation]
     few = [each for each in trained if 0 < len(each.records) < FEWEST_REPEATS]
@@ -290,7 +290,7 @@ def _caveats(analysis: Analysis) -> Iterator[Caveat]:
         most = max(len(each.records) for each in few)
         yield Caveat(
             f"{counted(len(few), 'case')} of {'one run' if most == 1 else 'one or two runs'} each: their intervals of "
-            "images/s hardly cover how much another run would differ. Use --repeats 3 or more."
+            "images/s hardly cover run-to-run variation. Use --repeats 3 or more."
         )
     crowded = [each.summary for each in analysis.main_cases if each.oversubscribed]
     if crowded:
@@ -345,14 +345,14 @@ def _unstable_caveats(summaries: Sequence[CaseSummary], name: Namer) -> Iterator
         yield Caveat(f"Unstable, so without a throughput: {_list(alike, name)}: {reason}.")
     ablations = tuple(f"{name(each)}: {each.unstable}" for each in unstable if each.case.is_ablation)
     if ablations:
-        text = f"{counted(len(ablations), 'ablation run')} unstable, so the losses are explained in part only."
+        text = f"{counted(len(ablations), 'ablation run')} unstable, so the losses are only partly explained."
         yield Caveat(text, ablations)
     unsettled = [each for each in summaries if each.unsettled_repeats and not each.unstable]
     if unsettled:
         runs = sum(each.unsettled_repeats for each in unsettled)
         all_runs = sum(len(each.records) for each in unsettled)
         yield Caveat(
-            f"{runs} of {all_runs} runs had a step time that drifted to the end; they count all the same: "
+            f"In {runs} of {all_runs} runs the step time drifted to the end; they still count: "
             f"{_list(unsettled, name)}."
         )
 
@@ -373,16 +373,16 @@ def _cluster_caveats(summaries: Sequence[CaseSummary], name: Namer) -> Iterator[
         summary, slower, rates = cases[0]
         if len(cases) > 1:
             yield Caveat(
-                f"The machine was slow in {counted(slower, 'round')} of {len(rates)}, for "
-                f"{_list([each for each, *_ in cases], name)}. Intervals of images/s may hold neither pace; ratios "
-                "within rounds, such as efficiency, are not concerned."
+                f"The machine was slow in {slower} of {counted(len(rates), 'round')}, for "
+                f"{_list([each for each, *_ in cases], name)}. Intervals of images/s may cover neither pace; ratios "
+                "within rounds, such as efficiency, are not affected."
             )
         else:
             shown = [label_count(math.exp(rate)) for rate in rates]
             yield Caveat(
                 f"Runs fall into two clusters: {name(summary)}: {slower} of {len(rates)} at {shown[0]} to "
                 f"{shown[slower - 1]} images/s, the others at {shown[slower]} to {shown[-1]}. Its interval may "
-                "hold neither these nor their mean: find out what differs between the runs."
+                "cover neither these nor their mean: find out what differs between the runs."
             )
 
 
@@ -402,9 +402,7 @@ def _identity_caveats(records: Sequence[Record]) -> Iterator[Caveat]:
     if len(commits) > 1:
         yield Caveat(f"Different commits are mixed: {_names(sorted(commits))}.")
     if any(record.identity.git and record.identity.git.dirty for record in records):
-        yield Caveat(
-            "Measured with changes that were not committed: the commit alone does not reproduce these numbers."
-        )
+        yield Caveat("Measured with uncommitted changes: the commit alone does not reproduce these numbers.")
 
 
 def _failure_caveats(summaries: Sequence[CaseSummary], name: Namer) -> Iterator[Caveat]:

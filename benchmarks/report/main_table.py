@@ -91,7 +91,7 @@ def _columns(cases: Sequence[TrainedCase]) -> Iterator[Column[TrainedCase]]:
     group = "Time to accuracy"
     for target in sorted({target for each in cases for target in each.summary.time_to_accuracy}):
         yield Column(f"to {100 * target:g} %", partial(_target_cell, target), "s, median", group)
-    yield Column("of it tracing", _tracing_cell, "s, median", group)
+    yield Column("in tracing", _tracing_cell, "s, median", group)
     group = "Noise of images/s"
     yield Column("between runs", _noise_cell("between", _hundredths), "% deviation", group)
     yield Column("within a run", _noise_cell("within", _hundredths), "% deviation", group)

@@ -100,7 +100,7 @@ def prediction_section(predictions: Sequence[Prediction], curves: int = 0) -> Se
 
 def _describe_prediction(each: Prediction) -> str:
     refused = [f"Not fitted: {name} ({reason})." for name, reason in each.refused.items()]
-    return " ".join([f"{_curve(each)}: trusted is {each.models[0].name}; {each.reason}.", *refused, *each.notes])
+    return " ".join([f"{_curve(each)}: {each.models[0].name} is trusted; {each.reason}.", *refused, *each.notes])
 
 
 def _describe_refused(predictions: Iterable[Prediction]) -> Iterator[str]:

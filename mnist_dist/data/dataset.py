@@ -90,7 +90,7 @@ def doubts(arrays: Arrays) -> Iterator[str]:
         if (mean := images.mean()) > 127:  # MNIST's is 33.
             yield f"{name} is dark on light (mean {mean:.0f} of 255), `predict` shows models light on dark: invert it"
     if missing := sorted(set(range(NUM_CLASSES)) - set(arrays.train_labels.tolist())):
-        yield f"no training image shows {', '.join(map(str, missing))}, so the model will never say so"
+        yield f"no training image shows {', '.join(map(str, missing))}, so the model can never predict that"
 
 
 def make_train_dataset(
@@ -335,7 +335,7 @@ def _check_array(path: str, name: str, arrays: dict[str, np.ndarray]) -> np.ndar
             raise UserError(f"{where} is {array.dtype} {list(array.shape)}, expected uint8 [n, 28, 28].")
         low, high = int(array.min()), int(array.max())
         if high - low < MIN_CONTRAST:
-            raise UserError(f"{where} reaches from {low} to {high}, expected 0 to 255; was it divided, or is it empty?")
+            raise UserError(f"{where} ranges from {low} to {high}, expected 0 to 255; was it divided, or is it empty?")
         return array
     images = arrays[f"x{name[1:]}"]
     if array.dtype.kind not in "iu" or array.shape != images.shape[:1]:

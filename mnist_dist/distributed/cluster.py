@@ -150,7 +150,7 @@ def _refuse_unknown(environment: Mapping[str, str]) -> None:
         if count > 1:
             launcher = _UNKNOWN[name][0] if name in _UNKNOWN else "another launcher"
             raise UserError(
-                f"{name}: received {count} processes of {launcher}, which this package does not know; start them with "
+                f"{name}: received {count} processes of {launcher}, which is not supported; start them with "
                 f"--devices {count}, srun, or Open MPI's, MPICH's or Intel MPI's mpirun, or unset {name}."
             )
 
@@ -186,7 +186,7 @@ def _srun_cluster(environment: Mapping[str, str]) -> Cluster:
     here = environment.get("SLURMD_NODENAME", hosts[rank])
     if hosts[rank] != here:
         raise UserError(
-            f"srun: rank {rank} runs on {here}, expected {hosts[rank]}; start neighbouring ranks on one node with "
+            f"srun: rank {rank} runs on {here}, expected {hosts[rank]}; start consecutive ranks on one node with "
             "`srun --distribution=block`."
         )
     job = f"{environment.get('SLURM_JOB_ID', '')}.{environment.get('SLURM_STEP_ID', '')}"
@@ -296,7 +296,7 @@ def free_port(count: int) -> int:
     for port in range(start, LAST_PORT - count, count):
         if all(_is_free(port + offset) for offset in range(count)):
             return port
-    raise UserError(f"launch: no {count} neighbouring free ports from {FIRST_PORT} to {LAST_PORT} on this host.")
+    raise UserError(f"launch: no {count} consecutive free ports from {FIRST_PORT} to {LAST_PORT} on this host.")
 
 
 def cores_of(

@@ -76,7 +76,7 @@ def install(mpi: bool = False, wheel_dir: Path | None = None, force: bool = Fals
     Args:
         mpi: build the MPI operations as well; Gloo, which needs no launcher, is always built.
         wheel_dir: where wheels are kept; by default mnist_dist/wheels in the user's cache folder.
-        force: build even if a fitting wheel is there.
+        force: build even if a matching wheel exists.
 
     Raises:
         UserError: something that has to be installed first is missing.
@@ -99,7 +99,7 @@ def install(mpi: bool = False, wheel_dir: Path | None = None, force: bool = Fals
     _say(f"Installed {wheel}")
     seconds, with_nccl = prove_two_ranks()
     what = f"Horovod {VERSION} ({variant}) on TensorFlow {version}"
-    untried = "; NCCL was not tried, which takes two GPUs" if nccl and not with_nccl else ""
+    untried = "; NCCL was not tried, as that needs two GPUs" if nccl and not with_nccl else ""
     print(f"{what}: two ranks all-reduced correctly in {seconds:.0f} s{untried}", flush=True)
 
 
@@ -139,12 +139,12 @@ def find_nccl() -> dict[str, str]:
             cuda = cuda or home
         else:
             found = f"CUDA {cuda_version(home) // 1000} in {home}"
-            unused = f"Note: {found} is not used, as TensorFlow has CUDA {wanted}; without a GPU nothing is lost."
-            _say(f"{found} does not fit TensorFlow, which has CUDA {wanted}." if has_gpu else unused)
+            unused = f"Note: {found} is not used, as TensorFlow uses CUDA {wanted}; without a GPU that is fine."
+            _say(f"{found} does not match TensorFlow, which uses CUDA {wanted}." if has_gpu else unused)
     if cuda is None:
         if has_gpu:
             _say(
-                f"Warning: no compiler of CUDA {wanted} was found, so this Horovod is for CPUs alone and refuses GPUs; "
+                f"Warning: no CUDA {wanted} compiler was found, so this Horovod is CPU-only and refuses GPUs; "
                 "install a toolkit, or name one with HOROVOD_CUDA_HOME, and build with --force."
             )
         return {}

@@ -104,7 +104,7 @@ def connect(cluster: Cluster, rank: int, port: int, timeout_seconds: float) -> s
         connection.sendall(here + nonce + _prove(b"member", cluster, port, challenge, nonce, here))
         proof = connection.recv(_BYTES)
         if not hmac.compare_digest(proof, _prove(b"gate", cluster, port, challenge, nonce, here)):
-            what = "does not belong to this job" if proof else f"hung up; have all ranks the same {SECRET_VARIABLE}?"
+            what = "does not belong to this job" if proof else f"hung up; do all ranks have the same {SECRET_VARIABLE}?"
             raise ConnectionError(f"it {what}")
         stack.pop_all()
         return connection

@@ -31,7 +31,7 @@ def tell_of_stop() -> None:
     """Answers Ctrl-C at once, as a checkpoint may take seconds; not by print, which the signal may have interrupted."""
     with contextlib.suppress(OSError):
         os.write(
-            2, b"mnist-dist: stopping after the steps under way, with a checkpoint; Ctrl-C again leaves without one\n"
+            2, b"mnist-dist: stopping after the current steps, with a checkpoint; Ctrl-C again stops without one\n"
         )
 
 

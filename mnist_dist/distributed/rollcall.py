@@ -56,9 +56,9 @@ def _call(cluster: Cluster, deadline: float, timeout_seconds: float, gpu: str) -
             if member is None:
                 names = ", ".join(f"rank {rank} ({cluster.hosts[rank]})" for rank in sorted(missing))
                 hint = " If srun has not started them, unset SLURM_STEP_NUM_TASKS." * (cluster.launcher == "srun")
-                strangers = f" {gate.turned_away} connections did not prove to be of this job." * (gate.turned_away > 0)
+                strangers = f" {gate.turned_away} connections failed to authenticate." * (gate.turned_away > 0)
                 raise TrainingError(
-                    f"launch: {names} of {cluster.size} did not come within {timeout_seconds:g} s.{strangers}{hint}"
+                    f"launch: {names} of {cluster.size} did not connect within {timeout_seconds:g} s.{strangers}{hint}"
                 )
             rank, connection = member
             stack.enter_context(connection)
@@ -92,8 +92,8 @@ def _answer(cluster: Cluster, deadline: float, timeout_seconds: float, gpu: str)
                 connection.settimeout(left + timeout_seconds)
                 if connection.recv(len(_GO)) == _GO:
                     return connection.getsockname()[0]
-                raise TrainingError(f"launch: rank {cluster.rank} was sent home by {chief}, which says why.")
+                raise TrainingError(f"launch: rank {cluster.rank} was turned away by {chief}, whose output says why.")
         except OSError as error:
             if time.monotonic() >= deadline:
-                raise TrainingError(f"launch: {chief} did not come within {timeout_seconds:g} s ({error}).") from None
+                raise TrainingError(f"launch: {chief} did not answer within {timeout_seconds:g} s ({error}).") from None
             time.sleep(0.1)

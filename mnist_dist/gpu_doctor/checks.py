@@ -99,7 +99,7 @@ def check_topology(_: Sequence[str]) -> Iterator[Finding]:
         text = re.sub(r"\x1b\[[0-9;]*m", "", told.stdout).partition("\n\nLegend")[0]
         yield Finding("topology", OK, f"this process may use the cores {sorted(os.sched_getaffinity(0))}\n{text}")
     except (OSError, subprocess.SubprocessError) as error:
-        yield Finding("topology", ABSENT, f"`nvidia-smi topo -m` does not tell it ({type(error).__name__})")
+        yield Finding("topology", ABSENT, f"`nvidia-smi topo -m` failed ({type(error).__name__})")
 
 
 def check_tensorflow(_: Sequence[str]) -> Iterator[Finding]:

@@ -72,7 +72,7 @@ class Examination:
         """Runs a process, and returns how it failed to end well, with the last line that it printed."""
         limit = min(limit_seconds, self._end - time.monotonic())
         if limit < 1:
-            return "not tried, as the time of all checks together is over"
+            return "not tried: the time for all checks together is used up"
         print(f"        {name} (at most {limit:.0f} s)", flush=True)
         with tempfile.TemporaryFile("w+", errors="replace") as output:
             process = subprocess.Popen(
@@ -92,7 +92,7 @@ class Examination:
             output.seek(0)
             said = output.read()[-10_000:].split("\n")
         last = next((line for line in reversed(said) if line.strip()), "nothing")
-        return None if ended == "ended with code 0" else f"{ended}; it said at last: {one_line(last)}"
+        return None if ended == "ended with code 0" else f"{ended}; last output: {one_line(last)}"
 
 
 def run(total_seconds: float = TOTAL_SECONDS) -> int:

@@ -75,7 +75,9 @@ def tell_step_time(folder: Path, name: str) -> Finding:
     steps, seconds = sum(times["window_steps"]), sum(times["window_seconds"][0])
     first = times["first_step_seconds"][0]
     return Finding(
-        name, OK, f"{1e3 * seconds / steps:.3g} ms a step of {steps}; the first, with compiling, {first:.1f} s"
+        name,
+        OK,
+        f"{1e3 * seconds / steps:.3g} ms per step over {steps} steps; the first, with compiling, {first:.1f} s",
     )
 
 

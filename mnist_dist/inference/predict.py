@@ -179,7 +179,7 @@ def _check_file(path: Path) -> None:
         raise _rejected(path, "an empty file (0 bytes)", EXPECTED, "save or copy it again")
     if status.st_size > MAX_FILE_BYTES:
         limit = f"at most {MAX_FILE_BYTES} bytes"
-        raise _rejected(path, f"a too large file ({status.st_size} bytes)", limit, "crop or shrink the image")
+        raise _rejected(path, f"too large a file ({status.st_size} bytes)", limit, "crop or shrink the image")
 
 
 def _rejected(path: Path, received: str, expected: str, remedy: str) -> UserError:

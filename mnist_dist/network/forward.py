@@ -116,7 +116,7 @@ def compile_kernels(requested: str, decided: Decision) -> Decision:
     except kernel_build.KernelError as error:
         if requested == "fused":
             raise UserError(f"runtime.kernels: received 'fused', but {error}; or set it to plain.") from None
-        return Decision("plain", f"the faster form is not compiled: {error}")
+        return Decision("plain", f"the fused form could not be compiled: {error}")
     return decided
 
 

@@ -365,8 +365,8 @@ def compare_decisions(session: Session) -> None:
         if (others := np.flatnonzero(values != values[0])).size:
             places = [f"rank {rank} ({session.cluster.hosts[rank]})" for rank in (others[0], 0)]
             raise UserError(
-                f"{name}: 'auto' became another value on {places[0]} than on {places[1]}, as their devices differ; "
-                f"here it became '{decision.value}' ({decision.reason}). Set it to one value that all ranks can have."
+                f"{name}: 'auto' resolved differently on {places[0]} than on {places[1]}, as their devices differ; "
+                f"here to '{decision.value}' ({decision.reason}). Set it to a value that all ranks support."
             )
 
 

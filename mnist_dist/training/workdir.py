@@ -31,7 +31,7 @@ class Workdir:
     def check_there(self) -> None:
         """Raises UserError where a run no longer has its folder: what it wrote there on its own nobody could use."""
         if not self.config_file.exists():
-            raise UserError(f"workdir: '{self.path}' was deleted under the run; name another folder with --workdir.")
+            raise UserError(f"workdir: '{self.path}' was deleted during the run; name another folder with --workdir.")
 
     def read_result(self) -> dict[str, Any] | None:
         """Returns the content of result.json, or None when the run has not written one."""

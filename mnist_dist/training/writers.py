@@ -76,7 +76,7 @@ class TensorBoard:
                 self._writer.flush()
         except UserError as error:
             self._is_broken = True
-            self._report(f"TensorBoard has no more values: {error}")
+            self._report(f"TensorBoard logging stopped: {error}")
 
     def _drop_behind(self, file: Path, step: int) -> None:
         """Drops the events of later steps from a file, and a last one that was cut off by a kill."""

@@ -96,7 +96,7 @@ def test_communication_whose_removal_gains_nothing_is_not_blamed() -> None:
         assert parts["communication"] == pytest.approx(0.0, abs=0.01)
         assert parts["interaction"] == pytest.approx(0.2, abs=0.02)
         assert named(found) == "interaction"
-        assert "Against input beside communication, try less of both" in explain(found)
+        assert "To counter input beside communication, try reducing both" in explain(found)
 
 
 def test_runs_in_two_clusters_are_told_of_and_others_are_not() -> None:
@@ -114,7 +114,7 @@ def test_what_runs_apart_may_miss_is_told_of_unless_they_last_a_minute() -> None
     for measure, is_told in ((runs_apart, True), (runs_in_turns, False), (long, False)):
         for machine in (MACHINES["20 %, 3 s"], Machine(level=0.02)):
             caveats = collect_findings(Analysis(measure(np.random.default_rng(5), machine, 3))).caveats
-            assert any(each.text.startswith("Intervals of runs apart of ") for each in caveats) == is_told
+            assert any(each.text.startswith("Intervals of runs of ") for each in caveats) == is_told
 
 
 def test_what_short_runs_miss_is_that_the_machine_is_slower() -> None:

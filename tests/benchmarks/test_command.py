@@ -103,7 +103,7 @@ class TestBadInput:
             (["run", "qick"], "SUITE: there is no file 'qick'"),
             (
                 ["run", "quick", "--devices", "0"],
-                "argument --devices: received '0', expected a whole number from 1 on",
+                "argument --devices: received '0', expected a positive whole number",
             ),
             (["run", "quick", "--devices", "1,,2"], "argument --devices: received ''"),
             (["run", "quick", "--gpus", "1,2"], "argument --gpus: received '1,2', expected a machine with GPUs, "),

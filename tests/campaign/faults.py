@@ -231,7 +231,7 @@ def delete_folder(trial: Trial, reference: Reference) -> None:
     run = trial.start_to_moment()
     shutil.rmtree(trial.workdir, ignore_errors=True)
     trial.release()
-    _refused(trial, run, "No such file or directory|was deleted under the run")
+    _refused(trial, run, "No such file or directory|was deleted during the run")
     if not trial.late:
         shutil.rmtree(trial.workdir, ignore_errors=True)  # What it wrote before it noticed.
     check_resumed(trial, reference)

@@ -173,7 +173,7 @@ def test_pixels_that_are_not_from_0_to_255_are_refused(
     ):
         file = write_npz(tmp_path / "own.npz", changed(small, change))
         line = user_error(load_arrays, DataConfig(path=str(file)))
-        assert line.startswith(f"data.path: x_train in '{file}' reaches from {reach}, expected 0 to 255;")
+        assert line.startswith(f"data.path: x_train in '{file}' ranges from {reach}, expected 0 to 255;")
 
 
 def test_what_can_hardly_be_meant_is_said(tmp_path: Path, small: dict[str, np.ndarray]) -> None:
@@ -184,7 +184,7 @@ def test_what_can_hardly_be_meant_is_said(tmp_path: Path, small: dict[str, np.nd
     dark = said(changed(small, lambda x: 255 - x))
     assert [line.partition(" (")[0] for line in dark] == ["x_train is dark on light", "x_test is dark on light"]
     assert said(small | {"y_train": small["y_train"] % 8}) == [
-        "no training image shows 8, 9, so the model will never say so"
+        "no training image shows 8, 9, so the model can never predict that"
     ]
 
 

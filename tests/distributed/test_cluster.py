@@ -106,13 +106,13 @@ def test_what_this_launcher_tells_is_understood(rank: int) -> None:
         ),
         (
             {"RANK": "0", "WORLD_SIZE": "4"},
-            "WORLD_SIZE: received 4 processes of torchrun, which this package does not know; start them with "
+            "WORLD_SIZE: received 4 processes of torchrun, which is not supported; start them with "
             "--devices 4, srun, or Open MPI's, MPICH's or Intel MPI's mpirun, or unset WORLD_SIZE.",
         ),
         ({"FLUX_TASK_RANK": "0", "FLUX_JOB_SIZE": "3"}, "FLUX_JOB_SIZE: received 3 processes of flux run"),
         (
             {"TF_CONFIG": '{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "chief", "index": 0}}'},
-            "TF_CONFIG: received 2 processes of another launcher, which this package",
+            "TF_CONFIG: received 2 processes of another launcher, which is not supported",
         ),
         (OWN | {"MNIST_DIST_HOSTS": ""}, "mnist-dist: received hosts: 1, expected one for each of 4 ranks."),
     ],

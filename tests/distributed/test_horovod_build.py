@@ -167,10 +167,8 @@ def test_cuda_is_that_of_tensorflow(tf, tmp_path, monkeypatch, capsys):
         pytest.skip("this host has a toolkit of TensorFlow's CUDA, which would be taken")
     assert horovod_build.find_nccl() == {}
     said = capsys.readouterr().err
-    assert f"CUDA {wanted + 1} in {tmp_path} does not fit TensorFlow, which has CUDA {wanted}." in said
-    assert (
-        f"Warning: no compiler of CUDA {wanted} was found, so this Horovod is for CPUs alone and refuses GPUs" in said
-    )
+    assert f"CUDA {wanted + 1} in {tmp_path} does not match TensorFlow, which uses CUDA {wanted}." in said
+    assert f"Warning: no CUDA {wanted} compiler was found, so this Horovod is CPU-only and refuses GPUs" in said
 
     touch(tmp_path / "include/cuda_runtime_api.h", f"#define CUDART_VERSION  {wanted}050\n")
     found = horovod_build.find_nccl()
@@ -197,12 +195,12 @@ def test_a_cuda_that_does_not_fit_alarms_only_where_a_gpu_is(tmp_path, monkeypat
     touch(tmp_path / "include/cuda_runtime_api.h", "#define CUDART_VERSION  99000\n")
     wanted, _ = horovod_build.tensorflow_cuda()
     horovod_build.find_nccl()
-    note = f"Note: CUDA 99 in {tmp_path} is not used, as TensorFlow has CUDA {wanted}; without a GPU nothing is lost."
+    note = f"Note: CUDA 99 in {tmp_path} is not used, as TensorFlow uses CUDA {wanted}; without a GPU that is fine."
     said = capsys.readouterr().err
     assert note in said and "does not fit" not in said and "Warning" not in said
     touch(tmp_path / "tools/nvidia-smi").chmod(0o755)
     horovod_build.find_nccl()
-    assert f"CUDA 99 in {tmp_path} does not fit TensorFlow, which has CUDA {wanted}." in capsys.readouterr().err
+    assert f"CUDA 99 in {tmp_path} does not match TensorFlow, which uses CUDA {wanted}." in capsys.readouterr().err
 
 
 def test_says_that_nccl_was_not_tried(tmp_path, monkeypatch, capsys):
@@ -215,7 +213,7 @@ def test_says_that_nccl_was_not_tried(tmp_path, monkeypatch, capsys):
     for with_nccl in (False, True):
         monkeypatch.setattr(horovod_build, "prove_two_ranks", lambda tried=with_nccl: (1.0, tried))
         horovod_build.install(wheel_dir=tmp_path)
-        assert ("NCCL was not tried, which takes two GPUs" in capsys.readouterr().out) == (not with_nccl)
+        assert ("NCCL was not tried, as that needs two GPUs" in capsys.readouterr().out) == (not with_nccl)
 
 
 def test_the_build_ignores_contrary_variables_and_keeps_the_users(tmp_path, monkeypatch):
@@ -355,7 +353,7 @@ def test_nccl_is_compiled_in(tmp_path):
     done = run_python(python, "-c", program, HOROVOD_CUDA_HOME=str(TOOLKIT), CXX=str(compiler))
     assert done.returncode == 0, done.stderr
     *_, proof, built = done.stdout.splitlines()
-    assert "(Gloo + NCCL)" in proof and "NCCL was not tried, which takes two GPUs" in proof
+    assert "(Gloo + NCCL)" in proof and "NCCL was not tried, as that needs two GPUs" in proof
     version, *others = built.split()
     header = packages / "nvidia" / "nccl" / "include" / "nccl.h"
     major, minor, patch = (horovod_build._defined(header, f"NCCL_{part}") for part in ("MAJOR", "MINOR", "PATCH"))

@@ -125,7 +125,7 @@ def test_a_place_that_does_not_exist() -> None:
         for wrong in (replace(cluster, rank=RANKS), replace(cluster, size=RANKS + 1)):
             calling = pool.submit(connect, wrong, 0, cluster.port, 20)
             assert gate.admit(0.3) is None
-            with pytest.raises(ConnectionError, match="have all ranks the same MNIST_DIST_SECRET"):
+            with pytest.raises(ConnectionError, match="do all ranks have the same MNIST_DIST_SECRET"):
                 calling.result()
         calling = pool.submit(connect, cluster, 0, cluster.port, 20)
         member = gate.admit(20)
@@ -174,9 +174,9 @@ def test_another_secret_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with ThreadPoolExecutor() as pool:
         chief = pool.submit(roll_call, cluster, 2)
         other = pool.submit(roll_call, replace(cluster, rank=1, secret=make_secret()), 1)
-        with pytest.raises(TrainingError, match="it hung up; have all ranks the same MNIST_DIST_SECRET"):
+        with pytest.raises(TrainingError, match="it hung up; do all ranks have the same MNIST_DIST_SECRET"):
             other.result()
-        with pytest.raises(TrainingError, match=r"rank 1 \(127.0.0.1\) of 2 did not come .* connections did not prove"):
+        with pytest.raises(TrainingError, match=r"rank 1 \(127.0.0.1\) of 2 did not connect .* connections failed"):
             chief.result()
     assert capsys.readouterr().err == ""
 

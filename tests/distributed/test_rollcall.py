@@ -55,7 +55,7 @@ def test_ranks_that_would_share_a_gpu_are_named(gpus: list[str], shared: str | N
         assert [chief, *others] == ["127.0.0.1"] * 3
     else:
         assert chief.startswith("launch: ") and shared in chief
-        assert all("was sent home by rank 0 (n1" in line for line in others)
+        assert all("was turned away by rank 0 (n1" in line for line in others)
 
 
 @pytest.mark.parametrize(("visible", "expected"), [(None, ["GPU-0", "GPU-1"]), ("1", ["GPU-1"] * 2), ("", ["", ""])])

@@ -130,7 +130,7 @@ def test_what_the_driver_says(driver: Path) -> None:
         "Stand-in 0, driver 550.54.15; its memory had 3 errors that ECC could"
     )
     assert found["driver's 1"][1].endswith(
-        "; its clock is held down by temperature before anything runs; see its cooling and supply"
+        "; its clock is throttled by temperature before anything runs; see its cooling and power"
     )
     assert found["memory of 0"][0] == BROKEN and "memory of 1" not in found
     assert found["memory of 0"][1].endswith(" MiB of 81,920, expected at most half")

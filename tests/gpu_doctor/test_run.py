@@ -46,11 +46,11 @@ esac
         examination.check(name, 1.0)
     assert [(each.subject, each.status, each.detail) for each in examination.findings] == [
         ("first", OK, "fine"),
-        ("hangs", BROKEN, "no answer within 1 s; it said at last: nothing"),
+        ("hangs", BROKEN, "no answer within 1 s; last output: nothing"),
         ("first", OK, "fine"),
-        ("aborts", BROKEN, "ended with code -6; it said at last: Fatal: Xid 79"),
+        ("aborts", BROKEN, "ended with code -6; last output: Fatal: Xid 79"),
         ("first", OK, "fine"),
-        ("fails", BROKEN, "ended with code 3; it said at last: nothing"),
+        ("fails", BROKEN, "ended with code 3; last output: nothing"),
         ("first", OK, "fine"),
     ]
     assert "        works (at most 1 s)\n" in capsys.readouterr().out, "a line of progress"
@@ -67,7 +67,7 @@ def test_when_all_time_is_over_nothing_is_started(tmp_path: Path) -> None:
     examination = Examination(tmp_path / "found.json", total_seconds=0.0)
     examination.check("driver", 20.0)
     assert findings_of(examination.file) == {
-        "driver": (BROKEN, "not tried, as the time of all checks together is over")
+        "driver": (BROKEN, "not tried: the time for all checks together is used up")
     }
 
 

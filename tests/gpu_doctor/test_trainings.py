@@ -53,6 +53,6 @@ def test_step_times(tiny_mnist: Path, tmp_path: Path) -> None:
     examination = Examination(tmp_path / "found.json", total_seconds=2000.0)
     examination.train(runs, trainings.tell_step_time, limit_seconds=400.0)
     time, failure = examination.findings
-    assert (time.subject, time.status) == ("batch 128 plain", OK) and " ms a step of " in time.detail
+    assert (time.subject, time.status) == ("batch 128 plain", OK) and " ms per step over " in time.detail
     assert (failure.subject, failure.status) == ("too large", BROKEN)
     assert "training.batch_size: received 4096, expected at most the 2000 training images" in failure.detail

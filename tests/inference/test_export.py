@@ -231,7 +231,7 @@ def test_a_file_in_the_way_of_the_folder(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     line = user_error(export, model, arrays, tmp_path / "file", name)
-    assert line.startswith(f"--output: cannot write '{tmp_path}/file/") and "a link to nothing, is in the way;" in line
+    assert line.startswith(f"--output: cannot write '{tmp_path}/file/") and "a broken link is in the way;" in line
 
 
 @pytest.mark.parametrize("name", FORMATS)

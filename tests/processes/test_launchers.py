@@ -76,4 +76,6 @@ def test_a_benchmark_measures_once(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mnist_dist", "bench", "run", "quick", "--results", str(tmp_path / "study")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and not (tmp_path / "study").exists()
-    assert done.stderr == "mnist-dist: error: bench: mpirun started 2 of it, expected one, which starts the ranks.\n"
+    assert (
+        done.stderr == "mnist-dist: error: bench: mpirun started 2 processes, expected one, which starts the ranks.\n"
+    )

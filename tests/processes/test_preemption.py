@@ -86,7 +86,7 @@ def test_ctrl_c_while_ranks_start(start: StartRun, strategy: str, ranks: int) ->
     assert wait_until(lambda: len(rank_processes(run.process.pid)) >= ranks, 300)
     run.process.send_signal(signal.SIGINT)
     assert run.finish() == 130, run.output
-    assert run.output.count("mnist-dist: stopping after the steps under way") == 1, "the launcher says it for all"
+    assert run.output.count("mnist-dist: stopping after the current steps") == 1, "the launcher says it for all"
     last = run.output.splitlines()[-1]
     assert last.startswith(("mnist-dist: interrupted", "preempted by SIGINT after step ")), run.output
 

@@ -47,16 +47,16 @@ CORES = ("--devices", "1,2,4", "--devices-per-node", "2")
         (
             GPUS[:4],
             "--gpus-per-node: received 2, but the nodes of the partition 'cpu' have no GPUs; to share out the cores of "
-            "its nodes instead, say --devices and --devices-per-node.",
+            "its nodes instead, use --devices and --devices-per-node.",
         ),
         (
             (*CORES, "--partition", PAID),
             "sbatch: allocation failure: Invalid account or account/partition combination specified. Name yours with "
-            "--account or in the site's file. Slurm would not take: sbatch --parsable",
+            "--account or in the site's file. Slurm would reject: sbatch --parsable",
         ),
         (
             ("--devices", "8", "--devices-per-node", "1"),
-            "sbatch: allocation failure: Requested node configuration is not available. Slurm would not take: sbatch",
+            "sbatch: allocation failure: Requested node configuration is not available. Slurm would reject: sbatch",
         ),
         (
             (*CORES, "--time", "soon"),
@@ -75,7 +75,7 @@ def test_nothing_is_submitted(slurm: Cluster, tmp_path: Path, arguments: tuple[s
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("file/study", "Not a directory"), ("link", "a file, or a link to nothing, is in the way")]
+    ("name", "reason"), [("file/study", "Not a directory"), ("link", "a file or a broken link is in the way")]
 )
 def test_a_results_folder_that_cannot_be_written(slurm: Cluster, tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "file").touch()
@@ -166,9 +166,9 @@ def test_nobody_can_tell_whether_a_job_was_submitted(slurm: Cluster, tmp_path: P
     path = f"{tmp_path}:{slurm.environment['PATH']}"
     done = slurm.run(*command, "--results", str(tmp_path / "study"), check=False, env={"PATH": path}, cwd=ROOT)
     assert done.returncode == 1 and (tmp_path / "cancelled").read_text() == "17\n"
-    left = "The jobs before it are still there (scancel: it failed without a word.); end them with `scancel 17`."
+    left = "The jobs before it were not cancelled (scancel: it failed without any output.); end them with `scancel 17`."
     assert done.stderr == (
-        "mnist-dist: error: sbatch: it ended with 0 and printed 'All right!', expected a job's number. The job may be "
+        "mnist-dist: error: sbatch: it ended with 0 and printed 'All right!', expected a job ID. The job may be "
         f"in the queue; look with `squeue --me`.{'' if can_cancel else f' {left}'}\n"
     )
 

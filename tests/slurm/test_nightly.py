@@ -38,7 +38,7 @@ def test_nights_follow_one_another(submit: Submit, slurm: Cluster, tmp_path: Pat
     nights = sorted(folder.parent.name for folder in tmp_path.glob("my nights/*/*/records"))
     assert [night.rpartition("-")[2] for night in nights] == sorted([first.id, second.id])
     for job in (first, second):
-        assert "Nothing can be judged: of 1 case none has a rate in 20 studies" in job.output
+        assert "Nothing can be judged: none of 1 case has a rate in 20 studies" in job.output
     assert (tmp_path / "my nights" / "trend.html").exists()
     assert len(json.loads((tmp_path / "my nights" / "trend.json").read_text())["studies"]) == 2
 

@@ -28,7 +28,7 @@ def test_signalled_requeued_and_resumed(
     with paused(slurm, job):
         slurm.run("scancel", "--batch", "--signal=USR2", job.id)  # What --signal=B:USR2 sends, now.
     job.succeed()
-    assert "its time has run out; back into the queue" in job.output
+    assert "its time has run out; requeuing" in job.output
     check_resumed(slurm, job, job.workdir, start_once)
 
 
@@ -43,7 +43,7 @@ def test_a_preempted_member_of_an_array(
         urgent = submit(f"--partition={URGENT}", "--nodes=2", "--exclusive", "--wrap", "sleep 1")
     urgent.succeed()
     job.succeed()
-    assert "it was preempted; back into the queue" in job.output
+    assert "it was preempted; requeuing" in job.output
     check_resumed(slurm, job, job.folder / "runs" / f"train-{job.id}_3", start_once)
 
 
@@ -93,7 +93,7 @@ def test_the_time_limit(submit: Submit, training: list[str], slurm: Cluster) -> 
     endless += ["--set", "evaluation.every_epochs=0", "--set", "checkpoint.every_steps=1000000"]
     warned = submit("--time=2", "--signal=B:USR2@45", TRAIN, *training, *endless, "--workdir", "warned")
     unwarned = submit("--time=1", "--signal=CONT@1", TRAIN, *training, *endless, "--workdir", "unwarned")
-    warned.wait_for("its time has run out; back into the queue")
+    warned.wait_for("its time has run out; requeuing")
     slurm.run("scancel", warned.id)
     result = json.loads((warned.folder / "warned" / "result.json").read_text())
     assert (result["status"], result["signal"]) == ("preempted", "SIGUSR2")

@@ -123,4 +123,4 @@ def test_a_nested_study_that_is_requeued_skips_what_it_has(study: Study) -> None
         (strategy, devices, repeat): 1 for strategy, devices, _ in ONE_AND_TWO for repeat in range(2)
     }, study.logs
     assert [record for record in study.records() if record in before] == before
-    assert "back into the queue" in study.logs
+    assert "; requeuing" in study.logs

@@ -121,9 +121,9 @@ def test_the_report_waits_for_all_jobs_however_they_end() -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"devices": [6]}, "--gpus: received 6, expected at most, or a multiple of, the 4 of --gpus-per-node, so that"),
-        ({"devices": [6], "gpus": False}, "--devices: received 6, expected at most, or a multiple of, the 4 of --dev"),
-        ({"points": {("mirrored", 2)}, "devices": [1, 2]}, "--gpus: received 1, but 'scaling' measures nothing on so"),
+        ({"devices": [6]}, "--gpus: received 6, expected at most 4, or a multiple of it (--gpus-per-node), so that"),
+        ({"devices": [6], "gpus": False}, "--devices: received 6, expected at most 4, or a multiple of it (--dev"),
+        ({"points": {("mirrored", 2)}, "devices": [1, 2]}, "--gpus: received 1, but 'scaling' has no case for"),
         ({"strategies": ["mirrored"]}, "--strategies: 'mirrored' is one process on one node, which has 4 devices, no"),
     ],
 )
@@ -192,7 +192,7 @@ BANNER = "-----\n  Welcome to Example3, 3 jobs wait\n-----\n--> Verifying valid 
         ("Submitted batch job 17 on cluster c2\n", 0, "17"),
         ("Jobs that wait:\n3\n17\n", 0, "17"),  # The answer comes last.
         (BANNER, 1, "sbatch: -----; Welcome to Example3, 3 jobs wait; --> Verifying valid"),
-        ("", 1, "sbatch: it failed without a word."),
+        ("", 1, "sbatch: it failed without any output."),
         (BANNER, 0, "Unclear: sbatch: it ended with 0 and printed '----- Welcome to Example3, 3 jobs wait -----"),
         (BANNER + "17\n", 1, "Unclear: sbatch: it ended with 1 and printed '----- Welcome"),
         ("Grüß Gott\n17\n", 0, "17"),  # In the encoding of the site, which is not this one's.
@@ -294,7 +294,7 @@ def test_time_limits_in_every_form_of_slurm(limit: str, seconds: float) -> None:
         ),
         (
             (*POINTS, "--suite", "collectives"),
-            "--gpus: received 1, but 'collectives' measures nothing on",
+            "--gpus: received 1, but 'collectives' has no case for",
         ),
         ((*POINTS, "--set", "model.filters"), "--set: received 'model.filters', expected key=value"),
         ((*POINTS, "--site", "nowhere.yaml"), "--site: cannot read 'nowhere.yaml': No such file"),

@@ -93,7 +93,7 @@ def test_those_before_a_refusal_stay_and_are_followed(
     monkeypatch.setattr(scheduler, "submit", submit)
     nodes = [*NODES, Node("n6", "down*", 4)]
     submit_survey(make_request(tmp_path), nodes, {})
-    assert "QOS policy. The same command goes on with the rest" in capsys.readouterr().err
+    assert "QOS policy. Repeat the command for the rest" in capsys.readouterr().err
     assert [(job.job, job.name) for job in read_submitted(tmp_path).jobs] == [
         ("101", "n1"),
         ("102", "n2"),
@@ -130,7 +130,7 @@ def test_a_report_of_too_little_says_so(tmp_path: Path, capsys: pytest.CaptureFi
     assert "holds no 'survey.json'; expected the folder of `mnist-dist slurm survey`" in capsys.readouterr().err
     (tmp_path / "survey.json").write_text('{"partition": "gpu", "nodes": {"n1": "drained"}}')
     assert main(["survey", "--report", str(tmp_path)]) == main(["status", str(tmp_path)]) == 3
-    assert capsys.readouterr().out.startswith("Nothing can be judged: of 1 node 0 are measured")
+    assert capsys.readouterr().out.startswith("Nothing can be judged: 0 of 1 node measured")
     told = json.loads((tmp_path / "verdict.json").read_text())
     assert told["exclude"] == [] and told["missing"] == {"n1": "it is drained"}
     (tmp_path / "survey.json").write_text('{"partition": "gpu"}')

@@ -109,7 +109,7 @@ def test_a_lost_node_ends_the_job_and_requeues_it(submit: Submit, training: list
     _, lost = slurm.run("scontrol", "show", "hostnames", slurm.job(job.id)["NodeList"]).stdout.split()
     slurm.cut_power(lost)
     try:
-        job.wait_for("a node was lost; back into the queue", seconds=300)
+        job.wait_for("a node was lost; requeuing", seconds=300)
         # What the site's health check does, or Slurm after SlurmdTimeout: until then it waits for the node's word.
         slurm.run("scontrol", "update", f"nodename={lost}", "state=down", "reason=lost")
         job.succeed()

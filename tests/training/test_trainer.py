@@ -494,7 +494,7 @@ def test_ranks_whose_devices_decide_differently_end_before_the_first_step(
     monkeypatch.setattr(trainer, "make_strategy", lambda *_: BesideAnother())
     monkeypatch.setattr(trainer, "find_cluster", lambda _: Cluster(hosts=("n1", "n2")))
     line = user_error(train, configure(), tmp_path / "run")
-    assert line.startswith(f"{setting}: 'auto' became another value on rank 1 (n2) than on rank 0 (n1), as their")
+    assert line.startswith(f"{setting}: 'auto' resolved differently on rank 1 (n2) than on rank 0 (n1), as their")
 
 
 @pytest.mark.parametrize("own", [[0.0, 0.0, 0.25], [1.0, 0.0, 0.25], [0.0, 1.0, 0.25]])

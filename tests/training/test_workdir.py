@@ -135,7 +135,7 @@ def test_a_folder_that_is_deleted_under_a_run(run: Path, user_error: Callable[..
     Workdir(run).check_there()
     shutil.rmtree(run)
     line = user_error(Workdir(run).check_there)
-    assert line == f"workdir: '{run}' was deleted under the run; name another folder with --workdir."
+    assert line == f"workdir: '{run}' was deleted during the run; name another folder with --workdir."
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path, user_error: Callable[..., str]) -> None:

@@ -110,7 +110,7 @@ def test_a_full_disk(
             writer.write(train_row(step))
 
     write_many(tensorboard)
-    assert len(said) == 1 and said[0].startswith("TensorBoard has no more values: workdir: cannot write")
+    assert len(said) == 1 and said[0].startswith("TensorBoard logging stopped: workdir: cannot write")
     for line in (user_error(write_many, rows), said[0]):
         assert f"cannot write '{small_disk}" in line and "No space left on device" in line
 

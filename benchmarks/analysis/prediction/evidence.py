@@ -129,10 +129,12 @@ class Evidence:
         notes = []
         if _devices_per_host([], self.messages) == math.inf:
             notes.append(
-                "All measured links lie within one host; step times take further devices to be joined as fast."
+                "All measured links lie within one host; the step-time model assumes as fast ones between hosts."
             )
         if self.curve.scaling == "strong" and len(self._singles()) < 2:
-            notes.append("One device was measured with one batch; step times take compute to shrink with its images.")
+            notes.append(
+                "One device was measured with one batch; the step-time model assumes that compute scales with images."
+            )
         return notes
 
 

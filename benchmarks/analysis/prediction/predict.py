@@ -124,14 +124,14 @@ def predict(
     images = curve.baseline.case.global_batch_size
     result = Prediction(curve.strategy, curve.scaling, images, measured, max(measured), (), {}, "", tuple(notes))
     if len(measured) < FEWEST_POINTS:
-        few = f"measured numbers of devices: {len(measured)}, where {FEWEST_POINTS} are needed, such as 1, 2 and 4"
+        few = f"measured numbers of devices: {len(measured)}, needed: {FEWEST_POINTS}, such as 1, 2 and 4"
         return replace(result, refused={"all models": few})
     wanted = np.array(sorted({*devices, *measured}), np.float64)
     if curve.scaling == "strong":
         wanted = wanted[wanted <= curve.baseline.case.global_batch_size]
     farthest, why = _farthest(points)
     if beyond := [int(each) for each in wanted if each > farthest]:
-        notes.append(f"From {beyond[0]:,} devices on it would be extrapolation, without a number: {why}.")
+        notes.append(f"No prediction from {beyond[0]:,} devices on, as that is extrapolation: {why}.")
     wanted = wanted[wanted <= farthest]
     messages = [each for each in all_reduces if each.case.strategy == curve.strategy and each.case.devices > 1]
     fitted: dict[str, FittedModel] = {}
@@ -294,7 +294,7 @@ def _by_trust(models: Sequence[FittedModel], held_out: int) -> tuple[list[Fitted
     """Returns the models, the trusted one first, and the reason; see the module."""
     tested = [model for model in models if model.held_out_error is not None]
     if not tested:
-        return list(models), "untested, as too few points are left without one; it has the fewest parameters to fit"
+        return list(models), "untested, as holding one point out leaves too few; it has the fewest parameters to fit"
     tested.sort(key=lambda model: abs(model.held_out_error or 0.0))
     errors = ", ".join(f"{100 * (model.held_out_error or 0.0):+.1f} % ({model.name})" for model in tested)
     rest = [model for model in models if model not in tested]

@@ -252,9 +252,7 @@ class TestStrongScaling:
         expected = {"small batches": 1.0, "input": 0.0, "communication": 1.0, "stragglers": 0.0, "contention": 0.0}
         assert milliseconds(found) == pytest.approx(expected | {"unexplained": 0.0}, abs=1e-6)
         assert found.loss.value == pytest.approx(2 / 7)
-        assert found.missing == (
-            "their interaction counts as communication, as no run had real input and no all-reduce",
-        )
+        assert found.missing == ("interaction counts as communication, as no run had real input without an all-reduce",)
 
     def test_without_the_small_batch_on_one_device_it_is_in_the_rest(self) -> None:
         found = find(plant(self.cases, self.truth), "strong")

@@ -96,10 +96,10 @@ def test_equal_quiet_studies_are_alike_and_the_same_only_in_turns() -> None:
     assert outcomes(comparison) == ["alike"] and comparison.exit_code == 0
     text = " ".join(render_comparison(comparison).split())
     assert "Apart: not measured in turns" in text
-    assert "Intervals of runs apart of 5 s may miss slow stretches" in text and "for 60 s a run" in text
+    assert "Intervals of runs of 5 s without turns may miss" in text and "for 60 s a run" in text
     comparison = compare(*in_turns(np.random.default_rng(0), Machine(), [1.0]))
     assert outcomes(comparison) == ["same"] and comparison.exit_code == 0
-    assert "apart of" not in render_comparison(comparison) and "Apart" not in render_comparison(comparison)
+    assert "without turns" not in render_comparison(comparison) and "Apart" not in render_comparison(comparison)
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_real_but_small_slowdown_is_alike() -> None:
 def test_what_the_day_may_explain_is_not_slower() -> None:
     base, new = studies(1, slower=1.07, **QUIET)
     verdict = only_verdict(base, new)
-    assert verdict.outcome == "undecided" and "may be the day" in verdict.remark and verdict.more_runs is None
+    assert verdict.outcome == "undecided" and "day-to-day variation" in verdict.remark and verdict.more_runs is None
     assert compare(*in_turns(np.random.default_rng(0), Machine(), [1.08])).exit_code == 1
 
 
@@ -192,8 +192,8 @@ def test_one_run_of_each_is_never_enough() -> None:
     comparison = compare(*studies(0, slower=2.0, repeats=1))
     assert outcomes(comparison) == ["undecided"] and comparison.exit_code == 3
     text = " ".join(render_comparison(comparison).split())
-    assert text.startswith("Undecided: ") and "one run of each: how much runs differ is not known" in text
-    assert "To decide what has one run of each, measure both with --repeats 3 or more, or " in text
+    assert text.startswith("Undecided: ") and "one run of each: run-to-run variation is unknown" in text
+    assert "To decide cases with one run of each, measure both with --repeats 3 or more, or " in text
     assert "in turns: mnist-dist bench compare --interleave." in text and "above 1 where new is faster" in text
     assert "To decide" not in render_comparison(compare(*studies(0, **QUIET)))
     assert "| 0.5" in render_comparison_markdown(comparison)
@@ -202,7 +202,7 @@ def test_one_run_of_each_is_never_enough() -> None:
 def test_one_new_run_is_judged_by_the_spread_of_the_base() -> None:
     base, new = studies(0, slower=1.3, **QUIET)
     verdict = only_verdict(base, new[:1])
-    assert verdict.outcome == "slower" and "spread of the other's runs is taken for both" in verdict.remark
+    assert verdict.outcome == "slower" and "the other side's spread is used for both" in verdict.remark
     base, new = studies(0, slower=1.1, between=0.15)
     assert only_verdict(base, new[:1]).outcome == "undecided"
 
@@ -292,7 +292,7 @@ def test_what_all_cases_share_is_put_down_to_the_machine(slower: float | None, s
         more = studies(1, cases=CASES[3:4], slower=0.95, **QUIET)
         base, new = base + more[0], new + more[1]
     text = " ".join(render_comparison(compare(base, new)).split())
-    assert (f"New looks {said} in all 4 cases, " in text) == bool(said)
+    assert (f"New looks {said} in all 4 cases (median" in text) == bool(said)
     assert ("as on a day when the machine itself is" in text) == bool(said)
 
 
@@ -316,7 +316,7 @@ def test_what_only_explains_is_listed_apart_and_not_judged() -> None:
     assert [verdict.outcome for verdict in comparison.unjudged] == ["slower"]
     text = render_comparison(comparison)
     assert (
-        text.startswith("Nothing is worse, unless the days hide it: of 1 case 1 alike.\n")
+        text.startswith("Nothing is worse, unless day-to-day variation hides it: of 1 case 1 alike.\n")
         and "Not in the verdict without --judge all" in text
     )
     judged = compare([*base, *slow[0], *of_kind("matmul", matmul, 1.0, 0)], [*new, *slow[1]], judge_all=True)

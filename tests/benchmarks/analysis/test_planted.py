@@ -30,9 +30,9 @@ def test_the_variants_are_what_attribution_needs(cases: list[PlannedCase]) -> No
 @pytest.mark.parametrize(
     ("what", "cause", "label"),
     [
-        ("input", "input", "Against input, try "),
-        ("all-reduce", "communication", "Against exposed communication, try "),
-        ("rank", "stragglers", "Against stragglers, try "),
+        ("input", "input", "To counter input, try "),
+        ("all-reduce", "communication", "To counter exposed communication, try "),
+        ("rank", "stragglers", "To counter stragglers, try "),
     ],
 )
 def test_what_is_planted_is_named(what: str, cause: str, label: str, cases: list[PlannedCase], tmp_path: Path) -> None:

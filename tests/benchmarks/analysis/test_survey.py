@@ -148,9 +148,9 @@ def test_the_text_begins_with_the_finding_and_the_page_holds_names_as_text() -> 
     assert name == "n3 device 0" and -30 < percent < -20 and z < -5
     assert "&lt;n9&gt;" in page and "<n9>" not in page and page.count('class="slow"') >= 2
     text, *_ = render_survey("gpu", nodes, list(found), 12, {}, judged, {})
-    assert text.startswith("Nobody stands out, 8 of 8 nodes surveyed\n")
+    assert text.startswith("Nothing stands out, 8 of 8 nodes surveyed\n")
     text, *_ = render_survey("gpu", nodes, [("n1",)], 0, {}, [], {})
-    assert text.startswith("Nothing can be judged: of 8 nodes 1 is measured, and no 5 of a type can be compared\n")
+    assert text.startswith("Nothing can be judged: 1 of 8 nodes measured, with no 5 of one type to compare\n")
 
 
 def test_a_whole_node_is_no_device() -> None:

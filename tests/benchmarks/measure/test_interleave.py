@@ -148,7 +148,7 @@ def test_a_signal_leaves_nothing_behind_and_resuming_goes_on(
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 128 + number
     last = errors.splitlines()[-1]
-    assert last.startswith("go on: mnist-dist ") if number == signal.SIGINT else last.endswith(f"; {KEPT}"), errors
+    assert last.startswith("continue with: mnist") if number == signal.SIGINT else last.endswith(f"; {KEPT}"), errors
     assert len(git(checkout, "worktree", "list").splitlines()) == 1
     assert list((tmp_path / "temporary").iterdir()) == []
     assert list(results.rglob("scratch/*")) == [] and list(results.glob("commit-*")) == []

@@ -101,9 +101,9 @@ def recorded(case: dict[str, Any], **there: Any) -> Record:
 REFUSED: dict[str, tuple[Record, str]] = {
     "GPUs": (
         recorded({}, hardware=identity({}).hardware.model_dump(mode="json") | {"gpus": [GPU]}),
-        "recorded on GPUs, and GPUs here: none",
+        "recorded on GPUs, but GPUs here: none",
     ),
-    "devices": (recorded({"strategy": "mirrored", "devices": 10**6}), "1000000 devices on a host, and here"),
+    "devices": (recorded({"strategy": "mirrored", "devices": 10**6}), "1000000 devices on a host, but room for"),
     "data": (recorded({"settings": {"data.path": "/etc/passwd"}}), "no path of a record is opened"),
     "variables": (recorded({}, environment={"OMP_NUM_THREADS": "77"}), "OMP_NUM_THREADS: base 77, new none"),
     "launcher": (recorded({}, launcher="srun"), "launcher: base srun, new mnist-dist"),

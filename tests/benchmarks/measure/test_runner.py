@@ -133,7 +133,7 @@ class TestFailures:
         )
         record = run_program(program)
         assert record.status == "failed"
-        assert record.reason and record.reason.startswith("it ended well, but left no whole result")
+        assert record.reason and record.reason.startswith("it succeeded, but left no complete result")
 
     def test_numbers_that_make_no_sense(self, run_program: Callable[..., Record], tmp_path: Path) -> None:
         times = {"window_steps": [1], "window_seconds": [[-1.0]], "hosts": ["127.0.0.1"], "startup_seconds": [1.0]}
@@ -150,7 +150,7 @@ class TestFailures:
         assert record.reason and "window_seconds.0.0: received -1.0" in record.reason
         record = run_program(program.replace("-1.0", "0.25"), machine=Machine(cores=2, gpus=2, devices_per_host=2))
         assert record.status == "failed" and record.measurements is None
-        assert record.reason and record.reason.startswith("it computed on the CPU, where the study counts 2 GPUs")
+        assert record.reason and record.reason.startswith("it computed on the CPU, but the study expects 2 GPUs")
         record = run_program(program.replace("-1.0", "0.25"))
         assert (record.status, record.turns) == ("ok", None), "a program that knows no turns is measured by itself"
         assert (record.measurements or {})["window_cycles"] is None
@@ -329,7 +329,7 @@ class TestAddress:
     def test_without_a_way_to_them(self, monkeypatch: pytest.MonkeyPatch, user_error: Callable[..., str]) -> None:
         monkeypatch.setenv("PATH", "")
         monkeypatch.setenv("SLURM_JOB_NODELIST", "no-such-node.invalid")
-        assert "no way from this host to 'no-such-node" in user_error(harness_address, Machine(2, 0, 2, hosts=2))
+        assert "cannot reach 'no-such-node" in user_error(harness_address, Machine(2, 0, 2, hosts=2))
 
 
 @pytest.mark.slow

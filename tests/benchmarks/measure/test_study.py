@@ -365,7 +365,7 @@ class TestProgress:
             "measuring, 2 cycles",
             "measuring, 4 cycles",
             "measuring, 8 cycles",
-            "measuring, 16 cycles, the widest interval ±0.6 %, wanted ±1.0 %",
+            "measuring, 16 cycles, the widest interval ±0.6 %, target ±1.0 %",
             "ending",
         ]
 
@@ -373,7 +373,7 @@ class TestProgress:
     def test_a_busy_machine_is_told_of_before_it_is_measured(self, tmp_path: Path, cores: float, is_busy: bool) -> None:
         notes = Notes()
         self.begin(notes, tmp_path, "study").tell(Stage("started", other_cores=cores))
-        told = "the machine is busy: other programs use 0.9 of 2 cores; better measure when it is idle"
+        told = "the machine is busy: other programs use 0.9 of 2 cores; measure when it is idle"
         assert any(line.strip().startswith(told) for line in notes.lines) == is_busy
 
     def test_which_of_two_sides(self, tmp_path: Path) -> None:
@@ -422,7 +422,7 @@ class TestProgress:
 def test_a_long_text_leaves_the_count(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     with Bar(12, auto_refresh=False) as bar:
-        bar.show("1:40 left  measuring, 128 cycles, the widest interval ±12.3 %, wanted ±2.0 %", 3, at_once=True)
+        bar.show("1:40 left  measuring, 128 cycles, the widest interval ±12.3 %, target ±2.0 %", 3, at_once=True)
     assert " 3/12 1:40 left  measuring, 128 cycles, the widest interval" in capsys.readouterr().out
 
 
@@ -494,8 +494,8 @@ def test_an_interrupted_round_is_kept_and_measured_again(tmp_path: Path, tiny_mn
             os.kill(process, signal.SIGKILL)
     *_, stopped, rest = errors.splitlines()
     assert stopped == "mnist-dist: interrupted; what has been measured is kept"
-    assert rest == "go on: " + shlex.join(["mnist-dist", "bench", *map(str, arguments), "--resume"])
-    assert "  stopping; keeping what was measured, up to 60 s\n" in out
+    assert rest == "continue with: " + shlex.join(["mnist-dist", "bench", *map(str, arguments), "--resume"])
+    assert "  stopping; saving what was measured, up to 60 s\n" in out
     assert [line.split(",")[0] for line in said if "starting" in line] == ["  starting single", "  starting mirrored"]
     kept = Store(folder).records()
     assert [(record.status, record.turns and record.turns.ended) for record in kept] == [("ok", "interrupted")] * 2

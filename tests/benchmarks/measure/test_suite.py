@@ -203,9 +203,9 @@ class TestSkipReasons:
     @pytest.mark.parametrize(
         ("strategy", "devices", "machine", "reason"),
         [
-            ("horovod", 8, Machine(8, 0, 4, hosts=1), "8 devices take 2 hosts, and the job has 1"),
+            ("horovod", 8, Machine(8, 0, 4, hosts=1), "8 devices need 2 hosts, but the job has 1"),
             ("horovod", 5, JOB, "5 devices do not spread evenly over 2 hosts"),
-            ("mirrored", 8, JOB, "8 devices on one host, which has places for 4"),
+            ("mirrored", 8, JOB, "8 devices on one host, which has room for 4"),
             ("mirrored", 4, Machine(4, 2, 2), "4 devices on one host, which has 2 GPUs"),
             ("multiworker", 2, Machine(4, 1, 1), "2 devices on one host, which has 1 GPU"),
             ("horovod", 2, Machine(2, 0, 2, missing_packages=frozenset({"horovod"})), "Horovod is not installed"),
@@ -435,7 +435,7 @@ class TestGpus:
     def test_a_batch_is_no_larger_than_the_data(self) -> None:
         block = {"images_per_device": 8192, "strategies": "horovod", "devices": [4, 8]}
         reasons = {item.case.devices: item.skip_reason for item in plan(make_suite(block), self.H100)}
-        assert reasons == {4: None, 8: "a global batch of 65,536 images, of which MNIST has 60,000"}
+        assert reasons == {4: None, 8: "a global batch of 65,536 images, but MNIST has 60,000"}
         (own,) = plan(make_suite({**block, "devices": 8}), self.H100, settings={"data.path": "own.npz"})
         assert own.skip_reason is None
 

@@ -117,7 +117,7 @@ def test_what_is_too_large_is_thinned_and_said(
     wide["window_steps"] = measured["window_steps"] * 20
     record = record.model_copy(update={"measurements": measured | wide})
     monkeypatch.setattr(published, "MAX_BYTES", 7000)
-    assert "all but each" in publish([record], tmp_path / "study.json")[-1]
+    assert "all but one in" in publish([record], tmp_path / "study.json")[-1]
     (found,) = Published(tmp_path / "study.json").records()
     kept = (found.measurements or {})["window_steps"]
     assert published.FEWEST_WINDOWS <= len(kept) < len(wide["window_steps"])

@@ -150,10 +150,10 @@ def test_what_is_missing_is_said(tmp_path: Path, record: Record) -> None:
     assert store.gaps(store.records()) == []  # Without a plan nothing is known to be missing.
     other = train("mirrored", 2).model_dump(mode="json")
     store.write_study({**PLAN, "cases": [*PLAN["cases"], other]})  # type: ignore[misc]
-    assert store.gaps(store.records()) == ["Without a record yet: 1 of 2 cases of the study."]
+    assert store.gaps(store.records()) == ["No record yet for 1 of 2 cases of the study."]
     (store.records_folder / "half.json").write_text("{")
     first, _ = store.gaps(store.records())
-    assert first == "1 of the files in records/ left out, as not intact: half.json."
+    assert first == "1 of the files in records/ left out as damaged: half.json."
 
 
 def truncated(file: Path) -> None:
@@ -215,7 +215,7 @@ DAMAGES: dict[Callable[[Path], None], str] = {
     truncated: "not intact JSON",
     not_a_number: "not intact JSON (NaN is not JSON)",
     newer: "a newer mnist_dist wrote this record",
-    copied: "its content belongs into '",
+    copied: "its content belongs in '",
     empty: "not intact JSON",
     a_list: "received [1, 2], expected a JSON object",
     binary: "not intact JSON",

@@ -35,8 +35,8 @@ def test_setting_that_is_in_force_is_not_advised() -> None:
     ("loss", "parts", "said"),
     [
         (0.26, {"communication": 0.18, "unexplained": 0.08}, "26 %, including 18 points to exposed communication; try"),
-        (0.24, {"stragglers": 0.43, "unexplained": -0.19}, "24 %, of no certain cause, with -19 points unexplained."),
-        (0.24, {"stragglers": 0.01, "unexplained": 0.23}, "24 %, of no certain cause, with 23 points unexplained."),
+        (0.24, {"stragglers": 0.43, "unexplained": -0.19}, "24 %, with no certain cause and -19 points unexplained."),
+        (0.24, {"stragglers": 0.01, "unexplained": 0.23}, "24 %, with no certain cause and 23 points unexplained."),
         (
             0.24,
             {"stragglers": 0.3, "contention": -0.06, "unexplained": 0.0},

@@ -55,8 +55,8 @@ def test_the_verdict_comes_first_and_then_what_changed_last() -> None:
     ("levels", "said"),
     [
         ([[1.0] * 30] * 2, "0 of 2 cases changed"),
-        ([[1.0] * 5], "Nothing can be judged: of 1 case none has a rate in 20 studies"),
-        ([[1.0] * 5, [1.0] * 30], "0 of 2 cases changed\n100 images: not judged: a rate in 5 of at least 20 studies"),
+        ([[1.0] * 5], "Nothing can be judged: none of 1 case has a rate in 20 studies"),
+        ([[1.0] * 5, [1.0] * 30], "0 of 2 cases changed\n100 images: not judged: rates in 5 studies, 20 needed"),
     ],
 )
 def test_where_nothing_changed(levels: list[list[float]], said: str) -> None:
@@ -93,4 +93,4 @@ def test_the_command(levels: list[float], code: int, tmp_path: Path, capsys: pyt
 
 def test_many_cases_without_studies_enough_take_one_line() -> None:
     text, _ = render_trends(trends([[1.0] * 3] * 4 + [[1.0] * 30]))
-    assert text == "0 of 5 cases changed\n4 cases not judged: rates in at most 3 of at least 20 studies"
+    assert text == "0 of 5 cases changed\n4 cases not judged: rates in at most 3 studies, 20 needed"

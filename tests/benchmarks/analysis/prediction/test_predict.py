@@ -205,7 +205,7 @@ class TestScalingLaws:
     def test_numbers_asked_for_are_predicted_up_to_four_times_the_largest_measured(self) -> None:
         prediction = predict_from(points(LAW, (1, 2, 4)), devices=(3, 12, 48))
         assert [each.devices for each in prediction.models[0].forecasts] == [1, 2, 3, 4, 12]
-        assert "From 48 devices on it would be extrapolation, without a number" in said(prediction)
+        assert "No prediction from 48 devices on, as that is extrapolation" in said(prediction)
         assert max(each.devices for each in predict_from(points(LAW, (1, 2, 4))).models[0].forecasts) == 16
 
     @pytest.mark.slow
@@ -330,7 +330,7 @@ class TestHonesty:
             summaries = [with_throughput(train("horovod", 1), 7900.0), *points(LAW, (1, 2))]
         prediction = predict_from(summaries)
         assert prediction.models == ()
-        assert "measured numbers of devices: 2, where 3 are needed" in prediction.refused["all models"]
+        assert "measured numbers of devices: 2, needed: 3" in prediction.refused["all models"]
         assert said(prediction) == (
             f"Not predicted: horovod, weak scaling, 128 images per device: {prediction.refused['all models']}."
         )
