@@ -127,7 +127,7 @@ def test_what_the_driver_says(driver: Path) -> None:
     found = ask(code, nvml.environment(driver, FILLS="1"))
     status, detail = found["driver's 0"]
     assert status == BROKEN and detail.startswith(
-        "Stand-in 0, driver 550.54.15; its memory had 3 errors that ECC could"
+        "Stand-in 0, driver 550.54.15; its memory had 3 uncorrected ECC errors"
     )
     assert found["driver's 1"][1].endswith(
         "; its clock is throttled by temperature before anything runs; see its cooling and power"

@@ -64,8 +64,8 @@ def test_the_saved_model_is_the_one_that_was_tested(
     uncalibrated = "warning    probabilities are not calibrated (ModuleNotFoundError: "
     assert said.pop(0).startswith(uncalibrated)
     assert said == [
-        f"plots      not drawn (UserError: workdir: cannot write '{folder.plots / 'curves.png'}': a file, or a link "
-        "to nothing, is in the way; free some space or name another folder with --workdir.); the run goes on"
+        f"plots      not drawn (UserError: workdir: cannot write '{folder.plots / 'curves.png'}': a file or a broken "
+        "link is in the way; free some space or name another folder with --workdir.); the run goes on"
     ]
     folder.plots.unlink()
     evaluation = save_deliverables(config, few, trained, folder, said.append)
