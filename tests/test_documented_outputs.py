@@ -42,7 +42,7 @@ def form(text: str) -> list[str]:
     lines = [""]
     for line in filter(None, text.splitlines()):
         first, _, _ = line.partition(" ")
-        if len(lines[-1]) <= WIDTH < len(lines[-1]) + 1 + len(first):
+        if len(lines[-1]) <= WIDTH < len(lines[-1]) + 1 + len(first) and first != "report:":
             lines[-1] += f" {line}"
         else:
             lines.append(line)
