@@ -137,6 +137,9 @@ def _without_rows(ink: np.ndarray, thickness: float) -> np.ndarray:
 
     Where a stroke crosses a line, the ink is as high as the stroke, so the opening by a low column keeps it.
     """
+    reach = 2 + _pixels(ink, LINES[-1])  # The closing below carries ink no farther towards an edge.
+    if not all(np.any(edge > INK_FRACTION / 2) for edge in (ink[:, :reach], ink[:, -reach:])):
+        return ink
     strokes = ndimage.grey_opening(ink, (_pixels(ink, thickness), 1), mode="nearest")
     low = ndimage.grey_closing(ink - strokes, (1, _pixels(ink, LINES[-1])), mode="nearest")  # Over lines that cross it.
     lines = ndimage.grey_opening(low, (1, _pixels(ink, 0.125)), mode="nearest") > INK_FRACTION / 2
