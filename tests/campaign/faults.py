@@ -259,15 +259,17 @@ def damage_result(trial: Trial, reference: Reference) -> None:
     run = trial.start()
     check_end(trial, run, {0})
     victim = trial.workdir / trial.rng.choice(["result.json", "config.yaml", "metrics.jsonl", "step_times.json"])
-    intact = victim.read_bytes()
+    config = trial.workdir / "config.yaml"
+    intact = config.read_bytes()
     others = [file for file in sorted(trial.workdir.iterdir()) if file.is_file() and file != victim]
     how = trial.rng.choice(["truncate", "flip", "swap"] if victim.name != "config.yaml" else ["truncate", "swap"])
     damage(victim, how, trial.rng, trial.rng.choice(others))
-    resumed = trial.start("--resume")
-    if check_end(trial, resumed, {0, 2}) == 2:
-        victim.unlink()
-        if victim.name == "config.yaml":
-            victim.write_bytes(intact)
+    while check_end(trial, resumed := trial.start("--resume"), {0, 2}) == 2:  # Of two that were swapped, one by one.
+        named = [file for file in (victim, *others) if file.exists() and str(file) in resumed.output]
+        assert named, f"it names no file that is in the way:\n{resumed.output}"
+        named[0].unlink()
+        if named[0] == config:
+            config.write_bytes(intact)
     check_resumed_or_told(trial, reference)
 
 

@@ -109,6 +109,20 @@ def test_a_stuck_rank_ends_the_job_in_time_and_is_named(start: StartRun, strateg
     assert not rank_processes(run.process.pid)
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("strategy", MULTI_PROCESS)
+def test_a_rank_may_stand_still(start: StartRun, strategy: str) -> None:
+    """As in a job that Slurm suspends; by itself TensorFlow gives up a rank after ten seconds."""
+    run = start("run", *SGD, "--steps", "200", "--strategy", strategy, "--devices", "2")
+    run.read_until("step    20")
+    chief = rank_processes(run.process.pid)[0]
+    os.kill(chief, signal.SIGSTOP)
+    time.sleep(20)
+    os.kill(chief, signal.SIGCONT)
+    assert run.finish() == 0, run.output
+    assert run.result["status"] == "completed"
+
+
 @pytest.mark.parametrize("strategy", thorough_but_for("multiworker", MULTI_PROCESS))
 @pytest.mark.parametrize("rank", thorough_but_for(0, [0, 1]))
 def test_a_missing_rank_ends_the_job_in_time(start: StartRun, strategy: str, rank: int) -> None:

@@ -18,14 +18,16 @@ from mnist_dist.errors import TrainingError
 from mnist_dist.lazy import keras, tf
 
 GATHER_GROUP_KEY = 1_000_000  # TensorFlow counts its own groups from 1.
+WATCHDOG_SECONDS = 30.0  # For the own watchdog, which names the rank, to be the first that speaks.
 LAST_WAIT_SECONDS = 600.0  # For the chief to save, test and draw, while the others have nothing left to do.
 
 
 class MultiWorker(Strategy):
     """One replica in each of several processes, joined by TensorFlow's collectives (TF_CONFIG)."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, stall_timeout_seconds: float) -> None:
         _send_whole_messages()
+        _allow_silence(cluster, stall_timeout_seconds + WATCHDOG_SECONDS)
         on_gpus = bool(tf.config.get_visible_devices("GPU"))
         # By itself TensorFlow would take its own ring over gRPC on GPUs, too.
         implementation = tf.distribute.experimental.CommunicationImplementation[("AUTO", "NCCL")[on_gpus]]
@@ -49,7 +51,7 @@ class MultiWorker(Strategy):
     def make(cls, config: RuntimeConfig, cluster: Cluster) -> MultiWorker:
         os.environ["TF_CONFIG"] = json.dumps(tf_config(cluster))
         os.environ["no_grpc_proxy"] = without_proxy(cluster, os.environ)  # noqa: SIM112 - in small letters only.
-        return cls(cluster)
+        return cls(cluster, config.stall_timeout_seconds)
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         return self._strategy.scope()
@@ -115,6 +117,23 @@ def without_proxy(cluster: Cluster, environment: Mapping[str, str]) -> str:
     """
     before = environment.get("no_grpc_proxy") or environment.get("no_proxy") or ""
     return ",".join(dict.fromkeys([*filter(None, before.split(",")), *cluster.addresses]))
+
+
+def _allow_silence(cluster: Cluster, seconds: float) -> None:
+    """Lets a rank stand still for so long, as in a suspended job; by itself TensorFlow gives it up after ten seconds.
+
+    There is no public way to this setting: MultiWorkerMirroredStrategy leaves alone what has been configured before.
+    """
+    from tensorflow.python.distribute.collective_all_reduce_strategy import coordination_config_pb2
+    from tensorflow.python.eager import context
+
+    job = coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=cluster.size)
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        coordinated_jobs=[job],
+        heartbeat_timeout_in_ms=int(1000 * seconds),
+    )
 
 
 def _send_whole_messages() -> None:

@@ -26,13 +26,15 @@ from mnist_dist.runtime import import_tensorflow
 cluster, config = find_cluster(os.environ), RuntimeConfig(strategy="multiworker")
 with join_ranks(cluster, config):
     tf = import_tensorflow()
+    from tensorflow.python.eager import context
     tf.config.get_visible_devices = lambda kind=None: [tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")]
     strategy = MultiWorker.make(config, cluster)
     graph = strategy._compiled_all_reduce.get_concrete_function(tf.ones([3])).graph.as_graph_def()
     nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
     hints = {node.attr["communication_hint"].s.decode() for node in nodes if node.op.startswith("CollectiveReduce")}
     total = strategy.all_reduce(tf.ones([3])).numpy().tolist()
-    print(json.dumps([sorted(hints), getattr(strategy, "backend", None), total]))
+    patience = context.context().coordination_service.heartbeat_timeout_in_ms
+    print(json.dumps([sorted(hints), getattr(strategy, "backend", None), total, patience]))
     strategy.barrier()
 sys.stdout.flush()
 os._exit(0)
@@ -44,7 +46,8 @@ def test_multiworker_asks_for_nccl_where_gpus_are_visible(capfd: pytest.CaptureF
     run_ranks([sys.executable, "-c", RANK], 2, strategy="multiworker")
     lines = [line.partition("] ")[2] for line in capfd.readouterr().out.splitlines()]
     # The devices are CPUs all the same, so that TensorFlow sums over gRPC whatever the hint, and the record says so.
-    assert [json.loads(line) for line in lines] == [[["nccl"], "gRPC", [2.0] * 3]] * 2
+    # Its patience with ranks that stand still is ours, and a little more.
+    assert [json.loads(line) for line in lines] == [[["nccl"], "gRPC", [2.0] * 3, 630_000]] * 2
 
 
 def test_a_record_names_nccl_only_where_all_devices_are_gpus(tf: ModuleType) -> None:
