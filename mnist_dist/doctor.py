@@ -122,7 +122,7 @@ def outdated_gpu(
     kernels = {name: int(name.partition("_")[2]) for name in build.get("cuda_compute_capabilities", ())}
     own = 10 * capability[0] + capability[1] if capability else 0
     if own and own < min(kernels.values(), default=0):
-        return f"TensorFlow's kernels require {min(kernels.values()) / 10}"
+        return f"TensorFlow's kernels require {min(kernels.values()) / 10} or higher"
     # https://docs.nvidia.com/deeplearning/cudnn/backend/v9.11.0/release-notes.html
     if cudnn and () < capability < (7, 5) and tuple(map(int, cudnn.split(".")[:2])) >= (9, 11):
         return f"cuDNN {cudnn} requires 7.5 or higher; `pip install 'nvidia-cudnn-cu12<9.11'`"

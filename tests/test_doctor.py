@@ -122,7 +122,7 @@ OLD_DRIVER = "its driver must compile TensorFlow's kernels, which requires CUDA 
         ((7, 5), "9.28.0.42", None),
         ((7, 0), "9.10.2.21", None),
         ((7, 0), "9.28.0.42", "cuDNN 9.28.0.42 requires 7.5 or higher; `pip install 'nvidia-cudnn-cu12<9.11'`"),
-        ((3, 7), None, "TensorFlow's kernels require 6.0"),
+        ((3, 7), None, "TensorFlow's kernels require 6.0 or higher"),
         ((7, 0), None, None),  # cuDNN comes from elsewhere.
         ((), "9.28.0.42", None),
     ],
