@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -290,12 +290,23 @@ def job_port(job: str) -> int:
     return FIRST_PORT + 16 * (int.from_bytes(digest[:4], "big") % ((LAST_PORT - FIRST_PORT) // 16))
 
 
-def free_port(count: int) -> int:
-    """Finds the first of `count` neighbouring ports that are free on this host now."""
-    start = random.SystemRandom().randrange(FIRST_PORT, LAST_PORT - 2000)  # Two jobs started at once hardly meet.
+@contextlib.contextmanager
+def free_ports(count: int) -> Iterator[int]:
+    """Yields the first of `count` neighbouring free ports of this host, and keeps them for those it is told meanwhile.
+
+    They are bound, but not listened on: Linux lets another socket with SO_REUSEADDR bind and listen, as each of our
+    servers, Horovod's and TensorFlow's does, and gives them to nobody who looks for a free port.
+    """
+    start = random.SystemRandom().randrange(FIRST_PORT, LAST_PORT - 2000)
     for port in range(start, LAST_PORT - count, count):
-        if all(_is_free(port + offset) for offset in range(count)):
-            return port
+        with contextlib.ExitStack() as held:
+            try:
+                for offset in range(count):
+                    held.enter_context(_hold(port + offset))
+            except OSError:
+                continue
+            yield port
+            return
     raise UserError(f"launch: no {count} consecutive free ports from {FIRST_PORT} to {LAST_PORT} on this host.")
 
 
@@ -367,10 +378,13 @@ def _integers(environment: Mapping[str, str], *names: str) -> list[int]:
         ) from None
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True
+def _hold(port: int) -> socket.socket:
+    """Binds a port that nobody else has, or raises OSError."""
+    holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        holder.bind(("", port))  # Fails where another holds it, as this socket does not share yet.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    except OSError:
+        holder.close()
+        raise
+    return holder

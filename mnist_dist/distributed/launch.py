@@ -20,7 +20,7 @@ from typing import IO
 
 from mnist_dist.command import EXIT_INTERRUPTED
 from mnist_dist.config import RuntimeConfig
-from mnist_dist.distributed.cluster import Cluster, cores_near, cores_of, free_port, shared_cores
+from mnist_dist.distributed.cluster import Cluster, cores_near, cores_of, free_ports, shared_cores
 from mnist_dist.distributed.membership import make_secret
 from mnist_dist.distributed.preemption import SIGNALS, catchable, tell_of_stop
 from mnist_dist.distributed.rollcall import roll_call
@@ -48,9 +48,10 @@ def run_ranks(command: Sequence[str], ranks: int, *, strategy: str, stdin: IO[st
     Raises:
         TrainingError: a rank ended with another code than 0; names the rank and quotes its last lines.
     """
-    cluster = Cluster(0, ranks, 0, ranks, (), free_port(ranks + 2), "mnist-dist", secret=make_secret())
-    with STRATEGIES[strategy].load().rendezvous(cluster):
-        asyncio.run(_Group(command, cluster, stdin).run())
+    with free_ports(ranks + 2) as port:
+        cluster = Cluster(0, ranks, 0, ranks, (), port, "mnist-dist", secret=make_secret())
+        with STRATEGIES[strategy].load().rendezvous(cluster):
+            asyncio.run(_Group(command, cluster, stdin).run())
 
 
 @contextlib.contextmanager

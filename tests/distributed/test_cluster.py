@@ -11,9 +11,10 @@ from mnist_dist.distributed.cluster import (
     cores_near,
     cores_of,
     find_cluster,
-    free_port,
+    free_ports,
     job_port,
 )
+from mnist_dist.distributed.membership import listen
 from mnist_dist.distributed.strategies.horovod import horovod_environment
 from mnist_dist.distributed.strategies.multiworker import tf_config
 
@@ -142,16 +143,16 @@ def test_the_ranks_of_a_job_derive_the_same_port_and_other_jobs_another() -> Non
 
 
 @pytest.mark.parametrize("count", [1, 5, 40])
-def test_neighbouring_free_ports(count: int) -> None:
-    first = free_port(count)
-    assert first >= FIRST_PORT and first + count <= LAST_PORT
-    listeners = [socket.socket() for _ in range(count)]
-    try:
-        for offset, listener in enumerate(listeners):
-            listener.bind(("", first + offset))
-    finally:
-        for listener in listeners:
-            listener.close()
+def test_neighbouring_ports_are_held_for_those_who_are_told_them(count: int) -> None:
+    with free_ports(count) as first:
+        assert first >= FIRST_PORT and first + count <= LAST_PORT
+        for port in range(first, first + count):
+            with pytest.raises(OSError, match="in use"), socket.socket() as another:
+                another.bind(("", port))  # As whoever looks for a free port does.
+            for host in ("127.0.0.1", ""):
+                listen(host, port, 1).close()  # As a rank does.
+    with socket.socket() as another:
+        another.bind(("", first))
 
 
 # --- Cores ---

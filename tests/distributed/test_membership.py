@@ -13,11 +13,12 @@ from dataclasses import replace
 
 import pytest
 
-from mnist_dist.distributed.cluster import Cluster, find_cluster, free_port
+from mnist_dist.distributed.cluster import Cluster, find_cluster
 from mnist_dist.distributed.membership import Gate, connect, derive, listen, make_secret, own_address
 from mnist_dist.distributed.rollcall import roll_call
 from mnist_dist.distributed.strategies.horovod import Horovod, horovod_environment
 from mnist_dist.errors import TrainingError
+from tests.ports import free_port
 
 RANKS = 3
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from mnist_dist.distributed.cluster import Cluster, free_port
+from mnist_dist.distributed.cluster import Cluster
 from mnist_dist.distributed.membership import make_secret
 from mnist_dist.distributed.rollcall import roll_call
 from mnist_dist.errors import TrainingError
 from tests import nvml
+from tests.ports import free_port
 
 
 def test_all_ranks_come_and_learn_an_address_of_their_own_family() -> None:

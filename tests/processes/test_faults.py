@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mnist_dist.distributed.cluster import Cluster, free_port
+from mnist_dist.distributed.cluster import Cluster
 from mnist_dist.distributed.rollcall import roll_call
 from mnist_dist.distributed.strategies.horovod import Horovod
+from tests.ports import free_port
 from tests.processes.conftest import (
     MULTI_PROCESS,
     STRATEGIES,

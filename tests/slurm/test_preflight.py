@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from mnist_dist.distributed.cluster import Cluster as Place
-from mnist_dist.distributed.cluster import free_port
 from mnist_dist.distributed.membership import make_secret
 from mnist_dist.gpus import DEVICES
 from mnist_dist.slurm.preflight import Clock, Report, ask_driver, check, compare, hidden_peers, measure_clock, ranges
 from tests import nvml
+from tests.ports import free_port
 from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.conftest import ROOT
 

@@ -23,7 +23,7 @@ from mnist_dist.benchmarks.analysis.summary import summarize
 from mnist_dist.benchmarks.kinds import collectives, matmul
 from mnist_dist.benchmarks.measure.rounds import Stage
 from mnist_dist.benchmarks.records.record import Record
-from mnist_dist.distributed.cluster import Cluster, free_port
+from mnist_dist.distributed.cluster import Cluster
 from mnist_dist.distributed.membership import make_secret
 from mnist_dist.distributed.rollcall import roll_call
 from mnist_dist.distributed.strategies.horovod import Horovod
@@ -31,6 +31,7 @@ from mnist_dist.distributed.turns import ADDRESS_VARIABLE
 from mnist_dist.distributed.watchdog import EXIT_LOST_RANKS, LOST_SECONDS
 from mnist_dist.files import write_json
 from tests.benchmarks.harness import environment, make_study, run_case, run_cases, small_case
+from tests.ports import free_port
 
 FASTEST_MEMORY = 1e12  # Bytes per second, more than any processor of today copies.
 FASTEST_CORE = 2e13  # FLOPs per second of one core, in bfloat16.
