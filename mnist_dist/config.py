@@ -221,7 +221,10 @@ def load_config(name: str = "default", overrides: Mapping[str, Any] | None = Non
 def _read_config(text: str, source: str) -> Mapping[str, Any]:
     """Reads a configuration's text; kept, as a study of thousands of cases asks for the same one again and again."""
     content = read_yaml(text, source)
-    parse_config(content)  # An override must not hide a mistake in the file.
+    try:
+        parse_config(content)  # An override must not hide a mistake in the file.
+    except UserError as error:
+        raise UserError(f"{one_line(source)}: {error}") from None
     return content
 
 

@@ -218,7 +218,8 @@ def test_kernel_sizes_fit_when_a_pixel_is_left(sizes: tuple[int, int], user_erro
 )
 def test_refused_files(yaml_file: Callable[[str], str], text: str, part: str, user_error: Callable[..., str]) -> None:
     name = yaml_file(text)
-    assert part in user_error(load_config, name)
+    line = user_error(load_config, name)
+    assert line.startswith(f"{name}: ") and part in line
     assert part in user_error(load_config, name, {"model.dropout": 0.5}), "a flag hides the mistake"
 
 
