@@ -284,7 +284,7 @@ def test_a_wrong_setting(setting: str, line: str, refused: Refused) -> None:
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ("training: {epoks: 2}", r"training\.epoks: no such setting\. Did you mean 'training\.epochs'\?"),
+        ("training: {epoks: 2}", r".*run\.yaml: training\.epoks: no such setting\. Did you mean 'training\.epochs'\?"),
         (
             "training: {epochs: 2, epochs: 3}",
             r".*run\.yaml: not valid YAML: the key 'epochs' appears twice at line 1.*",

@@ -17,6 +17,7 @@ from mnist_dist.doctor import BROKEN, OK, Finding
 from mnist_dist.gpu_doctor import checks, run
 from mnist_dist.gpu_doctor.run import Examination
 from tests import nvml
+from tests.speeds import thorough_but_for
 
 
 def findings_of(file: Path) -> dict[str, tuple[str, str]]:
@@ -83,7 +84,8 @@ def test_the_file_is_whole_at_any_time_and_without_names(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_without_a_gpu_and_with_one_that_tensorflow_does_not_find(driver: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_driver", thorough_but_for(True, [True, False]))
+def test_a_gpu_that_tensorflow_does_not_find_and_none(driver: Path, tmp_path: Path, has_driver: bool) -> None:
     """The driver's library is made up; CUDA's are not there, as where a GPU was added to a machine for CPUs."""
     smi = tmp_path / "bin" / "nvidia-smi"
     smi.parent.mkdir()
@@ -91,20 +93,21 @@ def test_without_a_gpu_and_with_one_that_tensorflow_does_not_find(driver: Path, 
     smi.chmod(0o755)
     code = "from mnist_dist.gpu_doctor import run; run.LOOKING = dict.fromkeys(run.LOOKING, 900); exit(run.run(2000))"
     command = [sys.executable, "-c", code]  # With time for a busy machine.
-    with_driver = dict(nvml.environment(driver, HEALTHY="1", PATH=f"{smi.parent}:{os.environ['PATH']}"))
-    for environment, said in ((dict(os.environ), ""), (with_driver, "Look at: libcudart.so.12 (broken)")):
-        environment["PYTHONPATH"] = str(Path(run.__file__).parents[2])
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (1, "")
-        last = done.stdout.splitlines()[-1]
-        assert last.startswith(said) and "There is no GPU here that TensorFlow can use. All findings are in " in last
-        (file,) = tmp_path.glob("gpu-doctor-*.json")
-        assert re.search(r"gpu-doctor-[\d-]+-[0-9a-f]{4}\.json", last)[0] == file.name  # type: ignore[index]
-        found = findings_of(file)
-        assert "tensorflow 2." in found["software"][1]
-        file.unlink()
-        if said:
-            assert found["topology"][1].endswith("\nGPU0 X NV18") and found["topology"][0] == OK
-            assert found["GPU"][0] == BROKEN and "TensorFlow finds none" in found["GPU"][1]
-        else:
-            assert found["driver"] == ("-", "NVIDIA's driver shows no GPU to this process")
+    environment, said = dict(os.environ), ""
+    if has_driver:
+        environment = dict(nvml.environment(driver, HEALTHY="1", PATH=f"{smi.parent}:{os.environ['PATH']}"))
+        said = "Look at: libcudart.so.12 (broken)"
+    environment["PYTHONPATH"] = str(Path(run.__file__).parents[2])
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(said) and "There is no GPU here that TensorFlow can use. All findings are in " in last
+    (file,) = tmp_path.glob("gpu-doctor-*.json")
+    assert re.search(r"gpu-doctor-[\d-]+-[0-9a-f]{4}\.json", last)[0] == file.name  # type: ignore[index]
+    found = findings_of(file)
+    assert "tensorflow 2." in found["software"][1]
+    if has_driver:
+        assert found["topology"][1].endswith("\nGPU0 X NV18") and found["topology"][0] == OK
+        assert found["GPU"][0] == BROKEN and "TensorFlow finds none" in found["GPU"][1]
+    else:
+        assert found["driver"] == ("-", "NVIDIA's driver shows no GPU to this process")

@@ -57,7 +57,7 @@ def test_multiworker_gathers_what_horovod_sums(start: StartRun, devices: int) ->
     assert_close(gathered, summed, tolerance=0.01)  # Sums of three depend on their order, and bfloat16 is coarse.
 
 
-@pytest.mark.parametrize("strategy", thorough_but_for("multiworker", STRATEGIES))
+@pytest.mark.parametrize("strategy", thorough_but_for("mirrored", STRATEGIES))
 def test_batch_norm_sees_the_global_batch(start: StartRun, start_once: StartRun, strategy: str) -> None:
     # One step: batch normalisation subtracts large, nearly equal gradients, and float32 loses three digits in each
     # step (float64 agrees to 1e-13 after twelve). Statistics or gradients of the replica's own images differ by more

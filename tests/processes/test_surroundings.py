@@ -40,6 +40,7 @@ def test_a_training_goes_on_without_a_reader(start: StartRun) -> None:
     assert (run.result["status"], run.result["steps"]) == ("completed", 12)
 
 
+@pytest.mark.thorough
 def test_replicas_that_share_a_core_are_told_of_it_before_the_first_step(start: StartRun) -> None:
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})

@@ -351,11 +351,9 @@ class TestTraining:
         assert wait_until(lambda: not marked_processes(mark), 60)
 
 
+@pytest.mark.thorough  # An interrupted round in test_study.py shows most of it.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.thorough)],
-)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_harness_that_is_stopped_leaves_no_process(
     tmp_path: Path, tiny_mnist: Path, number: signal.Signals, code: int
 ) -> None:

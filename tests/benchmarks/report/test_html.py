@@ -345,6 +345,7 @@ def test_text_from_records_is_inert(browser: webdriver.Chrome, hostile: str) -> 
     assert text.count("<script>alert(1)</script>") >= 5
 
 
+@pytest.mark.thorough
 def test_without_a_table_there_is_no_error(browser: webdriver.Chrome, tmp_path: Path) -> None:
     report = write_report(tmp_path, make_study([train("horovod", 2, kind="collectives")], 1))
     open_page(browser, report.html.as_uri())

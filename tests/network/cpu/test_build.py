@@ -86,6 +86,7 @@ def test_compiled_again_for_another_source(tmp_path: Path, monkeypatch: pytest.M
     assert len({library_name(level) for level in (None, *LEVELS)}) == 1 + len(LEVELS)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_processes_at_once_compile_once(cache: Path, compiler: Path, tmp_path: Path) -> None:
     calls = tmp_path / "calls"
