@@ -292,10 +292,10 @@ def job_port(job: str) -> int:
 
 @contextlib.contextmanager
 def free_ports(count: int) -> Iterator[int]:
-    """Yields the first of `count` neighbouring free ports of this host, and keeps them for those it is told meanwhile.
+    """Yields the first of `count` neighbouring free ports of this host, and holds them for whoever is told of them.
 
-    They are bound, but not listened on: Linux lets another socket with SO_REUSEADDR bind and listen, as each of our
-    servers, Horovod's and TensorFlow's does, and gives them to nobody who looks for a free port.
+    They are bound, but not listened on: nobody who looks for a free port gets them, while Linux lets sockets with
+    SO_REUSEADDR, such as those of our servers, Horovod's and TensorFlow's, bind and listen.
     """
     start = random.SystemRandom().randrange(FIRST_PORT, LAST_PORT - 2000)
     for port in range(start, LAST_PORT - count, count):

@@ -107,6 +107,10 @@ class _Rank:
         code = self.process.returncode
         return code in (EXIT_INTERRUPTED, -signal.SIGINT) or bool(self.tail and self.tail[-1] == "KeyboardInterrupt")
 
+    def send(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # It has ended.
+            self.process.send_signal(number)
+
 
 @dataclass
 class _Group:
@@ -116,7 +120,7 @@ class _Group:
     cluster: Cluster
     stdin: IO[str] | None
     ranks: list[_Rank] = field(default_factory=list)
-    interrupted: bool = False  # By Ctrl-C.
+    signals: list[signal.Signals] = field(default_factory=list)  # That have come, for ranks that start later, too.
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -135,7 +139,7 @@ class _Group:
             self._kill()
             await asyncio.gather(*(rank.process.wait() for rank in self.ranks))
             await _settle(readers, GRACE_SECONDS)
-        if failed and self.interrupted and failed.was_interrupted:
+        if failed and signal.SIGINT in self.signals and failed.was_interrupted:
             raise KeyboardInterrupt
         if failed:
             raise self._explain(failed, blame)
@@ -159,6 +163,8 @@ class _Group:
         os.close(heartbeat_write)
         started = _Rank(rank, process)
         self.ranks.append(started)
+        for number in self.signals:
+            started.send(number)
         relays = [(process.stdout, sys.stdout), (process.stderr, sys.stderr)]
         readers = [_relay(started, source, target) for source, target in relays if source]
         return [asyncio.create_task(reader) for reader in (*readers, _listen(started, heartbeat_read))]
@@ -168,18 +174,16 @@ class _Group:
         return rank
 
     def _forward(self, number: signal.Signals) -> None:
-        if number == signal.SIGINT and not self.interrupted:
-            self.interrupted = True
+        if number == signal.SIGINT and number not in self.signals:
             tell_of_stop()
+        self.signals.append(number)
         for rank in self.ranks:
-            with contextlib.suppress(ProcessLookupError):
-                rank.process.send_signal(number)
+            rank.send(number)
 
     def _kill(self) -> None:
         for rank in self.ranks:
             if rank.process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    rank.process.kill()
+                rank.send(signal.SIGKILL)
 
     def _explain(self, failed: _Rank, blame: str) -> TrainingError:
         code = failed.process.returncode or 0

@@ -140,3 +140,23 @@ def test_a_crash_says_more_than_the_complaint_of_a_rank_that_lost_its_partner() 
 
     failed = asyncio.run(first_failure())
     assert failed and failed.number == 2
+
+
+@pytest.mark.parametrize(("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, TrainingError)])
+@pytest.mark.timeout(300)
+def test_a_signal_reaches_ranks_that_start_after_it(
+    number: signal.Signals, end: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, while the first one starts: the launcher hears of it before it knows the process."""
+    create, to_come = asyncio.create_subprocess_exec, [number]
+
+    async def create_while_signalled(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        process = await create(*command, **options)
+        if to_come:
+            os.kill(os.getpid(), to_come.pop())
+            await asyncio.sleep(0.05)
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", create_while_signalled)
+    with pytest.raises(end):
+        run_ranks(["sleep", "600"], 2, strategy="multiworker")

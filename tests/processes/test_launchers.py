@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes.conftest import BATCH_SIZE, Run, StartRun, assert_close
+from tests.speeds import thorough_but_for
 
 pytestmark = pytest.mark.slow
 
@@ -25,8 +26,7 @@ def run_under(launcher: list[str], workdir: Path, data: Path, strategy: str) -> 
     return done.stdout
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("strategy", ["auto", "multiworker"])
+@pytest.mark.parametrize("strategy", thorough_but_for("auto", ["auto", "multiworker"]))
 def test_horovodrun(strategy: str, tmp_path: Path, odd_mnist: Path, start_once: StartRun) -> None:
     horovodrun = Path(sys.executable).parent / "horovodrun"
     output = run_under([sys.executable, str(horovodrun), "-np", "2", "--gloo"], tmp_path / "run", odd_mnist, strategy)

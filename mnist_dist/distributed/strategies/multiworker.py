@@ -18,7 +18,7 @@ from mnist_dist.errors import TrainingError
 from mnist_dist.lazy import keras, tf
 
 GATHER_GROUP_KEY = 1_000_000  # TensorFlow counts its own groups from 1.
-WATCHDOG_SECONDS = 30.0  # For the own watchdog, which names the rank, to be the first that speaks.
+WATCHDOG_SECONDS = 30.0  # Longer than our own watchdog, which names the rank and so must speak first.
 LAST_WAIT_SECONDS = 600.0  # For the chief to save, test and draw, while the others have nothing left to do.
 
 
