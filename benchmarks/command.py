@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from mnist_dist.command import Parser, add_command, folder_argument, integer, integers, run_command
-from mnist_dist.distributed.preemption import catchable
+from mnist_dist.distributed.signals import ending_cleanly
 from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, UserError, counted, not_among, one_line
 from mnist_dist.gpus import of_gpus
 
@@ -23,30 +20,13 @@ if TYPE_CHECKING:
     from mnist_dist.benchmarks.records.record import Record
     from mnist_dist.benchmarks.records.store import Store
 
-ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)  # The last is Slurm's warning before a job's time is over.
 KEPT = "what has been measured is kept; continue with the same command and --results DIR --resume"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 a case failed or is slower, 2 bad input, 3 cannot tell."""
-    before = {ending: signal.signal(ending, leave) for ending in catchable(ENDING)}
-    try:
+    with ending_cleanly(KEPT):
         return run_command(make_parser(), arguments)
-    finally:
-        for ending, handler in before.items():
-            # Else one has come, and a second must not end the interpreter while it exits.
-            if signal.getsignal(ending) is leave:
-                signal.signal(ending, handler)
-
-
-def leave(number: int, _: object) -> NoReturn:
-    """Ends this process as a signal would, but with everything cleaned up on the way."""
-    for other in ENDING:  # The next would interrupt that.
-        signal.signal(other, signal.SIG_IGN)
-    # Not by print, which the signal may have interrupted.
-    with contextlib.suppress(OSError):  # The terminal that SIGHUP tells of is gone.
-        os.write(2, f"mnist-dist: ended by {signal.Signals(number).name}; {KEPT}\n".encode())
-    raise SystemExit(128 + number)
 
 
 def make_parser() -> Parser:
@@ -274,7 +254,7 @@ def add_compare(commands: Any) -> None:
     parser.add_argument(
         "--judge",
         choices=("all",),
-        help="also ablations, matrix products and inputs (default: they are listed separately, not judged)",
+        help="also ablations, matrix products, all-reduces and inputs (default: only where nothing else was measured)",
     )
     parser.add_argument("--markdown", action="store_true", help="print Markdown, for a page or a pull request")
     parser.add_argument("--interleave", action="store_true", help="measure both now, in turns")

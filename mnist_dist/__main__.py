@@ -300,8 +300,10 @@ def run_install_horovod(args: argparse.Namespace) -> int:
     is found and Gloo otherwise. The wheel is kept, so that a second time takes seconds.
     """
     from mnist_dist.distributed import horovod_build
+    from mnist_dist.distributed.signals import ending_cleanly
 
-    horovod_build.install(mpi=args.mpi, wheel_dir=args.wheel_dir, force=args.force)
+    with ending_cleanly():  # Compilers run on, else.
+        horovod_build.install(mpi=args.mpi, wheel_dir=args.wheel_dir, force=args.force)
     return 0
 
 

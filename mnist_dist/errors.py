@@ -1,11 +1,15 @@
 """The one error that a user can mend, and how a command ends on it."""
 
+import contextlib
 import difflib
+import os
 import re
 from collections.abc import Iterable, Sequence
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILED = 1
+
+stderr = 2  # Where standard error goes, also while 2 takes the notices of TensorFlow's import.
 
 
 class UserError(Exception):
@@ -22,6 +26,12 @@ class TrainingError(UserError):
     """The input was acceptable, but the run itself failed in a way that has a known name."""
 
     exit_code = EXIT_FAILED
+
+
+def say_now(message: str) -> None:
+    """Says one line from a signal's handler or a thread; not by print, which the signal may have interrupted."""
+    with contextlib.suppress(OSError):  # Who reads it may be gone, as the terminal that SIGHUP tells of.
+        os.write(stderr, f"mnist-dist: {message}\n".encode())
 
 
 def one_line(text: str, limit: int = 300) -> str:

@@ -55,7 +55,7 @@ def remove_abandoned(folder: Path, stem: str | None = None) -> None:
     """Removes what processes of this host that died in `atomic_path` left in a folder: of one stem, or all of it."""
     for path in folder.glob(f".{'*' if stem is None else glob.escape(stem)}.{_host()}-*.tmp*"):
         process = path.name.rpartition(f".{_host()}-")[2].partition(".")[0]
-        if not Path("/proc", process).exists():
+        if process.isdecimal() and not Path("/proc", process).exists():  # Else a host's name begins like this one's.
             with contextlib.suppress(OSError):
                 path.unlink()
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from mnist_dist import cpuinfo
+from mnist_dist import cpuinfo, errors
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.errors import UserError, counted, one_line
 from mnist_dist.gpus import driver_gpus
@@ -61,7 +61,7 @@ def import_tensorflow() -> ModuleType:
     _prefer_onednn()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as notices:
-        stderr = os.dup(2)
+        stderr = errors.stderr = os.dup(2)  # For who presses Ctrl-C now to get an answer.
         os.dup2(notices.fileno(), 2)
         collects = gc.isenabled()
         gc.disable()  # Else a third of the import goes into looking for garbage among thousands of modules.
@@ -86,6 +86,7 @@ def import_tensorflow() -> ModuleType:
                 gc.enable()
             gc.freeze()  # The modules stay; later collections need not look at them.
             os.dup2(stderr, 2)
+            errors.stderr = 2
             os.close(stderr)
     return tensorflow
 

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from mnist_dist.command import Parser, add_command, folder_argument, integer, integers, run_command
+from mnist_dist.distributed.signals import ending_cleanly
 from mnist_dist.errors import EXIT_FAILED, UserError
 from mnist_dist.strategies import BASELINE, beside_the_baseline
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 Slurm refused, 2 bad input."""
-    return run_command(make_parser(), arguments)
+    with ending_cleanly():
+        return run_command(make_parser(), arguments)
 
 
 def make_parser() -> Parser:

@@ -1,5 +1,13 @@
 # What the batch files share; they source it. `docs/slurm.md` explains the variables that it reads.
 
+hand_on() {
+    interrupted=yes
+    if [[ ${watched-} ]]; then kill "-$1" "$watched" 2>/dev/null; fi
+}
+# USR2 is what --signal sends before the end of the job's time; it must not end this shell, whenever it comes.
+trap 'warned=yes; hand_on USR2' USR2
+trap 'hand_on TERM' TERM
+
 home=${MNIST_DIST_HOME:-$SLURM_SUBMIT_DIR}
 
 # What Slurm had told the job or step that called `sbatch` is still here, unless Slurm has said it anew; `srun` would
@@ -89,14 +97,6 @@ preflight() {
     if [[ ${MNIST_DIST_PREFLIGHT-} != off ]]; then
         "${srun[@]}" "${python[@]}" -m mnist_dist.slurm.preflight "$1" || end_job $?
     fi
-}
-
-# USR2 is what --signal sends before the end of the job's time; it must not end this shell, whenever it comes.
-trap 'warned=yes; hand_on USR2' USR2
-trap 'hand_on TERM' TERM
-hand_on() {
-    interrupted=yes
-    if [[ ${watched-} ]]; then kill "-$1" "$watched" 2>/dev/null; fi
 }
 
 # Runs a command so that these signals reach it; its exit code is left in $status. It must be a program, not a function:

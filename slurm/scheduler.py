@@ -181,7 +181,13 @@ def _ask(*command: str) -> str:
 def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            command, env=environment, capture_output=True, errors="replace", timeout=TIMEOUT_SECONDS, check=False
+            command,
+            env=environment,
+            capture_output=True,
+            errors="replace",
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+            start_new_session=True,  # Ctrl-C would end an sbatch that Slurm has answered already.
         )
     except FileNotFoundError:
         raise UserError(f"{command[0]}: it is not on PATH; run this where jobs are submitted.") from None

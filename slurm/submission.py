@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from mnist_dist.config import explain
+from mnist_dist.distributed.signals import signals_held
 from mnist_dist.errors import TrainingError, UserError
 from mnist_dist.files import reason_of, write_json
 from mnist_dist.slurm import scheduler
@@ -17,7 +18,7 @@ from mnist_dist.slurm.study import Job, Request, report_command
 
 ENDED = (
     *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"),
-    "REVOKED",
+    *("PREEMPTED", "REVOKED"),
 )
 ENDED_OR_ENDING = (*ENDED, "COMPLETING")  # Its processes have been told to end; Slurm waits for the last of them.
 
@@ -95,9 +96,11 @@ def submit_study(request: Request, jobs: Sequence[Job], environment: Mapping[str
     ids: list[str] = []
     try:
         for job in jobs:
-            ids.append(scheduler.submit(job.command, environment))
+            with signals_held():  # Until its number is known, by which it can be cancelled.
+                ids.append(scheduler.submit(job.command, environment))
         members = [member for job, number in zip(jobs, ids, strict=True) for member in _members(job, number)]
-        ids.append(scheduler.submit(report_command(request, ids), environment))
+        with signals_held():
+            ids.append(scheduler.submit(report_command(request, ids), environment))
         submitted = Submitted(tuple(members), ids[-1], datetime.now(timezone.utc).isoformat(timespec="seconds"))
         write_json(record_file(request.results), RECORD.dump_python(submitted, mode="json"))
     except BaseException as error:  # Ctrl-C as well.

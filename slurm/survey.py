@@ -12,6 +12,7 @@ from pathlib import Path
 from mnist_dist.benchmarks.analysis.survey import PAIR, Nodes, read_model, read_surveyed
 from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.config import Section
+from mnist_dist.distributed.signals import signals_held
 from mnist_dist.errors import TrainingError, UserError
 from mnist_dist.files import write_json
 from mnist_dist.slurm import scheduler
@@ -129,7 +130,8 @@ def submit_survey(request: Request, nodes: Sequence[Node], environment: Mapping[
         for job in plan_jobs(request, nodes):
             behind = [f"--dependency=afterany:{':'.join(numbers[name] for name in job.behind)}"] if job.behind else []
             command = [*job.command[:3], *behind, *job.command[3:]]
-            numbers[job.name] = last = scheduler.submit(command, environment)
+            with signals_held():  # Until its number is known.
+                numbers[job.name] = last = scheduler.submit(command, environment)
             time.sleep(PACE_SECONDS)
         # By a dependency on the name, as there may be too many jobs to count them up.
         last = scheduler.submit(_command(request, ["--dependency=singleton", "--ntasks=1"], "--report"), environment)

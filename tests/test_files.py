@@ -97,9 +97,16 @@ def test_what_a_killed_writer_left_goes_and_what_is_being_written_stays(tmp_path
     assert done.returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".killed.") and left.name.endswith(".tmp.json")
+    # A process of another host, whose name begins like this one's.
+    (elsewhere := tmp_path / left.name.replace(f"-{done_by(left)}.", f"-1-{done_by(left)}.")).touch()
     with atomic_path(tmp_path / "alive.json") as alive:
         remove_abandoned(tmp_path)
-        assert [*tmp_path.iterdir()] == [alive]
+        assert {*tmp_path.iterdir()} == {alive, elsewhere}
+
+
+def done_by(file: Path) -> str:
+    """Returns the number of the process that wrote a temporary file."""
+    return file.name.split(".")[2].rpartition("-")[2]
 
 
 def test_what_a_killed_writer_left_goes_when_its_file_is_written_again(tmp_path: Path) -> None:

@@ -231,6 +231,20 @@ def test_a_failing_import_tells_why(tmp_path: Path) -> None:
     assert line.startswith("mnist-dist: error: TensorFlow or Keras cannot be imported: keras is broken; see `mnist")
 
 
+@pytest.mark.slow
+def test_what_is_said_while_tensorflow_is_imported_is_heard() -> None:
+    """As the answer to Ctrl-C. The import's own notices are not."""
+    program = (
+        "import os, sys\nfrom mnist_dist import errors, runtime\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'keras': errors.say_now('heard'); os.write(2, b'a notice')\n"
+        "sys.meta_path.insert(0, Finder())\nruntime.import_tensorflow()\nerrors.say_now('after')\n"
+    )
+    done = python(program)
+    assert (done.returncode, done.stderr) == (0, "mnist-dist: heard\nmnist-dist: after\n")
+
+
 def test_tensorflow_is_imported_once(tf: ModuleType) -> None:
     assert import_tensorflow() is tf
 

@@ -8,12 +8,11 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mnist_dist.benchmarks.records.record import Status, one_line
-from mnist_dist.distributed.preemption import catchable
 
 TAIL_LINES = 30
 TICK_SECONDS = 1.0  # Between two looks at the clock.
@@ -24,7 +23,6 @@ OUT_OF_MEMORY = re.compile(
     r"cannot allocate memory",
     re.IGNORECASE,
 )
-HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
 PR_SET_PDEATHSIG = 1
 libc = ctypes.CDLL(None)  # Loaded now: between fork and exec there must be no import.
 
@@ -111,7 +109,8 @@ class Running:
             self._ended(GRACE_SECONDS if number == signal.SIGTERM else 1.0)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # What the leader left behind.
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # A driver or a network disk may hold it for ever.
+            process.wait(GRACE_SECONDS)
 
     def cpu_seconds(self) -> float:
         """Returns the processor time of the command and its descendants on this host, so far."""
@@ -134,31 +133,13 @@ class Running:
         return self.process.poll() is not None
 
 
-@contextlib.contextmanager
-def signals_held() -> Iterator[None]:
-    """Lets signals wait: who is interrupted before a process is noted, or a record is kept, would leave or lose it.
-
-    A mask would not do: the kernel gives a signal to any thread that does not block it, and Python has it handled by
-    the main thread all the same.
-    """
-    came: list[int] = []
-    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in catchable(HELD)}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        if came:
-            signal.raise_signal(came[0])
-
-
 def _cpu_seconds(pid: int) -> float:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:  # It has ended.
         return 0.0
-    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    own = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")  # With that of children that it has seen end.
     return own + sum(_cpu_seconds(int(child)) for child in children)
 
 
@@ -168,10 +149,13 @@ def _last_lines(log: Path) -> list[str]:
         return [line[:500] for line in file.read().decode(errors="replace").splitlines()]
 
 
-def _why(code: int, tail: Sequence[str]) -> str:
+def _why(code: int | None, tail: Sequence[str]) -> str:
     """Names the error that a command printed, or how it ended."""
     errors = [line for line in tail if re.search(r"\berror: |\w(Error|Exception)(: |$)", line)]
-    ended = f"killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
+    if code is None:
+        ended = "it does not end, not even by SIGKILL"
+    else:
+        ended = f"killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
     return one_line(f"{ended}: {errors[-1]}" if errors else ended)
 
 

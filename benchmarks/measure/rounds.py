@@ -7,6 +7,7 @@ within a cycle, so that whatever slows the machine for longer than that falls on
 al., ICPE 2020) with randomised multiple interleaved trials (Abedi and Brecht, ICPE 2017).
 """
 
+import contextlib
 import itertools
 import math
 import os
@@ -19,12 +20,13 @@ from typing import Literal
 
 import numpy as np
 
-from mnist_dist.benchmarks.measure.process import End, Running, signals_held
+from mnist_dist.benchmarks.measure.process import End, Running
 from mnist_dist.benchmarks.measure.telemetry import Sample
 from mnist_dist.benchmarks.measure.turns import Group, Harness
 from mnist_dist.benchmarks.statistics.paired import mean_of_rounds
 from mnist_dist.benchmarks.statistics.stats import CONFIDENCE, student_quantile
 from mnist_dist.cpuinfo import busy_cpu_seconds
+from mnist_dist.distributed.signals import signals_held
 from mnist_dist.distributed.turns import FULL, Turn
 from mnist_dist.errors import UserError
 
@@ -188,10 +190,12 @@ class Round:
                 self._end_all()
             except (KeyboardInterrupt, SystemExit, UserError) as interruption:  # Ctrl-C, a signal, or a full disk.
                 self.interruption, self.ended = interruption, "interrupted"
-                self.tell(Stage("stopping"))
-                for standing in self._alive():
-                    standing.ended = "interrupted"
-                self._end_all()
+                # Another Ctrl-C: who has not ended is killed, and what has is kept.
+                with contextlib.suppress(KeyboardInterrupt, SystemExit, UserError):
+                    self.tell(Stage("stopping"))
+                    for standing in self._alive():
+                        standing.ended = "interrupted"
+                    self._end_all()
             finally:
                 for standing in self._alive():
                     standing.running.kill()
@@ -321,15 +325,17 @@ class Round:
             self._end(standing)
         return seconds
 
-    def _end(self, standing: Standing) -> None:
+    def _end(self, standing: Standing, seconds: float = ENDING_SECONDS) -> None:
         """Tells a contender that there is no turn any more, and waits until it has written what it measured."""
         self._dismiss(standing)
-        standing.running.wait(ENDING_SECONDS, self.tick)
+        standing.running.wait(seconds, self.tick)
         self._close(standing, f"it was told to end, but had not {ENDING_SECONDS:g} s later")
 
     def _close(self, standing: Standing, timed_out: str) -> None:
         """Notes how a contender ended, which it must have by now."""
         standing.end = standing.running.end(timed_out)
+        if standing.end.status == "ok" and standing.ended is None:  # A later interruption is none of its own.
+            standing.ended = self.ended
         self._harness.hang_up(standing.contender.name)
 
     def _dismiss(self, standing: Standing) -> None:
@@ -351,8 +357,10 @@ class Round:
             if standing not in measured:
                 standing.running.terminate()
             self._dismiss(standing)  # Who waits for a turn does not end by a signal alone.
+        until = time.monotonic() + ENDING_SECONDS
         for standing in measured:
-            self._end(standing)
+            # After an interruption all have the same time: who sent it will not wait for one after another.
+            self._end(standing, max(until - time.monotonic(), 0.0) if self.interruption else ENDING_SECONDS)
 
     def _alive(self) -> list[Standing]:
         return [standing for standing in self.standings.values() if standing.end is None]

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from mnist_dist.benchmarks.measure.process import End, Running, signals_held
+from mnist_dist.benchmarks.measure.process import End, Running
 from mnist_dist.benchmarks.measure.rounds import Contender, Limits, Round, Stage
 from mnist_dist.benchmarks.measure.suite import Machine, PlannedCase, training_settings
 from mnist_dist.benchmarks.measure.telemetry import open_meter, summarize
@@ -34,6 +34,7 @@ from mnist_dist.config import load_config
 from mnist_dist.cpuinfo import cpu_has_float16, thread_siblings
 from mnist_dist.distributed.cluster import expand_node_list, find_cluster, node_addresses, outside_of_step
 from mnist_dist.distributed.membership import SECRET_VARIABLE, make_secret
+from mnist_dist.distributed.signals import signals_held
 from mnist_dist.errors import UserError, counted, one_line
 from mnist_dist.files import writing
 from mnist_dist.gpus import least_capability
@@ -143,7 +144,7 @@ def run_round(
                     seconds=standing.own_seconds,
                     harness_cpu_seconds=harness,
                     # The meter sees this host alone.
-                    telemetry=summarize(standing.energy) if run.case.hosts == 1 else None,
+                    telemetry=summarize(standing.energy, run.case.devices) if run.case.hosts == 1 else None,
                     # What never asked for a turn, as an older commit, was measured by itself while it started.
                     turns=turns if standing.group else None,
                 )
@@ -160,7 +161,7 @@ def _folder_for_a_while(parent: Path) -> Iterator[Path]:
             parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(OSError):  # Else a folder that is new would look like one that was left.
                 turn.enter_context(_locked(parent, fcntl.LOCK_EX))
-                for left in parent.glob(f"{mine}*"):
+                for left in parent.glob(f"{mine}????????"):  # As tempfile ends its names; another host's may go on.
                     with contextlib.suppress(OSError), _locked(left):
                         shutil.rmtree(left)
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=mine, dir=parent))

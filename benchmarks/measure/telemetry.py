@@ -5,6 +5,8 @@ other jobs on the same processors or GPUs, cannot be told apart: record telemetr
 shared.
 """
 
+from __future__ import annotations
+
 import contextlib
 import re
 import time
@@ -30,9 +32,11 @@ THROTTLED_SHARE = 0.01  # Of the time, below which a counter does not matter.
 
 @dataclass(frozen=True)
 class GpuSample:
-    """A reading of one GPU; `throttled_seconds` and `ecc_errors` are counters."""
+    """A reading of one GPU; `joules`, `throttled_seconds` and `ecc_errors` are counters."""
 
     uuid: str | None
+    joules: float | None
+    utilisation_percent: float | None
     sm_clock_mhz: float | None
     temperature_celsius: float | None
     throttled_by: frozenset[str]
@@ -55,6 +59,16 @@ class Sample:
     joules: float | None
     utilisation_percent: float | None = None
     gpus: tuple[GpuSample, ...] = ()
+
+    def of_first(self, gpus: int | None) -> Sample:
+        """Returns the reading of the first GPUs alone, where it is one of GPUs."""
+        return _sum_up(self.seconds, self.gpus[:gpus]) if self.gpus else self
+
+
+def _sum_up(seconds: float, gpus: Sequence[GpuSample]) -> Sample:
+    joules = [each.joules for each in gpus if each.joules is not None]
+    total = sum(joules) if len(joules) == len(gpus) else None
+    return Sample("nvml", seconds, total, _mean([each.utilisation_percent for each in gpus]), tuple(gpus))
 
 
 class Rapl:
@@ -101,13 +115,9 @@ class Gpus:
 
     def read(self) -> Sample:
         seconds = time.perf_counter()
-        told = [self._joules(index, handle, seconds) for index, handle in enumerate(self._handles)]
-        joules = [each for each in told if each is not None]
+        joules = [self._joules(index, handle, seconds) for index, handle in enumerate(self._handles)]
         self._seconds = seconds
-        rates = [self._nvml.ask("DeviceGetUtilizationRates", handle) for handle in self._handles]
-        percents = [None if rate is None else rate.gpu for rate in rates]
-        total = sum(joules) if len(joules) == len(told) else None
-        return Sample("nvml", seconds, total, _mean(percents), tuple(map(self._read_gpu, self._handles)))
+        return _sum_up(seconds, list(map(self._read_gpu, self._handles, joules)))
 
     def _joules(self, index: int, handle: Any, seconds: float) -> float | None:
         millijoules = self._nvml.ask("DeviceGetTotalEnergyConsumption", handle)
@@ -119,11 +129,14 @@ class Gpus:
         self._integrated[index] += milliwatts / 1e3 * (seconds - self._seconds)
         return self._integrated[index]
 
-    def _read_gpu(self, handle: Any) -> GpuSample:
+    def _read_gpu(self, handle: Any, joules: float | None) -> GpuSample:
         ask = self._nvml.ask
+        rates = ask("DeviceGetUtilizationRates", handle)
         violations = {name: ask("DeviceGetViolationStatus", handle, policy) for name, policy in POLICIES.items()}
         return GpuSample(
             ask("DeviceGetUUID", handle),
+            joules,
+            None if rates is None else rates.gpu,
             ask("DeviceGetClockInfo", handle, "NVML_CLOCK_SM"),
             ask("DeviceGetTemperature", handle, "NVML_TEMPERATURE_GPU"),
             self._nvml.throttled_by(handle),
@@ -156,11 +169,15 @@ def open_meter(gpus: int | None = None, powercap: Path = POWERCAP) -> Iterator[C
         yield read if source else None
 
 
-def summarize(turns: Sequence[tuple[Sample, Sample]]) -> Telemetry | None:
+def summarize(turns: Sequence[tuple[Sample, Sample]], gpus: int | None = None) -> Telemetry | None:
     """Turns readings at the start and the end of turns into telemetry; None without any.
+
+    Args:
+        gpus: how many the case used, the first ones; None: all. Others of its round may use more.
 
     A counter that is renewed ten times a second, as of some GPUs, is off by as much at either end, which evens out.
     """
+    turns = [(before.of_first(gpus), after.of_first(gpus)) for before, after in turns]
     seconds = sum(after.seconds - before.seconds for before, after in turns)
     if not seconds:
         return None

@@ -96,8 +96,8 @@ def install(mpi: bool = False, wheel_dir: Path | None = None, force: bool = Fals
         log.unlink(missing_ok=True)
         _pip(["install", *RUNTIME_PACKAGES], log)
         _pip(["install", "--no-deps", "--force-reinstall", str(wheel)], log)
-    _say(f"Installed {wheel}")
-    seconds, with_nccl = prove_two_ranks()
+        _say(f"Installed {wheel}")
+        seconds, with_nccl = prove_two_ranks()
     what = f"Horovod {VERSION} ({variant}) on TensorFlow {version}"
     untried = "; NCCL was not tried, as that needs two GPUs" if nccl and not with_nccl else ""
     print(f"{what}: two ranks all-reduced correctly in {seconds:.0f} s{untried}", flush=True)

@@ -22,8 +22,8 @@ from mnist_dist.command import EXIT_INTERRUPTED
 from mnist_dist.config import RuntimeConfig
 from mnist_dist.distributed.cluster import Cluster, cores_near, cores_of, free_ports, shared_cores
 from mnist_dist.distributed.membership import make_secret
-from mnist_dist.distributed.preemption import SIGNALS, catchable, tell_of_stop
 from mnist_dist.distributed.rollcall import roll_call
+from mnist_dist.distributed.signals import SIGNALS, catchable, tell_of_stop
 from mnist_dist.distributed.watchdog import EXIT_LOST_RANKS, HEARTBEAT_VARIABLE
 from mnist_dist.errors import EXIT_BAD_INPUT, EXIT_FAILED, TrainingError
 from mnist_dist.gpus import cores_near_gpus, own_gpu
@@ -50,8 +50,7 @@ def run_ranks(command: Sequence[str], ranks: int, *, strategy: str, stdin: IO[st
     """
     with free_ports(ranks + 2) as port:
         cluster = Cluster(0, ranks, 0, ranks, (), port, "mnist-dist", secret=make_secret())
-        with STRATEGIES[strategy].load().rendezvous(cluster):
-            asyncio.run(_Group(command, cluster, stdin).run())
+        asyncio.run(_Group(command, cluster, stdin).run(strategy))
 
 
 @contextlib.contextmanager
@@ -108,8 +107,10 @@ class _Rank:
         return code in (EXIT_INTERRUPTED, -signal.SIGINT) or bool(self.tail and self.tail[-1] == "KeyboardInterrupt")
 
     def send(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):  # It has ended.
-            self.process.send_signal(number)
+        """Sends a signal, if it is still there; asyncio's own way could take the exit code before who waits for it."""
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
 
 
 @dataclass
@@ -122,24 +123,27 @@ class _Group:
     ranks: list[_Rank] = field(default_factory=list)
     signals: list[signal.Signals] = field(default_factory=list)  # That have come, for ranks that start later, too.
 
-    async def run(self) -> None:
+    async def run(self, strategy: str) -> None:
         loop = asyncio.get_running_loop()
         for number in catchable(SIGNALS):
             loop.add_signal_handler(number, self._forward, number)
         readers: list[asyncio.Task[None]] = []
-        try:
-            for rank in range(self.cluster.size):
-                readers += await self._start(rank)
-            waiting = {asyncio.create_task(self._wait(rank)) for rank in self.ranks}
-            failed = await _first_failure(waiting)
-            if failed:
-                blame = self._blame(failed)  # While the others live: how they are now tells who is to blame.
-                await _settle(waiting, GRACE_SECONDS)
-        finally:
-            self._kill()
-            await asyncio.gather(*(rank.process.wait() for rank in self.ranks))
-            await _settle(readers, GRACE_SECONDS)
-        if failed and signal.SIGINT in self.signals and failed.was_interrupted:
+        # Its end takes a moment, too, in which a signal must not look like the end of the run.
+        with STRATEGIES[strategy].load().rendezvous(self.cluster):
+            try:
+                for rank in range(self.cluster.size):
+                    readers += await self._start(rank)
+                waiting = {asyncio.create_task(self._wait(rank)) for rank in self.ranks}
+                failed = await _first_failure(waiting)
+                if failed:
+                    blame = self._blame(failed)  # While the others live: how they are now tells who is to blame.
+                    await _settle(waiting, GRACE_SECONDS)
+            finally:
+                self._kill()
+                await asyncio.gather(*(rank.process.wait() for rank in self.ranks))
+                await _settle(readers, GRACE_SECONDS)
+        interrupts = self.signals.count(signal.SIGINT)
+        if failed and (interrupts > 1 or (interrupts and failed.was_interrupted)):
             raise KeyboardInterrupt
         if failed:
             raise self._explain(failed, blame)
@@ -179,11 +183,12 @@ class _Group:
         self.signals.append(number)
         for rank in self.ranks:
             rank.send(number)
+        if self.signals.count(signal.SIGINT) == 2:  # A rank that waits for a stuck one does not hear it.
+            asyncio.get_running_loop().call_later(GRACE_SECONDS, self._kill)
 
     def _kill(self) -> None:
         for rank in self.ranks:
-            if rank.process.returncode is None:
-                rank.send(signal.SIGKILL)
+            rank.send(signal.SIGKILL)
 
     def _explain(self, failed: _Rank, blame: str) -> TrainingError:
         code = failed.process.returncode or 0

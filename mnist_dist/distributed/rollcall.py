@@ -83,6 +83,7 @@ def _call(cluster: Cluster, deadline: float, timeout_seconds: float, gpu: str) -
 def _answer(cluster: Cluster, deadline: float, timeout_seconds: float, gpu: str) -> str:
     """Another rank's part: goes to the chief and waits until all are there."""
     chief = f"rank 0 ({cluster.hosts[0]}, port {cluster.roll_call_port})"
+    reason: OSError | None = None
     while True:
         left = max(deadline - time.monotonic(), 0.1)
         try:
@@ -94,6 +95,10 @@ def _answer(cluster: Cluster, deadline: float, timeout_seconds: float, gpu: str)
                     return connection.getsockname()[0]
                 raise TrainingError(f"launch: rank {cluster.rank} was turned away by {chief}, whose output says why.")
         except OSError as error:
+            # The last attempt has little time; an earlier one that was refused says more.
+            reason = reason if reason and isinstance(error, TimeoutError) else error
             if time.monotonic() >= deadline:
-                raise TrainingError(f"launch: {chief} did not answer within {timeout_seconds:g} s ({error}).") from None
+                raise TrainingError(
+                    f"launch: {chief} did not answer within {timeout_seconds:g} s ({reason})."
+                ) from None
             time.sleep(0.1)

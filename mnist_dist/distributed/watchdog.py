@@ -12,13 +12,13 @@ import faulthandler
 import os
 import select
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from typing import NoReturn
 
 from mnist_dist.distributed.cluster import Cluster
+from mnist_dist.errors import say_now
 
 EXIT_LOST_RANKS = 3  # Of a rank that ends because of another one.
 HEARTBEAT_VARIABLE = "MNIST_DIST_HEARTBEAT_FD"
@@ -102,6 +102,5 @@ class Watchdog:
 
 def _end_rank(reason: str) -> NoReturn:
     """Ends this process at once, as its main thread sits in a collective that never returns."""
-    with contextlib.suppress(OSError):  # Who reads it may be gone, too, as with a cluster of Slurm.
-        print(f"mnist-dist: error: {reason}", file=sys.stderr, flush=True)
+    say_now(f"error: {reason}")
     os._exit(EXIT_LOST_RANKS)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from mnist_dist.distributed.preemption import Preemption
+from mnist_dist.distributed.signals import Preemption
 from mnist_dist.distributed.turns import Turn, Turns
 from mnist_dist.training.step_times import StepClock
 from mnist_dist.training.steps import StepCall

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import os
+import signal
 import sys
 import time
 import zlib
@@ -21,7 +22,7 @@ from mnist_dist.data import dataset
 from mnist_dist.data.resident import Resident
 from mnist_dist.distributed.cluster import Cluster, find_cluster, shared_cores
 from mnist_dist.distributed.launch import join_ranks
-from mnist_dist.distributed.preemption import Preemption
+from mnist_dist.distributed.signals import Preemption
 from mnist_dist.distributed.strategies.interface import Strategy, all_gather
 from mnist_dist.distributed.strategies.resolve import make_strategy, resolve_strategy
 from mnist_dist.distributed.strategies.unreduced import Unreduced
@@ -248,10 +249,10 @@ def train_steps_to_the_end(
     harness_measures = session.turns is not None and config.training.measure_seconds is not None
     clock.start()
     first_call = True
-    signalled = time_is_up = False
+    time_is_up = False
     window = 1 if config.training.measure_seconds else config.runtime.steps_per_call
     agreement_step, is_alone = 0, session.strategy.shard.local_replicas == session.strategy.shard.num_replicas
-    while progress.step < plan.total_steps and not signalled and not time_is_up:
+    while progress.step < plan.total_steps and not session.preemption.agreed and not time_is_up:
         count = min(window, steps_until_due(actions, progress.step, plan.total_steps))
         # The first alone, so that compiling is timed apart.
         count = 1 if first_call else by_turns.allow(count)
@@ -275,7 +276,7 @@ def train_steps_to_the_end(
         session.watchdog.enter(f"agreement after step {progress.step}")
         # Ranks that run freely must not show each other's pace in their windows.
         with contextlib.nullcontext() if config.runtime.all_reduce else clock.paused():
-            signalled, time_is_up, slowest_step_seconds = agree(session, seconds / count)
+            time_is_up, slowest_step_seconds = agree(session, seconds / count)
         time_is_up |= harness_measures  # Measured from here on as the harness says.
         steps = max(round(AGREEMENT_SECONDS / slowest_step_seconds), 1)
         agreement_step = progress.step + steps
@@ -294,7 +295,7 @@ def leave_results(
         result["status"] = "measured"
     elif progress.step < session.plan.total_steps:
         save_checkpoint(progress)
-        result |= {"status": "preempted", "signal": session.preemption.received}
+        result |= {"status": "preempted", "signal": session.preemption.agreed or session.preemption.received}
     elif strategy.is_chief:
         evaluation = save_deliverables(config, session.arrays, model, session.folder, session.console.say)
         result |= {"test_accuracy": evaluation.accuracy, "test_loss": evaluation.loss}
@@ -497,16 +498,18 @@ def stop_unless_finite(losses: np.ndarray, progress: Progress) -> None:
         raise diverged(f"the loss at step {step}", losses[bad[0]])
 
 
-def agree(session: Session, step_seconds: float) -> tuple[bool, bool, float]:
-    """Lets all ranks agree, after the same step, on what must not differ between them.
+def agree(session: Session, step_seconds: float) -> tuple[bool, float]:
+    """Lets all ranks agree, after the same step, on what must not differ between them, as a signal that came to one.
 
     Returns:
-        Whether a signal, and whether the end of the measuring time, came to any; the slowest rank's seconds of a step.
+        Whether the end of the measuring time came to any; the slowest rank's seconds of a step.
     """
     limit = session.config.training.measure_seconds or float("inf")
-    own = [float(session.preemption.received is not None), float(session.clock.measured_seconds >= limit), step_seconds]
+    signalled = signal.Signals[session.preemption.received] if session.preemption.received else 0
+    own = [float(signalled), float(session.clock.measured_seconds >= limit), step_seconds]
     signalled, time_is_up, slowest = all_gather(session.strategy, own).max(axis=0)
-    return bool(signalled), bool(time_is_up), float(slowest)
+    session.preemption.agreed = signal.Signals(int(signalled)).name if signalled else None
+    return bool(time_is_up), float(slowest)
 
 
 def describe_run(session: Session, progress: Progress) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from mnist_dist.benchmarks.measure.progress import exit_code
 from mnist_dist.benchmarks.measure.suite import shipped_suites
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.records.store import Store
+from mnist_dist.distributed.signals import ENDING
 from tests import nvml
 from tests.benchmarks.factory import make_study, train
 from tests.benchmarks.harness import COMMAND, REPOSITORY, environment, run, small_settings, write_suite
@@ -200,32 +201,36 @@ class TestExitCode:
 
 def test_a_second_signal_does_not_end_the_interpreter_before_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm's comes twice, to the process and by way of the batch file; cleaning up may be over in between."""
-    before = {number: signal.getsignal(number) for number in command.ENDING}
+    before = {number: signal.getsignal(number) for number in ENDING}
     monkeypatch.setattr(command, "read_study", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     try:
         with pytest.raises(SystemExit) as ended:
             main(["report", "folder"])
         assert ended.value.code == 128 + signal.SIGTERM
-        assert {signal.getsignal(number) for number in command.ENDING} == {signal.SIG_IGN}
+        assert {signal.getsignal(number) for number in ENDING} == {signal.SIG_IGN}
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     with pytest.raises(SystemExit):
         main(["report", "--help"])
-    assert {number: signal.getsignal(number) for number in command.ENDING} == before
+    assert {number: signal.getsignal(number) for number in ENDING} == before
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["run", "quick", "--dry-run"], ["run", "--help"]])
 def test_a_reader_that_leaves_early_ends_it_quietly(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
     done = subprocess.run(
-        ["bash", "-c", '"$@" | true; exit ${PIPESTATUS[0]}', "bash", *COMMAND, *arguments],
+        [*COMMAND, *arguments],
         cwd=REPOSITORY,
         env=environment(),
-        capture_output=True,
+        stdout=writer,
+        stderr=subprocess.PIPE,
         text=True,
         check=False,
     )
+    os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
 
 

@@ -1,8 +1,10 @@
 """Horovod's build: what is missing is named, the wheel is kept by what it depends on, and two ranks prove it."""
 
 import os
+import queue
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -16,6 +18,7 @@ import yaml
 from mnist_dist.distributed import horovod_build
 from mnist_dist.distributed.horovod_build import BuildError
 from mnist_dist.errors import UserError
+from tests.benchmarks.harness import MARK, make_mark, marked_processes, wait_until
 
 CUDA = [
     *(Path(compiler).resolve().parents[1] for compiler in filter(None, [shutil.which("nvcc")])),
@@ -235,8 +238,9 @@ def test_the_build_ignores_contrary_variables_and_keeps_the_users(tmp_path, monk
     assert environment["HOROVOD_CPU_OPERATIONS"] == "MPI"
 
 
-def test_a_second_builder_waits(tmp_path, capsys):
-    entered = threading.Event()
+def test_a_second_builder_waits(tmp_path, monkeypatch):
+    said, entered = queue.Queue(), threading.Event()
+    monkeypatch.setattr(horovod_build, "_say", said.put)
 
     def build_too() -> None:
         with horovod_build._locked(tmp_path / "key"):
@@ -245,10 +249,10 @@ def test_a_second_builder_waits(tmp_path, capsys):
     with horovod_build._locked(tmp_path / "key"):
         thread = threading.Thread(target=build_too)
         thread.start()
-        assert not entered.wait(0.3)
-    thread.join(5)
+        assert "waiting for it" in said.get(timeout=60)
+        assert not entered.is_set()
+    thread.join(60)
     assert entered.is_set()
-    assert "waiting for it" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -285,6 +289,19 @@ def test_says_each_ten_percent_of_a_build_or_after_a_minute(tmp_path, monkeypatc
     monkeypatch.setattr(horovod_build, "_last_step", next_step)
     horovod_build._pip(["--version"], tmp_path / "build.log")
     assert [int(percent) for percent in re.findall(r"\[ *(\d+)%", capsys.readouterr().err)] == said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not all(map(shutil.which, ("g++", "cmake", "make"))), reason="needs g++, cmake and make")
+def test_a_signal_ends_a_build_with_all_of_its_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv(MARK, mark := make_mark())
+    command = [sys.executable, "-m", "mnist_dist", "install-horovod", "--force", "--wheel-dir", str(tmp_path)]
+    build = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert wait_until(lambda: len(marked_processes(mark)) > 1, 60), "pip"
+    build.terminate()
+    assert build.communicate(timeout=60)[1].endswith("mnist-dist: ended by SIGTERM\n")
+    assert build.returncode == 128 + signal.SIGTERM
+    assert not marked_processes(mark) and not list(tmp_path.glob("horovod-build-*"))
 
 
 @pytest.mark.slow

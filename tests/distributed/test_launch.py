@@ -142,6 +142,14 @@ def test_a_crash_says_more_than_the_complaint_of_a_rank_that_lost_its_partner() 
     assert failed and failed.number == 2
 
 
+@pytest.mark.timeout(300)
+def test_ctrl_c_twice_ends_ranks_that_do_not_hear_it() -> None:
+    """As while one waits, within TensorFlow, for another that is stuck."""
+    deaf = ["bash", "-c", "trap '' INT; kill -INT $PPID; sleep 0.1; kill -INT $PPID; exec sleep 600"]
+    with pytest.raises(KeyboardInterrupt):
+        run_ranks(deaf, 1, strategy="multiworker")
+
+
 @pytest.mark.parametrize(("number", "end"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, TrainingError)])
 @pytest.mark.timeout(300)
 def test_a_signal_reaches_ranks_that_start_after_it(

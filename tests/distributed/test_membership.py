@@ -125,7 +125,8 @@ def test_a_place_that_does_not_exist() -> None:
     with Gate(cluster, cluster.port) as gate, ThreadPoolExecutor() as pool:
         for wrong in (replace(cluster, rank=RANKS), replace(cluster, size=RANKS + 1)):
             calling = pool.submit(connect, wrong, 0, cluster.port, 20)
-            assert gate.admit(0.3) is None
+            while not calling.done():
+                assert gate.admit(0.1) is None
             with pytest.raises(ConnectionError, match="do all ranks have the same MNIST_DIST_SECRET"):
                 calling.result()
         calling = pool.submit(connect, cluster, 0, cluster.port, 20)

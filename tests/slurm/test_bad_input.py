@@ -173,6 +173,22 @@ def test_nobody_can_tell_whether_a_job_was_submitted(slurm: Cluster, tmp_path: P
     )
 
 
+@pytest.mark.parametrize(("number", "code"), [("INT", 130), ("TERM", 143)])
+def test_a_signal_while_slurm_takes_a_job(slurm: Cluster, tmp_path: Path, number: str, code: int) -> None:
+    """It waits until the job's number is known, by which the job is cancelled."""
+    (tmp_path / "sbatch").write_text(
+        f"#!/bin/bash\n[[ $1 == --test-only ]] && exit\nkill -{number} $PPID; sleep 0.5; echo 17\n"
+    )
+    (tmp_path / "scancel").write_text(f'#!/bin/bash\necho "$@" >>{tmp_path}/cancelled\n')
+    for name in ("sbatch", "scancel"):
+        (tmp_path / name).chmod(0o755)
+    command = [sys.executable, "-m", "mnist_dist", "slurm", "scaling", "--suite", "quick", *CORES]
+    path = f"{tmp_path}:{slurm.environment['PATH']}"
+    done = slurm.run(*command, "--results", str(tmp_path / "study"), check=False, env={"PATH": path}, cwd=ROOT)
+    assert done.returncode == code, done.stderr
+    assert (tmp_path / "cancelled").read_text() == "17\n" and not (tmp_path / "study" / "slurm.json").exists()
+
+
 def test_a_study_that_is_under_way_is_left_alone(slurm: Cluster, tmp_path: Path) -> None:
     assert scaling(slurm, tmp_path / "study", *CORES).returncode == 0
     before = known_jobs(slurm)

@@ -18,7 +18,13 @@ ENVIRONMENT = {"PATH": "/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JO
 def start(script: str, folder: Path) -> subprocess.Popen[str]:
     command = ["bash", "-c", f"source {ROOT}/slurm/lib.sh; {script}"]
     return subprocess.Popen(
-        command, env=ENVIRONMENT, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env=ENVIRONMENT,
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -86,11 +92,21 @@ def test_a_signal_is_handed_on_and_the_end_awaited(number: signal.Signals, tmp_p
 
 def test_a_signal_before_the_command_begins(tmp_path: Path) -> None:
     """As while modules are loaded: the shell survives, and nothing is begun for which there is no time."""
-    process = start("echo ready; sleep 1; run_watched echo begun; echo $status", tmp_path)
+    process = start("echo ready; read; run_watched echo begun; echo $status", tmp_path)
     assert process.stdout and process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGUSR2)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate("\n", timeout=300)
     assert output == "140\n"
+
+
+def test_a_signal_while_slurm_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nkill -USR2 $SHELL_PID\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    script = (
+        f"export SHELL_PID=$$ PATH={tmp_path}:$PATH; source {ROOT}/slurm/lib.sh; run_watched echo begun; echo $status"
+    )
+    done = subprocess.run(["bash", "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "140\n"), done
 
 
 def test_many_signals(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_the_number_of_tasks_in_total(slurm: Cluster, script: str, tasks: int) -
     ("flags", "received"), [(["--nodes=2", "--ntasks=3"], "3 tasks, 2,1 on 2 nodes"), ([], "1 tasks, 1 on 1 nodes")]
 )
 def test_tasks_that_make_no_scaling(submit: Submit, flags: list[str], received: str) -> None:
-    job = submit("--time=2", *flags, str(ROOT / "slurm" / "scaling.sbatch"), "quick")
+    job = submit("--time=5", *flags, str(ROOT / "slurm" / "scaling.sbatch"), "quick")
     assert job.finish()["ExitCode"] == "2:0"
     expected = "expected several, as many on each: --nodes=N --ntasks-per-node=M."
     assert job.output == f"scaling.sbatch: received {received}, {expected}\n"
@@ -76,8 +76,11 @@ def test_a_site_that_hands_on_no_variables(submit: Submit, tmp_path: Path) -> No
     assert "mnist-dist: error: runtime.strategy: received 'horrovod'" in job.output
 
 
-def test_bad_arguments_end_the_job_with_their_line(submit: Submit, training: list[str]) -> None:
-    job = submit(TRAIN, *training, "--strategy", "horrovod")
+def test_bad_arguments_end_the_job_with_their_line(submit: Submit, training: list[str], tmp_path: Path) -> None:
+    """And do not send it back into the queue, though a run before this one was preempted."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text('{"status": "preempted"}')
+    job = submit(TRAIN, *training, "--strategy", "horrovod", "--workdir", str(tmp_path / "run"))
     assert job.finish()["ExitCode"] == "2:0"
     assert "mnist-dist: error: runtime.strategy: received 'horrovod'" in job.output
 

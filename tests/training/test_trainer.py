@@ -497,8 +497,8 @@ def test_ranks_whose_devices_decide_differently_end_before_the_first_step(
     assert line.startswith(f"{setting}: 'auto' resolved differently on rank 1 (n2) than on rank 0 (n1), as their")
 
 
-@pytest.mark.parametrize("own", [[0.0, 0.0, 0.25], [1.0, 0.0, 0.25], [0.0, 1.0, 0.25]])
-@pytest.mark.parametrize("other", [[0.0, 0.0, 0.125], [1.0, 0.0, 0.5], [0.0, 1.0, 0.5]])
+@pytest.mark.parametrize("own", [[0.0, 0.0, 0.25], [signal.SIGTERM, 0.0, 0.25], [0.0, 1.0, 0.25]])
+@pytest.mark.parametrize("other", [[0.0, 0.0, 0.125], [signal.SIGTERM, 0.0, 0.5], [0.0, 1.0, 0.5]])
 def test_what_comes_to_one_rank_holds_for_all(own: list[float], other: list[float], configure: Configure) -> None:
     """A signal, the end of the time to measure, and the pace of the slowest; the other rank is made up."""
 
@@ -511,10 +511,11 @@ def test_what_comes_to_one_rank_holds_for_all(own: list[float], other: list[floa
     session: Any = SimpleNamespace(
         config=configure({"training.measure_seconds": 2.0}),
         strategy=BesideAnother(),
-        preemption=SimpleNamespace(received="SIGTERM" if own[0] else None),
+        preemption=SimpleNamespace(received="SIGTERM" if own[0] else None, agreed=None),
         clock=StepClock(window_seconds=[1.0, 1.0] if own[1] else [1.0]),
     )
-    assert trainer.agree(session, own[2]) == tuple(max(each) for each in zip(own, other, strict=True))
+    assert trainer.agree(session, own[2]) == (max(own[1], other[1]), max(own[2], other[2]))
+    assert session.preemption.agreed == ("SIGTERM" if own[0] or other[0] else None)
 
 
 def test_after_a_failure_the_process_trains_on(configure: Configure, tmp_path: Path) -> None:
@@ -530,7 +531,7 @@ def test_after_a_failure_the_process_trains_on(configure: Configure, tmp_path: P
 # --- Processes that are killed ---
 
 KILLABLE = RANDOM | {
-    "training.steps": 120,
+    "training.steps": 300,
     "checkpoint.every_steps": 3,
     "logging.every_steps": 4,
     "runtime.steps_per_call": 2,
@@ -601,7 +602,7 @@ def test_killed_at_random_moments_it_is_still_the_same_run(
     configure: Configure, tmp_path: Path, uninterrupted: Path
 ) -> None:
     config, workdir = configure(KILLABLE), tmp_path / "run"
-    chance = np.random.default_rng()
+    chance = np.random.default_rng(0)
     for kill in range(4):
         process = Process(config, workdir)
         if kill == 0:  # While it starts, most likely.

@@ -39,7 +39,7 @@ def run_fast(config: Config, total_steps: int, monkeypatch: pytest.MonkeyPatch) 
 
     clock, progress, agreements, strategy = SimulatedClock(), Progress(), [], Single()
     strategy.is_chief = False  # Which writes nothing.
-    nothing = SimpleNamespace(enter=lambda phase: None, advance=lambda step, seconds: None, received=None)
+    nothing = SimpleNamespace(enter=lambda phase: None, advance=lambda step, seconds: None, received=None, agreed=None)
     plan = SimpleNamespace(total_steps=total_steps, steps_per_epoch=468)
     session: Any = SimpleNamespace(
         **{"config": config, "plan": plan, "strategy": strategy, "turns": None, "clock": clock},
@@ -47,7 +47,7 @@ def run_fast(config: Config, total_steps: int, monkeypatch: pytest.MonkeyPatch) 
     )
     really_agree = trainer.agree
 
-    def agree(session: Any, step_seconds: float) -> tuple[bool, bool, float]:
+    def agree(session: Any, step_seconds: float) -> tuple[bool, float]:
         agreements.append(progress.step)
         return really_agree(session, step_seconds)
 

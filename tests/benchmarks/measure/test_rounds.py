@@ -155,14 +155,14 @@ def test_trainings_take_turns_to_their_end(contender) -> None:  # type: ignore[n
     trained = {cycle for cycle in standings["base"].rates[FULL] if cycle >= 0}
     assert trained >= set(standings["other"].rates[FULL])
     assert len(trained) > len(standings["other"].rates[FULL]), "and is measured on"
-    assert (standings["base"].ended, standings["other"].ended) == (None, "trained")
+    assert (standings["base"].ended, standings["other"].ended) == ("time", "trained")
 
 
 def test_a_training_that_does_not_end_is_ended(contender) -> None:  # type: ignore[no-untyped-def]
     contenders = [contender("base", "0.01"), contender("endless", "0.01", "--train=1000000")]
-    standings = Round(contenders, limits(1.0, timeout_seconds=6.0, ratios=[])).run()
+    standings = Round(contenders, limits(1.0, timeout_seconds=15.0, ratios=[])).run()
     end = standings["endless"].end
-    assert end and (end.status, end.reason) == ("timeout", "not done after 6 s")
+    assert end and (end.status, end.reason) == ("timeout", "not done after 15 s")
     assert standings["base"].end and standings["base"].end.status == "ok"
 
 
@@ -190,14 +190,14 @@ def test_what_a_round_is_doing_is_told(contender) -> None:  # type: ignore[no-un
     [
         (("--die=before",), "failed", "exit code 7: ValueError: before"),
         (("--die=after",), "failed", "exit code 7: ValueError: after"),
-        (("--hang=before",), "timeout", "not ready after 10 s"),
-        (("--hang=after",), "timeout", "a turn took longer than 10 s"),
+        (("--hang=before",), "timeout", "not ready after 20 s"),
+        (("--hang=after",), "timeout", "a turn took longer than 20 s"),
         (("--memory",), "out_of_memory", "exit code 7: MemoryError"),
     ],
 )
 def test_who_fails_is_taken_out_and_the_others_go_on(contender, arguments, status, said) -> None:  # type: ignore[no-untyped-def]
     contenders = [contender("base", "0.03"), contender("bad", "0.03", *arguments), contender("other", "0.03")]
-    standings = Round(contenders, limits(3.0, timeout_seconds=10.0)).run()
+    standings = Round(contenders, limits(3.0, timeout_seconds=20.0)).run()
     end = standings["bad"].end
     assert end and end.status == status and end.reason and end.reason.startswith(said)
     of_bad = max(standings["bad"].rates.get(FULL, {}), default=-1)
@@ -237,6 +237,20 @@ class TestInterruption:
         assert all(len(standing.rates[FULL]) >= 2 for standing in kept)
         assert standings["done"].end and standings["done"].end.status == "failed", "what it was before it stays"
         assert standings["done"].ended is None
+
+    def test_again_while_it_stops(self, contender) -> None:  # type: ignore[no-untyped-def]
+        """Who has not ended by then is killed; what ended before is kept."""
+        contenders = [contender("done", "0.01", "--train=30", variants=()), contender("base", "0.01")]
+
+        def tell(stage: Stage) -> None:
+            if stage.name == "stopping" or stage.cycle == 2:
+                self.interrupt()
+
+        round_ = Round(contenders, limits(600.0), tell=tell)
+        standings = round_.run()
+        assert isinstance(round_.interruption, KeyboardInterrupt)
+        assert standings["done"].end and (standings["done"].end.status, standings["done"].ended) == ("ok", "trained")
+        assert standings["base"].end is None and not standings["base"].running.is_alive
 
     def test_while_one_starts(self, contender) -> None:  # type: ignore[no-untyped-def]
         contenders = [contender("base", "0.01"), contender("slow", "0.01", "--hang=before"), contender("last", "0.01")]

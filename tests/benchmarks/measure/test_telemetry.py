@@ -229,14 +229,14 @@ GPU_SCRIPT = """
 import json, time
 from mnist_dist.benchmarks.records.environment import find_hardware
 from mnist_dist.benchmarks.measure.telemetry import open_meter, summarize
-def measure(gpus):
+def measure(gpus, used=None):
     with open_meter(gpus) as meter:
         if meter is None:
             return None
         before = meter()
         time.sleep(0.3)
-        return summarize([(before, meter())])
-found = {"hardware": find_hardware(), "all": measure(None), "first": measure(1)}
+        return summarize([(before, meter())], used)
+found = {"hardware": find_hardware(), "all": measure(None), "first": measure(1), "first of two": measure(None, 1)}
 print(json.dumps({name: value and value.model_dump(mode="json") for name, value in found.items()}))
 """
 
@@ -273,9 +273,9 @@ def test_gpus_through_nvml(driver: Path, variables: dict[str, str]) -> None:
             "ecc_errors": 0,
         },
     ]
-    assert [found["all"]["gpus"], found["first"]["gpus"]] == [states, states[:1]]
+    assert [found[name]["gpus"] for name in ("all", "first", "first of two")] == [states, states[:1], states[:1]]
     assert found["hardware"]["gpu_driver"] == "550.54.15"
-    for name, watts, percent in (("all", 300, 15), ("first", 100, 10)):
+    for name, watts, percent in (("all", 300, 15), ("first", 100, 10), ("first of two", 100, 10)):
         telemetry = found[name]
         assert telemetry["source"] == "nvml"
         assert telemetry["power_watts"] == pytest.approx(watts, rel=0.05)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mnist_dist.distributed.preemption import SIGNALS, Preemption
+from mnist_dist.distributed.signals import SIGNALS, Preemption, signals_held
 
 
 @pytest.fixture(autouse=True)
@@ -83,3 +83,16 @@ def test_the_earlier_handlers_come_back() -> None:
         raise ZeroDivisionError
     send(signal.SIGTERM)
     assert received == [signal.SIGTERM] * 2 and preemption.received is None
+
+
+def test_signals_wait_while_they_are_held() -> None:
+    signal.signal(signal.SIGTERM, stop)
+    done = []
+    with pytest.raises(ZeroDivisionError), signals_held():
+        send(signal.SIGTERM)
+        done.append("all")
+    assert done == ["all"]
+
+
+def stop(*_: object) -> None:
+    raise ZeroDivisionError
