@@ -120,9 +120,9 @@ def label_three_digits(value: float) -> str:
 
 def label_bytes(size: float) -> str:
     """Returns, for example, `4 KiB` or `1.5 GiB`."""
-    units = ("B", "KiB", "MiB", "GiB")
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
     power = min(int(math.log2(max(size, 1)) // 10), len(units) - 1)
-    return f"{size / 1024**power:.3g} {units[power]}"
+    return f"{label_count(size / 1024**power)} {units[power]}"
 
 
 def label_range(low: float, high: float, form: Callable[[float], str]) -> str:

@@ -140,13 +140,15 @@ def compare(
         smallest_effect: a share between 0 and 1; smaller differences do not matter.
         allow: what may differ between the studies, being the subject. The commit always may. With `config`, cases
             match although settings differ that have no value in common between the studies.
-        judge_all: also the cases that only explain others: ablations, matrix products and inputs alone.
+        judge_all: also the cases that only explain others, where there are others: ablations, matrix products,
+            all-reduces and inputs alone.
     """
+    sides = [[record for record in side if record.status != "skipped"] for side in (base, new)]
+    judge_all |= all(_explains(record.case) for side in sides for record in side)
 
     def is_judged(case: Case) -> bool:
-        return judge_all or not (case.is_ablation or kind(case.kind).explains)
+        return judge_all or not _explains(case)
 
-    sides = [[record for record in side if record.status != "skipped"] for side in (base, new)]
     families = []
     for judged in (True, False):
         of_family = ([run for run in side if is_judged(run.case) == judged] for side in sides)
@@ -172,6 +174,10 @@ def compare(
         tuple(only_in_new),
         unjudged,
     )
+
+
+def _explains(case: Case) -> bool:
+    return case.is_ablation or kind(case.kind).explains
 
 
 def _measure(base: Sequence[Record], new: Sequence[Record]) -> Verdict:

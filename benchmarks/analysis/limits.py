@@ -11,7 +11,7 @@ import numpy as np
 
 from mnist_dist.benchmarks.analysis.summary import CaseSummary
 from mnist_dist.benchmarks.records.case import Case
-from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.benchmarks.records.record import Record, on_gpus
 from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.benchmarks.statistics.stats import Series, estimate_rate
 
@@ -32,6 +32,7 @@ class AllReduce:
     seconds: float
     low: float
     high: float
+    on_gpus: bool = False
 
     @property
     def algorithm_bandwidth(self) -> float:
@@ -61,7 +62,7 @@ def measured_all_reduces(summaries: Iterable[CaseSummary]) -> list[AllReduce]:
         messages = [message for record in summary.records for message in slowest_seconds(record).items()]
         for size, of_size in group_by(messages, lambda message: message[0]).items():
             low, median, high = np.percentile(np.concatenate([times for _, times in of_size]), [5, 50, 95]).tolist()
-            found.append(AllReduce(summary.case, size, median, low, high))
+            found.append(AllReduce(summary.case, size, median, low, high, on_gpus(summary.records)))
     return sorted(found, key=lambda each: (each.case.strategy, each.case.devices, each.case.hosts, each.size_bytes))
 
 
@@ -75,6 +76,7 @@ class MatmulRate:
     """
 
     case: Case
+    on_gpus: bool
     dtype: str
     size: int
     value: float
@@ -98,5 +100,5 @@ def measured_rates(summaries: Iterable[CaseSummary]) -> list[MatmulRate]:
             repeats = [matmul_series(record) for record in of_product]
             low, high = np.percentile(np.concatenate([1 / each.seconds for each in repeats]), [5, 95]).tolist()
             rate = estimate_rate(repeats).at_level().value
-            found.append(MatmulRate(summary.case, dtype, size, rate, low, high))
+            found.append(MatmulRate(summary.case, on_gpus(summary.records), dtype, size, rate, low, high))
     return sorted(found, key=lambda each: (each.dtype, each.case.devices, each.case.hosts))

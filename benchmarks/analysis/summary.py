@@ -168,7 +168,7 @@ class CaseSummary:
     @property
     def seed_accuracies(self) -> list[float]:
         """The test accuracy of every run that left a model, from 0 to 1."""
-        return _measured(self.records, "test_accuracy")
+        return _measured(self.records, "test_accuracy") if self.test_accuracy else []
 
     def measured_setting(self, name: str) -> str:
         """Returns the precision or XLA mode that ran, which `auto` chose; empty where nothing ran."""
@@ -217,7 +217,8 @@ def summarize(records: Sequence[Record], variant: str = FULL, rounds: Rounds | N
     unstable = why_unstable(states)
     series = [run.series for run in runs] if states and not unstable else []
     slowest = [run.step_seconds.max(axis=0) for run in runs] if series else []
-    accuracies = accuracy_by_seed(ok)
+    # The steps of other variants come after the training, and are those of none.
+    accuracies = accuracy_by_seed(ok) if variant == FULL else {}
     return CaseSummary(
         case=case,
         case_id=case.case_id,
@@ -233,7 +234,7 @@ def summarize(records: Sequence[Record], variant: str = FULL, rounds: Rounds | N
         peak_memory_bytes=max(_largest(ok, "peak_memory_bytes"), default=None),
         peak_gpu_memory_bytes=max(_largest(ok, "peak_device_memory_bytes"), default=None),
         test_accuracy=_mean([*accuracies.values()], most=1.0),
-        time_to_accuracy=_times_to_accuracy(ok, failures),
+        time_to_accuracy=_times_to_accuracy(ok, failures) if variant == FULL else {},
         model_flops_per_image=next(iter(_measured(ok, "flops_per_image")), None),
         power_watts=_mean_telemetry(ok, "power_watts"),
         gpu_utilisation_percent=_mean_telemetry(ok, "gpu_utilisation_percent"),

@@ -21,7 +21,7 @@ from mnist_dist.benchmarks.statistics.stats import Series
 from mnist_dist.config import Config, NonNegativeInt, PositiveFloat, PositiveInt
 from mnist_dist.config import Section as Fields
 from mnist_dist.distributed.strategies.interface import Strategy, all_gather
-from mnist_dist.distributed.turns import Turns
+from mnist_dist.distributed.turns import FULL, Turns
 from mnist_dist.lazy import tf
 from mnist_dist.loops import repeat
 from mnist_dist.runtime import Runtime
@@ -77,6 +77,7 @@ class Collectives(WorkerKind):
     description = "all-reduce over message sizes"
     prefix = "all-reduce: "
     measurements = Messages
+    explains = True
     seconds = 0.8
     variants = tuple(map(str, MESSAGE_BYTES))
 
@@ -100,6 +101,19 @@ class Collectives(WorkerKind):
     def aspects(self, record: Record) -> Mapping[str, float]:
         return {"all-reduce": self.series([record], [record])[0].log_rate}
 
+    def rates_by_cycle(self, record: Record, variant: str = FULL) -> Mapping[int, float]:
+        """In all-reduces per second, as the geometric mean over the message sizes, where all had a turn."""
+        logs: dict[int, list[float]] = {}
+        for message in record.measured.get("messages", ()):
+            slowest = np.log(np.max(message["seconds"], axis=0) / message["calls"])
+            by_cycle: dict[int, list[float]] = {}
+            for cycle, log_seconds in zip(message.get("cycles") or (), slowest.tolist(), strict=False):
+                by_cycle.setdefault(cycle, []).append(log_seconds)
+            for cycle, of_cycle in by_cycle.items():
+                logs.setdefault(cycle, []).append(float(np.mean(of_cycle)))
+        sizes = max(map(len, logs.values()), default=0)
+        return {cycle: float(np.exp(-np.mean(of_sizes))) for cycle, of_sizes in logs.items() if len(of_sizes) == sizes}
+
     def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:
         """The rate is that of all-reduces, as the geometric mean over the message sizes of all runs."""
         sizes = set.intersection(*(set(slowest_seconds(record)) for record in both))
@@ -119,7 +133,7 @@ class Collectives(WorkerKind):
 
 MESSAGE: list[Column[AllReduce]] = [
     Column("strategy", lambda each: each.case.strategy, numeric=False),
-    Column("devices", lambda each: label_devices(each.case), numeric=False),
+    Column("devices", lambda each: label_devices(each.case, each.on_gpus), numeric=False),
     Column("message", lambda each: label_bytes(each.size_bytes), "of each rank"),
 ]
 LATENCY: list[Column[AllReduce]] = [

@@ -12,6 +12,7 @@ from mnist_dist.benchmarks.kinds.windows import Windows, WindowsKind
 from mnist_dist.benchmarks.labels import MISSING, label_case, label_count
 from mnist_dist.benchmarks.measure.timing import take_timings
 from mnist_dist.benchmarks.records.kinds import WorkerKind
+from mnist_dist.benchmarks.records.record import on_gpus
 from mnist_dist.benchmarks.report.sections import Section
 from mnist_dist.benchmarks.report.table import Cell, Column, estimate_cell, make_table
 from mnist_dist.config import Config
@@ -77,12 +78,12 @@ class Input(WindowsKind, WorkerKind):
         common = analysis.common_settings
         rows = [(each, fastest_training(each, analysis.main_cases)) for each in summaries if each.records]
         columns: list[Column[Row]] = [
-            Column("pipeline", lambda row: label_case(row[0].case, without=common), numeric=False),
+            Column("pipeline", lambda row: label_case(row[0].case, on_gpus(row[0].records), common), numeric=False),
             Column("images/s", _rate_cell, "total, 95 % interval"),
             Column("multiple", _multiple, "of what training takes"),
             Column(
                 "that training",
-                lambda row: label_case(row[1].case, without=common) if row[1] else MISSING,
+                lambda row: label_case(row[1].case, row[1].on_gpus, common) if row[1] else MISSING,
                 "the fastest",
                 numeric=False,
             ),

@@ -100,7 +100,7 @@ class Matmul(WorkerKind):
 
 COLUMNS: list[Column[MatmulRate]] = [
     Column("type", lambda each: each.dtype, numeric=False),
-    Column("devices", lambda each: label_devices(each.case), numeric=False),
+    Column("devices", lambda each: label_devices(each.case, each.on_gpus), numeric=False),
     Column("n", lambda each: f"{each.size:,}", "of an n x n matrix"),
     Column("TFLOP/s", lambda each: label_three_digits(each.value / 1e12), "total"),
     Column(

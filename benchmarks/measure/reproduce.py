@@ -102,7 +102,7 @@ def compare_again(
                 break
     left_out = {each.records[0].case_id for each in others}
     chosen = [[record for record in side if record.case_id not in left_out] for side in (base, new)]
-    found = compare(*chosen, smallest_effect=smallest_effect, allow={"hardware", "software"}, judge_all=True)
+    found = compare(*chosen, smallest_effect=smallest_effect, allow={"hardware", "software"})
     return compare_times(replace(found, incomparable=(*found.incomparable, *others)))
 
 

@@ -62,7 +62,8 @@ class Kind(ABC):
         own_settings: of its cases, which no training knows.
         variants: of what it does, each of which has turns of its own.
         has_batches: whether its cases differ by their batch size.
-        explains: whether its cases are there to explain others, so that a comparison judges them only if asked to.
+        explains: whether its cases are there to explain others, so that a comparison judges them only if asked to,
+            or if there is nothing else.
     """
 
     name: str

@@ -249,8 +249,13 @@ def parse_record(content: Mapping[str, Any], source: str) -> Record:
 
 
 def on_gpus(records: Sequence[Record]) -> bool:
-    """Whether the devices of these records are GPUs."""
-    return any(record.measured.get("device", "").upper().startswith("GPU") for record in records)
+    """Whether the devices of these records are GPUs: as they say, or as their machine has some."""
+    return any(
+        record.measured["device"].upper().startswith("GPU")
+        if "device" in record.measured
+        else bool(record.identity.hardware.gpus)
+        for record in records
+    )
 
 
 def explain_record(error: ValidationError) -> str:

@@ -72,9 +72,10 @@ def render_comparison(comparison: Comparison, width: int = TERMINAL_WIDTH, colou
 def render_reproduction(comparison: Comparison) -> str:
     """Returns whether recorded numbers came out again: the verdict, a line for each case, and how to read them."""
     worst: dict[str, Outcome] = {}
-    lines = []
     for each in comparison.verdicts:
         worst[each.case.case_id] = min(each.outcome, worst.get(each.case.case_id, each.outcome), key=OUTCOMES.index)
+    lines = []
+    for each in (*comparison.verdicts, *comparison.unjudged):
         ratio = each.corrected or each.ratio
         texts = [f"ratio {ratio.value:.3f}, interval {_interval(ratio)}" if ratio else "no ratio"]
         if each.accuracy and each.accuracy.outcome == "kept":
@@ -82,6 +83,7 @@ def render_reproduction(comparison: Comparison) -> str:
                 f"test accuracy {100 * each.accuracy.base.value:.2f} %, here {100 * each.accuracy.new.value:.2f} %"
             )
         texts += filter(None, _remarks(each))
+        texts += ["explains others, so it does not count"] if each in comparison.unjudged else []
         lines.append(f"{_again(each.outcome)}: {label_with_kind(each.case, each.on_gpus)}: {'; '.join(texts)}")
     lines += [f"not comparable: {label_records(each.records)}: {each.reason}" for each in comparison.incomparable]
     lines += [f"undecided: {label_records(records)}: not measured" for records in comparison.only_in_base]

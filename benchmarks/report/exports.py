@@ -5,7 +5,9 @@ Imports no TensorFlow.
 """
 
 import io
+import itertools
 import logging
+import math
 import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 
 from mnist_dist.benchmarks.records.environment import CODE_FOLDER
 from mnist_dist.benchmarks.records.record import Record
+from mnist_dist.distributed.turns import FULL
 from mnist_dist.errors import UserError
 from mnist_dist.files import atomic_write, write_text, writing
 from mnist_dist.lazy import Lazy
@@ -88,13 +91,18 @@ def points(record: Record) -> Iterator[Point]:
     """Yields what TensorBoard shows of a record with windows.
 
     `images_per_second/total` of each window, which the slowest rank decides, and `/per_device`; `accuracy/test` and
-    `loss/test` (or `/holdout`) of each evaluation.
+    `loss/test` (or `/holdout`) of each evaluation. Not what was measured after a training had come to its end.
     """
     values, evaluations = record.measured, record.measured.get("evaluations", [])
+    variants = values.get("window_variants") or itertools.repeat(FULL)
+    last_step = evaluations[-1]["step"] if evaluations else math.inf
     now, step = _first_step(record), 0
     if "first_step_seconds" in values:  # Training: its first step is in no window.
         now, step = now + max(values["first_step_seconds"]), 1
-    for steps, *seconds in zip(values["window_steps"], *values["window_seconds"], strict=True):
+    windows = zip(values["window_steps"], *values["window_seconds"], strict=True)
+    for variant, (steps, *seconds) in zip(variants, windows, strict=False):
+        if variant != FULL or step >= last_step:
+            continue
         now, step = now + max(seconds), step + steps
         between = [evaluation["evaluation_seconds"] for evaluation in evaluations if evaluation["step"] < step]
         unix_seconds = now + max(between, default=0.0)
@@ -103,7 +111,7 @@ def points(record: Record) -> Iterator[Point]:
         yield Point("images_per_second/per_device", step, unix_seconds, rate / record.case.devices)
     for evaluation in evaluations:
         unix_seconds = _first_step(record) + evaluation["training_seconds"] + evaluation["evaluation_seconds"]
-        for name in ("accuracy", "loss"):
+        for name in sorted({"accuracy", "loss"} & evaluation.keys()):  # Another's training may tell no loss.
             yield Point(f"{name}/{evaluation['split']}", evaluation["step"], unix_seconds, evaluation[name])
 
 
@@ -157,10 +165,12 @@ def _log_training(log: Any, record: Record, measurements: dict[str, Any]) -> Non
         metadata = progress | {"split": evaluation["split"]}
         log.event(constants.EVAL_ACCURACY, evaluation["accuracy"], metadata, time_ms=_milliseconds(now))
         log.end(constants.EVAL_STOP, metadata=progress, time_ms=_milliseconds(now))
-    steps = 1 + sum(measurements["window_steps"])
-    if steps > trained:
+    if not measurements["evaluations"]:  # Else the run ended with one; what was measured after it is no training.
+        variants = measurements.get("window_variants") or [FULL] * len(measurements["window_steps"])
+        full = [index for index, variant in enumerate(variants) if variant == FULL]
+        steps = 1 + sum(measurements["window_steps"][index] for index in full)
         each_rank = zip(measurements["first_step_seconds"], measurements["window_seconds"], strict=True)
-        ended = first_step + max(first + sum(windows) for first, windows in each_rank) + evaluated
+        ended = first_step + max(first + sum(windows[index] for index in full) for first, windows in each_rank)
         log_block(ended, steps)
         now, trained = ended, steps
     metadata = {"status": constants.SUCCESS, **_progress(record, trained)}

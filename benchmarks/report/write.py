@@ -66,14 +66,15 @@ def render_report(
     others. What its words mean is in definitions.yaml: `shown_with` is a section, a picture, or a column or group of
     columns of the main table.
     """
-    whole = main_table(analysis.main_cases)
+    trained = analysis.main_cases
     shown = {name for section in sections for name in (section.name, *section.pictures)}
-    shown |= {name for column in whole.columns for name in (column.head, column.group)}
+    if trained:
+        shown |= {name for column in main_table(trained).columns for name in (column.head, column.group)}
     definitions = [{"source": ""} | each for each in yaml.safe_load(read_resource("definitions.yaml"))]
     return render_template(
         template,
         findings=findings,
-        cases=list(main_table_in_parts(analysis.main_cases, grouped=template.endswith(".html.j2"))),
+        cases=list(main_table_in_parts(trained, grouped=template.endswith(".html.j2"))) if trained else [],
         sections=sections,
         pictures={picture.name: picture for picture in pictures},
         definitions=[each for each in definitions if each["shown_with"] in shown],

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mnist_dist.benchmarks.records.published import Scrubber
-from mnist_dist.doctor import BROKEN, Finding, show
+from mnist_dist.doctor import ABSENT, BROKEN, Finding, show
 from mnist_dist.errors import EXIT_FAILED, one_line
-from mnist_dist.files import write_json
+from mnist_dist.files import write_json, writing
 from mnist_dist.gpu_doctor import trainings
 from mnist_dist.gpu_doctor.checks import SLOW
 
@@ -32,6 +32,7 @@ COMPUTING = {
     "batch": 60.0,
 }
 TRAINING_SECONDS = 60.0
+NOT_TRIED = "not tried: the time for all checks together is used up"
 KILLED_SECONDS = 5.0  # For a killed process to end; one that waits for a driver may never.
 
 
@@ -46,6 +47,9 @@ class Examination:
         finding = dataclasses.replace(finding, detail=self._scrubber.without_names(finding.detail))
         show(finding)
         self.findings.append(finding)
+        self.write()
+
+    def write(self) -> None:
         findings = [dataclasses.asdict(each) for each in self.findings]
         write_json(self.file, {"format": "mnist-dist doctor --gpu 1", "findings": findings})
 
@@ -57,7 +61,7 @@ class Examination:
             for line in file:
                 self.add(Finding(**json.loads(line)))
         if problem:
-            self.add(Finding(name, BROKEN, problem))
+            self.add(_failed(name, problem))
 
     def train(
         self, runs: trainings.Trainings, judge: Callable[[Path, str], Finding], limit_seconds: float = TRAINING_SECONDS
@@ -66,13 +70,13 @@ class Examination:
         with tempfile.TemporaryDirectory() as folder:
             for name, settings in runs.items():
                 problem = self.start(trainings.command(Path(folder, name), settings), limit_seconds, name)
-                self.add(Finding(name, BROKEN, problem) if problem else judge(Path(folder), name))
+                self.add(_failed(name, problem) if problem else judge(Path(folder), name))
 
     def start(self, command: Sequence[str], limit_seconds: float, name: str) -> str | None:
         """Runs a process, and returns how it failed to end well, with the last line that it printed."""
         limit = min(limit_seconds, self._end - time.monotonic())
         if limit < 1:
-            return "not tried: the time for all checks together is used up"
+            return NOT_TRIED
         print(f"        {name} (at most {limit:.0f} s)", flush=True)
         with tempfile.TemporaryFile("w+", errors="replace") as output:
             process = subprocess.Popen(
@@ -95,11 +99,17 @@ class Examination:
         return None if ended == "ended with code 0" else f"{ended}; last output: {one_line(last)}"
 
 
+def _failed(name: str, problem: str) -> Finding:
+    return Finding(name, ABSENT if problem == NOT_TRIED else BROKEN, problem)
+
+
 def run(total_seconds: float = TOTAL_SECONDS) -> int:
     """Checks everything; returns 0 if there are GPUs, and nothing is broken or slow."""
     # Several hosts may share a folder.
     file = Path(f"gpu-doctor-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}.json")
     examination = Examination(file, total_seconds)
+    with writing(file.absolute().parent):
+        examination.write()
     for check, limit in LOOKING.items():
         examination.check(check, limit)
     findings = examination.findings
@@ -110,9 +120,11 @@ def run(total_seconds: float = TOTAL_SECONDS) -> int:
         examination.train(trainings.of_strategies(len(gpus)), trainings.compare_weights)
         examination.train(trainings.of_step_times(), trainings.tell_step_time)
     faulty = [f"{each.subject} ({each.status.lower()})" for each in findings if each.status in (BROKEN, SLOW)]
+    untried = [each.subject for each in findings if each.detail == NOT_TRIED]
     verdict = f"Look at: {', '.join(faulty)}." if faulty else "All is well." if gpus else ""
     unknown = any(each.subject == "tensorflow" for each in findings)  # How that check ended, if it did not end well.
     why = "Its check did not end well, so whether TensorFlow can use a GPU is not known; try again on an idle node."
+    verdict += f" Not tried, for want of time: {', '.join(untried)}." if untried else ""
     verdict += "" if gpus else f" {why}" if unknown else " There is no GPU here that TensorFlow can use."
     print(f"\n{verdict.strip()} All findings are in {file}, without names and paths.")
     return EXIT_FAILED if faulty or not gpus else 0

@@ -9,6 +9,7 @@ import pytest
 
 from mnist_dist.benchmarks.analysis.compare import Comparison, Verdict, compare
 from mnist_dist.benchmarks.records.case import Case
+from mnist_dist.benchmarks.records.kinds import kind
 from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.report.comparison import MOST_RUNS_TOLD, render_comparison, render_comparison_markdown
 from mnist_dist.benchmarks.report.table import escape_markdown
@@ -393,6 +394,28 @@ def test_other_kinds_are_compared_by_their_own_rates(kind: str, measured: Callab
     assert verdict.outcome == "slower"
     assert verdict.ratio is not None and verdict.ratio.value == pytest.approx(1 / 1.2, rel=0.01)
     assert only_verdict(base, of_kind(kind, measured, 1.0, LATER), judge_all=True).outcome == "alike"
+
+
+def test_all_reduces_that_took_turns_are_compared_cycle_by_cycle() -> None:
+    """The machine is twice as slow in every other cycle; of the last cycle, one size is missing."""
+    case = Case.model_validate({"kind": "collectives", "devices": 2, "strategy": "horovod", "global_batch_size": 128})
+    paces, turns = (
+        np.tile([1.0, 2.0], 20),
+        {"round_id": "0" * 32, "contenders": 2, "waiting_cores": 0.0, "ended": "time"},
+    )
+
+    def measured(factor: float) -> dict[str, Any]:
+        seconds = [(paces * 1e-3 * factor).tolist()] * 2
+        both = {"bytes": 4, "calls": 1, "cycles": [*range(40)], "seconds": seconds}
+        return {"messages": [both, both | {"bytes": 1024, "cycles": [*range(39), 38]}]}
+
+    base, new = (make_record(case, measurements=measured(factor), turns=turns) for factor in (1.0, 1.1))
+    rates = kind("collectives").rates_by_cycle(base)
+    assert list(rates) == [*range(39)] and [rates[0], rates[1]] == pytest.approx([1000, 500])
+    (verdict,) = compare([base], [new]).verdicts
+    assert verdict.in_turns and verdict.ratio is not None and verdict.ratio.value == pytest.approx(1 / 1.1)
+    training, _ = studies(0, **QUIET)
+    assert [each.case.kind for each in compare([*training, base], [*training, new]).unjudged] == ["collectives"]
 
 
 def beside_others(records: Sequence[Record], cores: float) -> list[Record]:

@@ -60,6 +60,15 @@ def test_who_measured_too_short_is_told_what_they_can_change(
     assert unstable is not None and unstable.endswith(f"measure for at least 1.2 s{longer}")
 
 
+def test_what_a_training_came_to_is_not_what_its_variants_did() -> None:
+    record = trained(0, [0.99])
+    windows = {"window_variants": [FULL] * 20 + ["resident"] * 20, "window_cycles": [*range(20)] * 2}
+    record = record.model_copy(update={"measurements": record.measured | windows})
+    full, resident = (summarize([record], variant) for variant in (FULL, "resident"))
+    assert full.seed_accuracies == [0.99] and full.test_accuracy and full.time_to_accuracy
+    assert resident.seed_accuracies == [] and resident.test_accuracy is None and not resident.time_to_accuracy
+
+
 def test_a_suite_takes_more_epochs_on_the_command_line() -> None:
     machine, settings = Machine(2, 0, 2), {"training.epochs": 4}
     planned = plan_cases(load_suite("quick"), machine, Narrowing(settings=settings))

@@ -192,6 +192,26 @@ def test_points_of_a_training() -> None:
     assert found["loss/test"] == [(234, 9.9, 0.1), (469, 12.7, 0.1)]
 
 
+def test_what_is_measured_when_the_training_has_ended_is_no_part_of_it(tmp_path: Path) -> None:
+    record = make_record()
+    measured = dict(record.measurements or {})
+    measured["window_variants"] = ["full"] * 10 + ["resident"]
+    measured["window_cycles"] = list(range(11))
+    measured["window_steps"] = [*measured["window_steps"], 10, 10]
+    measured["window_seconds"] = [[*rank, 0.1, 0.1] for rank in measured["window_seconds"]]
+    on = record.model_copy(update={"measurements": measured})
+    assert list(points(on)) == list(points(record))
+    logs = [read_log(write_mlperf_log([each], tmp_path / name)[0]) for each, name in ((record, "a"), (on, "b"))]
+    assert logs[0] == logs[1]
+
+
+def test_points_of_a_training_that_tells_no_loss() -> None:
+    record = make_record()
+    for evaluation in (record.measurements or {})["evaluations"]:
+        del evaluation["loss"]
+    assert [point.tag for point in points(record) if "test" in point.tag] == ["accuracy/test"] * 2
+
+
 def test_points_of_the_input_pipeline() -> None:
     (record,) = make_study([input_case()], 1)
     measured = record.measurements or {}

@@ -554,3 +554,14 @@ def test_where_few_runs_differ_much_the_slower_may_be_as_fast() -> None:
     runs[-1] = runs[-1].model_copy(update={"measurements": runs[-1].measured | {"window_seconds": slow}})
     first = find(runs).result[0]
     assert "times the slowest" not in first and "horovod" in first.partition("within noise")[2]
+
+
+def test_where_nothing_was_trained_there_are_no_results(tmp_path: Path) -> None:
+    case = collectives("horovod", 2).model_copy(update={"cores_per_device": None})
+    gpus = (Gpu(name="NVIDIA H100", memory_bytes=80 * 2**30),) * 2
+    machine = hardware(gpus=gpus, gpu_driver="570.1", memory_bytes=1007 * 2**30)
+    html = write_report(tmp_path, on(make_study([case], 3), hardware=machine)).html.read_text()
+    markdown = (tmp_path / "report.md").read_text()
+    assert 'id="results"' not in html and "## Results" not in markdown
+    assert "2 GPUs" in markdown and "all cores" not in markdown
+    assert "1,007 GiB" in markdown and "busbw" in markdown and "MFU" not in markdown + html
