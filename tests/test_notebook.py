@@ -49,6 +49,7 @@ def assert_tells_the_story(notebook: Any) -> None:
 @pytest.mark.slow
 def test_it_runs_for_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nbclient import NotebookClient
+    from traitlets.config import Config
 
     kernel = tmp_path / "jupyter" / "kernels" / "this-interpreter"
     kernel.mkdir(parents=True)
@@ -70,7 +71,10 @@ def test_it_runs_for_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     folder = tmp_path / "reader"
     folder.mkdir()
     resources = {"metadata": {"path": str(folder)}}
-    NotebookClient(notebook, timeout=300, kernel_name="this-interpreter", resources=resources).execute()
+    # Through files: of the ports that it would choose, another program can take one before the kernel listens.
+    through_files = Config({"KernelManager": {"transport": "ipc", "connection_file": str(tmp_path / "kernel.json")}})
+    options = {"timeout": 300, "startup_timeout": 300, "config": through_files, "resources": resources}
+    NotebookClient(notebook, kernel_name="this-interpreter", **options).execute()
     assert_tells_the_story(notebook)
     assert [path.name for path in folder.iterdir()] == ["runs"], "it writes into one folder"
 

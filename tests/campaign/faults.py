@@ -154,7 +154,7 @@ def stop_and_kill(trial: Trial, reference: Reference) -> None:
 
 def stop_for_good(trial: Trial, reference: Reference) -> None:
     """The other rank has waited for long enough some time, and the one that is stopped is named."""
-    run = trial.start_to_moment({"runtime.stall_timeout_seconds": 30.0})
+    run = trial.start_to_moment({"runtime.stall_timeout_seconds": 90.0})
     victim = trial.plan.rank
     saved = trial.checkpoints()
     os.kill(trial.process_of(run, victim), signal.SIGSTOP)
@@ -345,7 +345,7 @@ def start_twice(trial: Trial, reference: Reference) -> None:
     if trial.plan.moment == TRAINING:
         check_end(trial, run, {0})
         code = second.finish()
-        assert code in {0, 2} if flags else {2}, second.output
+        assert code in ({0, 2} if flags else {2}), second.output
     else:
         code = second.finish()  # The first one waits.
         assert code == 2, second.output

@@ -32,11 +32,12 @@ def test_each_is_opened_and_the_first_place_counts(driver: Path, tmp_path: Path)
 
 
 def test_a_process_that_ends_or_hangs_by_it_is_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for script, reason in (("kill -ABRT $$", "opening them ended the process"), ("sleep 60", "no answer within 0.5 s")):
+    ends, hangs = ("kill -ABRT $$", 60, "opening them ended the process"), ("sleep 60", 0.5, "no answer within 0.5 s")
+    for script, seconds, reason in (ends, hangs):
         python = tmp_path / "python"
         python.write_text(f"#!/bin/sh\nexec /bin/sh -c '{script}'\n")
         python.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(python))
-        found = try_libraries(0.5)
+        found = try_libraries(seconds)
         assert set(found) == set(LIBRARIES)
         assert all(not opens and text.startswith(reason) for opens, text in found.values())

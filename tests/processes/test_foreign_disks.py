@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from mnist_dist.benchmarks.records.store import Store
 from tests.benchmarks.factory import make_study, train
 from tests.processes.conftest import StartRun
+from tests.processes.held import Held
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
@@ -56,7 +58,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def test_a_training_and_a_study_on_a_foreign_disk(fat_disk: Path, start: StartRun) -> None:
+def test_a_training_and_a_study_on_a_foreign_disk(fat_disk: Path, start: StartRun, tmp_path: Path) -> None:
     (fat_disk / "file").touch()
     with pytest.raises(OSError):
         os.link(fat_disk / "file", fat_disk / "link")
@@ -65,9 +67,11 @@ def test_a_training_and_a_study_on_a_foreign_disk(fat_disk: Path, start: StartRu
     assert (fat_disk / "FILE").exists(), "names differ in case"
 
     flags = ["--steps", "100", "--set", "checkpoint.every_steps=50", "--set", "logging.tensorboard=true"]
-    stopped = start(str(fat_disk / "run"), *flags)
-    stopped.read_until("step    12")
+    held = Held(tmp_path / "held", "os.rename step-00000050.npz")  # It could end before the signal comes.
+    stopped = start(str(fat_disk / "run"), *flags, environment=held.variables)
+    process = held.wait(stopped)
     stopped.process.terminate()
+    os.kill(process, signal.SIGCONT)
     assert stopped.finish() == 0 and stopped.result["status"] == "preempted"
     other_case = start(str(fat_disk / "RUN"), *flags)
     assert other_case.finish() == 2 and "--resume" in other_case.output, "it is the same folder"

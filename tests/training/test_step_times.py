@@ -15,8 +15,8 @@ def test_windows_hold_everything_between_their_edges_but_the_pauses() -> None:
     clock = StepClock()
     clock.start()
     time.sleep(0.05)
-    first = clock.stop_window(1)
     began = time.perf_counter()
+    first = clock.stop_window(1)
     time.sleep(0.03)
     with clock.paused():
         time.sleep(0.2)

@@ -182,7 +182,7 @@ def pair(
         return Contender(name, run, variants=())
 
     sleeper = (sys.executable, str(SLEEPER), "0.05", "--train=1000")
-    limits = Limits(seconds=1.0, width=0.0, ratios=[], timeout_seconds=60.0)
+    limits = Limits(seconds=1.0, width=0.0, ratios=[], timeout_seconds=400.0)
     round_ = Round([start("other", *sleeper), start("train", *command, str(folder / "turns"))], limits)
     with pytest.MonkeyPatch.context() as patch:  # It need not sleep on when the training is over.
         original = round_._end

@@ -54,7 +54,7 @@ def start_together(target: Callable[..., None], folder: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=450)
     assert [process.exitcode for process in processes] == [0] * PROCESSES
 
 
@@ -65,14 +65,14 @@ def records_of(number: int) -> list[Record]:
 def add_records(folder: Path, barrier: Barrier, number: int) -> None:
     records = records_of(number)
     store = Store(folder)
-    barrier.wait(timeout=60)
+    barrier.wait(timeout=400)
     for record in records:
         store.add(record)
 
 
 def claim_study(folder: Path, barrier: Barrier, number: int) -> None:
     """Notes in a file whether the study of this process, one of two plans, was accepted."""
-    barrier.wait(timeout=60)
+    barrier.wait(timeout=400)
     try:
         Store(folder).write_study({**PLAN, "seed": number % 2})
         (folder / f"accepted-{number}").touch()
