@@ -142,20 +142,21 @@ def job_states(jobs: Sequence[str]) -> list[JobState]:
     """Asks for the states of jobs, arrays by their members: of recent ones from the controller, else from accounting.
 
     Jobs that neither knows any more are left out.
+
+    Raises:
+        UserError: neither answers.
     """
-    found = _from_queue(jobs)
-    forgotten = sorted(set(jobs) - {state.job.split("_")[0] for state in found})
-    return found + (_from_accounting(forgotten) if forgotten else [])
-
-
-def _from_queue(jobs: Sequence[str]) -> list[JobState]:
     command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(jobs)}"]
     done = _run([*command, "--format=%F|%K|%T|%M|%r"])
-    states = []
+    found = []
     for job, member, state, elapsed, reason in _rows(done.stdout, 5):
         name = f"{job}_{member}" if member.isdigit() else job
-        states.append(JobState(name, state, elapsed, "" if reason == "None" else reason))
-    return states
+        found.append(JobState(name, state, elapsed, "" if reason == "None" else reason))
+    forgotten = sorted(set(jobs) - {state.job.split("_")[0] for state in found})
+    found += _from_accounting(forgotten) if forgotten else []
+    if done.returncode and not found and "Invalid job id" not in done.stderr:
+        raise UserError(f"squeue: {_reason(done)}")
+    return found
 
 
 def _from_accounting(jobs: Sequence[str]) -> list[JobState]:

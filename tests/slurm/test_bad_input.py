@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mnist_dist.errors import UserError
-from mnist_dist.slurm.scheduler import partitions
+from mnist_dist.slurm.scheduler import job_states, partitions
 from mnist_dist.slurm.study import log_pattern
 from mnist_dist.slurm.submission import read_submitted
 from tests.slurm.cluster import PAID, Cluster, wait_until
@@ -131,6 +131,20 @@ def test_a_client_without_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "sinfo: Slurm does not answer here, it says 'fetch_config: DNS SRV lookup failed.'; run this where jobs are "
         "submitted; without a cluster, --dry-run says what `mnist-dist slurm` would do."
     )
+
+
+def test_a_controller_that_does_not_answer_is_not_one_that_knows_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no accounting either; else `cancel` would say that there is nothing to cancel."""
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name in ("sacct", "squeue"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 'slurm_load_jobs error: Socket timed out' >&2; exit 1\n")
+        (tmp_path / name).chmod(0o755)
+    with pytest.raises(UserError, match="squeue: slurm_load_jobs error: Socket timed out"):
+        job_states(["17"])
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1\n")
+    assert job_states(["17"]) == []
 
 
 def test_a_site_whose_commands_greet(slurm: Cluster, tmp_path: Path) -> None:
