@@ -380,8 +380,14 @@ def run_publish(args: argparse.Namespace) -> int:
 def add_reproduce(commands: Any) -> None:
     parser = add_command(commands, run_reproduce, "measure recorded cases here, and compare")
     parser.add_argument("study", type=folder_argument, metavar="STUDY", help="a published file, a record or a folder")
-    parser.add_argument("--time", type=integer, metavar="SECONDS", help="to measure each case (default: as recorded)")
+    parser.add_argument(
+        "--time",
+        type=integer,
+        metavar="SECONDS",
+        help="to measure each case that is not trained to its end (default: as recorded)",
+    )
     add_results(parser)
+    parser.add_argument("--resume", action="store_true", help="go on with what DIR holds; finished cases stay")
     add_smallest_effect(parser)
 
 
@@ -394,7 +400,7 @@ def run_reproduce(args: argparse.Namespace) -> int:
 
     store, records = read_study(args.study, "STUDY")
     for note in getattr(store, "notes", ()):
-        print(f"left out: {note}")
-    found = reproduce(records, args.results, args.time, args.smallest_effect / 100)
+        print(f"left out of the published file: {note}")
+    found = reproduce(records, args.results, args.time, args.smallest_effect / 100, args.resume)
     print(render_reproduction(found))
     return found.exit_code

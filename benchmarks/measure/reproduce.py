@@ -12,7 +12,7 @@ from typing import Any
 from mnist_dist.benchmarks.analysis.compare import Comparison, Incomparable, compare, compare_times
 from mnist_dist.benchmarks.analysis.matching import find_differences, flat, settings_of
 from mnist_dist.benchmarks.measure.runner import find_machine
-from mnist_dist.benchmarks.measure.study import open_study, plan_rounds, run_rounds
+from mnist_dist.benchmarks.measure.study import naming_the_rest, open_study, plan_rounds, results_folder, run_rounds
 from mnist_dist.benchmarks.measure.suite import (
     ABLATION_SECONDS,
     DECIDED,
@@ -29,7 +29,6 @@ from mnist_dist.benchmarks.records.record import Record
 from mnist_dist.benchmarks.statistics.grouping import group_by
 from mnist_dist.config import load_config
 from mnist_dist.errors import UserError
-from mnist_dist.files import named_or_dated
 
 LONGEST_SECONDS, MOST_REPEATS = 600.0, 1000  # Of measuring a variant, and of a case: a stranger may ask for anything.
 DATA_PATH = "data.path"
@@ -40,6 +39,7 @@ def reproduce(
     results: Path | None,
     seconds: float | None,
     smallest_effect: float,
+    resume: bool = False,
 ) -> Comparison:
     """Measures the cases of some records again and compares both, case by case.
 
@@ -48,6 +48,7 @@ def reproduce(
     Args:
         results: gets the new study.
         seconds: for which each variant of a case is measured, at most; None: for as long as in the records.
+        resume: go on with what `results` holds.
 
     Raises:
         UserError: a setting of the records is not accepted.
@@ -74,16 +75,19 @@ def reproduce(
         print(text)
     new: list[Record] = []
     if planned:
-        with named_or_dated(results, "results", "reproduce") as folder:
-            side = open_study(folder, "reproduce", Limits(), machine, planned, resume=False)
+        with results_folder(results, "reproduce", resume) as folder:
+            side = open_study(folder, "reproduce", Limits(), machine, planned, resume)
+        store = side[1]
+        known = store.records()
         runs = {(record.case_id, record.repeat) for record in base}
         rounds = [
             [replace(run, study=replace(run.study, under_test=settings[run.planned.case_id])) for run in each]
-            for all_runs in plan_rounds([side], planned)
+            for all_runs in plan_rounds([side], planned, known)
             if (each := [run for run in all_runs if (run.planned.case_id, run.repeat) in runs])
         ]
-        measured = run_rounds(rounds, [side])
-        new = [scrubbed(each).model_copy(update={"reason": each.reason}) for each in measured]
+        with naming_the_rest(folder):
+            run_rounds(rounds, [side], known=known)
+        new = [scrubbed(each).model_copy(update={"reason": each.reason}) for each in store.records()]
     return compare_again(base, new, refused, smallest_effect)
 
 

@@ -72,9 +72,10 @@ def check_workdir(path: Path, config: Config, resume: bool) -> Workdir:
     changed = changed_setting(load_config(str(folder.config_file)), config)
     if changed:
         key, before, now = changed
+        start = "without; leave it out" if before is None else f"with {before!r}; resume with the same value"
         raise UserError(
-            f"{key}: received {now!r}, but the run in '{path}' was started with {before!r}; "
-            "resume with the same value, or name another folder with --workdir."
+            f"{key}: received {now!r}, but the run in '{path}' was started {start}, or name another folder with "
+            "--workdir."
         )
     return folder
 

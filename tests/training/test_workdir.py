@@ -82,6 +82,8 @@ def test_a_run_is_continued_with_its_configuration(run: Path, user_error: Callab
     other = load_config("default", {"training.epochs": 9})
     line = user_error(check_workdir, run, other, True)
     assert line.startswith(f"training.epochs: received 9, but the run in '{run}' was started with 3;")
+    line = user_error(check_workdir, run, load_config("default", {"training.steps": 150}), True)
+    assert line.startswith(f"training.steps: received 150, but the run in '{run}' was started without; leave it out,")
     check_workdir(run, load_config("default", {"logging.every_steps": 9}), True)
 
 

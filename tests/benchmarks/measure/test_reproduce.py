@@ -159,6 +159,9 @@ def test_a_study_is_run_published_and_reproduced(tmp_path: Path) -> None:
     new = json.loads(file.read_text())
     assert (new["case_id"], new["seed"], new["status"]) == (record.case_id, record.seed, "ok")
     assert new["identity"]["config"] == record.identity.config, "the configuration is the recorded one"
+    resumed = run("reproduce", tmp_path / "p.json.gz", "--time", "1", "--results", tmp_path / "new", "--resume")
+    assert resumed.returncode == 3 and resumed.stdout.endswith("\n".join(answer) + "\n"), "what was measured stays"
+    assert list((tmp_path / "new" / "records").iterdir()) == [file]
 
 
 SETTINGS = {
