@@ -103,16 +103,17 @@ class Collectives(WorkerKind):
 
     def rates_by_cycle(self, record: Record, variant: str = FULL) -> Mapping[int, float]:
         """In all-reduces per second, as the geometric mean over the message sizes, where all had a turn."""
-        logs: dict[int, list[float]] = {}
+        seconds = slowest_seconds(record)
+        logs: dict[int, dict[int, list[float]]] = {}  # By cycle and size, which may have several turns in a cycle.
         for message in record.measured.get("messages", ()):
-            slowest = np.log(np.max(message["seconds"], axis=0) / message["calls"])
-            by_cycle: dict[int, list[float]] = {}
-            for cycle, log_seconds in zip(message.get("cycles") or (), slowest.tolist(), strict=False):
-                by_cycle.setdefault(cycle, []).append(log_seconds)
-            for cycle, of_cycle in by_cycle.items():
-                logs.setdefault(cycle, []).append(float(np.mean(of_cycle)))
-        sizes = max(map(len, logs.values()), default=0)
-        return {cycle: float(np.exp(-np.mean(of_sizes))) for cycle, of_sizes in logs.items() if len(of_sizes) == sizes}
+            size = message["bytes"]
+            for cycle, log_seconds in zip(message.get("cycles") or (), np.log(seconds[size]).tolist(), strict=False):
+                logs.setdefault(cycle, {}).setdefault(size, []).append(log_seconds)
+        return {
+            cycle: float(np.exp(-np.mean([np.mean(turns) for turns in by_size.values()])))
+            for cycle, by_size in logs.items()
+            if len(by_size) == len(seconds)
+        }
 
     def series(self, records: Sequence[Record], both: Sequence[Record]) -> list[Series]:
         """The rate is that of all-reduces, as the geometric mean over the message sizes of all runs."""

@@ -97,6 +97,15 @@ def test_an_account_where_one_is_asked_for(slurm: Cluster, tmp_path: Path) -> No
     assert end.stdout.startswith("cancelled: ")
 
 
+def scaling_by_the_commands_in(folder: Path, slurm: Cluster) -> subprocess.CompletedProcess[str]:
+    """Submits a study into `folder`/study, with scripts there in the place of Slurm's commands."""
+    for script in folder.iterdir():
+        script.chmod(0o755)
+    command = [sys.executable, "-m", "mnist_dist", "slurm", "scaling", "--suite", "quick", *CORES]
+    path = f"{folder}:{slurm.environment['PATH']}"
+    return slurm.run(*command, "--results", str(folder / "study"), check=False, env={"PATH": path}, cwd=ROOT)
+
+
 @pytest.mark.parametrize("refused", [2, 3, 4])
 def test_refused_in_the_middle(slurm: Cluster, tmp_path: Path, refused: int) -> None:
     """Slurm takes some jobs and then no more, as when a limit is reached: what was submitted is cancelled."""
@@ -108,11 +117,8 @@ def test_refused_in_the_middle(slurm: Cluster, tmp_path: Path, refused: int) -> 
         f'[[ $1 != --test-only && $(wc -l <{count}) == {refused} ]] && set -- --time=no "$@"\n'
         'exec sbatch "$@"\n'
     )
-    (tmp_path / "sbatch").chmod(0o755)
     before = known_jobs(slurm)
-    command = [sys.executable, "-m", "mnist_dist", "slurm", "scaling", "--suite", "quick", *CORES]
-    path = f"{tmp_path}:{slurm.environment['PATH']}"
-    done = slurm.run(*command, "--results", str(tmp_path / "study"), check=False, env={"PATH": path}, cwd=ROOT)
+    done = scaling_by_the_commands_in(tmp_path, slurm)
     assert done.returncode == 1
     assert done.stderr == "mnist-dist: error: sbatch: Invalid --time specification. Nothing was submitted.\n"
     submitted = sorted(known_jobs(slurm) - before)
@@ -174,11 +180,7 @@ def test_nobody_can_tell_whether_a_job_was_submitted(slurm: Cluster, tmp_path: P
         f"if [[ $(wc -l <{tmp_path}/calls) == 1 ]]; then echo 17; else echo 'All right!'; fi\n"
     )
     (tmp_path / "scancel").write_text(f'#!/bin/bash\necho "$@" >>{tmp_path}/cancelled; exit {int(not can_cancel)}\n')
-    for name in ("sbatch", "scancel"):
-        (tmp_path / name).chmod(0o755)
-    command = [sys.executable, "-m", "mnist_dist", "slurm", "scaling", "--suite", "quick", *CORES]
-    path = f"{tmp_path}:{slurm.environment['PATH']}"
-    done = slurm.run(*command, "--results", str(tmp_path / "study"), check=False, env={"PATH": path}, cwd=ROOT)
+    done = scaling_by_the_commands_in(tmp_path, slurm)
     assert done.returncode == 1 and (tmp_path / "cancelled").read_text() == "17\n"
     left = "The jobs before it were not cancelled (scancel: it failed without any output.); end them with `scancel 17`."
     assert done.stderr == (
@@ -194,11 +196,7 @@ def test_a_signal_while_slurm_takes_a_job(slurm: Cluster, tmp_path: Path, number
         f"#!/bin/bash\n[[ $1 == --test-only ]] && exit\nkill -{number} $PPID; sleep 0.5; echo 17\n"
     )
     (tmp_path / "scancel").write_text(f'#!/bin/bash\necho "$@" >>{tmp_path}/cancelled\n')
-    for name in ("sbatch", "scancel"):
-        (tmp_path / name).chmod(0o755)
-    command = [sys.executable, "-m", "mnist_dist", "slurm", "scaling", "--suite", "quick", *CORES]
-    path = f"{tmp_path}:{slurm.environment['PATH']}"
-    done = slurm.run(*command, "--results", str(tmp_path / "study"), check=False, env={"PATH": path}, cwd=ROOT)
+    done = scaling_by_the_commands_in(tmp_path, slurm)
     assert done.returncode == code, done.stderr
     assert (tmp_path / "cancelled").read_text() == "17\n" and not (tmp_path / "study" / "slurm.json").exists()
 
